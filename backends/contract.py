@@ -1,0 +1,114 @@
+r"""The contract: what a backend supplies, with enough said to write a fourth one.
+
+Everything in `diffcore` but six things is plain array API code. A backend supplies those six. Derive from
+`diffcore.backends.ArrayAPIBackend`, which has all of them for any library that follows the array API standard, and
+replace what the library does better:
+
+    from diffcore.backends import ArrayAPIBackend
+
+    class CuPy(ArrayAPIBackend):
+        def normal(self, words, draw, shape, *, dtype, device=None, stream=0):
+            return my_kernel(words, draw, shape, dtype, stream)      # same bits as diffcore.noise: the battery checks
+
+    backend = CuPy(cupy)
+
+    [project.entry-points."diffcore.backends"]                        # in the pyproject.toml of the project
+    cupy = "my_package:backend"                                       # the name: the root module of the arrays' type
+
+and check it with `diffcore.testing.check_backend(backend, like=cupy.zeros(1))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore._array import Array
+
+if TYPE_CHECKING:
+    from diffcore.plan import Plan
+    from diffcore.sampling import State
+
+Draw = Callable[[Any, tuple[int, ...]], Array]
+"""A source of noise: (draw number, shape) -> standard normal array."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that a loop needs: see `diffcore.sample`, which checks it and hands it to `Backend.run`.
+
+    `coefficients` is (stages, *lead, 2 + 2 columns) in float64 on the host: the two coefficients of x-hat in the state
+    and the prediction, then the two rows of `Plan.update`. `noise` is None where the seeds of the state make the noise.
+    """
+
+    denoise: Callable[[Array, Array], Array]
+    plan: Plan
+    coefficients: npt.NDArray[np.float64]
+    transform_x: Callable[[Array], Array] | None = None
+    noise: Draw | None = None
+    callback: Callable[[State], object] | None = None
+    compile: bool | None = None
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """The six things. Shapes and dtypes as in `diffcore`; every method is pure, and traces where the library traces."""
+
+    name: str
+    """What messages call the library."""
+
+    def seeds(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
+        """Return seed words (B, 2) (low, high) in the form that `normal` takes, on the device of `like`."""
+
+    def normal(
+        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    ) -> Array:
+        """Return standard normals (B, ...): Philox4x32-10 keyed by words[i], counted by (element, draw, stream), then
+        Box-Muller; the format is `diffcore.noise`'s. `words` is what `seeds` returned, or NumPy uint32 (B, 2); `draw`
+        an int or a 0-d integer array.
+        """
+
+    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+        """Return the 32-bit words behind `normal`, in an integer dtype that holds [0, 2^32)."""
+
+    def index(self, value: int) -> Any:
+        """Return the number of a stage in the form that a state carries: an int unless tracing wants an array."""
+
+    def traces(self, index: Any) -> bool:
+        """Return whether a stage's number is unknown now, because the code is being traced."""
+
+    def advance(
+        self,
+        state: State,
+        y: Array,
+        row: Any,
+        noise: Array | Draw | None,
+        *,
+        stochastic: bool,
+        transform_x: Callable[[Array], Array] | None,
+    ) -> State:
+        """Return the state after a stage: the fused kernel. Must equal `diffcore.sampling.advance`, which is the plain
+        function, up to rounding. `row` holds the stage's coefficients: Python floats, or an array (*lead, n).
+        """
+
+    def run(self, run: Run, state: State) -> State:
+        """Return the state after all stages from `state.index` on, calling the denoiser once a stage."""
+
+    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+        """Return true(*operands) or false(*operands) by a 0-d boolean, without waiting for a device; a library that
+        cannot branch there computes both and selects.
+        """
+
+    def gradient(self, function: Callable[[Array], Array], z: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Return function(z) and its pullback, cotangent -> gradient with respect to z.
+
+        Raises:
+            TypeError: the library has no gradients; the message says which have.
+        """
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function compiled (torch.compile, jax.jit), or itself where there is no compiler."""

@@ -1,0 +1,90 @@
+"""The backend of any library that follows the array API standard: the reference, and the base of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore import _array, _philox, sampling
+from diffcore._array import Array
+from diffcore.backends.contract import Draw, Run
+from diffcore.sampling import State
+
+
+class ArrayAPIBackend:
+    """The contract of `diffcore.backends.Backend`, in plain array API code and a Python loop.
+
+    Args:
+        xp: the array API namespace of the library, such as `array_api_strict` or `cupy`.
+    """
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.name = _array.name(xp)
+
+    def seeds(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
+        return words
+
+    def normal(
+        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    ) -> Array:
+        return _philox.normal(self.xp, words, draw, shape, dtype=dtype, device=device, stream=stream)
+
+    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+        return _philox.bits(self.xp, words, draw, shape, device=device, stream=stream)
+
+    def index(self, value: int) -> Any:
+        return value
+
+    def traces(self, index: Any) -> bool:
+        return False
+
+    def advance(
+        self,
+        state: State,
+        y: Array,
+        row: Any,
+        noise: Array | Draw | None,
+        *,
+        stochastic: bool,
+        transform_x: Callable[[Array], Array] | None,
+    ) -> State:
+        drawn = sampling.draw_noise(self, state, noise) if stochastic else None
+        return sampling.advance(state, y, row, drawn, transform_x)
+
+    def run(self, run: Run, state: State) -> State:
+        at = sampling.levels_for(run.plan, state.z)
+        rows = self.rows(run, state.z)
+        for stage in range(int(state.index), len(run.plan)):
+            denoise = run.denoise.at(run.plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
+            y = denoise(state.z, at[stage, ...])
+            sampling.check_prediction(y, state.z)
+            noisy = bool(np.any(run.coefficients[stage, ..., sampling.NOISE_COLUMN]))
+            state = self.advance(
+                state, y, rows[stage], run.noise, stochastic=noisy, transform_x=run.transform_x
+            )
+            if run.callback is not None:
+                run.callback(state)
+        return state
+
+    def rows(self, run: Run, like: Array) -> Any:
+        """Return the coefficients as they meet the data: Python floats where all samples share them, else arrays."""
+        if not run.plan.lead:
+            return run.coefficients.tolist()
+        table = sampling.table_for(run.coefficients, like)
+        return [table[stage, ...] for stage in range(len(run.plan))]
+
+    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+        return true(*operands) if bool(predicate) else false(*operands)
+
+    def gradient(self, function: Callable[[Array], Array], z: Array) -> tuple[Array, Callable[[Array], Array]]:
+        raise TypeError(
+            f"{self.name} arrays carry no gradients, which this needs; use torch or JAX arrays, "
+            f"or a method without gradients such as replacement"
+        )
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function

@@ -1,0 +1,128 @@
+"""PyTorch: tensors on any device; a stage compiled to one graph, and the place of the CUDA kernel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffcore import sampling
+from diffcore._array import Array
+from diffcore.backends import torch_noise
+from diffcore.backends.contract import Draw, Run
+from diffcore.backends.generic import ArrayAPIBackend
+from diffcore.sampling import State
+
+
+class TorchBackend(ArrayAPIBackend):
+    """The contract on torch tensors."""
+
+    def seeds(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
+        if isinstance(words, torch.Tensor):
+            return words.to(like.device)
+        return torch.as_tensor(words.astype(np.int64), device=like.device)
+
+    def normal(
+        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    ) -> torch.Tensor:
+        return torch_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+
+    def bits(
+        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+    ) -> torch.Tensor:
+        return torch_noise.bits(words, draw, shape, device=device, stream=stream)
+
+    def index(self, value: int) -> torch.Tensor:
+        return torch.tensor(value)  # on the host: an int would be a new graph for every stage under torch.compile
+
+    def traces(self, index: Any) -> bool:
+        return torch.compiler.is_compiling()
+
+    def run(self, run: Run, state: State) -> State:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
+            fuse = state.z.is_cuda if run.compile is None else run.compile
+            return self._run_fused(run, state) if fuse else super().run(run, state)
+
+    def _run_fused(self, run: Run, state: State) -> State:
+        """Run with each stage as one compiled graph; everything that differs between stages is a tensor."""
+        plan = run.plan
+        at = sampling.levels_for(plan, state.z).unbind(0)
+        rows = sampling.table_for(run.coefficients, state.z).unbind(0)
+        draws = torch.arange(1, len(plan) + 1, device=state.z.device).unbind(0)
+        first = int(state.index)
+        for stage in range(first, len(plan)):
+            denoise = run.denoise.at(plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
+            y = denoise(state.z, at[stage])
+            sampling.check_prediction(y, state.z)
+            eps = None
+            if plan.stochastic and run.noise is not None:
+                eps = sampling.draw_noise(self, state._replace(index=stage), run.noise)
+            words = state.seeds if plan.stochastic and run.noise is None else None
+            arrays = (state.z, state.saved, state.estimates, y, rows[stage], eps, words, draws[stage])
+            try:
+                z, saved, estimates = _fused()(*arrays, transform_x=run.transform_x)
+            except Exception as error:
+                if stage > first or not _is_compiler_error(error):
+                    raise
+                warnings.warn(
+                    f"diffcore: torch.compile does not work here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                    f"each stage runs uncompiled, which is slower but equal",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return super().run(run, state)
+            state = State(z, saved, estimates, torch.tensor(stage + 1), state.seeds)
+            if run.callback is not None:
+                run.callback(state)
+        return state
+
+    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+        return torch.where(predicate, true(*operands), false(*operands))
+
+    def gradient(
+        self, function: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        with torch.enable_grad():
+            value, pullback = torch.func.vjp(function, z)
+        return value.detach(), lambda cotangent: pullback(cotangent)[0]
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled: Callable[..., Any] = torch.compile(function, fullgraph=True)
+        return compiled
+
+
+def _stage(
+    z: torch.Tensor,
+    saved: torch.Tensor | None,
+    estimates: tuple[torch.Tensor, ...],
+    y: torch.Tensor,
+    row: torch.Tensor,
+    eps: torch.Tensor | None,
+    words: torch.Tensor | None,
+    draw: torch.Tensor,
+    *,
+    transform_x: Callable[[Array], Array] | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    if words is not None:
+        eps = torch_noise.normal(words, draw, tuple(z.shape), dtype=z.dtype, device=z.device)
+    after = sampling.advance(State(z, saved, estimates, 0, None), y, row, eps, transform_x)
+    return after.z, after.saved, after.estimates
+
+
+@lru_cache(maxsize=None)
+def _fused() -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(_stage, fullgraph=True)
+    return compiled
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+
+
+backend = TorchBackend(xp)

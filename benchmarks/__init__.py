@@ -1,0 +1,1 @@
+"""What is timed, against whom, and the recorded results: see README.md beside this file."""

@@ -1,0 +1,56 @@
+"""diffcore: the mathematics of Gaussian diffusion, written once, on NumPy, PyTorch and JAX arrays.
+
+A schedule maps time to log-SNR, a scaling turns log-SNR into (alpha, sigma), a prediction is a row, a sampler is a table,
+and noise is a pure function. Start with `schedules`, `samplers` and `sample`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from diffcore import grids, guidance, levels, losses, noise, predictions, process, samplers, schedules, times, weights
+from diffcore.levels import Gaussian, Level
+from diffcore.plan import Plan
+from diffcore.sampling import State, sample, start, step
+
+if TYPE_CHECKING:
+    from diffcore import backends, exact, likelihood, testing, unet3d
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Gaussian",
+    "Level",
+    "Plan",
+    "State",
+    "backends",
+    "exact",
+    "grids",
+    "guidance",
+    "levels",
+    "likelihood",
+    "losses",
+    "noise",
+    "predictions",
+    "process",
+    "sample",
+    "samplers",
+    "schedules",
+    "start",
+    "step",
+    "testing",
+    "times",
+    "unet3d",
+    "weights",
+]
+
+_LAZY = ("backends", "exact", "likelihood", "testing", "unet3d")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f"diffcore.{name}")
+    raise AttributeError(f"module 'diffcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

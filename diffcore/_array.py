@@ -1,0 +1,145 @@
+"""What every function does first: find the library of its arrays, and line levels up with data.
+
+Two rules of the whole package are stated here, once.
+
+* *Levels lead.* A coefficient of shape (), (B,) or (B, T) aligns with the **leading** axes of the data.
+* *Coefficients meet data as Python floats, or cast to the data's dtype.* Half precision data is computed in float32
+  and rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy as array_api_numpy
+import numpy as np
+
+Array = Any
+"""An array of any library that follows the array API standard."""
+
+
+def library(array: Array) -> Any:
+    """Return the array API namespace of one array, or None for a number."""
+    if isinstance(array, bool | int | float | np.generic):
+        return None
+    if isinstance(array, np.ndarray):
+        return array_api_numpy
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        import array_api_compat.torch as array_api_torch  # the generic look-up does not trace under torch.compile
+
+        return array_api_torch
+    if not array_api_compat.is_array_api_obj(array):
+        raise TypeError(f"takes an array (NumPy, torch, JAX, ...) or a number, not {type(array).__name__}")
+    return array_api_compat.array_namespace(array)
+
+
+def name(xp: Any) -> str:
+    """Return the plain name of a namespace, for messages: "numpy", "torch", "jax"."""
+    return str(xp.__name__).removeprefix("array_api_compat.").split(".")[0]
+
+
+def namespace(function: str, /, **arrays: Array) -> Any:
+    """Return the one array API namespace that the named arguments share; numbers fit every library.
+
+    Raises TypeError where two libraries are mixed, or where an argument is no array at all.
+    """
+    found: Any = None
+    first = ""
+    for argument, array in arrays.items():
+        try:
+            xp = library(array)
+        except TypeError as error:
+            raise TypeError(f"{function}: `{argument}` {error}") from None
+        if xp is None:
+            continue
+        if found is None:
+            found, first = xp, argument
+        elif xp is not found:
+            raise TypeError(
+                f"{function}: `{argument}` is a {name(xp)} array but `{first}` is a {name(found)} array; "
+                f"convert one of them, arrays of two libraries do not mix"
+            )
+    return array_api_numpy if found is None else found
+
+
+def check_floating(function: str, /, **arrays: Array) -> None:
+    """Raise TypeError for an integer, boolean or complex array, naming the argument and its dtype."""
+    for argument, array in arrays.items():
+        xp = library(array)
+        if xp is not None and not _is_floating(xp, array.dtype):
+            raise TypeError(
+                f"{function}: `{argument}` has dtype {array.dtype}, but takes a real floating dtype; "
+                f"cast it first, for example to float32"
+            )
+
+
+def _is_floating(xp: Any, dtype: Any) -> bool:
+    return bool(xp.isdtype(dtype, "real floating")) or str(dtype) in {"bfloat16", "float16"}
+
+
+def is_half(xp: Any, dtype: Any) -> bool:
+    """Return whether a floating dtype has fewer than 32 bits."""
+    return str(dtype).removeprefix("torch.") in {"float16", "bfloat16"}
+
+
+def widen(xp: Any, array: Array) -> Array:
+    """Return the array in the dtype it is computed in: float32 for half precision, else as it is."""
+    return xp.astype(array, xp.float32) if is_half(xp, array.dtype) else array
+
+
+def level_array(function: str, argument: str, value: Array) -> tuple[Any, Array]:
+    """Return (xp, array) for a time, a log-SNR or another level: numbers become float64, halves float32."""
+    xp = namespace(function, **{argument: value})
+    if library(value) is None:
+        return xp, np.asarray(value, dtype=np.float64 if not isinstance(value, np.floating) else _wide_numpy(value))
+    check_floating(function, **{argument: value})
+    return xp, widen(xp, value)
+
+
+def _wide_numpy(value: np.floating[Any]) -> Any:
+    return np.float64 if value.dtype.itemsize > 4 else np.float32
+
+
+def scalar(array: Array) -> Array:
+    """Return a NumPy 0-d array as the NumPy scalar that NumPy's own functions would return."""
+    return array[()] if isinstance(array, np.ndarray) and array.ndim == 0 else array
+
+
+def along(function: str, argument: str, coefficient: Array, data: Array, xp: Any) -> Array:
+    """Return a coefficient ready to meet `data`: a Python float, or cast and aligned with the leading axes.
+
+    Raises ValueError where the shape of the coefficient does not match the leading axes.
+    """
+    if isinstance(coefficient, bool | int | float | np.generic):
+        return float(coefficient)
+    lead, shape = tuple(coefficient.shape), tuple(data.shape)
+    check_lead(function, argument, lead, shape)
+    return xp.reshape(xp.astype(coefficient, data.dtype, copy=False), lead + (1,) * (len(shape) - len(lead)))
+
+
+def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a level's shape aligns with the leading axes of the data's."""
+    if len(lead) > len(shape) or any(n not in (1, m) for n, m in zip(lead, shape, strict=False)):
+        raise ValueError(
+            f"{function}: `{argument}` has shape {lead}, which does not align with the leading axes of data of shape "
+            f"{shape}; a level has shape (), (B,) or (B, T)"
+        )
+
+
+def device(array: Array) -> Any:
+    """Return the device of an array, also under jit, where `array.device` fails."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return array.device
+    return array_api_compat.device(array)
+
+
+def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
+    if xp is array_api_numpy:
+        return np.errstate(all="ignore")
+    return contextlib.nullcontext()

@@ -1,0 +1,236 @@
+r"""A prediction is a row: y w = a x + b eps, three numbers per noise level, and one solver converts any into any other.
+
+Together with z = alpha x + sigma eps the row is a 2-by-2 system with determinant D = alpha b - sigma a:
+
+    x = (b z - sigma w y) / D,    eps = (alpha w y - a z) / D
+
+so a target row (c, d, u) is, from a source row (a, b, w),
+
+    u y' = c x + d eps = z (c b - d a) / D + y w (alpha d - sigma c) / D.
+
+Nothing here assumes alpha^2 + sigma^2 = 1. The divisor w keeps the score finite where sigma = 0.
+
+| name | y | row (a, b, w) | D under "vp" | cannot give x where |
+|---|---|---|---|---|
+| `x` | x | (1, 0, 1) | -sigma | - |
+| `eps` | eps | (0, 1, 1) | alpha | alpha = 0 |
+| `v` | alpha eps - sigma x | (-sigma, alpha, 1) | 1 | - |
+| `score` | -eps / sigma | (0, -1, sigma) | -alpha | alpha = 0 |
+| `flow` | eps - x | (-1, 1, 1) | alpha + sigma | - |
+| `edm` | (sigma x / s - alpha s eps) / n | see `edm` | -1 at s = 1 | - |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+from diffcore.levels import Level
+
+
+class Row(NamedTuple):
+    """What a network predicts at a level: y w = a x + b eps.
+
+    A new kind of prediction is a function from a `Level` to a `Row`, passed wherever a name of the table fits.
+    """
+
+    a: Array
+    b: Array
+    w: Array
+
+
+RowFunction = Callable[[Any, Level], Row]
+"""A function (xp, level) -> Row: all that a new kind of prediction is."""
+
+Prediction = str | RowFunction
+"""A name of the table, or a row function (xp, level) -> Row of one's own."""
+
+
+def _x(xp: Any, level: Level) -> Row:
+    one = xp.ones_like(level.log_snr)
+    return Row(one, 0.0 * one, one)
+
+
+def _eps(xp: Any, level: Level) -> Row:
+    one = xp.ones_like(level.log_snr)
+    return Row(0.0 * one, one, one)
+
+
+def _v(xp: Any, level: Level) -> Row:
+    return Row(-level.sigma, level.alpha, xp.ones_like(level.log_snr))
+
+
+def _score(xp: Any, level: Level) -> Row:
+    one = xp.ones_like(level.log_snr)
+    return Row(0.0 * one, -one, level.sigma)
+
+
+def _flow(xp: Any, level: Level) -> Row:
+    one = xp.ones_like(level.log_snr)
+    return Row(-one, one, one)
+
+
+def edm(sigma_data: float = 0.5) -> RowFunction:
+    r"""Return the row of EDM's network F for data of standard deviation `sigma_data`.
+
+    With s = sigma_data and c_skip, c_out of EDM at the noise-to-signal ratio sigma / alpha,
+
+        x = c_skip z / alpha + c_out F  <=>  F = (sigma x / s - alpha s eps) / sqrt(sigma^2 + alpha^2 s^2).
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), eq. 7 and table 1.
+
+    Raises:
+        ValueError: `sigma_data` is not positive and finite.
+
+    >>> from diffcore.levels import level
+    >>> round(float(convert(1.0, 0.5, level(0.0), source=edm(1.0), target="v")), 12)  # at s = 1, F = -v
+    -1.0
+    """
+    if not 0.0 < sigma_data < float("inf"):
+        raise ValueError(f"predictions.edm: `sigma_data` is {sigma_data!r}, but takes a positive finite number")
+
+    def row(xp: Any, level: Level) -> Row:
+        norm = xp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
+        return Row(level.sigma / (sigma_data * norm), -level.alpha * sigma_data / norm, xp.ones_like(level.log_snr))
+
+    return row
+
+
+def table() -> dict[str, RowFunction]:
+    """Return the table of predictions: name -> row function (xp, level) -> Row.
+
+    >>> sorted(table())
+    ['edm', 'eps', 'flow', 'score', 'v', 'x']
+    """
+    return {"x": _x, "eps": _eps, "v": _v, "score": _score, "flow": _flow, "edm": edm()}
+
+
+def row_function(function: str, argument: str, prediction: Prediction) -> RowFunction:
+    """Return the row function that a prediction names, or raise ValueError naming the choices."""
+    if callable(prediction):
+        return prediction
+    rows = table()
+    if not isinstance(prediction, str) or prediction not in rows:
+        raise ValueError(
+            f"{function}: `{argument}` is {prediction!r}, but takes one of {sorted(rows)} or a row function (xp, level)"
+        )
+    return rows[prediction]
+
+
+class Mixing(NamedTuple):
+    """The conversion at a level, as two coefficients: target = from_z z + from_y y."""
+
+    from_z: Array
+    from_y: Array
+
+
+def mixing(level: Level, source: Prediction, target: Prediction) -> Mixing:
+    r"""Return (p, q) such that target = p z + q source, for one level or an array of levels.
+
+        p = (c b - d a) / (u D),    q = w (alpha d - sigma c) / (u D),    D = alpha b - sigma a
+
+    Args:
+        level: arrays of any shape; must be of one library, or numbers.
+        source, target: names of the table or row functions; the same one twice gives (0, 1) at every level.
+
+    Raises:
+        ValueError: an unknown name, or D = 0 at a level given as numbers or NumPy arrays (eps or score at alpha = 0,
+            anything but x from x at sigma = 0). Arrays of other libraries give inf or NaN there, since checking them
+            would wait for the device.
+
+    >>> from diffcore.levels import level
+    >>> [float(c) for c in mixing(level(float("inf")), "v", "x")]
+    [1.0, 0.0]
+    """
+    function = "predictions.mixing"
+    source_row = row_function(function, "source", source)
+    target_row = source_row if source == target else row_function(function, "target", target)
+    xp = _array.namespace(function, alpha=level.alpha, sigma=level.sigma, log_snr=level.log_snr)
+    level = Level(*(_as_array(xp, part) for part in level))
+    with _array.quiet(xp):
+        found = solve(xp, level, source_row, target_row)
+    if isinstance(level.alpha, np.ndarray):
+        check_solvable(function, source, target, level, found)
+    return found
+
+
+def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mixing:
+    """Return what `mixing` does for two row functions, without looking at the values: where D = 0, inf or NaN."""
+    if source is target:
+        zero = xp.zeros_like(level.alpha)
+        return Mixing(zero, zero + 1.0)
+    a, b, w = source(xp, level)
+    c, d, u = target(xp, level)
+    determinant = level.alpha * b - level.sigma * a
+    return Mixing(
+        (c * b - d * a) / (u * determinant), w * (level.alpha * d - level.sigma * c) / (u * determinant)
+    )
+
+
+def name_of(prediction: Prediction) -> str:
+    """Return the name of a prediction for messages."""
+    return prediction if isinstance(prediction, str) else getattr(prediction, "__qualname__", repr(prediction))
+
+
+def _as_array(xp: Any, value: Array) -> Array:
+    return xp.asarray(value) if _array.library(value) is None else value
+
+
+def check_solvable(function: str, source: Prediction, target: Prediction, level: Level, found: Mixing) -> None:
+    """Raise ValueError if a conversion worked out on the host is not finite at some level, saying which and what to do."""
+    bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)
+    if np.any(bad):
+        where = Level(*(float(np.broadcast_to(part, bad.shape)[bad][0]) for part in level))
+        noise = where.alpha == 0.0
+        raise ValueError(
+            f"{function}: {name_of(target)!r} does not follow from {name_of(source)!r} at "
+            f"{'alpha = 0 (pure noise)' if noise else 'sigma = 0 (clean data)'}, log_snr = {where.log_snr}; "
+            f"{'use prediction=' + repr('v') + ', or start at a finite log-SNR' if noise else 'stop at a finite log-SNR'}"
+        )
+
+
+def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Prediction) -> Array:
+    r"""Return what a network that predicts `target` would have said, given one that predicts `source` and said `y`.
+
+        target = p z + q y, with (p, q) of `mixing`; right under every scaling.
+
+    Args:
+        y: the prediction, a floating array of any shape (B, ...), or a number.
+        z: the noisy data, of the shape of `y`.
+        level: of shape (), (B,) or (B, T), aligned with the leading axes of `z`.
+        source, target: "x", "eps", "v", "score", "flow", "edm" (sigma_data 0.5; `edm(s)` for another), or a row
+            function.
+
+    Returns:
+        An array of the shape, dtype, device and library of `y` and `z`. Half precision is computed in float32.
+
+    Raises:
+        TypeError: mixed libraries, or an integer array.
+        ValueError: an unknown name; a level that does not align; an unsolvable level (see `mixing`).
+
+    Source: Salimans & Ho 2022 (arXiv 2202.00512), app. D, for eps, x and v; solved here for any row.
+
+    >>> import numpy as np
+    >>> from diffcore.levels import level
+    >>> here = level(np.float64(1.0))
+    >>> x, eps = np.array([0.5]), np.array([-1.0])
+    >>> z, v = here.alpha * x + here.sigma * eps, here.alpha * eps - here.sigma * x
+    >>> convert(v, z, here, source="v", target="x").round(12), convert(v, z, here, source="v", target="eps").round(12)
+    (array([0.5]), array([-1.]))
+    """
+    function = "predictions.convert"
+    xp = _array.namespace(function, y=y, z=z, alpha=level.alpha)
+    _array.check_floating(function, y=y, z=z)
+    p, q = mixing(level, source, target)
+    y, z = _as_array(xp, y), _as_array(xp, z)
+    if source == target:
+        return _array.scalar(y)
+    dtype = xp.result_type(y, z)
+    wide_y, wide_z = _array.widen(xp, y), _array.widen(xp, z)
+    p, q = (_array.scalar(c) for c in (p, q))
+    mixed = _array.along(function, "level", p, wide_z, xp) * wide_z + _array.along(function, "level", q, wide_y, xp) * wide_y
+    return _array.scalar(xp.astype(mixed, dtype, copy=False))

@@ -1,0 +1,307 @@
+r"""The Gaussian diffusion process, written in log-SNR, so that one set of formulas holds for every scaling.
+
+With s < t (t is noisier, lambda_t < lambda_s):
+
+    q(z_t | x)      = N(alpha_t x, sigma_t^2)                                                          (marginal)
+    q(z_t | z_s)    = N((alpha_t / alpha_s) z_s, (1 - e^{lambda_t - lambda_s}) sigma_t^2)              (transition)
+    q(z_s | z_t, x) = N(e^{lambda_t - lambda_s} (alpha_s / alpha_t) z_t + (1 - e^{lambda_t - lambda_s}) alpha_s x,
+                        (1 - e^{lambda_t - lambda_s}) sigma_s^2)                                       (posterior)
+
+Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 1-4; Kingma et al. 2021 (arXiv 2107.00630), app. A.
+
+Numbers: 1 - e^d is -expm1(d). e^{lambda_t - lambda_s} alpha_s / alpha_t is evaluated as
+(alpha_t / alpha_s) (sigma_s / sigma_t)^2, which neither overflows nor loses the digits that rounding lambda_t - lambda_s
+would cost. All are finite at lambda = +-inf.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+from diffcore.levels import Gaussian, Level
+
+
+def _library_of_levels(function: str, s: Level, t: Level) -> Any:
+    return _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
+
+
+def novelty(s: Level, t: Level) -> Array:
+    r"""Return 1 - e^{lambda_t - lambda_s}, the share of z_t's noise that is new since s; 0 at s = t, 1 from clean data.
+
+    Source: Ho et al. 2022, below eq. 2.
+
+    >>> from diffcore.levels import level
+    >>> float(novelty(level(float("inf")), level(-20.0)))
+    1.0
+    """
+    xp = _library_of_levels("process.novelty", s, t)
+    _, s_log_snr = _array.level_array("process.novelty", "s.log_snr", s.log_snr)
+    _, t_log_snr = _array.level_array("process.novelty", "t.log_snr", t.log_snr)
+    equal = s_log_snr == t_log_snr  # guards inf - inf
+    gap = xp.where(equal, 0.0 * xp.ones_like(t_log_snr), t_log_snr) - xp.where(equal, xp.zeros_like(s_log_snr), s_log_snr)
+    return _array.scalar(0.0 - xp.expm1(gap))  # 0.0 - 0.0 is 0.0, where -(0.0) would be -0.0
+
+
+def posterior_coefficients(s: Level, t: Level) -> tuple[Array, Array, Array]:
+    r"""Return (a, b, variance) of q(z_s | z_t, x) = N(a z_t + b x, variance), as arrays of the levels' shape.
+
+        a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2,   b = n alpha_s,   variance = n sigma_s^2,   n = 1 - e^{l_t - l_s}
+
+    Source: Ho et al. 2022, eq. 3-4.
+
+    >>> from diffcore.levels import level
+    >>> [float(c) for c in posterior_coefficients(level(float("inf")), level(0.0))]
+    [0.0, 1.0, 0.0]
+    """
+    new = novelty(s, t)
+    return (t.alpha / s.alpha) * (s.sigma / t.sigma) ** 2, new * s.alpha, new * s.sigma**2
+
+
+def diffuse(x: Array, eps: Array, level: Level) -> Array:
+    r"""Return the noisy data z = alpha x + sigma eps.
+
+    Args:
+        x: clean data, a floating array (B, ...), usually in [-1, 1].
+        eps: standard normal noise of the shape of `x`.
+        level: of shape (), (B,) or (B, T), aligned with the leading axes of `x`.
+
+    Returns:
+        z, of the shape, dtype, device and library of `x`. Half precision is computed in float32.
+
+    Raises:
+        TypeError: mixed libraries, or an integer array.
+        ValueError: a level that does not align.
+
+    Source: Ho et al. 2022, eq. 1.
+
+    >>> import numpy as np
+    >>> from diffcore.levels import level
+    >>> diffuse(np.ones(2), np.zeros(2), level(np.array([0.0, np.inf]))).round(4)
+    array([0.7071, 1.    ])
+    """
+    return _combine("process.diffuse", level.alpha, x, level.sigma, eps, names=("x", "eps"))
+
+
+def marginal(x: Array, level: Level) -> Gaussian:
+    r"""Return q(z_t | x) = N(alpha_t x, sigma_t^2).
+
+    Arguments and errors as for `diffuse`. Source: Ho et al. 2022, eq. 1.
+
+    >>> import numpy as np
+    >>> from diffcore.levels import level
+    >>> marginal(np.ones(1), level(0.0)).variance.round(12)
+    array([0.5])
+    """
+    return _gaussian("process.marginal", _scaled("process.marginal", level.alpha, x), level.sigma**2)
+
+
+def transition(z_s: Array, *, s: Level, t: Level) -> Gaussian:
+    r"""Return q(z_t | z_s) = N((alpha_t / alpha_s) z_s, (1 - e^{lambda_t - lambda_s}) sigma_t^2), for s < t.
+
+    Args:
+        z_s: the less noisy state, a floating array (B, ...).
+        s, t: levels of shape (), (B,) or (B, T) with lambda_s >= lambda_t; equal levels give the identity.
+
+    Returns:
+        `Gaussian`: mean of the shape and dtype of `z_s`, variance that broadcasts against it.
+
+    Raises:
+        TypeError: mixed libraries, or an integer array.
+        ValueError: levels that do not align, or, where they are numbers, levels out of order.
+
+    Source: Ho et al. 2022, eq. 2.
+
+    >>> import numpy as np
+    >>> from diffcore.levels import level
+    >>> transition(np.ones(1), s=level(1.0), t=level(1.0))
+    Gaussian(mean=array([1.]), variance=array([0.]))
+    """
+    function = "process.transition"
+    _check_order(function, s, t)
+    return _gaussian(function, _scaled(function, t.alpha / s.alpha, z_s, "z_s"), novelty(s, t) * t.sigma**2)
+
+
+def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
+    r"""Return q(z_s | z_t, x), the Gaussian of a less noisy state given a noisier one and the clean data, s < t.
+
+        mean = e^{lambda_t - lambda_s} (alpha_s / alpha_t) z_t + (1 - e^{lambda_t - lambda_s}) alpha_s x
+        variance = (1 - e^{lambda_t - lambda_s}) sigma_s^2
+
+    Args:
+        z_t: the noisier state, a floating array (B, ...).
+        x: clean data, or an estimate of it, of the shape of `z_t`.
+        s, t: levels of shape (), (B,) or (B, T) with lambda_s >= lambda_t.
+
+    Returns:
+        `Gaussian`: mean of the shape and dtype of `z_t`, variance that broadcasts against it. At lambda_s = inf the mean
+        is `x` exactly and the variance 0.
+
+    Raises:
+        TypeError: mixed libraries, or an integer array.
+        ValueError: levels that do not align, or, where they are numbers, levels out of order.
+
+    Source: Ho et al. 2022, eq. 3-4.
+
+    >>> import numpy as np
+    >>> from diffcore.levels import level
+    >>> posterior(np.ones(1), np.full(1, 0.25), s=level(np.inf), t=level(0.0))
+    Gaussian(mean=array([0.25]), variance=array([0.]))
+    """
+    function = "process.posterior"
+    _check_order(function, s, t)
+    a, b, variance = posterior_coefficients(s, t)
+    return _gaussian(function, _combine(function, a, z_t, b, x, names=("z_t", "x")), variance)
+
+
+def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
+    r"""Return the variance of the ancestral step, interpolated between the two entropy bounds by the exponent gamma.
+
+        posterior_variance^{1 - gamma} transition_variance^gamma = (1 - e^{l_t - l_s}) sigma_s^{2 (1-gamma)} sigma_t^{2 gamma}
+
+    Args:
+        s, t: levels of any shape with lambda_s >= lambda_t.
+        gamma: in [0, 1]; 0 is the lower bound (the posterior's variance), 1 the upper (the transition's).
+
+    Returns:
+        An array of the levels' shape; exactly the bound at gamma 0 and 1, also where sigma_s = 0.
+
+    Raises:
+        ValueError: gamma outside [0, 1]; levels out of order, where they are numbers.
+
+    Source: Ho et al. 2022, eq. 4 and below; Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 15.
+
+    >>> from diffcore.levels import level
+    >>> float(reverse_variance(level(float("inf")), level(0.0), gamma=0.0))
+    0.0
+    """
+    function = "process.reverse_variance"
+    check_gamma(function, gamma)
+    _check_order(function, s, t)
+    # No logarithm: it would give 0 * -inf at sigma_s = 0. A Python exponent of 0 gives exactly 1.
+    return novelty(s, t) * s.sigma ** (2.0 - 2.0 * gamma) * t.sigma ** (2.0 * gamma)
+
+
+def check_gamma(function: str, gamma: float) -> None:
+    """Raise ValueError unless gamma is in [0, 1]."""
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"{function}: `gamma` is {gamma!r}, but takes a number in [0, 1]: it is an exponent")
+
+
+def log_density(z: Array, gaussian: Gaussian) -> Array:
+    r"""Return log N(z; mean, variance) in nats, summed over all axes but the first.
+
+        -(1/2) sum [ (z - mean)^2 / variance + log(2 pi variance) ]
+
+    Args:
+        z: a floating array (B, ...), of the shape of `gaussian.mean`.
+        gaussian: mean (B, ...), variance that broadcasts against it.
+
+    Returns:
+        An array of shape (B,), of at least float32. A point mass (variance 0) gives inf at its mean, -inf elsewhere.
+
+    Raises:
+        TypeError: mixed libraries, or an integer array.
+
+    >>> import numpy as np
+    >>> log_density(np.zeros((1, 2)), Gaussian(np.zeros((1, 2)), np.ones(()))).round(6)
+    array([-1.837877])
+    """
+    function = "process.log_density"
+    xp = _array.namespace(function, z=z, mean=gaussian.mean, variance=gaussian.variance)
+    _array.check_floating(function, z=z, mean=gaussian.mean)
+    z, mean, variance = (_array.widen(xp, part) for part in (z, gaussian.mean, _as_array(xp, gaussian.variance, z)))
+    with _array.quiet(xp):
+        safe = xp.where(variance > 0, variance, xp.ones_like(variance))
+        distance = (z - mean) ** 2
+        regular = -0.5 * (distance / safe + xp.log(2.0 * math.pi * safe))
+        point = xp.where(distance > 0, -math.inf * xp.ones_like(distance), math.inf * xp.ones_like(distance))
+        each = xp.where(variance > 0, regular, point)
+        return _sum_events(xp, each, z)
+
+
+def kl(p: Gaussian, q: Gaussian) -> Array:
+    r"""Return the Kullback-Leibler divergence KL(p || q) in nats, summed over all axes but the first.
+
+        (1/2) sum [ r - 1 - log r + (mean_p - mean_q)^2 / variance_q ],   r = variance_p / variance_q
+
+    Args:
+        p, q: Gaussians with means of one shape (B, ...) and variances that broadcast against them.
+
+    Returns:
+        An array of shape (B,), of at least float32, non-negative; 0 where p = q.
+
+    Raises:
+        TypeError: mixed libraries, or an integer array.
+
+    >>> import numpy as np
+    >>> unit = Gaussian(np.zeros((1, 3)), np.ones((1, 3)))
+    >>> kl(Gaussian(np.ones((1, 3)), np.ones((1, 3))), unit)
+    array([1.5])
+    """
+    function = "process.kl"
+    xp = _array.namespace(
+        function, **{"p.mean": p.mean, "p.variance": p.variance, "q.mean": q.mean, "q.variance": q.variance}
+    )
+    _array.check_floating(function, **{"p.mean": p.mean, "q.mean": q.mean})
+    mean_p, mean_q = _array.widen(xp, p.mean), _array.widen(xp, q.mean)
+    variance_p, variance_q = (_array.widen(xp, _as_array(xp, part, mean_p)) for part in (p.variance, q.variance))
+    with _array.quiet(xp):
+        # r - 1 - log r = d - log1p(d) with d = r - 1, free of cancellation where the two variances agree
+        excess = (variance_p - variance_q) / variance_q
+        each = 0.5 * (excess - xp.log1p(excess) + (mean_p - mean_q) ** 2 / variance_q)
+        return _sum_events(xp, each, mean_p)
+
+
+def _as_array(xp: Any, value: Array, like: Array) -> Array:
+    if _array.library(value) is not None:
+        return value
+    return xp.asarray(value, dtype=_array.widen(xp, like).dtype, device=_array.device(like))
+
+
+def _sum_events(xp: Any, each: Array, like: Array) -> Array:
+    each = xp.broadcast_to(each, like.shape)
+    return xp.sum(xp.reshape(each, (each.shape[0], math.prod(each.shape[1:]))), axis=1)
+
+
+def _scaled(function: str, coefficient: Array, x: Array, argument: str = "x") -> Array:
+    xp = _array.namespace(function, **{argument: x, "level": coefficient})
+    _array.check_floating(function, **{argument: x})
+    wide = _array.widen(xp, _as_array(xp, x, x) if _array.library(x) is not None else xp.asarray(x, dtype=xp.float64))
+    return xp.astype(_array.along(function, "level", coefficient, wide, xp) * wide, x.dtype, copy=False)
+
+
+def _combine(function: str, a: Array, x: Array, b: Array, y: Array, *, names: tuple[str, str]) -> Array:
+    xp = _array.namespace(function, **{names[0]: x, names[1]: y, "level": a})
+    _array.check_floating(function, **{names[0]: x, names[1]: y})
+    if tuple(x.shape) != tuple(y.shape):
+        raise ValueError(
+            f"{function}: `{names[0]}` has shape {tuple(x.shape)} but `{names[1]}` has shape {tuple(y.shape)}; "
+            f"they must be equal"
+        )
+    wide_x, wide_y = _array.widen(xp, x), _array.widen(xp, y)
+    total = _array.along(function, "level", a, wide_x, xp) * wide_x + _array.along(function, "level", b, wide_y, xp) * wide_y
+    return xp.astype(total, xp.result_type(x, y), copy=False)
+
+
+def _gaussian(function: str, mean: Array, variance: Array) -> Gaussian:
+    xp = _array.library(mean)
+    wide = _array.widen(xp, mean)
+    aligned = _array.along(function, "level", variance, wide, xp)
+    if isinstance(aligned, float):
+        aligned = xp.asarray(aligned, dtype=wide.dtype, device=_array.device(mean))
+        aligned = xp.reshape(aligned, (1,) * wide.ndim)
+    return Gaussian(mean, aligned)
+
+
+def _check_order(function: str, s: Level, t: Level) -> None:
+    host = (int, float, np.ndarray)  # other libraries' values are not looked at: they may be traced
+    if isinstance(s.log_snr, host) and isinstance(t.log_snr, host) and not np.all(s.log_snr >= t.log_snr):
+        raise ValueError(
+            f"{function}: `s` has log_snr {s.log_snr} and `t` has {t.log_snr}, but s must be the less noisy level "
+            f"(the larger log-SNR); exchange them"
+        )

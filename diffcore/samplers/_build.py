@@ -1,0 +1,66 @@
+"""What every sampler starts from: the grid as pairs of levels t -> s, and an empty table to fill."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from diffcore import grids, levels
+from diffcore.levels import Level
+from diffcore.plan import X, Float64, Plan
+from diffcore.schedules import Schedule
+
+
+class Steps(NamedTuple):
+    """The steps t -> s of a grid of N + 1 points, as levels of shape (N, *lead) in float64.
+
+    `half` is h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma); `clean` marks the steps that end on clean data.
+    """
+
+    t: Level
+    s: Level
+    half: Float64
+    clean: Float64
+
+    def __len__(self) -> int:
+        return int(self.half.shape[0])
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return tuple(self.half.shape[1:])
+
+
+def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object, *, both_ways: bool = False) -> Steps:
+    """Return the steps of a sampler from what its caller gave: a number of steps, or a grid of log-SNRs.
+
+    Raises:
+        ValueError: neither or both given; a grid that `grids.check` refuses; a grid towards more noise (decreasing
+            log-SNR) unless the sampler works both ways.
+    """
+    if (steps is None) == (grid is None):
+        raise ValueError(
+            f"{function}: takes either `steps`, for a grid uniform in time, or `grid`, log-SNRs of shape (N + 1, *lead), "
+            f"for example dc.grids.karras(schedule, 18); got steps={steps!r} and grid={'None' if grid is None else 'given'}"
+        )
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")
+    points = grids.check(function, grids.uniform(schedule, steps) if steps is not None else grid)
+    if not both_ways and points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]:
+        raise ValueError(
+            f"{function}: `grid` goes towards more noise, which only a deterministic sampler can follow; "
+            f"reverse it, or use ddim(eta=0)"
+        )
+    t, s = levels.level(points[:-1], schedule.scaling), levels.level(points[1:], schedule.scaling)
+    return Steps(t, s, 0.5 * (points[1:] - points[:-1]), np.isposinf(points[1:]))
+
+
+def empty(stages: int, lead: tuple[int, ...], estimates: int = 1) -> Float64:
+    """Return a table of zeros, (stages, *lead, 2, 3 + estimates)."""
+    return np.zeros((stages, *lead, 2, X + estimates))
+
+
+def finish(name: str, schedule: Schedule, at: Float64, to: Float64, update: Float64, **settings: object) -> Plan:
+    """Return the plan of a filled table."""
+    shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    return Plan(f"{name}({shown})", schedule.scaling, at, to, update)

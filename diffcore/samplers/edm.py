@@ -1,0 +1,169 @@
+r"""Euler's and Heun's methods on the probability-flow ODE, with the churn of EDM.
+
+In the noise-to-signal ratio r = sigma / alpha and with u = z / alpha, the ODE is du/dr = (u - x-hat) / r for every
+scaling. Churn adds noise before a step, from level t to the noisier level t':
+
+    r_t' = (1 + c) r_t,    z_t' = (alpha_t' / alpha_t) z_t + alpha_t' sqrt(r_t'^2 - r_t^2) s_noise eps
+
+It needs no call of the denoiser, so a plan does it at the end of the stage before; a churned run starts at t'.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from diffcore import levels
+from diffcore.levels import Level
+from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
+from diffcore.samplers._build import Steps, empty, finish, steps_of
+from diffcore.schedules import Schedule
+
+
+def euler(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.0, math.inf),
+    noise_scale: float = 1.0,
+    grid: Any = None,
+) -> Plan:
+    r"""Return the plan of Euler's method with churn: a step of order 1, one call of the denoiser.
+
+        z_s = alpha_s (u + (r_s - r_t) (u - x-hat) / r_t),    u = z_t / alpha_t,    r = sigma / alpha
+
+    Without churn this is `ddim(eta=0)`.
+
+    Args:
+        schedule: gives the levels and the scaling.
+        steps: how many steps N, at least 1, uniform in time from 1 to clean data; or give `grid`, such as
+            `grids.karras(schedule, 18)`.
+        churn: EDM's S_churn >= 0; a step's noise grows by the factor 1 + min(churn / N, sqrt(2) - 1).
+        churn_range: EDM's (S_tmin, S_tmax), the range of r = sigma / alpha in which churn acts.
+        noise_scale: EDM's S_noise > 0.
+        grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`; decreasing only without churn.
+
+    Raises:
+        ValueError: a setting out of range, a bad grid, or neither or both of steps and grid.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), alg. 2 without the second-order correction.
+
+    >>> import diffcore as dc
+    >>> schedule = dc.schedules.Karras()
+    >>> len(dc.samplers.euler(schedule, grid=dc.grids.karras(schedule, 18)))
+    18
+    """
+    return _plan("euler", schedule, steps, churn, churn_range, noise_scale, grid)
+
+
+def heun(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.0, math.inf),
+    noise_scale: float = 1.0,
+    grid: Any = None,
+) -> Plan:
+    r"""Return the plan of Heun's method with churn, EDM's sampler: order 2, two calls a step, one for the last to clean.
+
+        z_s = alpha_s (u + (r_s - r_t) [ (u - x-hat_t) / r_t + (u_E - x-hat_E) / r_s ] / 2)
+
+    where u_E is Euler's result and x-hat_E the denoiser there.
+
+    Args, raises: as for `euler`. N steps to clean data call the denoiser 2 N - 1 times.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), alg. 1 and 2.
+
+    >>> import diffcore as dc
+    >>> schedule = dc.schedules.Karras()
+    >>> len(dc.samplers.heun(schedule, grid=dc.grids.karras(schedule, 18)))
+    35
+    """
+    return _plan("heun", schedule, steps, churn, churn_range, noise_scale, grid)
+
+
+def _plan(
+    name: str,
+    schedule: Schedule,
+    steps: int | None,
+    churn: float,
+    churn_range: tuple[float, float],
+    noise_scale: float,
+    grid: Any,
+) -> Plan:
+    function = f"samplers.{name}"
+    if not 0.0 <= churn < math.inf:
+        raise ValueError(f"{function}: `churn` is {churn!r}, but takes a finite number >= 0; 0 is deterministic")
+    if not 0.0 < noise_scale < math.inf:
+        raise ValueError(f"{function}: `noise_scale` is {noise_scale!r}, but takes a finite number > 0; EDM uses 1.003")
+    if len(churn_range) != 2 or not 0.0 <= churn_range[0] <= churn_range[1]:
+        raise ValueError(f"{function}: `churn_range` is {churn_range!r}, but takes (low, high) with 0 <= low <= high")
+    pairs = steps_of(function, schedule, steps, grid, both_ways=churn == 0.0)
+    churned, noise = _churn(pairs, schedule.scaling, churn, churn_range, noise_scale)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        half = 0.5 * (pairs.s.log_snr - churned.log_snr)
+        ratio = np.exp(-half)  # r_s / r_t
+        from_z = pairs.s.sigma / churned.sigma
+        if name == "heun":
+            at, to, update = _heun(pairs, churned, half, ratio, from_z)
+        else:
+            at, to = churned.log_snr, pairs.s.log_snr.copy()
+            update = empty(len(pairs), pairs.lead)
+            update[..., 0, Z] = from_z
+            update[..., 0, X] = -pairs.s.alpha * np.expm1(-half)
+    _fold(update, at, to, pairs, churned, noise)
+    settings = {"churn": churn, "churn_range": churn_range, "noise_scale": noise_scale} if churn else {}
+    return finish(name, schedule, at, to, update, **settings)
+
+
+def _churn(
+    pairs: Steps, scaling: str, churn: float, churn_range: tuple[float, float], noise_scale: float
+) -> tuple[Level, Float64]:
+    """Return the levels t' at which the steps begin, and the amplitude of the noise that leads there from t."""
+    t = pairs.t
+    ratio = np.exp(-0.5 * t.log_snr)
+    growth = min(churn / len(pairs), math.sqrt(2.0) - 1.0)
+    grown = np.where((ratio >= churn_range[0]) & (ratio <= churn_range[1]), growth, 0.0)
+    churned = levels.level(t.log_snr - 2.0 * np.log1p(grown), scaling)
+    noise = churned.alpha * ratio * np.sqrt(grown * (2.0 + grown)) * noise_scale
+    return churned, noise
+
+
+def _heun(
+    pairs: Steps, churned: Level, half: Float64, ratio: Float64, from_z: Float64
+) -> tuple[Float64, Float64, Float64]:
+    """Return the table of pairs of stages: Euler, which saves its start, then the correction."""
+    single = pairs.clean.reshape(len(pairs), -1).all(axis=1)
+    if np.any(pairs.clean.reshape(len(pairs), -1).any(axis=1) != single):
+        raise ValueError("samplers.heun: `grid` ends on clean data for some samples only; end all of them there, or none")
+    count = 2 * len(pairs) - int(single[-1])
+    update = empty(count, pairs.lead, estimates=2)
+    first, second = update[0::2], update[1::2]
+    first[..., 0, Z] = from_z
+    first[..., 0, X] = -pairs.s.alpha * np.expm1(-half)
+    some = slice(0, len(second))
+    first[some, ..., 1, Z] = 1.0
+    second[..., 0, SAVED] = (0.5 * (1.0 + ratio) * pairs.s.alpha / churned.alpha)[some]
+    second[..., 0, X + 1] = (-0.5 * pairs.s.alpha * np.expm1(-half))[some]
+    second[..., 0, Z] = (-0.5 * np.expm1(half))[some]
+    second[..., 0, X] = (0.5 * pairs.s.alpha * np.expm1(half))[some]
+    at, to = np.empty(update.shape[:-2]), np.empty(update.shape[:-2])
+    at[0::2], at[1::2] = churned.log_snr, pairs.s.log_snr[some]
+    to[0::2], to[1::2] = pairs.s.log_snr, pairs.s.log_snr[some]
+    return at, to, update
+
+
+def _fold(update: Float64, at: Float64, to: Float64, pairs: Steps, churned: Level, noise: Float64) -> None:
+    """Let the stage that arrives at a point of the grid go on to the churned level of the step that begins there."""
+    if len(pairs) == 1:
+        return
+    per_step = 2 if len(update) > len(pairs) else 1
+    last = slice(per_step - 1, per_step * (len(pairs) - 1), per_step)  # the stages that arrive at an inner point
+    scale = churned.alpha[1:] / pairs.t.alpha[1:]
+    update[last, ..., 0, :] *= scale[..., None]
+    update[last, ..., 0, NOISE] = noise[1:]
+    to[last] = churned.log_snr[1:]

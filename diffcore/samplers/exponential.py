@@ -1,0 +1,187 @@
+r"""Exponential integrators: integrate the linear part exactly and interpolate x-hat. DPM-Solver++ and UniPC.
+
+With h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma), and kappa = 1 + eta, the exact solution over a step is
+
+    z_s = (sigma_s / sigma_t) e^{-eta h} z_t + alpha_s kappa int_0^h e^{-kappa (h - tau)} x-hat(tau) dtau
+          + sigma_s sqrt(1 - e^{-2 eta h}) eps
+
+(eta = 0 the probability-flow ODE, eta = 1 the reverse SDE). Replacing x-hat(tau) by the polynomial through known
+estimates at the nodes u_j = tau_j / h gives weights w_j that only depend on H = kappa h and the nodes:
+
+    sum_j w_j u_j^k = I_k(H),    I_k(H) = H int_0^1 e^{-H (1 - u)} u^k du,    k = 0, 1, ...
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
+from diffcore.samplers._build import empty, finish, steps_of
+from diffcore.schedules import Schedule
+
+
+def exponential_moments(step: Float64, count: int) -> Float64:
+    r"""Return I_k(H) = H int_0^1 e^{-H (1 - u)} u^k du for k = 0 .. count - 1, along a new last axis.
+
+    By the recurrence I_k = 1 - k I_{k-1} / H, I_0 = 1 - e^{-H}, where |H| >= 1; below, where it cancels, by the series
+    I_k = H k! sum_n (-H)^n / (n + k + 1)!.
+
+    >>> exponential_moments(np.array([np.inf, 0.0]), 2)
+    array([[1., 1.],
+           [0., 0.]])
+    """
+    step = np.asarray(step, dtype=np.float64)
+    large = np.abs(step) >= 1.0
+    big, small = np.where(large, step, 1.0), np.where(large, 0.0, step)
+    found = []
+    recurrence = -np.expm1(-big)
+    for k in range(count):
+        if k:
+            recurrence = 1.0 - k * recurrence / big
+        series = np.zeros_like(small)
+        for n in reversed(range(19)):  # 1 / 20! < 1e-18
+            series = series * -small + math.factorial(k) / math.factorial(n + k + 1)
+        found.append(np.where(large, recurrence, small * series))
+    return np.stack(found, axis=-1)
+
+
+def interpolation_weights(step: Float64, nodes: Float64) -> Float64:
+    """Return the weights w_j, (..., K), of the estimates at the nodes u_j (..., K), by solving the Vandermonde system.
+
+    >>> interpolation_weights(np.array(1e-9), np.array([0.0, -1.0])) * 1e9  # the Adams-Bashforth method of order 2
+    array([ 1.5, -0.5])
+    """
+    count = nodes.shape[-1]
+    powers = nodes[..., None, :] ** np.arange(count)[:, None]
+    return np.asarray(np.linalg.solve(powers, exponential_moments(step, count)[..., None])[..., 0])
+
+
+def _past_nodes(points: Float64, stage: int, order: int) -> Float64:
+    """Return u_j = (lambda_{stage - j} - lambda_stage) / (lambda_{stage + 1} - lambda_stage), j = 0 .. order - 1."""
+    width = points[stage + 1] - points[stage]
+    return np.stack([(points[stage - j] - points[stage]) / width for j in range(order)], axis=-1)
+
+
+def dpm_solver_pp(
+    schedule: Schedule, steps: int | None = None, *, order: int = 2, eta: float = 0.0, grid: Any = None
+) -> Plan:
+    r"""Return the plan of multistep DPM-Solver++ (1, 2M, 3M), or of its SDE form.
+
+    With x-hat_0, x-hat_1, x-hat_2 the estimates of this and the last stages, H = (1 + eta) h and r = h_previous / h:
+
+        z_s = (sigma_s / sigma_t) e^{-eta h} z_t + alpha_s D + sigma_s sqrt(1 - e^{-2 eta h}) eps
+        order 1: D = (1 - e^{-H}) x-hat_0
+        order 2: D = (1 - e^{-H}) [x-hat_0 + (x-hat_0 - x-hat_1) / (2 r)]
+        order 3: D = the integral of the parabola through the three estimates, exactly
+
+    Order 1 is `ddim(eta=0)` at eta = 0 and `ancestral(gamma=0)` at eta = 1. The first steps of a run have fewer estimates
+    and so a lower order; so has the step to clean data, where every order gives x-hat.
+
+    Args:
+        schedule: gives the levels and the scaling.
+        steps: how many steps, at least 1, uniform in time from 1 to clean data; or give `grid`, such as
+            `grids.uniform_log_snr(schedule, 20)`.
+        order: 1, 2 or 3.
+        eta: in [0, 1]; 0 is the ODE, 1 the SDE.
+        grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`; decreasing only with eta = 0.
+
+    Raises:
+        ValueError: an order or eta out of range, a bad grid, or neither or both of steps and grid.
+
+    Source: Lu et al. 2022 (arXiv 2211.01095), alg. 2 and eq. 18; the weights of order 3 are derived above.
+
+    >>> import diffcore as dc
+    >>> dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=20, order=3, eta=1.0).history
+    2
+    """
+    function = "samplers.dpm_solver_pp"
+    if order not in (1, 2, 3):
+        raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"{function}: `eta` is {eta!r}, but takes a number in [0, 1]: 0 is the ODE, 1 the SDE")
+    pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
+    t, s, half = pairs.t, pairs.s, pairs.half
+    points = np.concatenate([t.log_snr, s.log_snr[-1:]])
+    update = empty(len(pairs), pairs.lead, estimates=order)
+    with np.errstate(invalid="ignore"):
+        update[..., 0, Z] = s.sigma / t.sigma * (np.exp(-eta * half) if eta else 1.0)
+        update[..., 0, NOISE] = s.sigma * np.sqrt(-np.expm1(-2.0 * eta * half)) if eta else 0.0
+    for stage in range(len(pairs)):
+        use = min(order, stage + 1)
+        width = np.where(pairs.clean[stage], 1.0, half[stage])  # nodes at the clean end are not used
+        total = -np.expm1(-(1.0 + eta) * half[stage])
+        weights = np.zeros((*pairs.lead, use))
+        weights[..., 0] = total
+        if use == 2:
+            slope = total * 0.5 * width / half[stage - 1]
+            weights[..., 0] += slope
+            weights[..., 1] = -slope
+        elif use == 3:
+            finite = points.copy()
+            finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
+            weights = interpolation_weights((1.0 + eta) * width, _past_nodes(finite, stage, use))
+        first_order = np.concatenate([total[..., None], np.zeros((*pairs.lead, use - 1))], axis=-1)
+        weights = np.where(pairs.clean[stage][..., None], first_order, weights)
+        update[stage, ..., 0, X : X + use] = s.alpha[stage][..., None] * weights
+    return finish("dpm_solver_pp", schedule, t.log_snr, s.log_snr, update, order=order, eta=eta)
+
+
+def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid: Any = None) -> Plan:
+    r"""Return the plan of UniPC: a multistep predictor, corrected at no cost by the call that the next step makes anyway.
+
+    The call at level i, made at the predicted state, first corrects the step that led there, then predicts the next:
+
+        z_i^c     = (sigma_i / sigma_{i-1}) z_{i-1}^c + alpha_i sum_j w_j x-hat_{i-j},   j = 0 .. p    (corrector)
+        z_{i+1}   = (sigma_{i+1} / sigma_i) z_i^c + alpha_{i+1} sum_j w'_j x-hat_{i-j},  j = 0 .. p-1  (predictor)
+
+    The weights integrate the interpolating polynomials exactly; the published B(h) cancels from the full systems, and
+    the published short cut 1/2 for systems of one equation is not taken. z^c is the plan's saved state.
+
+    Args:
+        schedule: gives the levels and the scaling.
+        steps: how many steps, at least 1, uniform in time from 1 to clean data; or give `grid`.
+        order: p = 1, 2 or 3, the order of the predictor; the corrector raises the method's by one.
+        grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`.
+
+    Raises:
+        ValueError: an order out of range, a bad grid, or neither or both of steps and grid.
+
+    Source: Zhao et al. 2023 (arXiv 2302.04867), alg. 5-8 (data prediction).
+
+    >>> import diffcore as dc
+    >>> plan = dc.samplers.unipc(dc.schedules.Cosine(), steps=10)
+    >>> len(plan), plan.saves
+    (10, True)
+    """
+    function = "samplers.unipc"
+    if order not in (1, 2, 3):
+        raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
+    pairs = steps_of(function, schedule, steps, grid, both_ways=True)
+    t, s, half = pairs.t, pairs.s, pairs.half
+    points = np.concatenate([t.log_snr, s.log_snr[-1:]])
+    stages = len(pairs)
+    update = empty(stages, pairs.lead, estimates=min(order, stages - 1) + 1)
+    for stage in range(stages):
+        corrected = np.zeros((*pairs.lead, update.shape[-1]))  # z^c of this stage, as a row over the columns
+        if stage == 0:
+            corrected[..., Z] = 1.0
+        else:
+            use = min(order, stage) + 1
+            width = points[stage] - points[stage - 1]
+            nodes = np.stack([(points[stage - j] - points[stage - 1]) / width for j in range(use)], axis=-1)
+            corrected[..., SAVED] = t.sigma[stage] / t.sigma[stage - 1]
+            corrected[..., X : X + use] = t.alpha[stage][..., None] * interpolation_weights(half[stage - 1], nodes)
+        use = min(order, stage + 1)
+        finite = points.copy()
+        finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
+        width = np.where(pairs.clean[stage], 1.0, half[stage])
+        weights = interpolation_weights(width, _past_nodes(finite, stage, use))
+        weights = np.where(pairs.clean[stage][..., None], np.arange(use) == 0, weights)
+        update[stage, ..., 0, :] = (s.sigma[stage] / t.sigma[stage])[..., None] * corrected
+        update[stage, ..., 0, X : X + use] += s.alpha[stage][..., None] * weights
+        if stage < stages - 1:
+            update[stage, ..., 1, :] = corrected
+    return finish("unipc", schedule, t.log_snr, s.log_snr, update, order=order)

@@ -1,0 +1,44 @@
+"""What every test shares: Hypothesis profiles, and markers for what may not be installed.
+
+Profiles: `default` for work at the keyboard, `ci` (chosen where the variable CI is set) derandomised, so that a red run
+is red again on the same code, and `thorough` for a long search: `pytest --hypothesis-profile=thorough`.
+"""
+
+import functools
+import importlib.util
+import os
+
+import hypothesis
+import pytest
+
+_SLOW_START = [hypothesis.HealthCheck.too_slow]  # a first example that compiles takes long, and that is no fault
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25, suppress_health_check=_SLOW_START)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, max_examples=25, derandomize=True, database=None, suppress_health_check=_SLOW_START
+)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=_SLOW_START)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@functools.cache
+def _installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+@functools.cache
+def _cuda() -> bool:
+    if not _installed("torch"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose marker names what this machine lacks."""
+    for library in ("torch", "jax"):
+        if item.get_closest_marker(library) is not None and not _installed(library):
+            pytest.skip(f"{library} is not installed")
+    if item.get_closest_marker("gpu") is not None and not _cuda():
+        pytest.skip("no CUDA device")
