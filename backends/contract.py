@@ -98,7 +98,9 @@ class Backend(Protocol):
     def run(self, run: Run, state: State) -> State:
         """Return the state after all stages from `state.index` on, calling the denoiser once a stage."""
 
-    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+    def cond(
+        self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
+    ) -> Array:
         """Return true(*operands) or false(*operands) by a 0-d boolean, without waiting for a device; a library that
         cannot branch there computes both and selects.
         """

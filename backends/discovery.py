@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import cache
 from importlib import import_module, metadata
 from typing import cast
 
@@ -53,7 +53,7 @@ def _served(root: str) -> Backend:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(root: str) -> Backend | None:
     for entry in metadata.entry_points(group=GROUP, name=root):
         found = entry.load()

@@ -63,9 +63,7 @@ class ArrayAPIBackend:
             y = denoise(state.z, at[stage, ...])
             sampling.check_prediction(y, state.z)
             noisy = bool(np.any(run.coefficients[stage, ..., sampling.NOISE_COLUMN]))
-            state = self.advance(
-                state, y, rows[stage], run.noise, stochastic=noisy, transform_x=run.transform_x
-            )
+            state = self.advance(state, y, rows[stage], run.noise, stochastic=noisy, transform_x=run.transform_x)
             if run.callback is not None:
                 run.callback(state)
         return state
@@ -77,7 +75,9 @@ class ArrayAPIBackend:
         table = sampling.table_for(run.coefficients, like)
         return [table[stage, ...] for stage in range(len(run.plan))]
 
-    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+    def cond(
+        self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
+    ) -> Array:
         return true(*operands) if bool(predicate) else false(*operands)
 
     def gradient(self, function: Callable[[Array], Array], z: Array) -> tuple[Array, Callable[[Array], Array]]:

@@ -31,7 +31,9 @@ class JAXBackend(ArrayAPIBackend):
     ) -> jax.Array:
         return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> jax.Array:
+    def bits(
+        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+    ) -> jax.Array:
         return jax_noise.bits(words, draw, shape, device=device, stream=stream)
 
     def traces(self, index: Any) -> bool:
@@ -51,7 +53,14 @@ class JAXBackend(ArrayAPIBackend):
         drawn = stochastic and noise is None
         row = sampling.table_for(np.asarray(row), state.z) if isinstance(row, list) else row
         z, saved, estimates = _stage(
-            state.z, state.saved, state.estimates, y, row, eps, state.seeds if drawn else None, state.index + 1,
+            state.z,
+            state.saved,
+            state.estimates,
+            y,
+            row,
+            eps,
+            state.seeds if drawn else None,
+            state.index + 1,
             transform_x=transform_x,
         )
         return State(z, saved, estimates, state.index + 1, state.seeds)
@@ -71,7 +80,9 @@ class JAXBackend(ArrayAPIBackend):
         z, saved, estimates = scan((state.z, state.saved, state.estimates), state.seeds, table, levels, indices)
         return State(z, saved, estimates, len(run.plan), state.seeds)
 
-    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+    def cond(
+        self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
+    ) -> Array:
         return jax.lax.cond(predicate, true, false, *operands)
 
     def gradient(
@@ -118,7 +129,7 @@ def _scan(
     levels: jax.Array,
     indices: jax.Array,
 ) -> Carry:
-    """Scan the stages. The barrier keeps the stage apart from the denoiser, so that a step by hand gives the same bits."""
+    """Scan the stages; the barriers keep the stage apart from the denoiser, so that its bits do not depend on it."""
 
     def body(carry: Carry, stage: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Carry, None]:
         row, level, index = stage

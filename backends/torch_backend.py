@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -15,7 +15,7 @@ import torch
 from diffcore import sampling
 from diffcore._array import Array
 from diffcore.backends import torch_noise
-from diffcore.backends.contract import Draw, Run
+from diffcore.backends.contract import Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.sampling import State
 
@@ -71,7 +71,8 @@ class TorchBackend(ArrayAPIBackend):
                 if stage > first or not _is_compiler_error(error):
                     raise
                 warnings.warn(
-                    f"diffcore: torch.compile does not work here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                    f"diffcore: torch.compile does not work here ({type(error).__name__}: "
+                    f"{str(error).splitlines()[0]}); "
                     f"each stage runs uncompiled, which is slower but equal",
                     RuntimeWarning,
                     stacklevel=2,
@@ -82,7 +83,9 @@ class TorchBackend(ArrayAPIBackend):
                 run.callback(state)
         return state
 
-    def cond(self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array) -> Array:
+    def cond(
+        self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
+    ) -> Array:
         return torch.where(predicate, true(*operands), false(*operands))
 
     def gradient(
@@ -115,7 +118,7 @@ def _stage(
     return after.z, after.saved, after.estimates
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fused() -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(_stage, fullgraph=True)
     return compiled

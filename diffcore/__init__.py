@@ -1,7 +1,7 @@
 """diffcore: the mathematics of Gaussian diffusion, written once, on NumPy, PyTorch and JAX arrays.
 
-A schedule maps time to log-SNR, a scaling turns log-SNR into (alpha, sigma), a prediction is a row, a sampler is a table,
-and noise is a pure function. Start with `schedules`, `samplers` and `sample`.
+A schedule maps time to log-SNR, a scaling turns log-SNR into (alpha, sigma), a prediction is a row, a sampler is a
+table, and noise is a pure function. Start with `schedules`, `samplers` and `sample`.
 """
 
 from importlib import import_module

@@ -81,14 +81,14 @@ def _is_floating(xp: Any, dtype: Any) -> bool:
     return bool(xp.isdtype(dtype, "real floating")) or str(dtype) in {"bfloat16", "float16"}
 
 
-def is_half(xp: Any, dtype: Any) -> bool:
+def is_half(dtype: Any) -> bool:
     """Return whether a floating dtype has fewer than 32 bits."""
     return str(dtype).removeprefix("torch.") in {"float16", "bfloat16"}
 
 
 def widen(xp: Any, array: Array) -> Array:
     """Return the array in the dtype it is computed in: float32 for half precision, else as it is."""
-    return xp.astype(array, xp.float32) if is_half(xp, array.dtype) else array
+    return xp.astype(array, xp.float32) if is_half(array.dtype) else array
 
 
 def level_array(function: str, argument: str, value: Array) -> tuple[Any, Array]:

@@ -35,7 +35,7 @@ def plan(plan: Plan, path: str | os.PathLike[str] | None) -> Any:
         for row, prefix in enumerate(("", "saved: ")):
             values = update[:, row, column]
             if np.any(values != 0.0):
-                below.plot(stages, values, ".-", label=prefix + name, linestyle="--" if row else "-")
+                below.plot(stages, values, "--" if row else "-", marker=".", label=prefix + name)
     below.axhline(0.0, color="grey", linewidth=0.5)
     below.set_xlabel("stage")
     below.set_ylabel("coefficient")

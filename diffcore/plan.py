@@ -5,7 +5,7 @@ Stage k calls the denoiser once, at log-SNR lambda_k, which gives x-hat_k, and t
     z'     = A_z z + A_saved saved + A_noise eps + B_0 x-hat_k + B_1 x-hat_{k-1} + ...
     saved' = C_z z + C_saved saved               + D_0 x-hat_k + D_1 x-hat_{k-1} + ...
 
-with fresh standard normal eps. Everything a sampler is, is in these numbers: they are worked out on the host in float64,
+with fresh standard normal eps. All that a sampler is, is in these numbers: they are worked out on the host in float64,
 for all stages at once, and cast once, when they meet the data. So a plan can be printed, drawn, saved, and checked by
 algebra (`diffcore.exact.moments`) without drawing a sample.
 """
@@ -29,7 +29,7 @@ from diffcore.levels import Level
 Float64 = npt.NDArray[np.float64]
 
 Z, SAVED, NOISE, X = 0, 1, 2, 3
-"""Columns of `Plan.update`: the state, the saved state, fresh noise, and from X on the estimates x-hat_k, x-hat_{k-1}..."""
+"""Columns of `Plan.update`: the state, the saved state, fresh noise, and from X on x-hat_k, x-hat_{k-1}, ..."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Plan:
         log_snr: (stages, *lead), the level of the state, and of the call of the denoiser, at each stage. `lead` is (),
             (B,) or (B, T).
         next_log_snr: (stages, *lead), the level of the state after each stage; inf where it is clean.
-        update: (stages, *lead, 2, 3 + estimates): row 0 makes the new state, row 1 the new saved state, from the columns
-            z, saved, noise, x-hat of this stage, x-hat of the stage before, ...
+        update: (stages, *lead, 2, 3 + estimates): row 0 makes the new state, row 1 the new saved state, from the
+            columns z, saved, noise, x-hat of this stage, x-hat of the stage before, ...
 
     Raises:
         ValueError: shapes that do not fit, a coefficient that is not finite, or an unknown scaling.
@@ -137,12 +137,12 @@ class Plan:
         return int(self.update.shape[-1]) - X - 1
 
     def coefficients(self, prediction: predictions.Prediction) -> Float64:
-        """Return (stages, *lead, 2 + 2 columns) for a kind of prediction: x-hat's coefficients of z and of the prediction,
-        then the two rows of `update`.
+        """Return (stages, *lead, 2 + 2 columns) for a kind of prediction: x-hat's coefficients of z and of the
+        prediction, then the two rows of `update`.
 
         Raises:
-            ValueError: an unknown name, or x does not follow from the prediction at a level of the plan (eps and score at
-                alpha = 0).
+            ValueError: an unknown name, or x does not follow from the prediction at a level of the plan (eps and
+                score at alpha = 0).
 
         >>> import diffcore as dc
         >>> dc.samplers.ddim(dc.schedules.Cosine(), steps=4).coefficients("eps").shape
@@ -222,7 +222,9 @@ class Plan:
             if document["format"] != cls.FORMAT:
                 raise ValueError(f"has format {document['format']}, this version reads format {cls.FORMAT}")
             shape = tuple(document["shape"])
-            arrays = {name: np.array([float(v) for v in document[name]]) for name in ("log_snr", "next_log_snr", "update")}
+            arrays = {
+                name: np.array([float(v) for v in document[name]]) for name in ("log_snr", "next_log_snr", "update")
+            }
             return cls(
                 sampler=document["sampler"],
                 scaling=document["scaling"],

@@ -166,9 +166,7 @@ def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mi
     a, b, w = source(xp, level)
     c, d, u = target(xp, level)
     determinant = level.alpha * b - level.sigma * a
-    return Mixing(
-        (c * b - d * a) / (u * determinant), w * (level.alpha * d - level.sigma * c) / (u * determinant)
-    )
+    return Mixing((c * b - d * a) / (u * determinant), w * (level.alpha * d - level.sigma * c) / (u * determinant))
 
 
 def name_of(prediction: Prediction) -> str:
@@ -181,7 +179,7 @@ def _as_array(xp: Any, value: Array) -> Array:
 
 
 def check_solvable(function: str, source: Prediction, target: Prediction, level: Level, found: Mixing) -> None:
-    """Raise ValueError if a conversion worked out on the host is not finite at some level, saying which and what to do."""
+    """Raise ValueError if a conversion worked out on the host is not finite at some level, and say what to do."""
     bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)
     if np.any(bad):
         where = Level(*(float(np.broadcast_to(part, bad.shape)[bad][0]) for part in level))
@@ -189,7 +187,7 @@ def check_solvable(function: str, source: Prediction, target: Prediction, level:
         raise ValueError(
             f"{function}: {name_of(target)!r} does not follow from {name_of(source)!r} at "
             f"{'alpha = 0 (pure noise)' if noise else 'sigma = 0 (clean data)'}, log_snr = {where.log_snr}; "
-            f"{'use prediction=' + repr('v') + ', or start at a finite log-SNR' if noise else 'stop at a finite log-SNR'}"
+            + ("use prediction='v', or start at a finite log-SNR" if noise else "stop at a finite log-SNR")
         )
 
 
@@ -232,5 +230,8 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
     dtype = xp.result_type(y, z)
     wide_y, wide_z = _array.widen(xp, y), _array.widen(xp, z)
     p, q = (_array.scalar(c) for c in (p, q))
-    mixed = _array.along(function, "level", p, wide_z, xp) * wide_z + _array.along(function, "level", q, wide_y, xp) * wide_y
+    mixed = (
+        _array.along(function, "level", p, wide_z, xp) * wide_z
+        + _array.along(function, "level", q, wide_y, xp) * wide_y
+    )
     return _array.scalar(xp.astype(mixed, dtype, copy=False))

@@ -10,8 +10,8 @@ With s < t (t is noisier, lambda_t < lambda_s):
 Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 1-4; Kingma et al. 2021 (arXiv 2107.00630), app. A.
 
 Numbers: 1 - e^d is -expm1(d). e^{lambda_t - lambda_s} alpha_s / alpha_t is evaluated as
-(alpha_t / alpha_s) (sigma_s / sigma_t)^2, which neither overflows nor loses the digits that rounding lambda_t - lambda_s
-would cost. All are finite at lambda = +-inf.
+(alpha_t / alpha_s) (sigma_s / sigma_t)^2, which neither overflows nor loses the digits that rounding
+lambda_t - lambda_s would cost. All are finite at lambda = +-inf.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ def novelty(s: Level, t: Level) -> Array:
     _, s_log_snr = _array.level_array("process.novelty", "s.log_snr", s.log_snr)
     _, t_log_snr = _array.level_array("process.novelty", "t.log_snr", t.log_snr)
     equal = s_log_snr == t_log_snr  # guards inf - inf
-    gap = xp.where(equal, 0.0 * xp.ones_like(t_log_snr), t_log_snr) - xp.where(equal, xp.zeros_like(s_log_snr), s_log_snr)
+    gap = xp.where(equal, 0.0 * xp.ones_like(t_log_snr), t_log_snr) - xp.where(
+        equal, xp.zeros_like(s_log_snr), s_log_snr
+    )
     return _array.scalar(0.0 - xp.expm1(gap))  # 0.0 - 0.0 is 0.0, where -(0.0) would be -0.0
 
 
 def posterior_coefficients(s: Level, t: Level) -> tuple[Array, Array, Array]:
     r"""Return (a, b, variance) of q(z_s | z_t, x) = N(a z_t + b x, variance), as arrays of the levels' shape.
 
-        a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2,   b = n alpha_s,   variance = n sigma_s^2,   n = 1 - e^{l_t - l_s}
+        a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2,  b = n alpha_s,  variance = n sigma_s^2,  n = 1 - e^{l_t - l_s}
 
     Source: Ho et al. 2022, eq. 3-4.
 
@@ -138,8 +140,8 @@ def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
         s, t: levels of shape (), (B,) or (B, T) with lambda_s >= lambda_t.
 
     Returns:
-        `Gaussian`: mean of the shape and dtype of `z_t`, variance that broadcasts against it. At lambda_s = inf the mean
-        is `x` exactly and the variance 0.
+        `Gaussian`: mean of the shape and dtype of `z_t`, variance that broadcasts against it. At lambda_s = inf the
+        mean is `x` exactly and the variance 0.
 
     Raises:
         TypeError: mixed libraries, or an integer array.
@@ -161,7 +163,8 @@ def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
 def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
     r"""Return the variance of the ancestral step, interpolated between the two entropy bounds by the exponent gamma.
 
-        posterior_variance^{1 - gamma} transition_variance^gamma = (1 - e^{l_t - l_s}) sigma_s^{2 (1-gamma)} sigma_t^{2 gamma}
+        posterior_variance^{1 - gamma} transition_variance^gamma
+            = (1 - e^{l_t - l_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma}
 
     Args:
         s, t: levels of any shape with lambda_s >= lambda_t.
@@ -284,7 +287,10 @@ def _combine(function: str, a: Array, x: Array, b: Array, y: Array, *, names: tu
             f"they must be equal"
         )
     wide_x, wide_y = _array.widen(xp, x), _array.widen(xp, y)
-    total = _array.along(function, "level", a, wide_x, xp) * wide_x + _array.along(function, "level", b, wide_y, xp) * wide_y
+    total = (
+        _array.along(function, "level", a, wide_x, xp) * wide_x
+        + _array.along(function, "level", b, wide_y, xp) * wide_y
+    )
     return xp.astype(total, xp.result_type(x, y), copy=False)
 
 

@@ -183,21 +183,23 @@ def sample(
             shape of the plan's levels.
         plan: from `diffcore.samplers`.
         z: noisy data (B, ...) at the plan's first level, or a `State` to resume; or give `shape`.
-        prediction: what the denoiser returns: "x", "eps", "v", "score", "flow", "edm" or a row function. May be left out
-            where the denoiser has an attribute `prediction` that says so.
+        prediction: what the denoiser returns: "x", "eps", "v", "score", "flow", "edm" or a row function. May be left
+            out where the denoiser has an attribute `prediction` that says so.
         shape, like, seed, noise: see `start`. Equal seeds give equal noise on every backend, device and batch.
         transform_x: applied to x-hat before everything else is computed from it; see `guidance.clip`.
         progress: show a bar (needs tqdm: diffcore[progress]).
         callback: called with the `State` after every stage.
         compile: fuse each stage. On torch None means yes on CUDA, no on a CPU. On JAX a whole run is always one trace;
-            True keeps the compiled run for the next call with the same denoiser, which must then be pure, as for jax.jit.
+            True keeps the compiled run for the next call with the same denoiser, which must then be pure, as for
+            jax.jit.
 
     Returns:
         An array of the shape, dtype, device and library of the start. On torch no gradients are recorded unless the
         start asks for them.
 
     Raises:
-        ValueError: see `start` and `step`; a denoiser for another scaling than the plan's; a prediction of another shape.
+        ValueError: see `start` and `step`; a denoiser for another scaling than the plan's; a prediction of another
+            shape.
         TypeError: `prediction` is missing and the denoiser does not say; mixed libraries.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
@@ -235,9 +237,7 @@ def sample(
         return backend.run(Run(denoise, plan, table, transform_x, noise, advance_bar, compile), state).z
 
 
-def advance(
-    state: State, y: Array, row: Any, eps: Array | None, transform_x: Callable[[Array], Array] | None
-) -> State:
+def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Callable[[Array], Array] | None) -> State:
     """Return the state after a stage: the plain function that every fused kernel is held to.
 
     Args:
@@ -310,7 +310,7 @@ def draw_noise(backend: Any, state: State, source: Array | Draw | None) -> Array
 def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
     """Return host coefficients as an array of the data's library and device, in the dtype they are computed in."""
     xp = _array.library(like)
-    dtype = xp.float32 if _array.is_half(xp, like.dtype) else like.dtype
+    dtype = xp.float32 if _array.is_half(like.dtype) else like.dtype
     return xp.asarray(table, dtype=dtype, device=_array.device(like))
 
 
@@ -318,7 +318,9 @@ def levels_for(plan: Plan, like: Array) -> Array:
     """Return the log-SNRs of all stages as the denoiser gets them: (stages, B), or (stages, *lead)."""
     levels = plan.log_snr
     if not plan.lead or plan.lead[0] == 1:
-        levels = np.broadcast_to(levels.reshape(len(plan), *(plan.lead or (1,))), (len(plan), like.shape[0], *plan.lead[1:]))
+        levels = np.broadcast_to(
+            levels.reshape(len(plan), *(plan.lead or (1,))), (len(plan), like.shape[0], *plan.lead[1:])
+        )
     return table_for(levels, like)
 
 
@@ -351,7 +353,9 @@ def _check_noise(eps: Array, shape: tuple[int, ...], like: Array) -> None:
 
 def _check_resumed(plan: Plan, state: State, source: object) -> None:
     if (state.saved is not None) != plan.saves or len(state.estimates) != plan.history:
-        raise ValueError(f"sample: the state to resume does not belong to {plan.sampler}; start one with `start(plan, ...)`")
+        raise ValueError(
+            f"sample: the state to resume does not belong to {plan.sampler}; start one with `start(plan, ...)`"
+        )
     if state.seeds is None and source is None and plan.stochastic:
         raise ValueError("sample: the state to resume has no seeds, so give `noise`, or start with `seed`")
 

@@ -120,5 +120,5 @@ def test_eps_at_pure_noise_has_no_table_and_says_what_to_use() -> None:
     for kind in ("eps", "score"):
         with pytest.raises(ValueError, match=f"{kind}.*alpha = 0.*prediction='v'"):
             plan.coefficients(kind)
-    with pytest.raises(ValueError, match="'w'.*takes one of"):
+    with pytest.raises(ValueError, match=r"'w'.*takes one of"):
         plan.coefficients("w")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_stage_begins_where_the_last_one_ended(make: Callable[..., Plan], scal
 @every_scaling
 @every_sampler
 def test_a_perfect_denoiser_of_one_point_is_followed_exactly(make: Callable[..., Plan], scaling: str) -> None:
-    """With x-hat = x fixed, z = alpha x + sigma eps keeps its eps under every deterministic update (state of (x, eps))."""
+    """With x-hat = x fixed, z = alpha x + sigma eps keeps its eps under every deterministic update."""
     plan = make(schedule_of(scaling), grid=np.linspace(-8.0, 8.0, 7))
     level, after = plan.levels, dc.levels.level(plan.next_log_snr, scaling)
     saved = np.zeros(2)
@@ -101,9 +102,9 @@ def test_a_perfect_denoiser_of_one_point_is_followed_exactly(make: Callable[...,
 @every_scaling
 @pytest.mark.parametrize("name", ["ancestral0", "ancestral.3", "ddim", "ddim.5", "ddim1", "dpm++2m sde", "dpm++3m sde"])
 def test_noise_keeps_the_marginal_variance(name: str, scaling: str) -> None:
-    """Given x, (z coefficient)^2 sigma_t^2 + noise^2 = sigma_s^2: the update maps q(z_t|x) to q(z_s|x); gamma > 0 adds more."""
+    """Given x, (coefficient of z)^2 sigma_t^2 + noise^2 = sigma_s^2: q(z_t|x) goes to q(z_s|x); gamma > 0 adds more."""
     plan = SAMPLERS[name](schedule_of(scaling), grid=np.linspace(-8.0, 8.0, 9))
-    before = plan.levels.sigma ** 2 * plan.update[:, 0, Z] ** 2 + plan.update[:, 0, NOISE] ** 2
+    before = plan.levels.sigma**2 * plan.update[:, 0, Z] ** 2 + plan.update[:, 0, NOISE] ** 2
     want = dc.levels.level(plan.next_log_snr, scaling).sigma ** 2
     if name == "ancestral.3":
         assert np.all(before > want)
@@ -116,7 +117,7 @@ def test_ancestral_is_the_paper(scaling: str) -> None:
     with mp.workdps(50):
         grid = [-8.0, -1.5, 0.25, 7.0, math.inf]
         plan = dc.samplers.ancestral(schedule_of(scaling), grid=np.array(grid), gamma=0.3)
-        for stage, (lt, ls) in enumerate(zip(grid, grid[1:], strict=False)):
+        for stage, (lt, ls) in enumerate(itertools.pairwise(grid)):
             (at, st_), (as_, ss) = exact_level(lt, scaling), exact_level(ls, scaling)
             e = mp.e ** (mp.mpf(lt) - mp.mpf(ls))
             assert_close(plan.update[stage, 0, Z], e * as_ / at)
@@ -131,7 +132,7 @@ def test_ddim_is_the_paper(scaling: str) -> None:
         grid = [-8.0, -1.5, 0.25, 0.2500001, 7.0]
         for eta in (0.0, 0.4, 1.0):
             plan = dc.samplers.ddim(schedule_of(scaling), grid=np.array(grid), eta=eta)
-            for stage, (lt, ls) in enumerate(zip(grid, grid[1:], strict=False)):
+            for stage, (lt, ls) in enumerate(itertools.pairwise(grid)):
                 (at, st_), (as_, ss) = exact_level(lt, scaling), exact_level(ls, scaling)
                 noise = mp.mpf(eta) ** 2 * (1 - mp.e ** (mp.mpf(lt) - mp.mpf(ls))) * ss**2
                 keep = mp.sqrt(ss**2 - noise) / st_
@@ -204,7 +205,7 @@ def test_dpm_solver_3m_integrates_a_parabola_exactly(eta: float) -> None:
 def test_unipc_integrates_polynomials_exactly(order: int) -> None:
     """The corrector is exact for polynomials of degree p, the predictor for degree p - 1."""
     with mp.workdps(40):
-        grid = np.array([-4.0, -2.5, -1.0, 0.5, 2.0])
+        grid = np.array([-4.0, -2.5, -1.0, 0.5, 2.0, 3.0])
         plan = dc.samplers.unipc(schedule_of("ve"), grid=grid, order=order)
         here, t0 = 3, grid[3]
         polynomial = lambda tau, degree: (1 + tau) ** degree  # noqa: E731
@@ -221,9 +222,9 @@ def test_unipc_integrates_polynomials_exactly(order: int) -> None:
         assert abs(corrected[SAVED] - math.exp(-h_back)) < 1e-14
 
 
-@given(st.floats(-30.0, 60.0), st.integers(0, 3))
+@given(st.floats(-30.0, 60.0).filter(lambda h: h == 0.0 or abs(h) > 1e-12), st.integers(0, 3))
 def test_exponential_moments_are_the_integral(step: float, power: int) -> None:
-    with mp.workdps(60):
+    with mp.workdps(80):
         h = mp.mpf(step)
         if h == 0:
             want = mp.mpf(0)
@@ -261,7 +262,9 @@ def test_euler_ddim_and_dpm_1_are_one_sampler(scaling: str) -> None:
 
 @pytest.mark.parametrize("lead", [(3,), (2, 4)])
 @every_sampler
-def test_levels_per_sample_and_per_frame_are_plans_side_by_side(make: Callable[..., Plan], lead: tuple[int, ...]) -> None:
+def test_levels_per_sample_and_per_frame_are_plans_side_by_side(
+    make: Callable[..., Plan], lead: tuple[int, ...]
+) -> None:
     """A grid with leading axes gives, for each entry, the table that its own grid would give."""
     low = np.linspace(-9.0, -5.0, math.prod(lead)).reshape(lead)
     grid = np.stack([low + k * (2.0 + 0.1 * k) for k in range(6)])

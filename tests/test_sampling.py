@@ -225,7 +225,7 @@ def test_on_torch_a_step_of_ones_own_compiles_to_one_graph() -> None:
     plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=5)
     compiled = torch.compile(lambda state, y: dc.step(plan, state, y, prediction="eps"), fullgraph=True)
     state = want = dc.start(plan, start_of(torch.from_numpy), seed=5)
-    for log_snr in plan.log_snr:
+    for _log_snr in plan.log_snr:
         state = compiled(state, 0.9 * state.z)
         want = dc.step(plan, want, 0.9 * want.z, prediction="eps")
     np.testing.assert_allclose(host(state.z), host(want.z), rtol=1e-5, atol=1e-5)
@@ -370,5 +370,5 @@ def test_a_state_of_another_plan_is_refused() -> None:
 
 def test_a_denoiser_for_another_scaling_is_refused() -> None:
     data = dc.exact.Gaussian(np.zeros(3), 1.0, scaling="ve")
-    with pytest.raises(ValueError, match="'ve'.*'vp'"):
+    with pytest.raises(ValueError, match=r"'ve'.*'vp'"):
         dc.sample(data, SAMPLERS["ddim"](schedule_of("vp"), steps=4), shape=(1, 3))

@@ -1,7 +1,7 @@
 """The space-time 3D U-Net: one config, one weight layout, and an implementation each for NumPy, PyTorch and JAX.
 
-The folder lies at the top of the checkout and is installed as `diffcore.unet3d`. The models are yet to come; the name is
-taken so that code can already be written against it.
+The folder lies at the top of the checkout and is installed as `diffcore.unet3d`. The models are yet to come; the name
+is taken so that code can already be written against it.
 """
 
 if __name__ != "diffcore.unet3d":

@@ -8,14 +8,14 @@ import numpy as np
 
 from diffcore import grids, levels
 from diffcore.levels import Level
-from diffcore.plan import X, Float64, Plan
+from diffcore.plan import Float64, Plan, X
 from diffcore.schedules import Schedule
 
 
 class Steps(NamedTuple):
     """The steps t -> s of a grid of N + 1 points, as levels of shape (N, *lead) in float64.
 
-    `half` is h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma); `clean` marks the steps that end on clean data.
+    `half` is h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma); `clean` marks steps that end on clean data.
     """
 
     t: Level
@@ -40,8 +40,8 @@ def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object,
     """
     if (steps is None) == (grid is None):
         raise ValueError(
-            f"{function}: takes either `steps`, for a grid uniform in time, or `grid`, log-SNRs of shape (N + 1, *lead), "
-            f"for example dc.grids.karras(schedule, 18); got steps={steps!r} and grid={'None' if grid is None else 'given'}"
+            f"{function}: takes either `steps`, for a grid uniform in time, or `grid`, log-SNRs (N + 1, *lead), for "
+            f"example dc.grids.karras(schedule, 18); got steps={steps!r} and {'no' if grid is None else 'a'} grid"
         )
     if not isinstance(schedule, Schedule):
         raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")

@@ -18,7 +18,9 @@ def _fill_ancestral(update: Float64, steps: Steps, gamma: float) -> None:
     variance = process.reverse_variance(steps.s, steps.t, gamma)
     update[..., 0, Z] = a
     update[..., 0, X] = b
-    update[..., 0, NOISE] = np.where(steps.clean, 0.0, np.sqrt(variance))  # the last step returns x-hat, at gamma = 1 too
+    update[..., 0, NOISE] = np.where(
+        steps.clean, 0.0, np.sqrt(variance)
+    )  # the last step returns x-hat, at gamma = 1 too
 
 
 def ancestral(schedule: Schedule, steps: int | None = None, *, gamma: float = 0.0, grid: Any = None) -> Plan:

@@ -68,7 +68,7 @@ def heun(
     noise_scale: float = 1.0,
     grid: Any = None,
 ) -> Plan:
-    r"""Return the plan of Heun's method with churn, EDM's sampler: order 2, two calls a step, one for the last to clean.
+    r"""Return the plan of Heun's method with churn, EDM's sampler: order 2, two calls a step, one for the last.
 
         z_s = alpha_s (u + (r_s - r_t) [ (u - x-hat_t) / r_t + (u_E - x-hat_E) / r_s ] / 2)
 
@@ -115,7 +115,7 @@ def _plan(
             update = empty(len(pairs), pairs.lead)
             update[..., 0, Z] = from_z
             update[..., 0, X] = -pairs.s.alpha * np.expm1(-half)
-    _fold(update, at, to, pairs, churned, noise)
+    _fold(update, to, pairs, churned, noise)
     settings = {"churn": churn, "churn_range": churn_range, "noise_scale": noise_scale} if churn else {}
     return finish(name, schedule, at, to, update, **settings)
 
@@ -139,7 +139,9 @@ def _heun(
     """Return the table of pairs of stages: Euler, which saves its start, then the correction."""
     single = pairs.clean.reshape(len(pairs), -1).all(axis=1)
     if np.any(pairs.clean.reshape(len(pairs), -1).any(axis=1) != single):
-        raise ValueError("samplers.heun: `grid` ends on clean data for some samples only; end all of them there, or none")
+        raise ValueError(
+            "samplers.heun: `grid` ends on clean data for some samples only; end all of them there, or none"
+        )
     count = 2 * len(pairs) - int(single[-1])
     update = empty(count, pairs.lead, estimates=2)
     first, second = update[0::2], update[1::2]
@@ -157,7 +159,7 @@ def _heun(
     return at, to, update
 
 
-def _fold(update: Float64, at: Float64, to: Float64, pairs: Steps, churned: Level, noise: Float64) -> None:
+def _fold(update: Float64, to: Float64, pairs: Steps, churned: Level, noise: Float64) -> None:
     """Let the stage that arrives at a point of the grid go on to the churned level of the step that begins there."""
     if len(pairs) == 1:
         return

@@ -1,6 +1,6 @@
 r"""Exponential integrators: integrate the linear part exactly and interpolate x-hat. DPM-Solver++ and UniPC.
 
-With h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma), and kappa = 1 + eta, the exact solution over a step is
+With h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma), and kappa = 1 + eta, a step's exact solution is
 
     z_s = (sigma_s / sigma_t) e^{-eta h} z_t + alpha_s kappa int_0^h e^{-kappa (h - tau)} x-hat(tau) dtau
           + sigma_s sqrt(1 - e^{-2 eta h}) eps
@@ -77,8 +77,8 @@ def dpm_solver_pp(
         order 2: D = (1 - e^{-H}) [x-hat_0 + (x-hat_0 - x-hat_1) / (2 r)]
         order 3: D = the integral of the parabola through the three estimates, exactly
 
-    Order 1 is `ddim(eta=0)` at eta = 0 and `ancestral(gamma=0)` at eta = 1. The first steps of a run have fewer estimates
-    and so a lower order; so has the step to clean data, where every order gives x-hat.
+    Order 1 is `ddim(eta=0)` at eta = 0 and `ancestral(gamma=0)` at eta = 1. The first steps of a run have fewer
+    estimates and so a lower order; so has the step to clean data, where every order gives x-hat.
 
     Args:
         schedule: gives the levels and the scaling.
@@ -130,7 +130,7 @@ def dpm_solver_pp(
 
 
 def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid: Any = None) -> Plan:
-    r"""Return the plan of UniPC: a multistep predictor, corrected at no cost by the call that the next step makes anyway.
+    r"""Return the plan of UniPC: a multistep predictor, corrected at no cost by the call that the next step makes.
 
     The call at level i, made at the predicted state, first corrects the step that led there, then predicts the next:
 

@@ -1,0 +1,162 @@
+r"""Philox4x32-10 and Box-Muller, stated once, for integers and floats of any array library.
+
+A block is four 32-bit words, a bijection of the counter (block low, block high, draw, stream) keyed by the sample's
+64-bit seed (low, high). Ten rounds; M_0 = D2511F53, M_1 = CD9E8D57, and the key grows by 9E3779B9, BB67AE85 a round:
+
+    (c0, c1, c2, c3) <- (hi(M_1 c2) ^ c1 ^ k0, lo(M_1 c2), hi(M_0 c0) ^ c3 ^ k1, lo(M_0 c0))
+
+Words (w0, w1) and (w2, w3) give two pairs of normals. With u = (w0 + 1/2) / 2^32 and the angle of w1 split exactly into
+a quadrant q and a remainder |theta| <= pi / 4,
+
+    z_0 = sqrt(-2 log u) cos(q pi / 2 + theta),   z_1 = sqrt(-2 log u) sin(q pi / 2 + theta),
+
+where log u is taken from 1 - u for u > 1/2, so that it is right to the last digits at both ends.
+
+Elements of a sample are laid out in tiles of 4 T: tile, then lane 0..3, then T blocks. So element e comes from lane
+(e mod 4T) div T of block (e div 4T) T + e mod T whatever the size of the sample is: a prefix or a shard draws the same.
+
+Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405), sec. 3.3; Box & Muller 1958 (doi 10.1214/aoms/1177706645).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+
+TILE = 256
+"""T: blocks a tile."""
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+MASK = 0xFFFFFFFF
+ROUNDS = 10
+
+Multiply = Callable[[int, Array], tuple[Array, Array]]
+"""(constant, 32-bit words) -> (high, low) words of the 64-bit product."""
+
+
+def multiply_wide(constant: int, words: Array) -> tuple[Array, Array]:
+    """Return the product's high and low words, in integers of 64 bits, signed or not: the sign's copies are masked
+    off.""" product = words * constant
+    return (product >> 32) & MASK, product & MASK
+
+
+def rounds(multiply: Multiply, counter: tuple[Array, Array, Array, Array], key: tuple[Array, Array]) -> list[Array]:
+    """Return the four words of each block; counter and key broadcast against each other."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        high0, low0 = multiply(MULTIPLIERS[0], c0)
+        high1, low1 = multiply(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+    return [c0, c1, c2, c3]
+
+
+def counts(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return (elements of a sample, full tiles, blocks of the last tile that are needed)."""
+    size = math.prod(shape[1:])
+    full = size // (4 * TILE)
+    return size, full, min(size - 4 * TILE * full, TILE)
+
+
+def assemble(xp: Any, lanes: list[Array], shape: tuple[int, ...]) -> Array:
+    """Return the elements of each sample in order, of shape `shape`, from four lanes (B, blocks)."""
+    size, full, rest = counts(shape)
+    batch = shape[0]
+    parts = []
+    if full:
+        whole = [xp.reshape(lane[:, : full * TILE], (batch, full, TILE)) for lane in lanes]
+        parts.append(xp.reshape(xp.stack(whole, axis=2), (batch, full * 4 * TILE)))
+    if rest:
+        left = size - 4 * TILE * full
+        used = lanes[: -(-left // rest)]
+        parts.append(xp.concat([lane[:, full * TILE :] for lane in used], axis=1)[:, :left])
+    flat = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+    return xp.reshape(flat, shape)
+
+
+def pair(xp: Any, first: Array, second: Array, dtype: Any, small: Any) -> tuple[Array, Array]:
+    """Return the two normals of two words, computed in `dtype`; `small` is a signed integer dtype of 32 bits or
+    more.""" upper = first > (MASK >> 1)
+    mask = xp.asarray(MASK, dtype=first.dtype, device=_array.device(first))  # too large for a JAX Python int
+    nearest = xp.astype(xp.where(upper, mask - first, first), small)
+    tail = (xp.astype(nearest, dtype) + 0.5) * 2.0**-32  # u, or 1 - u: the smaller
+    argument = xp.where(upper, 1.0 - tail, tail)
+    logarithm = xp.log(argument)
+    gap = 1.0 - argument  # exact; log1p(-tail) = log(argument) tail / gap to the last digit, and -tail where gap = 0
+    flat = gap == 0.0
+    corrected = xp.where(flat, -tail, logarithm * (tail / xp.where(flat, xp.ones_like(gap), gap)))
+    radius = xp.sqrt(-2.0 * xp.where(upper, corrected, logarithm))
+    shifted = second + (1 << 29)
+    quadrant = (shifted >> 30) & 3
+    remainder = xp.astype(shifted & ((1 << 30) - 1), small) - (1 << 29)
+    cosine, sine = _cosine_sine(xp, (xp.astype(remainder, dtype) + 0.5) * (math.pi / 2.0**31), dtype)
+    odd = (quadrant & 1) == 1
+    x, y = xp.where(odd, sine, cosine), xp.where(odd, cosine, sine)
+    x = xp.where(((quadrant + 1) & 2) == 2, -x, x)
+    y = xp.where((quadrant & 2) == 2, -y, y)
+    return radius * x, radius * y
+
+
+def _cosine_sine(xp: Any, angle: Array, dtype: Any) -> tuple[Array, Array]:
+    """Return cos and sin of angles in [-pi / 4, pi / 4]: in float32 by the polynomials of Cephes, right to an ulp."""
+    if "64" in str(dtype):
+        return xp.cos(angle), xp.sin(angle)
+    square = angle * angle
+    sine = ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1) * square * angle + angle
+    cosine = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2
+    return cosine * square * square - 0.5 * square + 1.0, sine
+
+
+def key_words(xp: Any, words: Array, dtype: Any, device: Any) -> tuple[Array, Array]:
+    """Return the two key words of each sample, (B, 1), in the integer dtype that the rounds are computed in."""
+    if isinstance(words, np.ndarray):
+        words = xp.asarray(words.astype(np.int64), device=device)
+    words = xp.astype(words, dtype, copy=False)
+    return words[:, 0:1], words[:, 1:2]
+
+
+def lanes(
+    xp: Any, words: Array, draw: Any, shape: tuple[int, ...], device: Any, stream: int, dtype: Any
+) -> list[Array]:
+    """Return the words of all blocks a batch needs, four arrays (B, blocks), in 64-bit integers."""
+    _, full, rest = counts(shape)
+    block = xp.reshape(xp.arange(full * TILE + rest, dtype=dtype, device=device), (1, -1))
+    draw = xp.asarray(draw, dtype=dtype, device=device) if not hasattr(draw, "dtype") else xp.astype(draw, dtype)
+    draw = xp.reshape(draw, (1, 1)) & MASK
+    zero = xp.zeros((1, 1), dtype=dtype, device=device)
+    key = key_words(xp, words, dtype, device)
+    return rounds(multiply_wide, (block & MASK, block >> 32, draw, zero + stream), key)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise TypeError unless noise is made in this dtype."""
+    if str(dtype).split(".")[-1].strip("'>") not in {"float16", "bfloat16", "float32", "float64"}:
+        raise TypeError(f"noise.normal: `dtype` is {dtype}, but takes float16, bfloat16, float32 or float64")
+
+
+def bits(xp: Any, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+    """Return the 32-bit words of each element, in uint64: the reference of every backend."""
+    if 0 in shape:
+        return xp.zeros(shape, dtype=xp.uint64, device=device)
+    return assemble(xp, lanes(xp, words, draw, shape, device, stream, xp.uint64), shape)
+
+
+def normal(
+    xp: Any, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+) -> Array:
+    """Return standard normals: the reference of every backend."""
+    check_dtype(dtype)
+    if 0 in shape:
+        return xp.zeros(shape, dtype=dtype, device=device)
+    w = lanes(xp, words, draw, shape, device, stream, xp.uint64)
+    wide = xp.float32 if _array.is_half(dtype) else dtype
+    drawn = [*pair(xp, w[0], w[1], wide, xp.int64), *pair(xp, w[2], w[3], wide, xp.int64)]
+    return xp.astype(assemble(xp, drawn, shape), dtype, copy=False)

@@ -1,0 +1,96 @@
+"""Thresholds of x-hat: the public names are those of `diffcore.guidance`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from diffcore import _array
+from diffcore._array import Array
+
+
+@dataclass(frozen=True)
+class Clip:
+    """x -> min(max(x, low), high): what `clip` returns."""
+
+    low: float
+    high: float
+
+    def __call__(self, x: Array) -> Array:
+        xp = _array.namespace("guidance.clip", x=x)
+        return xp.clip(x, self.low, self.high)
+
+
+def clip(low: float = -1.0, high: float = 1.0) -> Clip:
+    """Return the static threshold, a `transform_x` for `diffcore.sample`: x -> min(max(x, low), high).
+
+    Args:
+        low, high: the range of the data, low < high, finite.
+
+    Raises:
+        ValueError: low >= high, or not finite.
+
+    Source: Saharia et al. 2022 (arXiv 2205.11487), sec. 2.3.
+
+    >>> import numpy as np
+    >>> clip(-1.0, 1.0)(np.array([-3.0, 0.5, 2.0]))
+    array([-1. ,  0.5,  1. ])
+    """
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"guidance.clip: `low`, `high` are {low!r}, {high!r}, but take finite numbers, low < high")
+    return Clip(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """x -> clip(x, -s, s) bound / s, s = max(bound, a quantile of |x|): what `dynamic_threshold` returns."""
+
+    percentile: float
+    bound: float
+
+    def __call__(self, x: Array) -> Array:
+        xp = _array.namespace("guidance.dynamic_threshold", x=x)
+        wide = _array.widen(xp, x)
+        count = math.prod(wide.shape[1:])
+        if count == 0:
+            return x
+        size = xp.sort(xp.reshape(xp.abs(wide), (wide.shape[0], count)), axis=1)
+        s = xp.reshape(_quantile(size, self.percentile), (wide.shape[0],) + (1,) * (wide.ndim - 1))
+        s = xp.maximum(s, self.bound * xp.ones_like(s))
+        return xp.astype(xp.minimum(xp.maximum(wide, -s), s) * (self.bound / s), x.dtype, copy=False)
+
+
+def dynamic_threshold(percentile: float = 0.995, *, bound: float = 1.0) -> DynamicThreshold:
+    r"""Return the dynamic threshold, a `transform_x` for `diffcore.sample`, which pulls saturated pixels inwards.
+
+        x -> clip(x, -s, s) bound / s,    s = max(bound, quantile of |x| over the sample)
+
+    Args:
+        percentile: which quantile, in [0, 1]; between two elements it is interpolated, as by numpy.quantile.
+        bound: the data are in [-bound, bound].
+
+    Raises:
+        ValueError: `percentile` or `bound` is out of range.
+
+    Source: Saharia et al. 2022 (arXiv 2205.11487), sec. 2.3 and app. E.
+
+    >>> import numpy as np
+    >>> dynamic_threshold(0.5)(np.array([[-4.0, 1.0, 2.0]]))
+    array([[-1. ,  0.5,  1. ]])
+    """
+    if not 0.0 <= percentile <= 1.0:
+        raise ValueError(
+            f"guidance.dynamic_threshold: `percentile` is {percentile!r}, but takes a number in [0, 1], such as 0.995"
+        )
+    if not 0.0 < bound < math.inf:
+        raise ValueError(f"guidance.dynamic_threshold: `bound` is {bound!r}, but takes a positive finite number")
+    return DynamicThreshold(float(percentile), float(bound))
+
+
+def _quantile(ordered: Array, q: float) -> Array:
+    """Return the quantile of each sorted row by linear interpolation, from the nearer of the two elements."""
+    last = ordered.shape[1] - 1
+    below = min(math.floor(q * last), last)
+    part = q * last - below
+    lower, upper = ordered[:, below], ordered[:, min(below + 1, last)]
+    return lower + (upper - lower) * part if part < 0.5 else upper - (upper - lower) * (1.0 - part)

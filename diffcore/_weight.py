@@ -1,0 +1,99 @@
+r"""What a weight is: alpha^i sigma^j rest, with exponents that are known before any value is.
+
+Split that way, a weight that is infinite at clean data and an error that vanishes there meet as exponents, whose sum is
+exact, and not as inf * 0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diffcore import _array, levels
+from diffcore._array import Array
+from diffcore.levels import Level
+
+
+class Split(NamedTuple):
+    """A weight or a factor as alpha^alpha_power sigma^sigma_power rest, alpha^2 + sigma^2 = 1, with `rest` finite."""
+
+    alpha_power: float
+    sigma_power: float
+    rest: Array
+
+
+class At(NamedTuple):
+    """Where a weight is asked for: the namespace, 1, A = sigmoid(lambda), S = sigmoid(-lambda), and d lambda/dt."""
+
+    xp: Any
+    one: Array
+    alpha2: Array
+    sigma2: Array
+    slope: Array | None
+
+
+@dataclass(frozen=True)
+class Weight(ABC):
+    r"""A weight w(lambda) of ||x - x-hat||^2: call it as `weight(level)`, or `weight(level, slope)`.
+
+    A new weight is a frozen dataclass with the method `split` below. (`losses.denoising` also takes any function
+    (level, slope) -> array, which is then as finite at the ends as it is itself.)
+    """
+
+    @abstractmethod
+    def split(self, at: At) -> Split:
+        """Return w = alpha^i sigma^j rest at a level: (i, j, rest), with `rest` finite and not zero at both ends."""
+
+    def __call__(self, level: Level, slope: Array | None = None) -> Array:
+        r"""Return w(lambda) at a level.
+
+        Args:
+            level: of any shape; only its `log_snr` is read, so a weight is the same under every scaling.
+            slope: d lambda / dt <= 0 of the schedule (`schedule.slope(t)`), of the level's shape; read by `Sigmoid` and
+                `Bound` only.
+
+        Returns:
+            An array of the level's shape and library, at least float32; 0 or inf at lambda = +-inf where w is.
+
+        Raises:
+            ValueError: the weight needs `slope` and it is missing, or it is positive.
+
+        >>> from diffcore.levels import level
+        >>> from diffcore.weights import MinSNR, V
+        >>> MinSNR(5.0)(level(0.0)), V()(level(float("inf")))
+        (np.float64(1.0), np.float64(inf))
+        """
+        xp, unit = unit_level(f"weights.{type(self).__name__}", level)
+        with _array.quiet(xp):
+            return _array.scalar(product(split(self, level, slope), unit))
+
+
+def unit_level(function: str, level: Level) -> tuple[Any, Level]:
+    """Return (xp, level) with the same log-SNR and alpha^2 + sigma^2 = 1, in at least float32."""
+    xp, log_snr = _array.level_array(function, "level.log_snr", level.log_snr)
+    unit = levels.level(log_snr, "vp")
+    return xp, Level(*(xp.asarray(part) if _array.library(part) is None else part for part in unit))
+
+
+def split(weight: Weight | Callable[[Level, Any], Array], level: Level, slope: Array | None) -> Split:
+    """Return a weight at a level as exponents and a finite rest; a plain function has the exponents 0."""
+    if not isinstance(weight, Weight):
+        return Split(0.0, 0.0, weight(level, slope))
+    xp, unit = unit_level(f"weights.{type(weight).__name__}", level)
+    return weight.split(At(xp, xp.ones_like(unit.alpha), unit.alpha**2, unit.sigma**2, slope))
+
+
+def product(parts: Split, unit: Level) -> Array:
+    """Return alpha^i sigma^j rest. An exponent of 0 is left out, since 0 * inf has no value."""
+    return raised(raised(parts.rest, unit.alpha, parts.alpha_power), unit.sigma, parts.sigma_power)
+
+
+def raised(value: Array, base: Array, power: float) -> Array:
+    """Return value base^power; a whole power by steps, so that base^2 may underflow where the product does not."""
+    if power not in (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0):
+        return value * base**power
+    for _ in range(abs(int(power))):
+        value = value * base if power > 0 else value / base
+    return value

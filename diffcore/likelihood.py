@@ -1,0 +1,364 @@
+r"""The variational bound on -log p(x), term by term, in nats per sample.
+
+    -log p(x) <= KL(q(z_1 | x) || p(z_1))  +  L  +  E[-log p(x | z_0)]
+                 prior                        diffusion  reconstruction
+
+    L_T   = sum_i (1/2) (SNR(s_i) - SNR(t_i)) ||x - x-hat(z_{t_i})||^2            (discrete: T intervals)
+    L_inf = (1/2) integral of e^lambda ||x - x-hat(z_lambda)||^2 d lambda         (continuous)
+
+each in expectation over the noise in z. L_inf is written, and estimated, in lambda: a schedule enters through its two
+ends and nothing else. The prior is N(0, sigma_1^2 I), what `diffcore.start` draws.
+
+Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 11-18 and app. A-B. The schedule must end at finite log-SNRs: data
+without any noise would take infinitely many nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffcore import _array, levels, losses, process
+from diffcore._array import Array
+from diffcore._decoder import NOISE_STREAM, check_data, check_finite, normal, reconstruction, total
+from diffcore._weight import At, Split, Weight
+from diffcore.levels import Gaussian, Level
+from diffcore.predictions import Prediction
+
+__all__ = [
+    "Bound",
+    "bits_per_dim",
+    "bound",
+    "diffusion_continuous",
+    "diffusion_discrete",
+    "discrete_weight",
+    "prior_kl",
+    "reconstruction",
+]
+
+
+class Bound(NamedTuple):
+    """The three terms of the bound on -log p(x), in nats, each of shape (B,).
+
+    >>> Bound(prior=1.0, diffusion=2.0, reconstruction=0.5).total
+    3.5
+    """
+
+    prior: Array
+    diffusion: Array
+    reconstruction: Array
+
+    @property
+    def total(self) -> Array:
+        """The bound: the sum of the three terms."""
+        return self.prior + self.diffusion + self.reconstruction
+
+
+def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array:
+    r"""Return KL(q(z_1 | x) || N(0, variance I)): what is left of x in the noisiest state, in nats.
+
+    Args:
+        x: clean data, a floating array (B, ...).
+        schedule: a schedule of `diffcore.schedules`: log_snr(t) and scaling.
+        variance: of the prior. None is sigma_1^2, from which `diffcore.start` draws: then the term is
+            (1/2) e^{lambda_1} ||x||^2 under every scaling. 1.0 is the prior of Kingma et al. for "vp".
+
+    Returns:
+        An array of shape (B,), at least float32.
+
+    Raises:
+        ValueError: the variance is not positive and finite.
+        TypeError: `x` is no floating array.
+
+    Source: Kingma et al. 2021, eq. 11.
+
+    >>> import diffcore as dc, numpy as np
+    >>> schedule = dc.schedules.LinearLogSNR(log_snr_min=0.0, log_snr_max=9.0)
+    >>> prior_kl(np.ones((1, 4)), schedule).round(6)
+    array([2.])
+    """
+    if variance is not None and not 0.0 < variance < math.inf:
+        raise ValueError(f"likelihood.prior_kl: `variance` is {variance!r}, but takes a positive finite number")
+    xp = check_data("likelihood.prior_kl", x)
+    wide = _array.widen(xp, x)
+    if variance is None:
+        snr = math.exp(float(schedule.log_snr(1.0)))
+        return 0.5 * snr * total(xp, wide**2)
+    end = levels.level(float(schedule.log_snr(1.0)), schedule.scaling)
+    unit = xp.ones((1,) * wide.ndim, dtype=wide.dtype, device=_array.device(x))
+    return process.kl(process.marginal(wide, end), Gaussian(xp.zeros_like(wide), variance * unit))
+
+
+@dataclass(frozen=True, eq=False)
+class _Interval(Weight):
+    """(count / 2) (SNR_s - SNR_t) at the level t: w = (alpha_t / sigma_t)^2 (count / 2) expm1(lambda_s - lambda_t)."""
+
+    gap: Array
+    count: float
+
+    def split(self, at: At) -> Split:
+        """Return the exponents and the finite rest."""
+        return Split(2.0, -2.0, 0.5 * self.count * at.xp.expm1(self.gap) * at.one)
+
+
+def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
+    r"""Return (T/2) (SNR_s - SNR_t), the weight of ||x - x-hat||^2 in the discrete bound where one of T intervals
+    is drawn.
+
+    Args:
+        s, t: the two ends of the interval, lambda_s >= lambda_t, of one shape.
+        steps: T; 1 gives the term of the sum over all intervals.
+
+    Returns:
+        An array of the levels' shape, free of cancellation.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14.
+
+    >>> from diffcore.levels import level
+    >>> discrete_weight(level(1.0), level(0.0)).round(6)
+    np.float64(0.859141)
+    """
+    function = "likelihood.discrete_weight"
+    xp = _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
+    clean, noisy = (_array.level_array(function, "log_snr", part.log_snr)[1] for part in (s, t))
+    return _Interval(xp.asarray(clean - noisy), float(steps))(t)
+
+
+def diffusion_discrete(
+    denoise: Callable[[Array, Array], Array],
+    x: Array,
+    schedule: Any,
+    *,
+    steps: int | Sequence[float],
+    prediction: Prediction | None = None,
+    seed: Any = 0,
+    intervals: int | None = None,
+) -> Array:
+    r"""Return an unbiased estimate of L_T = sum_i (1/2) (SNR(s_i) - SNR(t_i)) ||x - x-hat(z_{t_i})||^2, in nats.
+
+    Args:
+        denoise: any callable (z, log_snr) -> prediction, log_snr of shape (B,).
+        x: clean data, a floating array (B, ...).
+        schedule: a schedule of `diffcore.schedules`, with finite ends.
+        steps: T, for T equal intervals of t; or the times themselves, 0 <= t_0 < ... < t_T <= 1.
+        prediction: what the denoiser returns; may be left out where it has an attribute `prediction`.
+        seed: one int (sample i gets seed + i), or one int per sample.
+        intervals: None sums all T, in T calls; K draws K of them for each sample, spread evenly, in K calls.
+
+    Returns:
+        An array of shape (B,), at least float32.
+
+    Raises:
+        ValueError: steps out of order or range; a level that is not finite.
+        TypeError: `x` is no floating array; `prediction` is missing.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14. L_T falls towards L_inf as T grows, for a good denoiser.
+
+    >>> import diffcore as dc, numpy as np
+    >>> schedule = dc.schedules.LinearLogSNR(log_snr_min=-2.0, log_snr_max=2.0)
+    >>> x = np.ones((1, 2))
+    >>> diffusion_discrete(lambda z, log_snr: 0.0 * z, x, schedule, steps=4, prediction="x").round(4)
+    array([7.2537])
+    """
+    function = "likelihood.diffusion_discrete"
+    xp = check_data(function, x)
+    times = _check_times(function, steps)
+    log_snr = np.asarray(schedule.log_snr(times), dtype=np.float64)
+    check_finite(function, log_snr)
+    count = len(times) - 1
+    batch = x.shape[0]
+    if intervals is None:
+        which = np.broadcast_to(np.arange(count)[:, None], (count, batch))
+        share = 1.0
+    else:
+        u = _spread(function, seed, intervals, batch)
+        which = np.minimum((u * count).astype(np.int64), count - 1)
+        share = count / intervals
+    nats = xp.zeros((batch,), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
+    for draw, index in enumerate(which):
+        at = _on_device(xp, log_snr[index + 1], x)
+        weight = _Interval(_on_device(xp, log_snr[index] - log_snr[index + 1], x), share)
+        nats = nats + _error(function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw)
+    return nats
+
+
+def diffusion_continuous(
+    denoise: Callable[[Array, Array], Array],
+    x: Array,
+    schedule: Any,
+    *,
+    points: int = 64,
+    prediction: Prediction | None = None,
+    seed: Any = 0,
+) -> Array:
+    r"""Return an unbiased estimate of L_inf = (1/2) integral of e^lambda ||x - x-hat||^2 d lambda, in nats.
+
+    The integral runs between the schedule's ends, over `points` log-SNRs a sample, one in each of as many equal parts,
+    at an offset drawn from the sample's seed. Only the ends of the schedule matter.
+
+    Args:
+        denoise, x, schedule, prediction, seed: as for `diffusion_discrete`.
+        points: how many log-SNRs a sample, and how many calls of the denoiser.
+
+    Returns:
+        An array of shape (B,), at least float32.
+
+    Raises:
+        ValueError: `points` is no positive int; an end that is not finite.
+        TypeError: `x` is no floating array; `prediction` is missing.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
+
+    >>> import diffcore as dc, numpy as np
+    >>> schedule = dc.schedules.LinearLogSNR(log_snr_min=-2.0, log_snr_max=2.0)
+    >>> x = np.ones((1, 2))
+    >>> diffusion_continuous(lambda z, log_snr: 0.0 * z, x, schedule, points=512, prediction="x").round(2)
+    array([7.25])
+    """
+    function = "likelihood.diffusion_continuous"
+    xp = check_data(function, x)
+    noisy, clean = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
+    check_finite(function, np.array([noisy, clean]))
+    nats = xp.zeros((x.shape[0],), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
+    weight = _PerLogSNR(clean - noisy)
+    for draw, u in enumerate(_spread(function, seed, points, x.shape[0])):
+        at = _on_device(xp, noisy + (clean - noisy) * u, x)
+        nats = nats + _error(function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw)
+    return nats / points
+
+
+@dataclass(frozen=True)
+class _PerLogSNR(Weight):
+    """(width / 2) e^lambda: the continuous bound for lambda uniform on an interval of that width."""
+
+    width: float
+
+    def split(self, at: At) -> Split:
+        """Return the exponents and the finite rest."""
+        return Split(2.0, -2.0, 0.5 * self.width * at.one)
+
+
+def bound(
+    denoise: Callable[[Array, Array], Array],
+    x: Array,
+    schedule: Any,
+    *,
+    prediction: Prediction | None = None,
+    steps: int | None = None,
+    points: int = 64,
+    bins: int = 256,
+    seed: Any = 0,
+) -> Bound:
+    r"""Return the three terms of the bound on -log p(x) of data in [-1, 1] that takes `bins` values, in nats.
+
+    Args:
+        denoise, x, schedule, prediction, seed: as for `diffusion_discrete`.
+        steps: T of the discrete bound, equal intervals of t; None is the continuous bound.
+        points: as for `diffusion_continuous`.
+        bins: as for `reconstruction`.
+
+    Returns:
+        `Bound`; bits_per_dim(bound.total, dims, bin_width=1.0) turns it into bits, for these are probabilities of bins.
+
+    Raises:
+        ValueError, TypeError: as the three terms do.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 11.
+
+    >>> import diffcore as dc, numpy as np
+    >>> schedule = dc.schedules.LinearLogSNR(log_snr_min=-12.0, log_snr_max=12.0)
+    >>> terms = bound(lambda z, log_snr: 0.0 * z, np.ones((1, 2)), schedule, prediction="x", points=4)
+    >>> terms.total.shape
+    (1,)
+    """
+    if steps is None:
+        diffusion = diffusion_continuous(denoise, x, schedule, points=points, prediction=prediction, seed=seed)
+    else:
+        diffusion = diffusion_discrete(denoise, x, schedule, steps=steps, prediction=prediction, seed=seed)
+    return Bound(prior_kl(x, schedule), diffusion, reconstruction(x, schedule, bins=bins, seed=seed))
+
+
+def bits_per_dim(nats: Array, dims: int, *, bin_width: float) -> Array:
+    r"""Return nats per sample as bits per element.
+
+        nats / (dims log 2) - log2(bin_width)
+
+    Args:
+        nats: -log p(x), or a bound on it, of any shape.
+        dims: elements a sample, such as T * H * W * C.
+        bin_width: what the probability is of. 1.0 where `nats` already are of a bin's probability, as those of `bound`.
+            For a density (an ODE's likelihood), the width of a bin in the units of x: 2 / 255 for 256 values from -1 to
+            1. About 7 bits lie between the two readings.
+
+    Returns:
+        An array of the shape of `nats`.
+
+    Raises:
+        ValueError: `dims` or `bin_width` is not positive.
+
+    Source: Theis et al. 2016 (arXiv 1511.01844), sec. 3.1.
+
+    >>> bits_per_dim(2.0 * math.log(2.0), 2, bin_width=1.0), bits_per_dim(0.0, 2, bin_width=2 / 256)
+    (1.0, 7.0)
+    """
+    if dims < 1 or not 0.0 < bin_width < math.inf:
+        raise ValueError(
+            f"likelihood.bits_per_dim: `dims`, `bin_width` are {dims!r}, {bin_width!r}, but take positive numbers"
+        )
+    return nats / (dims * math.log(2.0)) - math.log2(bin_width)
+
+
+def _error(
+    function: str,
+    denoise: Callable[[Array, Array], Array],
+    x: Array,
+    log_snr: Array,
+    schedule: Any,
+    weight: Weight,
+    *,
+    prediction: Prediction | None,
+    seed: Any,
+    draw: int,
+) -> Array:
+    """Return weight * ||x - x-hat(z)||^2, summed over a sample, at one log-SNR per sample."""
+    prediction = getattr(denoise, "prediction", None) if prediction is None else prediction
+    if prediction is None:
+        raise TypeError(f"{function}: `prediction` is missing; say what the denoiser returns, such as 'v'")
+    eps = normal(x, seed, draw=draw, stream=NOISE_STREAM)
+    level = levels.level(log_snr, schedule.scaling)
+    y = denoise(process.diffuse(x, eps, level), log_snr)
+    mean = losses.denoising(y, x, eps, level, prediction=prediction, weight=weight)
+    return mean * math.prod(x.shape[1:])
+
+
+def _spread(function: str, seed: Any, count: int, batch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return (count, batch) numbers in [0, 1), one in each of `count` equal parts, at a seed's offset.
+
+    The offset runs forwards in one part and backwards in the next, so that its first-order error cancels.
+    """
+    from diffcore import times
+
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{function}: how many points or intervals is {count!r}, but takes an int >= 1")
+    offset = times.independent(seed, 0, batch, like=np.zeros((), dtype=np.float64))[None, :]
+    part = np.arange(count)[:, None]
+    return np.asarray((part + np.where(part % 2 == 0, offset, 1.0 - offset)) / count)
+
+
+def _on_device(xp: Any, values: np.ndarray[Any, Any], like: Array) -> Array:
+    return xp.asarray(np.ascontiguousarray(values), dtype=_array.widen(xp, like).dtype, device=_array.device(like))
+
+
+def _check_times(function: str, steps: int | Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if isinstance(steps, int):
+        if isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"{function}: `steps` is {steps!r}, but takes an int >= 1, or times in rising order")
+        return np.linspace(0.0, 1.0, steps + 1)
+    times = np.asarray(steps, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) > 0) or times[0] < 0.0 or times[-1] > 1.0:
+        raise ValueError(f"{function}: `steps` is {times}, but takes at least two times, 0 <= t_0 < ... < t_T <= 1")
+    return times

@@ -1,0 +1,290 @@
+"""The bound on -log p(x), against Gaussian data, where every term and the answer have a closed form."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+
+from diffcore import likelihood, noise, process, schedules, weights
+from diffcore.levels import level
+
+LIBRARIES = [
+    "numpy",
+    pytest.param("torch", marks=pytest.mark.torch),
+    pytest.param("jax.numpy", marks=pytest.mark.jax),
+]
+MEAN, VARIANCE = 0.3, 0.25
+NARROW = schedules.LinearLogSNR(log_snr_min=-4.0, log_snr_max=4.0)
+WIDE = schedules.LinearLogSNR(log_snr_min=-14.0, log_snr_max=14.0)
+X0 = np.array([[-0.4, 0.9]])
+MANY = np.broadcast_to(X0, (4000, 2)).copy()
+
+
+def namespace(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+@dataclass(frozen=True)
+class ExactGaussian:
+    """E[x | z] for independent elements N(MEAN, VARIANCE): m + alpha c / (alpha^2 c + sigma^2) (z - alpha m)."""
+
+    scaling: str = "vp"
+    prediction: str = "x"
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        at = level(log_snr, self.scaling)
+        alpha, sigma = (part[:, None] for part in (at.alpha, at.sigma))
+        return MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (z - alpha * MEAN)
+
+
+def error(snr: Any, x: Any = X0) -> Any:
+    """E ||x - x-hat||^2 over the noise, for one x: bias^2 + variance, in terms of the SNR alone."""
+    snr = np.asarray(snr)[..., None]
+    shrink = 1.0 + snr * VARIANCE
+    return np.sum((x - MEAN) ** 2 / shrink**2 + snr * VARIANCE**2 / shrink**2, axis=-1)
+
+
+def half_integral(low: float, high: float, x: Any = X0) -> Any:
+    """(1/2) of the integral of `error` over the SNR from low to high: the continuous diffusion term."""
+    at = lambda s: -((x - MEAN) ** 2) / VARIANCE / (1 + s * VARIANCE) + np.log1p(s * VARIANCE) + 1 / (1 + s * VARIANCE)  # noqa: E731
+    return 0.5 * np.sum(at(high) - at(low), axis=-1)
+
+
+def ends(schedule: Any) -> tuple[float, float]:
+    return float(np.exp(schedule.log_snr(1.0))), float(np.exp(schedule.log_snr(0.0)))
+
+
+@pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
+def test_the_continuous_term_is_its_closed_form(scaling: str) -> None:
+    schedule = schedules.LinearLogSNR(log_snr_min=-4.0, log_snr_max=4.0, scaling=scaling)
+    found = likelihood.diffusion_continuous(ExactGaussian(scaling), MANY, schedule, points=16)
+    assert np.mean(found) == pytest.approx(half_integral(*ends(schedule))[0], abs=5 * np.std(found) / np.sqrt(len(found)))
+    assert np.std(found) / np.sqrt(len(found)) < 0.02
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_the_discrete_term_is_its_closed_form(steps: int) -> None:
+    """sum_i (1/2) (SNR_s - SNR_t) E ||x - x-hat(z_t)||^2."""
+    found = likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=steps)
+    assert np.mean(found) == pytest.approx(discrete(steps), abs=5 * np.std(found) / np.sqrt(len(found)))
+
+
+def discrete(steps: int) -> float:
+    snr = np.exp(NARROW.log_snr(np.linspace(0.0, 1.0, steps + 1)))
+    return float(np.sum(0.5 * (snr[:-1] - snr[1:]) * error(snr[1:])))
+
+
+def test_the_discrete_bound_falls_to_the_continuous_one() -> None:
+    """VLB_T -> VLB_inf, from above, and the gap halves as T doubles."""
+    gaps = np.array([discrete(steps) for steps in (4, 8, 16, 512, 1024)]) - half_integral(*ends(NARROW))[0]
+    assert np.all(np.diff(gaps) < 0.0)
+    assert gaps[-2] / gaps[-1] == pytest.approx(2.0, rel=0.01)
+    means = [np.mean(likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=steps)) for steps in (4, 8, 16)]
+    assert np.all(np.diff(means) < 0.0)
+
+
+def test_the_bound_of_the_exact_denoiser_is_the_log_density() -> None:
+    """prior + L_inf + E[-log N(x; z_0 / alpha_0, 1 / SNR_0)] = -log N(x; MEAN, VARIANCE), as the ends go to +-inf."""
+    found = likelihood.diffusion_continuous(ExactGaussian(), MANY, WIDE, points=64)
+    reconstruction = 2 * 0.5 * (np.log(2.0 * np.pi * np.e) - WIDE.log_snr(0.0))
+    total = np.mean(found) + likelihood.prior_kl(X0, WIDE)[0] + reconstruction
+    exact = 0.5 * np.sum((X0 - MEAN) ** 2 / VARIANCE + np.log(2.0 * np.pi * VARIANCE))
+    assert total == pytest.approx(exact, abs=5 * np.std(found) / np.sqrt(len(found)) + 1e-4)
+    assert np.std(found) / np.sqrt(len(found)) < 0.05
+
+
+def test_a_wrong_denoiser_has_a_larger_bound() -> None:
+    worse = likelihood.diffusion_continuous(lambda z, log_snr: 0.0 * z, MANY, NARROW, prediction="x", points=16)
+    assert np.mean(worse) > half_integral(*ends(NARROW))[0] + 1.0
+
+
+def test_the_estimate_is_unbiased_at_any_number_of_points_and_its_order_is_two() -> None:
+    """For an x-hat that ignores z the integral is (1/2) ||x||^2 (SNR_0 - SNR_1), without any noise."""
+    truth = 0.5 * np.sum(X0**2) * (ends(NARROW)[1] - ends(NARROW)[0])
+    zero: Any = lambda z, log_snr: 0.0 * z  # noqa: E731
+    few = likelihood.diffusion_continuous(zero, MANY, NARROW, prediction="x", points=2)
+    assert np.mean(few) == pytest.approx(truth, rel=0.05)
+    coarse, fine = (
+        np.max(np.abs(likelihood.diffusion_continuous(zero, MANY[:64], NARROW, prediction="x", points=n) - truth))
+        for n in (32, 64)
+    )
+    assert coarse / fine > 3.5
+
+
+CURVES = [
+    NARROW,
+    schedules.Cosine(log_snr_min=-4.0, log_snr_max=4.0),
+    schedules.Cosine(log_snr_min=-4.0, log_snr_max=4.0, scaling="flow"),
+]
+
+
+def test_the_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
+    found = [likelihood.diffusion_continuous(ExactGaussian(s.scaling), MANY[:50], s, points=8) for s in CURVES]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-9)
+    t = (np.arange(20000) + 0.5) / 20000
+    for schedule in CURVES:  # and so does weights.Bound, for uniform t
+        at = schedule(t)
+        mean = np.mean(weights.Bound()(at, schedule.slope(t)) * error(np.exp(at.log_snr)))
+        assert mean == pytest.approx(half_integral(*ends(NARROW))[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["x", "eps", "v", "score", "flow", "edm"])
+def test_the_bound_is_equal_whatever_the_denoiser_predicts(prediction: str) -> None:
+    from diffcore import predictions
+
+    def denoise(z: Any, log_snr: Any) -> Any:
+        return predictions.convert(ExactGaussian()(z, log_snr), z, level(log_snr), source="x", target=prediction)
+
+    for found, truth in (
+        (
+            likelihood.diffusion_continuous(denoise, MANY[:20], NARROW, prediction=prediction, points=4),
+            likelihood.diffusion_continuous(ExactGaussian(), MANY[:20], NARROW, points=4),
+        ),
+        (
+            likelihood.diffusion_discrete(denoise, MANY[:20], NARROW, prediction=prediction, steps=4),
+            likelihood.diffusion_discrete(ExactGaussian(), MANY[:20], NARROW, steps=4),
+        ),
+    ):
+        np.testing.assert_allclose(found, truth, rtol=1e-8)
+
+
+@pytest.mark.parametrize("intervals", [1, 3, 8])
+def test_some_intervals_estimate_the_sum_over_all(intervals: int) -> None:
+    found = likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=8, intervals=intervals)
+    assert np.mean(found) == pytest.approx(discrete(8), abs=5 * np.std(found) / np.sqrt(len(found)))
+
+
+def test_a_grid_of_ones_own_may_cover_a_part() -> None:
+    zero: Any = lambda z, log_snr: 0.0 * z  # noqa: E731
+    parts = [
+        likelihood.diffusion_discrete(zero, X0, NARROW, prediction="x", steps=grid)
+        for grid in ([0.0, 0.2, 0.5], [0.5, 1.0], [0.0, 0.2, 0.5, 1.0])
+    ]
+    np.testing.assert_allclose(parts[0] + parts[1], parts[2], rtol=1e-12)
+
+
+def test_the_discrete_weight_is_free_of_cancellation() -> None:
+    """(T/2) (SNR_s - SNR_t) at T = 1e6, where the plain difference of float32 SNRs has lost all digits but one."""
+    gap = 8.0 / 1e6
+    t = np.float32(3.0)
+    s = np.float32(t + np.float32(gap))
+    truth = 0.5e6 * np.exp(np.float64(t)) * np.expm1(np.float64(s) - np.float64(t))
+    np.testing.assert_allclose(likelihood.discrete_weight(level(s), level(t), 10**6), truth, rtol=1e-6)
+
+
+def test_the_prior_term_is_the_kl_and_needs_no_scaling() -> None:
+    for scaling in ("vp", "ve", "flow"):
+        schedule = schedules.LinearLogSNR(log_snr_min=-3.0, log_snr_max=9.0, scaling=scaling)
+        at = schedule(1.0)
+        prior = process.Gaussian(np.zeros_like(X0), np.full((1, 1), float(at.sigma) ** 2))
+        truth = process.kl(process.marginal(X0, at), prior)
+        np.testing.assert_allclose(likelihood.prior_kl(X0, schedule), truth, rtol=1e-12)
+        np.testing.assert_allclose(truth, 0.5 * np.exp(-3.0) * np.sum(X0**2), rtol=1e-12)
+    standard = process.Gaussian(np.zeros_like(X0), np.ones((1, 1)))
+    np.testing.assert_allclose(
+        likelihood.prior_kl(X0, NARROW, variance=1.0), process.kl(process.marginal(X0, NARROW(1.0)), standard), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("log_snr", [-30.0, 0.0, 6.0, 12.0, 20.0])
+@pytest.mark.parametrize("bins", [2, 256])
+def test_the_reconstruction_term_is_a_softmax_over_the_bins(log_snr: float, bins: int) -> None:
+    schedule = schedules.LinearLogSNR(log_snr_min=-40.0, log_snr_max=log_snr)
+    values = np.linspace(-1.0, 1.0, bins)
+    x = np.random.default_rng(0).choice(values, size=(3, 5))
+    found = likelihood.reconstruction(x, schedule, bins=bins, seed=7)
+    seen = x + np.exp(-0.5 * log_snr) * noise.normal(7, 0, x.shape, like=x, stream=3)
+    logits = -0.5 * np.exp(log_snr) * (seen[..., None] - values) ** 2
+    own = np.argmin(np.abs(x[..., None] - values), axis=-1)[..., None]
+    truth = -np.sum(np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), own, axis=-1), axis=(1, 2))
+    np.testing.assert_allclose(found, truth, rtol=1e-7, atol=1e-7)
+    assert likelihood.reconstruction(x.astype(np.float32), schedule, bins=bins, seed=7) == pytest.approx(truth, rel=1e-3, abs=1e-4)
+
+
+def test_noise_free_reconstruction_is_free_and_pure_noise_costs_all_bits() -> None:
+    x = np.linspace(-1.0, 1.0, 256).reshape(2, 128)
+    clean = schedules.LinearLogSNR(log_snr_min=-1.0, log_snr_max=20.0)
+    np.testing.assert_allclose(likelihood.reconstruction(x, clean), 0.0, atol=1e-12)
+    noisy = schedules.LinearLogSNR(log_snr_min=-40.0, log_snr_max=-30.0)
+    bits = likelihood.bits_per_dim(likelihood.reconstruction(x, noisy), 128, bin_width=1.0)
+    np.testing.assert_allclose(bits, 8.0, atol=1e-4)
+
+
+def test_bits_of_a_uniform_density_and_of_its_bins_agree() -> None:
+    """256 bins over [-1, 1]: 8 bits, from the density 1/2 and from the probability 1/256."""
+    dims = 12
+    assert likelihood.bits_per_dim(dims * np.log(2.0), dims, bin_width=2 / 256) == pytest.approx(8.0)
+    assert likelihood.bits_per_dim(dims * np.log(256.0), dims, bin_width=1.0) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("steps", [None, 4])
+def test_the_bound_agrees_on_every_library_and_dtype(library: str, steps: int | None) -> None:
+    xp = namespace(library)
+    x = np.random.default_rng(0).choice(np.linspace(-1.0, 1.0, 256), size=(3, 2))
+    schedule = schedules.Cosine(log_snr_min=-12.0, log_snr_max=12.0)
+    settings: Any = {"steps": steps, "points": 4, "seed": [7, 8, 9]}
+    truth = likelihood.bound(ExactGaussian(), x, schedule, **settings)
+    found = likelihood.bound(ExactGaussian(), xp.asarray(x.astype(np.float32)), schedule, **settings)
+    for name, one, other in zip(truth._fields, truth, found, strict=True):
+        assert "float32" in str(other.dtype)
+        np.testing.assert_allclose(np.asarray(other), one, rtol=2e-3, atol=2e-3, err_msg=name)
+    np.testing.assert_allclose(np.asarray(found.total), sum(np.asarray(part) for part in found), rtol=1e-6)
+
+
+def test_a_batch_is_its_samples_one_by_one() -> None:
+    x = np.random.default_rng(0).choice(np.linspace(-1.0, 1.0, 256), size=(3, 2))
+    together = likelihood.bound(ExactGaussian(), x, NARROW, points=3, seed=7).total
+    alone = [likelihood.bound(ExactGaussian(), x[i : i + 1], NARROW, points=3, seed=7 + i).total[0] for i in range(3)]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+@pytest.mark.jax
+def test_the_bound_under_jit_and_grad_on_jax() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.asarray(X0, dtype=jnp.float32)
+    total = lambda x: jnp.sum(likelihood.bound(ExactGaussian(), x, NARROW, points=2, bins=8).total)  # noqa: E731
+    np.testing.assert_allclose(jax.jit(total)(x), total(x), rtol=1e-4)
+    assert np.all(np.isfinite(jax.grad(total)(x)))
+
+
+@pytest.mark.torch
+def test_the_bound_in_half_precision_is_float32_and_carries_gradients() -> None:
+    import torch
+
+    gain = torch.tensor(0.5, requires_grad=True)
+    x = torch.asarray(X0).to(torch.bfloat16)
+    terms = likelihood.bound(lambda z, log_snr: (gain * z.float()).to(z.dtype), x, NARROW, prediction="v", points=2, bins=8)
+    assert {part.dtype for part in terms} == {torch.float32}
+    terms.total.sum().backward()
+    assert gain.grad is not None
+    assert torch.isfinite(gain.grad)
+
+
+ENDLESS = schedules.Flow()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: likelihood.diffusion_discrete(ExactGaussian(), X0, NARROW, steps=0), ValueError, r"`steps` is 0"),
+        (lambda: likelihood.diffusion_discrete(ExactGaussian(), X0, NARROW, steps=[0.5, 0.5]), ValueError, r"`steps` is
+        \[0\.5"), (lambda: likelihood.diffusion_continuous(ExactGaussian(), X0, NARROW, points=0), ValueError, r"takes
+        an int >= 1"), (lambda: likelihood.diffusion_continuous(lambda z, l: z, X0, NARROW), TypeError, r"`prediction`
+        is missing"), (lambda: likelihood.diffusion_continuous(ExactGaussian(), X0, ENDLESS), ValueError, r"use a
+        schedule with finite ends"), (lambda: likelihood.prior_kl(1.0, NARROW), TypeError, r"`x` is a number"),
+        (lambda: likelihood.prior_kl(X0.astype(int), NARROW), TypeError, r"`x` has dtype int64"),
+        (lambda: likelihood.prior_kl(X0, NARROW, variance=0.0), ValueError, r"`variance` is 0\.0"),
+        (lambda: likelihood.reconstruction(X0, NARROW, bins=1), ValueError, r"`bins`, `low`, `high` are 1"),
+        (lambda: likelihood.bits_per_dim(1.0, 0, bin_width=1.0), ValueError, r"`dims`, `bin_width` are 0, 1\.0"),
+    ],
+)
+def test_bad_input_is_refused_with_the_way_out(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
