@@ -60,7 +60,7 @@ upgrade:  ## resolve anew and rewrite constraints.txt, all but torch
 	mv .cache/constraints.txt constraints.txt && rm -rf .cache/upgrade
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks build dist out *.egg-info
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks build dist demo-output *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,9 +1,11 @@
-"""Noise on NumPy arrays: packed words, in blocks that stay in the cache, on as many threads as there are cores.
+"""Noise on NumPy arrays: packed words, in chunks that stay in the cache, in place, on as many threads as there are cores.
 
 Two counter words travel in one 64-bit integer, W_0 = (c0 : c1) and W_1 = (c2 : c3), so that a round is
 
-    P_0 = M_0 (W_0 >> 32),  P_1 = M_1 (W_1 >> 32),  W_0 <- P_1 ^ (W_0 << 32) ^ (k0 : 0),  W_1 <- P_0 ^ (W_1 << 32) ^ (k1
-    : 0)
+    P_0 = M_0 (W_0 >> 32),   W_0 <- P_1 ^ (W_0 << 32) ^ (k0 : 0),
+    P_1 = M_1 (W_1 >> 32),   W_1 <- P_0 ^ (W_1 << 32) ^ (k1 : 0).
+
+The formulas are those of `diffcore._philox`; selections by a bit of a word are done on the bits of the floats.
 """
 
 from __future__ import annotations
@@ -20,17 +22,18 @@ import numpy.typing as npt
 from diffcore import _philox
 from diffcore._array import Array
 
-CHUNK = 16 * _philox.TILE
-"""Blocks a pass: 4,096 blocks are 32 KiB a buffer, so that the handful of buffers stays in the second cache."""
+CHUNK = 64 * _philox.TILE
+"""Blocks a pass: 16,384 blocks are 128 KiB a buffer; the handful of buffers stays in a second-level cache, and a call's
+own cost is spread over enough elements."""
 
 U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+HALF, SIGN = np.uint64(32), np.uint32(0x80000000)
 
 
 def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
     """Return the 32-bit words of each element, in uint32; see `diffcore.noise.bits`."""
-    out = np.empty((shape[0], math.prod(shape[1:])), dtype=np.uint32)
-    _fill(out, np.asarray(words), int(draw), stream, _store_bits)
-    return out.reshape(shape)
+    return _fill(np.dtype(np.uint32), words, draw, shape, stream)
 
 
 def normal(
@@ -39,88 +42,168 @@ def normal(
     """Return standard normals (B, ...); see `diffcore.noise.normal`."""
     dtype = np.dtype(dtype)
     _philox.check_dtype(dtype)
+    return _fill(dtype, words, draw, shape, stream)
+
+
+def _fill(dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: int) -> Array:
+    """Fill the samples pass by pass: a part of a large sample, or several small samples at once.
+
+    Passes are independent, so neither threads nor the rest of the batch change a bit.
+    """
     out = np.empty((shape[0], math.prod(shape[1:])), dtype=dtype)
-    _fill(out, np.asarray(words), int(draw), stream, _store_normals)
+    if not out.size:
+        return out.reshape(shape)
+    _, full, rest = _philox.counts(out.shape)
+    blocks = full * _philox.TILE + rest
+    together = max(1, CHUNK // blocks)
+    passes = [
+        (slice(sample, sample + together), first)
+        for sample in range(0, out.shape[0], together)
+        for first in range(0, blocks, CHUNK)
+    ]
+    keys = np.asarray(words).astype(np.uint64)
+    draw = int(draw) & _philox.MASK
+
+    def work(some: list[tuple[slice, int]]) -> None:
+        scratch = _Scratch(min(blocks * min(together, out.shape[0]), CHUNK))
+        for samples, first in some:
+            count = min(CHUNK, blocks - first)
+            end = None if first + count == blocks else 4 * (first + count)
+            scratch.store(out[samples, 4 * first : end], first, count, keys[samples], draw, stream)
+
+    threads = min(os.cpu_count() or 1, len(passes))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, [passes[i::threads] for i in range(threads)]))
+    else:
+        work(passes)
     return out.reshape(shape)
 
 
-def _fill(out: Array, words: Array, draw: int, stream: int, store: Any) -> None:
-    """Fill the samples chunk by chunk; chunks are independent, so threads do not change a bit."""
-    size, full, rest = _philox.counts(out.shape)
-    blocks = full * _philox.TILE + rest
-    jobs = [
-        (sample, first, min(first + CHUNK, blocks))
-        for sample in range(out.shape[0])
-        for first in range(0, blocks, CHUNK)
-    ]
+class _Scratch:
+    """The buffers of one thread, and the passes over them."""
 
-    def work(job: tuple[int, int, int]) -> None:
-        sample, first, last = job
-        low, high = (int(word) for word in words[sample])
-        w0, w1 = _blocks(first, last, (low, high), draw & _philox.MASK, stream)
-        end = size if last == blocks else 4 * last
-        store(out[sample, 4 * first : end], w0, w1)
+    def __init__(self, size: int) -> None:
+        self.wide = np.empty((4, size), dtype=np.uint64)
+        self.words = np.empty((4, size), dtype=np.uint32)
 
-    threads = min(os.cpu_count() or 1, len(jobs) // 4)
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, jobs))
-    else:
-        for job in jobs:
-            work(job)
+    def store(self, out: Array, first: int, count: int, keys: U64, draw: int, stream: int) -> None:
+        """Write the elements of `count` blocks, of which the first is `first`, of each sample into `out` (samples, ...)."""
+        size = count * out.shape[0]
+        words = self.words[:, :size]
+        self._rounds(words, first, count, keys, draw, stream)
+        if out.dtype == np.uint32:
+            lanes: Array = words
+        elif out.dtype == np.float64:
+            pairs = [_philox.pair(xp, words[i], words[i + 1], np.float64, np.int32) for i in (0, 2)]
+            lanes = np.stack([lane for pair in pairs for lane in pair])
+        else:
+            lanes = words.view(np.float32)
+            free = self.wide.reshape(-1).view(np.uint32)[: 4 * size].reshape(4, size)
+            for i in (0, 2):
+                _pair(lanes[i], lanes[i + 1], words[i], words[i + 1], free)
+        _place(out, lanes.reshape(4, out.shape[0], count))
 
-
-def _blocks(first: int, last: int, key: tuple[int, int], draw: int, stream: int) -> tuple[U64, U64]:
-    """Return (c0 : c1) and (c2 : c3) after ten rounds, for blocks first .. last - 1 (below 2^32)."""
-    counter = np.arange(first, last, dtype=np.uint64)
-    multiplier0, multiplier1 = (np.uint64(m) for m in _philox.MULTIPLIERS)
-    half = np.uint64(32)
-    k0, k1 = key
-    # In the first round only c0 = block differs from element to element, in the second only the pair W_1 does.
-    first_product = _philox.MULTIPLIERS[1] * draw
-    w0_scalar = first_product ^ (k0 << 32)
-    w1 = counter * multiplier0
-    w1 ^= np.uint64((stream << 32) ^ (k1 << 32))
-    k0, k1 = (k0 + _philox.WEYL[0]) & _philox.MASK, (k1 + _philox.WEYL[1]) & _philox.MASK
-    product0 = _philox.MULTIPLIERS[0] * (w0_scalar >> 32)
-    w0 = w1 >> half
-    w0 *= multiplier1
-    w0 ^= np.uint64(((w0_scalar << 32) & 0xFFFFFFFFFFFFFFFF) ^ (k0 << 32))
-    w1 <<= half
-    w1 ^= np.uint64(product0 ^ (k1 << 32))
-    p0, p1 = np.empty_like(w0), np.empty_like(w1)
-    for _ in range(_philox.ROUNDS - 2):
-        k0, k1 = (k0 + _philox.WEYL[0]) & _philox.MASK, (k1 + _philox.WEYL[1]) & _philox.MASK
-        np.right_shift(w0, half, out=p0)
-        np.right_shift(w1, half, out=p1)
-        p0 *= multiplier0
-        p1 *= multiplier1
-        w0 <<= half
-        w1 <<= half
-        w0 ^= np.uint64(k0 << 32)
-        w1 ^= np.uint64(k1 << 32)
-        w0 ^= p1
-        w1 ^= p0
-    return w0, w1
-
-
-def _split(w0: U64, w1: U64) -> list[npt.NDArray[np.uint32]]:
-    half = np.uint64(32)
-    return [
-        (w0 >> half).astype(np.uint32),
-        w0.astype(np.uint32),
-        (w1 >> half).astype(np.uint32),
-        w1.astype(np.uint32),
-    ]
+    def _rounds(self, words: U32, first: int, count: int, keys: U64, draw: int, stream: int) -> None:
+        samples = keys.shape[0]
+        w0, w1, p0, p1 = (buffer[: samples * count].reshape(samples, count) for buffer in self.wide)
+        m0, m1 = (np.uint64(m) for m in _philox.MULTIPLIERS)
+        mask = np.uint64(_philox.MASK)
+        k0, k1 = keys[:, 0:1], keys[:, 1:2]
+        # In the first round only c0 = block differs within a sample, in the second only W_1 does.
+        alike = np.uint64(_philox.MULTIPLIERS[1] * draw) ^ (k0 << HALF)
+        w1[...] = np.arange(first, first + count, dtype=np.uint64)
+        w1 *= m0
+        w1 ^= (np.uint64(stream) ^ k1) << HALF
+        k0, k1 = (k0 + np.uint64(_philox.WEYL[0])) & mask, (k1 + np.uint64(_philox.WEYL[1])) & mask
+        np.right_shift(w1, HALF, out=w0)
+        w0 *= m1
+        w0 ^= ((alike & mask) ^ k0) << HALF
+        w1 <<= HALF
+        w1 ^= (m0 * (alike >> HALF)) ^ (k1 << HALF)
+        for _ in range(_philox.ROUNDS - 2):
+            k0, k1 = (k0 + np.uint64(_philox.WEYL[0])) & mask, (k1 + np.uint64(_philox.WEYL[1])) & mask
+            np.right_shift(w0, HALF, out=p0)
+            np.right_shift(w1, HALF, out=p1)
+            p0 *= m0
+            p1 *= m1
+            p1 ^= k0 << HALF
+            p0 ^= k1 << HALF
+            w0 <<= HALF
+            w1 <<= HALF
+            w0 ^= p1
+            w1 ^= p0
+        for packed, high, low in ((w0, words[0], words[1]), (w1, words[2], words[3])):
+            low[...] = packed.reshape(-1)  # casts keep the low word
+            packed >>= HALF
+            high[...] = packed.reshape(-1)
 
 
-def _store_bits(out: Array, w0: U64, w1: U64) -> None:
-    lanes = [lane[None, :] for lane in _split(w0, w1)]
-    out[...] = _philox.assemble(xp, lanes, (1, out.shape[0]))[0]
+def _pair(x: Array, y: Array, first: U32, second: U32, free: U32) -> None:
+    """Turn two words into two normals in place: x and y may share memory with the words. See `_philox.pair`."""
+    a, b, c, d = free
+    radius, other, cosine, sine = (part.view(np.float32) for part in (a, b, c, d))
+    # radius: u or 1 - u, whichever is smaller, then its logarithm or log1p of its negative
+    np.right_shift(first.view(np.int32), 31, out=a.view(np.int32))
+    upper = first > np.uint32(0x7FFFFFFF)
+    np.bitwise_xor(first, a, out=b)
+    radius[...] = b.view(np.int32)
+    radius += np.float32(0.5)
+    radius *= np.float32(2.0**-32)
+    np.negative(radius, out=other)
+    np.log1p(other, out=other)
+    np.log(radius, out=radius)
+    np.copyto(radius, other, where=upper)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    # angle: the words' remainder from the nearest quadrant, four times, as a signed integer
+    np.left_shift(second, np.uint32(2), out=b)
+    x[...] = b.view(np.int32)
+    x += np.float32(2.0)
+    x *= np.float32(math.pi / 2.0**33)
+    np.multiply(x, x, out=other)
+    np.multiply(other, np.float32(-1.9515295891e-4), out=sine)
+    sine += np.float32(8.3321608736e-3)
+    sine *= other
+    sine += np.float32(-1.6666654611e-1)
+    sine *= other
+    sine *= x
+    sine += x
+    np.multiply(other, np.float32(2.443315711809948e-5), out=cosine)
+    cosine += np.float32(-1.388731625493765e-3)
+    cosine *= other
+    cosine += np.float32(4.166664568298827e-2)
+    cosine *= other
+    cosine *= other
+    other *= np.float32(0.5)
+    cosine -= other
+    cosine += np.float32(1.0)
+    # quadrant: exchange where it is odd, then the signs
+    second += np.uint32(1 << 29)
+    np.left_shift(second, np.uint32(1), out=b)
+    np.right_shift(b.view(np.int32), 31, out=b.view(np.int32))
+    swap = x.view(np.uint32)
+    np.bitwise_xor(c, d, out=swap)
+    swap &= b
+    c ^= swap
+    d ^= swap
+    np.bitwise_and(second, SIGN, out=b)
+    d ^= b
+    second += np.uint32(1 << 30)
+    second &= SIGN
+    c ^= second
+    np.multiply(cosine, radius, out=x)
+    np.multiply(sine, radius, out=y)
 
 
-def _store_normals(out: Array, w0: U64, w1: U64) -> None:
-    wide = np.dtype(np.float64) if out.dtype == np.float64 else np.dtype(np.float32)
-    w = _split(w0, w1)
-    lanes = [*_philox.pair(xp, w[0], w[1], wide, np.int32), *_philox.pair(xp, w[2], w[3], wide, np.int32)]
-    out[...] = _philox.assemble(xp, [lane[None, :] for lane in lanes], (1, out.shape[0]))[0]
+def _place(out: Array, lanes: Array) -> None:
+    """Write four lanes (4, samples, blocks) into the order of `_philox`: whole tiles, then the rest."""
+    samples, size = out.shape
+    _, full, _ = _philox.counts((1, size))
+    whole = full * _philox.TILE
+    if full:
+        tiles = out[:, : 4 * whole].reshape(samples, full, 4, _philox.TILE)  # a view: the columns are contiguous
+        tiles[...] = lanes[:, :, :whole].reshape(4, samples, full, _philox.TILE).transpose(1, 2, 0, 3)
+    if size > 4 * whole:
+        rest = lanes[:, :, whole:].transpose(1, 0, 2).reshape(samples, -1)
+        out[:, 4 * whole :] = rest[:, : size - 4 * whole]

@@ -43,7 +43,8 @@ Multiply = Callable[[int, Array], tuple[Array, Array]]
 
 def multiply_wide(constant: int, words: Array) -> tuple[Array, Array]:
     """Return the product's high and low words, in integers of 64 bits, signed or not: the sign's copies are masked
-    off.""" product = words * constant
+    off."""
+    product = words * constant
     return (product >> 32) & MASK, product & MASK
 
 
@@ -84,7 +85,8 @@ def assemble(xp: Any, lanes: list[Array], shape: tuple[int, ...]) -> Array:
 
 def pair(xp: Any, first: Array, second: Array, dtype: Any, small: Any) -> tuple[Array, Array]:
     """Return the two normals of two words, computed in `dtype`; `small` is a signed integer dtype of 32 bits or
-    more.""" upper = first > (MASK >> 1)
+    more."""
+    upper = first > (MASK >> 1)
     mask = xp.asarray(MASK, dtype=first.dtype, device=_array.device(first))  # too large for a JAX Python int
     nearest = xp.astype(xp.where(upper, mask - first, first), small)
     tail = (xp.astype(nearest, dtype) + 0.5) * 2.0**-32  # u, or 1 - u: the smaller

@@ -321,7 +321,7 @@ def levels_for(plan: Plan, like: Array) -> Array:
         levels = np.broadcast_to(
             levels.reshape(len(plan), *(plan.lead or (1,))), (len(plan), like.shape[0], *plan.lead[1:])
         )
-    return table_for(levels, like)
+    return table_for(np.array(levels), like)  # a copy: torch warns of read-only arrays
 
 
 def check_prediction(y: Array, z: Array) -> None:

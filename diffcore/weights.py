@@ -31,6 +31,23 @@ from diffcore import _array
 from diffcore._array import Array
 from diffcore._weight import At, Split, Weight, raised
 
+__all__ = [
+    "At",
+    "Bound",
+    "EDM",
+    "Eps",
+    "MinSNR",
+    "P2",
+    "Sigmoid",
+    "SoftMinSNR",
+    "Split",
+    "Truncated",
+    "V",
+    "Weight",
+    "X",
+    "table",
+]
+
 
 def table() -> dict[str, type[Weight]]:
     """Return the table of weights: name -> class.

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 from diffcore import likelihood, noise, process, schedules, weights
-from diffcore.levels import level
+from diffcore.levels import Gaussian, level
 
 LIBRARIES = [
     "numpy",
@@ -20,7 +20,9 @@ MEAN, VARIANCE = 0.3, 0.25
 NARROW = schedules.LinearLogSNR(log_snr_min=-4.0, log_snr_max=4.0)
 WIDE = schedules.LinearLogSNR(log_snr_min=-14.0, log_snr_max=14.0)
 X0 = np.array([[-0.4, 0.9]])
-MANY = np.broadcast_to(X0, (4000, 2)).copy()
+REPEATS = 400
+MANY = np.broadcast_to(X0[:, None, :], (24, REPEATS, 2)).copy()
+"""Many copies of one point in each of many samples, so that the noise averages out."""
 
 
 def namespace(name: str) -> Any:
@@ -36,7 +38,7 @@ class ExactGaussian:
 
     def __call__(self, z: Any, log_snr: Any) -> Any:
         at = level(log_snr, self.scaling)
-        alpha, sigma = (part[:, None] for part in (at.alpha, at.sigma))
+        alpha, sigma = (part.reshape((-1,) + (1,) * (z.ndim - 1)) for part in (at.alpha, at.sigma))
         return MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (z - alpha * MEAN)
 
 
@@ -47,10 +49,18 @@ def error(snr: Any, x: Any = X0) -> Any:
     return np.sum((x - MEAN) ** 2 / shrink**2 + snr * VARIANCE**2 / shrink**2, axis=-1)
 
 
+def agrees(found: Any, truth: float, *, slack: float = 0.0) -> bool:
+    """Whether the mean of estimates of one number is that number, within five standard errors of at most 1 %."""
+    found = np.asarray(found) / REPEATS
+    deviation = float(np.std(found, ddof=1) / np.sqrt(len(found)))
+    return deviation < 0.01 * truth and abs(float(np.mean(found)) - truth) <= 5.0 * deviation + slack
+
+
 def half_integral(low: float, high: float, x: Any = X0) -> Any:
     """(1/2) of the integral of `error` over the SNR from low to high: the continuous diffusion term."""
-    at = lambda s: -((x - MEAN) ** 2) / VARIANCE / (1 + s * VARIANCE) + np.log1p(s * VARIANCE) + 1 / (1 + s * VARIANCE)  # noqa: E731
-    return 0.5 * np.sum(at(high) - at(low), axis=-1)
+    spread = 1.0 - (x - MEAN) ** 2 / VARIANCE
+    primitive = [np.log1p(snr * VARIANCE) + spread / (1.0 + snr * VARIANCE) for snr in (low, high)]
+    return 0.5 * np.sum(primitive[1] - primitive[0], axis=-1)
 
 
 def ends(schedule: Any) -> tuple[float, float]:
@@ -61,15 +71,13 @@ def ends(schedule: Any) -> tuple[float, float]:
 def test_the_continuous_term_is_its_closed_form(scaling: str) -> None:
     schedule = schedules.LinearLogSNR(log_snr_min=-4.0, log_snr_max=4.0, scaling=scaling)
     found = likelihood.diffusion_continuous(ExactGaussian(scaling), MANY, schedule, points=16)
-    assert np.mean(found) == pytest.approx(half_integral(*ends(schedule))[0], abs=5 * np.std(found) / np.sqrt(len(found)))
-    assert np.std(found) / np.sqrt(len(found)) < 0.02
+    assert agrees(found, half_integral(*ends(schedule))[0])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_the_discrete_term_is_its_closed_form(steps: int) -> None:
     """sum_i (1/2) (SNR_s - SNR_t) E ||x - x-hat(z_t)||^2."""
-    found = likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=steps)
-    assert np.mean(found) == pytest.approx(discrete(steps), abs=5 * np.std(found) / np.sqrt(len(found)))
+    assert agrees(likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=steps), discrete(steps))
 
 
 def discrete(steps: int) -> float:
@@ -82,7 +90,8 @@ def test_the_discrete_bound_falls_to_the_continuous_one() -> None:
     gaps = np.array([discrete(steps) for steps in (4, 8, 16, 512, 1024)]) - half_integral(*ends(NARROW))[0]
     assert np.all(np.diff(gaps) < 0.0)
     assert gaps[-2] / gaps[-1] == pytest.approx(2.0, rel=0.01)
-    means = [np.mean(likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=steps)) for steps in (4, 8, 16)]
+    exact = ExactGaussian()
+    means = [np.mean(likelihood.diffusion_discrete(exact, MANY[:4], NARROW, steps=steps)) for steps in (4, 8, 16)]
     assert np.all(np.diff(means) < 0.0)
 
 
@@ -90,25 +99,24 @@ def test_the_bound_of_the_exact_denoiser_is_the_log_density() -> None:
     """prior + L_inf + E[-log N(x; z_0 / alpha_0, 1 / SNR_0)] = -log N(x; MEAN, VARIANCE), as the ends go to +-inf."""
     found = likelihood.diffusion_continuous(ExactGaussian(), MANY, WIDE, points=64)
     reconstruction = 2 * 0.5 * (np.log(2.0 * np.pi * np.e) - WIDE.log_snr(0.0))
-    total = np.mean(found) + likelihood.prior_kl(X0, WIDE)[0] + reconstruction
     exact = 0.5 * np.sum((X0 - MEAN) ** 2 / VARIANCE + np.log(2.0 * np.pi * VARIANCE))
-    assert total == pytest.approx(exact, abs=5 * np.std(found) / np.sqrt(len(found)) + 1e-4)
-    assert np.std(found) / np.sqrt(len(found)) < 0.05
+    assert agrees(found, exact - likelihood.prior_kl(X0, WIDE)[0] - reconstruction, slack=1e-4)
 
 
 def test_a_wrong_denoiser_has_a_larger_bound() -> None:
-    worse = likelihood.diffusion_continuous(lambda z, log_snr: 0.0 * z, MANY, NARROW, prediction="x", points=16)
-    assert np.mean(worse) > half_integral(*ends(NARROW))[0] + 1.0
+    worse = likelihood.diffusion_continuous(lambda z, log_snr: 0.0 * z, MANY[:4], NARROW, prediction="x", points=16)
+    assert np.mean(worse) / REPEATS > half_integral(*ends(NARROW))[0] + 1.0
 
 
 def test_the_estimate_is_unbiased_at_any_number_of_points_and_its_order_is_two() -> None:
     """For an x-hat that ignores z the integral is (1/2) ||x||^2 (SNR_0 - SNR_1), without any noise."""
     truth = 0.5 * np.sum(X0**2) * (ends(NARROW)[1] - ends(NARROW)[0])
     zero: Any = lambda z, log_snr: 0.0 * z  # noqa: E731
-    few = likelihood.diffusion_continuous(zero, MANY, NARROW, prediction="x", points=2)
-    assert np.mean(few) == pytest.approx(truth, rel=0.05)
+    few = likelihood.diffusion_continuous(zero, np.repeat(X0, 400, axis=0), NARROW, prediction="x", points=2)
+    assert abs(np.mean(few) - truth) <= 4.0 * np.std(few) / 20.0
+    copies = np.repeat(X0, 16, axis=0)
     coarse, fine = (
-        np.max(np.abs(likelihood.diffusion_continuous(zero, MANY[:64], NARROW, prediction="x", points=n) - truth))
+        np.max(np.abs(likelihood.diffusion_continuous(zero, copies, NARROW, prediction="x", points=n) - truth))
         for n in (32, 64)
     )
     assert coarse / fine > 3.5
@@ -122,7 +130,7 @@ CURVES = [
 
 
 def test_the_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
-    found = [likelihood.diffusion_continuous(ExactGaussian(s.scaling), MANY[:50], s, points=8) for s in CURVES]
+    found = [likelihood.diffusion_continuous(ExactGaussian(s.scaling), MANY[:3], s, points=8) for s in CURVES]
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-9)
     t = (np.arange(20000) + 0.5) / 20000
@@ -141,12 +149,12 @@ def test_the_bound_is_equal_whatever_the_denoiser_predicts(prediction: str) -> N
 
     for found, truth in (
         (
-            likelihood.diffusion_continuous(denoise, MANY[:20], NARROW, prediction=prediction, points=4),
-            likelihood.diffusion_continuous(ExactGaussian(), MANY[:20], NARROW, points=4),
+            likelihood.diffusion_continuous(denoise, MANY[:2], NARROW, prediction=prediction, points=4),
+            likelihood.diffusion_continuous(ExactGaussian(), MANY[:2], NARROW, points=4),
         ),
         (
-            likelihood.diffusion_discrete(denoise, MANY[:20], NARROW, prediction=prediction, steps=4),
-            likelihood.diffusion_discrete(ExactGaussian(), MANY[:20], NARROW, steps=4),
+            likelihood.diffusion_discrete(denoise, MANY[:2], NARROW, prediction=prediction, steps=4),
+            likelihood.diffusion_discrete(ExactGaussian(), MANY[:2], NARROW, steps=4),
         ),
     ):
         np.testing.assert_allclose(found, truth, rtol=1e-8)
@@ -154,8 +162,9 @@ def test_the_bound_is_equal_whatever_the_denoiser_predicts(prediction: str) -> N
 
 @pytest.mark.parametrize("intervals", [1, 3, 8])
 def test_some_intervals_estimate_the_sum_over_all(intervals: int) -> None:
-    found = likelihood.diffusion_discrete(ExactGaussian(), MANY, NARROW, steps=8, intervals=intervals)
-    assert np.mean(found) == pytest.approx(discrete(8), abs=5 * np.std(found) / np.sqrt(len(found)))
+    x = np.concatenate([MANY, MANY, MANY]) if intervals < 8 else MANY
+    found = likelihood.diffusion_discrete(ExactGaussian(), x, NARROW, steps=8, intervals=intervals) / REPEATS
+    assert abs(np.mean(found) - discrete(8)) <= 5.0 * np.std(found, ddof=1) / np.sqrt(len(found))
 
 
 def test_a_grid_of_ones_own_may_cover_a_part() -> None:
@@ -180,14 +189,13 @@ def test_the_prior_term_is_the_kl_and_needs_no_scaling() -> None:
     for scaling in ("vp", "ve", "flow"):
         schedule = schedules.LinearLogSNR(log_snr_min=-3.0, log_snr_max=9.0, scaling=scaling)
         at = schedule(1.0)
-        prior = process.Gaussian(np.zeros_like(X0), np.full((1, 1), float(at.sigma) ** 2))
+        prior = Gaussian(np.zeros_like(X0), np.full((1, 1), float(at.sigma) ** 2))
         truth = process.kl(process.marginal(X0, at), prior)
         np.testing.assert_allclose(likelihood.prior_kl(X0, schedule), truth, rtol=1e-12)
         np.testing.assert_allclose(truth, 0.5 * np.exp(-3.0) * np.sum(X0**2), rtol=1e-12)
-    standard = process.Gaussian(np.zeros_like(X0), np.ones((1, 1)))
-    np.testing.assert_allclose(
-        likelihood.prior_kl(X0, NARROW, variance=1.0), process.kl(process.marginal(X0, NARROW(1.0)), standard), rtol=1e-12
-    )
+    standard = Gaussian(np.zeros_like(X0), np.ones((1, 1)))
+    truth = process.kl(process.marginal(X0, NARROW(1.0)), standard)
+    np.testing.assert_allclose(likelihood.prior_kl(X0, NARROW, variance=1.0), truth, rtol=1e-12)
 
 
 @pytest.mark.parametrize("log_snr", [-30.0, 0.0, 6.0, 12.0, 20.0])
@@ -202,7 +210,8 @@ def test_the_reconstruction_term_is_a_softmax_over_the_bins(log_snr: float, bins
     own = np.argmin(np.abs(x[..., None] - values), axis=-1)[..., None]
     truth = -np.sum(np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), own, axis=-1), axis=(1, 2))
     np.testing.assert_allclose(found, truth, rtol=1e-7, atol=1e-7)
-    assert likelihood.reconstruction(x.astype(np.float32), schedule, bins=bins, seed=7) == pytest.approx(truth, rel=1e-3, abs=1e-4)
+    single = likelihood.reconstruction(x.astype(np.float32), schedule, bins=bins, seed=7)
+    np.testing.assert_allclose(single, truth, rtol=1e-3, atol=1e-4)
 
 
 def test_noise_free_reconstruction_is_free_and_pure_noise_costs_all_bits() -> None:
@@ -212,6 +221,14 @@ def test_noise_free_reconstruction_is_free_and_pure_noise_costs_all_bits() -> No
     noisy = schedules.LinearLogSNR(log_snr_min=-40.0, log_snr_max=-30.0)
     bits = likelihood.bits_per_dim(likelihood.reconstruction(x, noisy), 128, bin_width=1.0)
     np.testing.assert_allclose(bits, 8.0, atol=1e-4)
+
+
+def test_data_between_the_values_is_taken_for_the_nearest() -> None:
+    values = np.linspace(-1.0, 1.0, 5)[None, :]
+    for log_snr in (2.0, 20.0):
+        schedule = schedules.LinearLogSNR(log_snr_min=-1.0, log_snr_max=log_snr)
+        exact = likelihood.reconstruction(values, schedule, bins=5)
+        np.testing.assert_array_equal(likelihood.reconstruction(values + 0.1, schedule, bins=5), exact)
 
 
 def test_bits_of_a_uniform_density_and_of_its_bins_agree() -> None:
@@ -249,7 +266,7 @@ def test_the_bound_under_jit_and_grad_on_jax() -> None:
     import jax.numpy as jnp
 
     x = jnp.asarray(X0, dtype=jnp.float32)
-    total = lambda x: jnp.sum(likelihood.bound(ExactGaussian(), x, NARROW, points=2, bins=8).total)  # noqa: E731
+    total: Any = lambda x: jnp.sum(likelihood.bound(ExactGaussian(), x, NARROW, points=2, bins=8).total)  # noqa: E731
     np.testing.assert_allclose(jax.jit(total)(x), total(x), rtol=1e-4)
     assert np.all(np.isfinite(jax.grad(total)(x)))
 
@@ -260,25 +277,26 @@ def test_the_bound_in_half_precision_is_float32_and_carries_gradients() -> None:
 
     gain = torch.tensor(0.5, requires_grad=True)
     x = torch.asarray(X0).to(torch.bfloat16)
-    terms = likelihood.bound(lambda z, log_snr: (gain * z.float()).to(z.dtype), x, NARROW, prediction="v", points=2, bins=8)
+    denoise: Any = lambda z, log_snr: (gain * z.float()).to(z.dtype)  # noqa: E731
+    terms = likelihood.bound(denoise, x, NARROW, prediction="v", points=2, bins=8)
     assert {part.dtype for part in terms} == {torch.float32}
     terms.total.sum().backward()
     assert gain.grad is not None
     assert torch.isfinite(gain.grad)
 
 
-ENDLESS = schedules.Flow()
+ENDLESS, EXACT = schedules.Flow(), ExactGaussian()
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: likelihood.diffusion_discrete(ExactGaussian(), X0, NARROW, steps=0), ValueError, r"`steps` is 0"),
-        (lambda: likelihood.diffusion_discrete(ExactGaussian(), X0, NARROW, steps=[0.5, 0.5]), ValueError, r"`steps` is
-        \[0\.5"), (lambda: likelihood.diffusion_continuous(ExactGaussian(), X0, NARROW, points=0), ValueError, r"takes
-        an int >= 1"), (lambda: likelihood.diffusion_continuous(lambda z, l: z, X0, NARROW), TypeError, r"`prediction`
-        is missing"), (lambda: likelihood.diffusion_continuous(ExactGaussian(), X0, ENDLESS), ValueError, r"use a
-        schedule with finite ends"), (lambda: likelihood.prior_kl(1.0, NARROW), TypeError, r"`x` is a number"),
+        (lambda: likelihood.diffusion_discrete(EXACT, X0, NARROW, steps=0), ValueError, r"`steps` is 0"),
+        (lambda: likelihood.diffusion_discrete(EXACT, X0, NARROW, steps=[0.5, 0.5]), ValueError, r"`steps` is \[0\.5"),
+        (lambda: likelihood.diffusion_continuous(EXACT, X0, NARROW, points=0), ValueError, r"takes an int >= 1"),
+        (lambda: likelihood.diffusion_continuous(lambda z, l: z, X0, NARROW), TypeError, r"`prediction` is missing"),
+        (lambda: likelihood.diffusion_continuous(EXACT, X0, ENDLESS), ValueError, r"use a schedule with finite ends"),
+        (lambda: likelihood.prior_kl(1.0, NARROW), TypeError, r"`x` is a number"),
         (lambda: likelihood.prior_kl(X0.astype(int), NARROW), TypeError, r"`x` has dtype int64"),
         (lambda: likelihood.prior_kl(X0, NARROW, variance=0.0), ValueError, r"`variance` is 0\.0"),
         (lambda: likelihood.reconstruction(X0, NARROW, bins=1), ValueError, r"`bins`, `low`, `high` are 1"),

@@ -13,7 +13,7 @@ from diffcore.levels import Level, level, scalings
 
 SLOPE = -17.0
 WEIGHTS: dict[str, weights.Weight] = {
-    name: kind(bias=-1.0) if kind is weights.Sigmoid else kind()  # type: ignore[call-arg]
+    name: weights.Sigmoid(bias=-1.0) if name == "sigmoid" else kind()
     for name, kind in weights.table().items()
 }
 PREDICTIONS = sorted(predictions.table())
@@ -71,7 +71,8 @@ def test_the_loss_is_equal_for_a_row_of_ones_own_and_a_weight_of_ones_own() -> N
 def test_the_target_has_no_loss_and_the_truth_is_the_row(prediction: str, scaling: str) -> None:
     at = level(np.array([-3.0, 2.0]), scaling)
     y = losses.target(X, EPS, at, prediction=prediction)
-    np.testing.assert_allclose(predictions.convert(X, process.diffuse(X, EPS, at), at, source="x", target=prediction), y)
+    z = process.diffuse(X, EPS, at)
+    np.testing.assert_allclose(predictions.convert(X, z, at, source="x", target=prediction), y)
     found = losses.denoising(y, X, EPS, at, prediction=prediction)
     np.testing.assert_allclose(found, 0.0, atol=1e-25)
 
@@ -222,7 +223,8 @@ def test_masked_gradient_of_what_is_not_a_number_is_zero() -> None:
 
     y = torch.full((1, 2), torch.nan).requires_grad_()
     mask = torch.zeros((1, 2))
-    losses.denoising(y, torch.ones(1, 2), torch.ones(1, 2), level(torch.zeros(1)), prediction="v", mask=mask).sum().backward()
+    one, at = torch.ones(1, 2), level(torch.zeros(1))
+    losses.denoising(y, one, one, at, prediction="v", mask=mask).sum().backward()
     assert y.grad is not None
     assert torch.all(y.grad == 0.0)
 
@@ -235,7 +237,8 @@ def test_half_precision_on_torch_is_computed_and_returned_in_float32(dtype: str)
     x, eps, y = (torch.asarray(a).to(getattr(torch, dtype)) for a in (X, EPS, X_HAT))
     at = level(torch.tensor([-2.0, 18.0]))
     found = losses.denoising(y, x, eps, at, prediction="v", weight=weights.V())
-    exact = losses.denoising(y.double(), x.double(), eps.double(), level(at.log_snr.double()), prediction="v", weight=weights.V())
+    wide = level(at.log_snr.double())
+    exact = losses.denoising(y.double(), x.double(), eps.double(), wide, prediction="v", weight=weights.V())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0.0)
 
@@ -248,11 +251,10 @@ def test_loss_under_compile_func_and_on_the_meta_device_of_torch() -> None:
 
     def loss(y: Any, x: Any, eps: Any, log_snr: Any) -> Any:
         slope = torch.full_like(log_snr, SLOPE)
-        terms = [
-            losses.denoising(y, x, eps, level(log_snr), prediction=prediction, weight=weight, slope=slope, mask=x > -1.0)
-            for prediction, weight in (("v", weights.MinSNR(5.0)), ("eps", weights.Sigmoid(-1.0)), ("x", weights.P2(gamma=1.5)))
-        ]
-        return sum(terms)
+        at, some = level(log_snr), x > -1.0
+        total = losses.denoising(y, x, eps, at, prediction="v", mask=some)
+        total = total + losses.denoising(y, x, eps, at, prediction="eps", weight=weights.Sigmoid(-1.0), slope=slope)
+        return total + losses.denoising(y, x, eps, at, prediction="x", weight=weights.P2(gamma=1.5))
 
     log_snr = torch.tensor([-2.0, 3.0])
     eager = loss(y, x, eps, log_snr)
@@ -282,13 +284,14 @@ def test_loss_under_jit_vmap_and_grad_on_jax() -> None:
     gradient = jax.grad(lambda y: jnp.sum(loss(y, x, eps, log_snr)))(y)
     numeric = (jnp.sum(loss(y + 0.01 * y, x, eps, log_snr)) - jnp.sum(loss(y - 0.01 * y, x, eps, log_snr))) / 0.02
     np.testing.assert_allclose(jnp.sum(gradient * y), numeric, rtol=1e-3)
-    half = losses.denoising(y.astype("bfloat16"), x.astype("bfloat16"), eps.astype("bfloat16"), level(0.0), prediction="v")
-    assert half.dtype == jnp.float32
+    half = [part.astype("bfloat16") for part in (y, x, eps)]
+    assert losses.denoising(half[0], half[1], half[2], level(0.0), prediction="v").dtype == jnp.float32
 
 
 def test_a_level_given_as_numbers_fits_every_library_and_is_exact() -> None:
     torch = pytest.importorskip("torch")
-    found = losses.denoising(*(torch.asarray(a) for a in (X_HAT, X, EPS)), level(1.0), prediction="v")
+    y, x, eps = (torch.asarray(a) for a in (X_HAT, X, EPS))
+    found = losses.denoising(y, x, eps, level(1.0), prediction="v")
     np.testing.assert_allclose(found.numpy(), losses.denoising(X_HAT, X, EPS, level(1.0), prediction="v"), rtol=1e-14)
 
 
@@ -313,10 +316,11 @@ def test_bad_input_is_refused_with_the_way_out(change: dict[str, Any], error: ty
 
 def test_mixed_libraries_are_refused() -> None:
     torch = pytest.importorskip("torch")
+    x = torch.asarray(X)
     with pytest.raises(TypeError, match=r"`x` is a numpy array but `y` is a torch array"):
         losses.denoising(torch.asarray(X_HAT), X, EPS, level(0.0), prediction="v")
     with pytest.raises(TypeError, match=r"level\.log_snr` is a numpy array but"):
-        losses.denoising(*(torch.asarray(a) for a in (X_HAT, X, EPS)), level(np.zeros(2)), prediction="v")
+        losses.denoising(x, x, x, level(np.zeros(2)), prediction="v")
 
 
 def test_a_level_of_ones_own_needs_only_consistent_numbers() -> None:

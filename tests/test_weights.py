@@ -42,7 +42,8 @@ def namespace(name: str) -> Any:
 
 def ulps(found: Any, truth: list[Any], dtype: Any) -> float:
     eps = float(np.finfo(dtype).eps)
-    return max(float(abs((mpmath.mpf(float(f)) - t) / (t * eps))) for f, t in zip(np.asarray(found), truth, strict=True))
+    pairs = zip(np.asarray(found), truth, strict=True)
+    return max(float(abs((mpmath.mpf(float(f)) - t) / (t * eps))) for f, t in pairs)
 
 
 def test_every_weight_is_in_the_table() -> None:
@@ -135,7 +136,7 @@ def test_weight_under_jit_vmap_and_grad_on_jax(name: str) -> None:
     import jax.numpy as jnp
 
     weight, formula = TRUTH[name]
-    of = lambda log_snr: weight(level(log_snr), SLOPE * jnp.ones_like(log_snr))  # noqa: E731
+    of: Any = lambda log_snr: weight(level(log_snr), SLOPE * jnp.ones_like(log_snr))  # noqa: E731
     log_snr = jnp.asarray([-4.0, 0.5, 3.0])
     np.testing.assert_allclose(jax.jit(of)(log_snr), of(log_snr), rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(of)(log_snr), of(log_snr), rtol=1e-6)
@@ -150,7 +151,7 @@ def test_weight_under_func_transforms_and_on_the_meta_device_of_torch(name: str)
     import torch
 
     weight, formula = TRUTH[name]
-    of = lambda log_snr: weight(level(log_snr), SLOPE * torch.ones_like(log_snr))  # noqa: E731
+    of: Any = lambda log_snr: weight(level(log_snr), SLOPE * torch.ones_like(log_snr))  # noqa: E731
     log_snr = torch.tensor([-4.0, 0.5, 3.0])
     slopes = torch.func.vmap(torch.func.grad(of))(log_snr)
     truth = [float(mpmath.diff(formula, float(at))) for at in log_snr]

@@ -61,7 +61,8 @@ class Spectrum:
 
     def apply(self, xp: Any, h: Spectral, residual: Array) -> Array:
         """Return h(C) r for residuals (B, *event); h maps eigenvalues, (*event,) or (R,) or (1,), to arrays (B or 1,
-        ...).""" values = cast(self.values, residual)
+        ...)."""
+        values = cast(self.values, residual)
         if self.basis is None:
             return h(values) * residual
         basis = cast(self.basis, residual)

@@ -1,104 +1,174 @@
-"""What every schedule is: a decreasing map from time to log-SNR, its inverse, its slope, and a scaling."""
+"""What every schedule is: a decreasing map from time to log-SNR, its inverse, its slope, and a scaling.
+
+Floats are dense at 0 and coarse at 1, and t = 1 is where a schedule is steep. So a formula is given the pair (t, rest)
+with rest = 1 - t, and an inverse returns it: Flow is 2 (log rest - log t), and no digit is lost at either end, in
+float32 too.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from diffcore import _array, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
+Pair = tuple[Array, Array]
+"""A time as (t, 1 - t), each with its own digits."""
+
 
 class Schedule(ABC):
     r"""A decreasing map t in [0, 1] -> lambda = log(alpha^2 / sigma^2), and the scaling that makes it a level.
 
-    t = 0 is data, t = 1 is noise. A schedule is a frozen dataclass of Python floats; a new one supplies `_log_snr`, `_time`
-    and `_slope` on arrays of any library, and a field `scaling`.
+    t = 0 is data, t = 1 is noise. A schedule is a frozen, keyword-only dataclass of Python floats, so it is compared,
+    hashed, printed and copied with `dataclasses.replace` like any other. `schedule(t)` is its `Level` at t.
 
-    >>> from diffcore.schedules import Cosine
-    >>> schedule = Cosine(log_snr_min=-20.0, log_snr_max=20.0)
-    >>> schedule(0.5).alpha.round(12)
-    np.float64(0.707106781187)
+    One of your own supplies `_log_snr`, `_time` and `_slope` for arrays of any library xp, which are given and give
+    time as the pair (t, 1 - t), and a field `scaling`:
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Logistic(Schedule):
+    ...     scaling: str = "vp"
+    ...     def _log_snr(self, xp, t, rest): return xp.log(rest) - xp.log(t)
+    ...     def _time(self, xp, log_snr): return 1 / (1 + xp.exp(log_snr)), 1 / (1 + xp.exp(-log_snr))
+    ...     def _slope(self, xp, t, rest): return -1 / (t * rest)
+    >>> Logistic().log_snr(0.0), Logistic().time(0.0), Logistic()(0.5).alpha.round(6)
+    (np.float64(inf), np.float64(0.5), np.float64(0.707107))
     """
 
     scaling: str
 
     @abstractmethod
-    def _log_snr(self, xp: Any, t: Array) -> Array: ...
+    def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        """Return lambda at the time (t, rest); infinite at an end where it must be, never NaN."""
 
     @abstractmethod
-    def _time(self, xp: Any, log_snr: Array) -> Array: ...
+    def _time(self, xp: Any, log_snr: Array, /) -> Pair:
+        """Return the time (t, rest) of a log-SNR; out of reach anything beyond [0, 1], which `time` clips."""
 
     @abstractmethod
-    def _slope(self, xp: Any, t: Array) -> Array: ...
+    def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        """Return d lambda / dt at the time (t, rest)."""
 
     def log_snr(self, t: Array) -> Array:
         r"""Return lambda(t).
 
         Args:
-            t: times in [0, 1], a number or a floating array of any shape; halves are widened to float32, numbers give
-                float64.
+            t: times in [0, 1], a number or a floating array of any shape.
+
+        Returns:
+            An array of the shape, library and device of `t`; a number gives a NumPy float64, half precision float32.
 
         Raises:
             TypeError: `t` is an integer array, or no array.
         """
-        return self._call("log_snr", "t", self._log_snr, t)
+        xp, t = _array.level_array(f"schedules.{type(self).__name__}.log_snr", "t", t)
+        with _array.quiet(xp):
+            return _array.scalar(self._log_snr(xp, t, 1.0 - t))
 
     def time(self, log_snr: Array) -> Array:
-        r"""Return t with lambda(t) = log_snr: the inverse of `log_snr`, for log-SNRs that the schedule reaches.
+        r"""Return t with lambda(t) = log_snr, the inverse of `log_snr`; 0 or 1 for a log-SNR beyond that end.
 
         Args:
-            log_snr: a number or a floating array of any shape.
+            log_snr: a number or a floating array of any shape, infinities included.
+
+        Returns:
+            An array of the shape, library and device of `log_snr`, in [0, 1].
 
         Raises:
             TypeError: `log_snr` is an integer array, or no array.
         """
-        return self._call("time", "log_snr", self._time, log_snr)
+        xp, log_snr = _array.level_array(f"schedules.{type(self).__name__}.time", "log_snr", log_snr)
+        with _array.quiet(xp):
+            t, _ = self._time(xp, log_snr)
+            return _array.scalar(clip(xp, t))
 
     def slope(self, t: Array) -> Array:
-        r"""Return d lambda / d t, which is negative.
+        r"""Return d lambda / dt, which is negative; -inf at an end where lambda is infinite.
 
         Args:
             t: times in [0, 1], a number or a floating array of any shape.
 
+        Returns:
+            An array of the shape, library and device of `t`.
+
         Raises:
             TypeError: `t` is an integer array, or no array.
         """
-        return self._call("slope", "t", self._slope, t)
+        xp, t = _array.level_array(f"schedules.{type(self).__name__}.slope", "t", t)
+        with _array.quiet(xp):
+            return _array.scalar(self._slope(xp, t, 1.0 - t))
 
     def __call__(self, t: Array) -> Level:
         """Return the level at time t, in the schedule's scaling."""
         return levels.level(self.log_snr(t), self.scaling)
 
-    def _call(self, method: str, argument: str, formula: Any, value: Array) -> Array:
-        xp, array = _array.level_array(f"schedules.{type(self).__name__}.{method}", argument, value)
-        with _array.quiet(xp):
-            return _array.scalar(formula(xp, array))
+    def _check_scaling(self) -> None:
+        levels.check_scaling(f"schedules.{type(self).__name__}", self.scaling)
 
-    def _check(self, **limits: tuple[float, float]) -> None:
-        """Raise ValueError for a field outside its open interval, or for an unknown scaling."""
-        where = f"schedules.{type(self).__name__}"
-        for field, (low, high) in limits.items():
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{where}: `{field}` is {value!r}, but takes a number")
-            if not low < value < high:
-                raise ValueError(f"{where}: `{field}` is {value!r}, but takes a number in ({low}, {high})")
-        levels.check_scaling(where, self.scaling)
+    def _check_number(
+        self, field: str, low: float = -math.inf, high: float = math.inf, *, closed: bool = False
+    ) -> None:
+        """Store a field as a float once it is known to be a number in (low, high), or in [low, high] where `closed`."""
+        where, value = f"schedules.{type(self).__name__}", getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(
+                f"{where}: `{field}` is {value!r}, but takes a number; the schedule that takes arrays is Monotone"
+            )
+        value = float(value)
+        if not (low <= value <= high if closed else low < value < high):
+            interval = f"a number in [{low}, {high}]" if closed else "a finite number"
+            takes = "a positive finite number" if low == 0.0 and not closed else interval
+            raise ValueError(f"{where}: `{field}` is {value!r}, but takes {takes}")
+        object.__setattr__(self, field, value)
 
     def _check_order(self, low: str, high: str) -> None:
         if not getattr(self, low) < getattr(self, high):
             raise ValueError(
                 f"schedules.{type(self).__name__}: `{low}` is {getattr(self, low)!r} and `{high}` is "
-                f"{getattr(self, high)!r}, but the first must be smaller; exchange them"
+                f"{getattr(self, high)!r}, but the first must be the smaller; exchange them"
             )
 
 
-ANY = (-math.inf, math.inf)
-POSITIVE = (0.0, math.inf)
+def clip(xp: Any, value: Array) -> Array:
+    """Return a value clipped to [0, 1], NaN staying NaN; `where` has one gradient in every library, `clip` has not."""
+    return xp.where(value < 0.0, xp.zeros_like(value), xp.where(value > 1.0, xp.ones_like(value), value))
 
-frozen = dataclass(frozen=True, kw_only=True)
-"""The form of every schedule."""
+
+def nearer(xp: Any, early: Array, t: Array, rest: Array) -> Pair:
+    """Return the time that is `t` after the start where it is early, and `rest` before the end where it is not."""
+    return xp.where(early, t, 1.0 - rest), xp.where(early, 1.0 - t, rest)
+
+
+def softplus(xp: Any, value: Array) -> Array:
+    """Return log(1 + e^value), from the smaller of the two exponentials, with the right gradient at zero."""
+    negative = value < 0.0
+    return xp.log1p(xp.exp(xp.where(negative, value, -value))) + xp.where(negative, xp.zeros_like(value), value)
+
+
+def host(where: str, argument: str, value: Any) -> npt.NDArray[np.float64]:
+    """Return numbers, a sequence or an array of any library as a float64 NumPy array, gradients left behind."""
+    try:
+        if hasattr(value, "detach"):  # torch: NumPy reads neither a tensor that wants gradients nor bfloat16
+            value = value.detach().cpu().double()
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{where}: `{argument}` is {type(value).__name__}, but takes real numbers, as a sequence or an array whose "
+            f"values are known (none that is being traced)"
+        ) from None
+
+
+def scaling_of(function: str, argument: str, schedule: object) -> str:
+    """Return the scaling of what is a schedule, else raise TypeError."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedules.{function}: `{argument}` is {schedule!r}, but takes a schedule, such as schedules.Cosine()"
+        )
+    return schedule.scaling

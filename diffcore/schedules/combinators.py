@@ -1,4 +1,4 @@
-"""Schedules made of schedules: shifted, truncated, interpolated. Each is a schedule again."""
+"""Schedules made of schedules: shifted and truncated. Each is a schedule again."""
 
 from __future__ import annotations
 
@@ -6,169 +6,141 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import array_api_compat.numpy as array_api_numpy
+import numpy as np
+
+from diffcore import _array
 from diffcore._array import Array
-from diffcore.schedules._base import Schedule
+from diffcore.schedules._base import Pair, Schedule, clip, scaling_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shifted(Schedule):
     """lambda(t) + delta; see `shift`."""
 
-    inner: Schedule
+    schedule: Schedule
     delta: float
     scaling: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scaling", self.inner.scaling)
-        if not math.isfinite(self.delta):
-            raise ValueError(f"schedules.shift: `delta` is {self.delta!r}, but takes a finite number")
+        object.__setattr__(self, "scaling", scaling_of("shift", "schedule", self.schedule))
+        self._check_number("delta")
 
-    def _log_snr(self, xp: Any, t: Array) -> Array:
-        return self.inner._log_snr(xp, t) + self.delta
+    def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        return self.schedule._log_snr(xp, t, rest) + self.delta
 
-    def _time(self, xp: Any, log_snr: Array) -> Array:
-        return self.inner._time(xp, log_snr - self.delta)
+    def _time(self, xp: Any, log_snr: Array, /) -> Pair:
+        return self.schedule._time(xp, log_snr - self.delta)
 
-    def _slope(self, xp: Any, t: Array) -> Array:
-        return self.inner._slope(xp, t)
+    def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        return self.schedule._slope(xp, t, rest)
 
 
 def shift(schedule: Schedule, delta: float) -> Schedule:
     r"""Return the schedule lambda(t) + delta.
 
-    To keep the noise at a scale of the picture the same when the side grows from d_0 to d, use delta = 2 log(d_0 / d).
+    Neighbouring pixels of a larger picture tell more about each other, so the same noise hides less of it. A schedule
+    that suits pictures of side d_0 does to side d what it did before, seen at the old scale, when shifted by delta = 2
+    log(d_0 / d): from 64 to 128 pixels by -1.386.
 
     Args:
         schedule: any.
         delta: finite; negative is noisier.
 
+    Returns:
+        A schedule of the same scaling.
+
     Raises:
         ValueError: `delta` is not finite.
+        TypeError: `schedule` is no schedule, or `delta` no number.
 
-    Source: Hoogeboom et al. 2023 (arXiv 2301.11093), eq. 6.
+    Source: Hoogeboom et al. 2023 (arXiv 2301.11093), sec. 3.1.
 
     >>> from diffcore.schedules import Cosine
-    >>> shift(Cosine(), -2.0).log_snr(0.5).round(12)
-    np.float64(-2.0)
+    >>> shift(Cosine(), 2.0 * math.log(64 / 128)).log_snr(0.5).round(6)
+    np.float64(-1.386294)
     """
-    return Shifted(inner=schedule, delta=float(delta))
+    return Shifted(schedule=schedule, delta=delta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truncated(Schedule):
     """The part of a schedule between two log-SNRs, its time stretched to [0, 1]; see `truncate`."""
 
-    inner: Schedule
+    schedule: Schedule
     log_snr_min: float
     log_snr_max: float
     scaling: str = field(init=False)
+    _ends: tuple[tuple[float, float], tuple[float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scaling", self.inner.scaling)
+        object.__setattr__(self, "scaling", scaling_of("truncate", "schedule", self.schedule))
+        self._check_number("log_snr_min", closed=True)
+        self._check_number("log_snr_max", closed=True)
         self._check_order("log_snr_min", "log_snr_max")
-        top, bottom = float(self.inner.log_snr(0.0)), float(self.inner.log_snr(1.0))
-        slack = 1e-9 * max(1.0, abs(self.log_snr_min), abs(self.log_snr_max))
+        bottom, top = (float(end) for end in self.schedule.log_snr(np.asarray([1.0, 0.0])))
+        slack = 1e-9 * max(1.0, abs(top) if math.isfinite(top) else 1.0, abs(bottom) if math.isfinite(bottom) else 1.0)
         if self.log_snr_max > top + slack or self.log_snr_min < bottom - slack:
             raise ValueError(
-                f"schedules.truncate: the range [{self.log_snr_min}, {self.log_snr_max}] leaves that of the schedule, "
-                f"[{bottom}, {top}]; choose one inside"
+                f"schedules.truncate: `log_snr_min`, `log_snr_max` are {self.log_snr_min!r}, {self.log_snr_max!r}, but "
+                f"take numbers within the schedule's own [{bottom!r}, {top!r}]; a range can be cut, not extended"
             )
+        object.__setattr__(self, "_ends", (self._find(self.log_snr_max), self._find(self.log_snr_min)))
 
-    def _ends(self) -> tuple[float, float]:
-        return float(self.inner.time(self.log_snr_max)), float(self.inner.time(self.log_snr_min))
+    def _find(self, log_snr: float) -> tuple[float, float]:
+        xp = array_api_numpy
+        with _array.quiet(xp):
+            t, rest = self.schedule._time(xp, np.asarray(log_snr))
+            return float(clip(xp, t)), float(clip(xp, rest))
 
-    def _log_snr(self, xp: Any, t: Array) -> Array:
-        first, last = self._ends()
-        return self.inner._log_snr(xp, first * (1.0 - t) + last * t)
+    def _width(self) -> float:
+        (t_0, rest_0), (t_1, rest_1) = self._ends
+        if t_1 < 0.5:
+            return t_1 - t_0
+        return rest_0 - rest_1 if rest_0 < 0.5 else 1.0 - t_0 - rest_1
 
-    def _time(self, xp: Any, log_snr: Array) -> Array:
-        first, last = self._ends()
-        return (self.inner._time(xp, log_snr) - first) / (last - first)
+    def _inner(self, t: Array, rest: Array) -> Pair:
+        # sums of positive terms, so both members of the pair keep their digits
+        (t_0, rest_0), (t_1, rest_1) = self._ends
+        return t_0 * rest + t_1 * t, rest_0 * rest + rest_1 * t
 
-    def _slope(self, xp: Any, t: Array) -> Array:
-        first, last = self._ends()
-        return self.inner._slope(xp, first * (1.0 - t) + last * t) * (last - first)
+    def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        return self.schedule._log_snr(xp, *self._inner(t, rest))
+
+    def _time(self, xp: Any, log_snr: Array, /) -> Pair:
+        (t_0, rest_0), (t_1, rest_1) = self._ends
+        t, rest = self.schedule._time(xp, log_snr)
+        since = t - t_0 if t_0 < 0.5 else rest_0 - rest
+        until = rest - rest_1 if rest_1 < 0.5 else t_1 - t
+        return since / self._width(), until / self._width()
+
+    def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        return self.schedule._slope(xp, *self._inner(t, rest)) * self._width()
 
 
 def truncate(schedule: Schedule, log_snr_min: float, log_snr_max: float) -> Schedule:
     r"""Return the part of a schedule with log-SNR in [log_snr_min, log_snr_max], its time stretched to [0, 1].
 
-        lambda'(t) = lambda(t_0 + t (t_1 - t_0)),  lambda(t_0) = log_snr_max,  lambda(t_1) = log_snr_min
+        lambda'(t) = lambda((1 - t) t_0 + t t_1),  lambda(t_0) = log_snr_max,  lambda(t_1) = log_snr_min
 
-    Near a time of 1 the inner time has few digits left; `Cosine` truncates itself without that loss.
+    What Ho et al. do to the cosine schedule, for any: `truncate(Cosine(log_snr_min=-inf, log_snr_max=inf), -20, 20)` is
+    `Cosine()`. The cut of a learned schedule is made at its present values, and carries no gradient.
 
     Args:
-        schedule: any.
-        log_snr_min, log_snr_max: within the range of the schedule, in order.
+        schedule: any, for example one that ends on infinite log-SNRs.
+        log_snr_min, log_snr_max: in order, within the range of the schedule; an infinite one cuts nothing.
+
+    Returns:
+        A schedule of the same scaling.
 
     Raises:
         ValueError: the ends are out of order, or outside the range of the schedule.
+        TypeError: `schedule` is no schedule, or an end no number.
 
-    Source: Kingma & Gao 2023 (arXiv 2303.00848), app. D.
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
 
     >>> from diffcore.schedules import Flow
-    >>> truncate(Flow(), -8.0, 8.0).log_snr(0.0).round(9)
-    np.float64(8.0)
+    >>> truncate(Flow(), -8.0, 8.0).log_snr(1.0).round(12)
+    np.float64(-8.0)
     """
-    return Truncated(inner=schedule, log_snr_min=float(log_snr_min), log_snr_max=float(log_snr_max))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interpolated(Schedule):
-    """(1 - w) lambda_a(t) + w lambda_b(t); see `interpolate`."""
-
-    first: Schedule
-    second: Schedule
-    weight: float
-    scaling: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scaling", self.first.scaling)
-        if self.first.scaling != self.second.scaling:
-            raise ValueError(
-                f"schedules.interpolate: `a` has scaling {self.first.scaling!r} but `b` has {self.second.scaling!r}; "
-                f"give both the same, for example Cosine(scaling={self.second.scaling!r})"
-            )
-        if not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"schedules.interpolate: `weight` is {self.weight!r}, but takes a number in [0, 1]")
-
-    def _mix(self, a: Array, b: Array) -> Array:
-        if self.weight in (0.0, 1.0):  # an infinite end of the one that is left out must not enter as 0 * inf
-            return b if self.weight else a
-        return (1.0 - self.weight) * a + self.weight * b
-
-    def _log_snr(self, xp: Any, t: Array) -> Array:
-        return self._mix(self.first._log_snr(xp, t), self.second._log_snr(xp, t))
-
-    def _time(self, xp: Any, log_snr: Array) -> Array:
-        if self.weight in (0.0, 1.0):
-            return (self.second if self.weight else self.first)._time(xp, log_snr)
-        low, high = xp.zeros_like(log_snr), xp.ones_like(log_snr)
-        for _ in range(60):  # bisection, a fixed number of halvings: it traces, and reaches the last digit of float64
-            middle = 0.5 * (low + high)
-            early = self._log_snr(xp, middle) > log_snr
-            low, high = xp.where(early, middle, low), xp.where(early, high, middle)
-        return 0.5 * (low + high)
-
-    def _slope(self, xp: Any, t: Array) -> Array:
-        return self._mix(self.first._slope(xp, t), self.second._slope(xp, t))
-
-
-def interpolate(a: Schedule, b: Schedule, weight: float) -> Schedule:
-    r"""Return the schedule (1 - w) lambda_a(t) + w lambda_b(t), of two schedules of one scaling.
-
-    Args:
-        a, b: schedules of the same scaling.
-        weight: w in [0, 1]; 0 is `a`, 1 is `b`.
-
-    Raises:
-        ValueError: the scalings differ, or the weight is out of range.
-
-    Source: Hoogeboom et al. 2023 (arXiv 2301.11093), eq. 7, with a constant weight.
-
-    >>> from diffcore.schedules import LinearLogSNR
-    >>> wide, narrow = LinearLogSNR(log_snr_max=20.0), LinearLogSNR(log_snr_max=10.0)
-    >>> interpolate(wide, narrow, 0.5).log_snr(0.0)
-    np.float64(15.0)
-    """
-    return Interpolated(first=a, second=b, weight=float(weight))
+    return Truncated(schedule=schedule, log_snr_min=log_snr_min, log_snr_max=log_snr_max)

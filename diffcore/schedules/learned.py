@@ -1,0 +1,130 @@
+"""A schedule with parameters that are learned: decreasing whatever they are."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat.numpy as array_api_numpy
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+from diffcore.schedules import _piecewise
+from diffcore.schedules._base import Pair, Schedule, host
+from diffcore.schedules.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Monotone(Schedule):
+    r"""A learned schedule: decreasing whatever its parameters are, and differentiable in them.
+
+        lambda(k / K) = log_snr_max - (log_snr_max - log_snr_min) sum_{i <= k} softmax(increments)_i,  linear between
+
+    Equal increments give `LinearLogSNR`. Gradients flow to the increments, and to ends that are arrays, wherever t (or
+    the log-SNR) is an array of their library. A number or a NumPy array is answered on the host, in float64 and without
+    a gradient, so grids and samplers take a learned schedule as it is; `table()` is that host copy, to keep. With JAX
+    it is a
+    pytree: an argument of jitted functions, whose gradient with respect to it is another of its kind.
+
+    Args:
+        increments: K >= 1 free parameters, a 1-D floating array of any library.
+        log_snr_min, log_snr_max: lambda at t = 1 and at t = 0, numbers, or 0-d arrays of that library to learn them
+            too.
+        scaling: "vp", "ve" or "flow".
+
+    Raises:
+        ValueError: `increments` is not 1-D, ends given as numbers are out of order, or the scaling is unknown.
+        TypeError: `increments` is no floating array, or an end is neither a number nor a 0-d array.
+
+    Source: the learned monotone schedule of Kingma et al. 2021 (arXiv 2107.00630), app. H, as straight lines.
+
+    >>> import numpy as np
+    >>> Monotone(increments=np.zeros(4)).log_snr(np.array([0.0, 0.25, 1.0]))
+    array([ 10.,   5., -10.])
+    """
+
+    increments: Array
+    log_snr_min: Any = -10.0
+    log_snr_max: Any = 10.0
+    scaling: str = "vp"
+
+    def __post_init__(self) -> None:
+        where = "schedules.Monotone"
+        if _array.library(self.increments) is None:
+            raise TypeError(f"{where}: `increments` is {self.increments!r}, but takes a floating array of shape (K,)")
+        _array.check_floating(where, increments=self.increments)
+        if len(self.increments.shape) != 1 or self.increments.shape[0] < 1:
+            raise ValueError(f"{where}: `increments` has shape {tuple(self.increments.shape)}, but takes (K,), K >= 1")
+        ends = ("log_snr_min", "log_snr_max")
+        for end in ends:
+            value = getattr(self, end)
+            if _array.library(value) is None:
+                self._check_number(end)
+            else:
+                _array.namespace(where, increments=self.increments, **{end: value})
+                _array.check_floating(where, **{end: value})
+                if value.shape != ():
+                    raise TypeError(
+                        f"{where}: `{end}` has shape {tuple(value.shape)}, but takes a number or a 0-d array"
+                    )
+        if all(isinstance(getattr(self, end), float) for end in ends):
+            self._check_order(*ends)
+        self._check_scaling()
+        _register_with_jax(sys.modules.get("jax"))
+
+    def table(self) -> Table:
+        """Return the schedule at its present values as a `Table` of host numbers, which hashes and needs no framework.
+
+        >>> import numpy as np
+        >>> Monotone(increments=np.zeros(2)).table()
+        Table(log_snrs=(10.0, 0.0, -10.0), scaling='vp')
+        """
+        xp = array_api_numpy
+        return Table(log_snrs=tuple(self._knots(xp, np.zeros(())).tolist()), scaling=self.scaling)
+
+    def _knots(self, xp: Any, like: Array) -> Array:
+        parts = {"increments": self.increments, "log_snr_min": self.log_snr_min, "log_snr_max": self.log_snr_max}
+        if xp is array_api_numpy:
+            parts = {argument: host("schedules.Monotone", argument, part) for argument, part in parts.items()}
+        else:
+            _array.namespace("schedules.Monotone", increments=self.increments, t=like)
+        raw, low, high = (
+            part if isinstance(part, float) else xp.astype(part, like.dtype, copy=False) for part in parts.values()
+        )
+        shares = xp.exp(raw - xp.max(raw))
+        # the standard's name, in its compatibility layer for torch, does not trace under torch.compile without a warning
+        add_up = xp.cumsum if hasattr(xp, "cumsum") else xp.cumulative_sum
+        done = add_up(shares / xp.sum(shares), axis=0)
+        done = xp.concat([xp.zeros_like(done[:1]), done[:-1], xp.ones_like(done[:1])])
+        return high * (1.0 - done) + low * done
+
+    def _log_snr(self, xp: Any, t: Array, _rest: Array, /) -> Array:
+        return _piecewise.log_snr(xp, self._knots(xp, t), t)
+
+    def _time(self, xp: Any, log_snr: Array, /) -> Pair:
+        return _piecewise.time(xp, self._knots(xp, log_snr), log_snr)
+
+    def _slope(self, xp: Any, t: Array, _rest: Array, /) -> Array:
+        return _piecewise.slope(xp, self._knots(xp, t), t)
+
+
+@functools.cache
+def _register_with_jax(jax: Any) -> None:
+    """Make a pytree of `Monotone`, once, where JAX is there already; it is never imported for this."""
+    if jax is None:
+        return
+
+    def unflatten(scaling: str, children: tuple[Any, ...]) -> Monotone:
+        made = object.__new__(Monotone)  # JAX also builds trees of placeholders, which no check would pass
+        for field, value in zip(
+            ("increments", "log_snr_min", "log_snr_max", "scaling"), (*children, scaling), strict=True
+        ):
+            object.__setattr__(made, field, value)
+        return made
+
+    jax.tree_util.register_pytree_node(
+        Monotone, lambda self: ((self.increments, self.log_snr_min, self.log_snr_max), self.scaling), unflatten
+    )
