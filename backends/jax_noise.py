@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,11 +28,10 @@ def _word(value: Any) -> jax.Array:
 
 def _lanes(words: Array, draw: Any, shape: tuple[int, ...], stream: int) -> list[jax.Array]:
     _, full, rest = _philox.counts(shape)
-    keys = jnp.asarray(words, dtype=jnp.uint32)
     block = jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :]
     zero = jnp.zeros((1, 1), dtype=jnp.uint32)
-    counter = (block, zero, zero + _word(draw), zero + jnp.uint32(stream))
-    k0, k1 = keys[:, 0:1], keys[:, 1:2]
+    counter = (block, zero, zero + draw, zero + jnp.uint32(stream))
+    k0, k1 = words[:, 0:1], words[:, 1:2]
     c0, c1, c2, c3 = counter
     for _ in range(_philox.ROUNDS):
         high0, low0 = _multiply(_philox.MULTIPLIERS[0], c0)
@@ -45,7 +45,7 @@ def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None,
     """Return the 32-bit words of each element, in uint32; see `diffcore.noise.bits`."""
     if 0 in shape:
         return jnp.zeros(shape, dtype=jnp.uint32)
-    found: jax.Array = _philox.assemble(jnp, _lanes(words, draw, shape, stream), shape)
+    found: jax.Array = _bits(jnp.asarray(words, dtype=jnp.uint32), _word(draw), shape, stream)
     return found
 
 
@@ -53,10 +53,24 @@ def normal(
     words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
 ) -> jax.Array:
     """Return standard normals (B, ...); see `diffcore.noise.normal`."""
-    _philox.check_dtype(jnp.dtype(dtype))
+    dtype = jnp.dtype(dtype)
+    _philox.check_dtype(dtype)
     if 0 in shape:
         return jnp.zeros(shape, dtype=dtype)
+    found: jax.Array = _normal(jnp.asarray(words, dtype=jnp.uint32), _word(draw), shape, dtype, stream)
+    return found
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _bits(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int) -> jax.Array:
+    found: jax.Array = _philox.assemble(jnp, _lanes(words, draw, shape, stream), shape)
+    return found
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _normal(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], dtype: Any, stream: int) -> jax.Array:
     w = _lanes(words, draw, shape, stream)
-    wide = jnp.float32 if is_half(jnp.dtype(dtype)) else jnp.dtype(dtype)
-    lanes = [*_philox.pair(jnp, w[0], w[1], wide, jnp.int32), *_philox.pair(jnp, w[2], w[3], wide, jnp.int32)]
-    return _philox.assemble(jnp, lanes, shape).astype(dtype)
+    wide = jnp.float32 if is_half(dtype) else dtype
+    pairs = [_philox.pair(jnp, w[i], w[i + 1], wide, jnp.int32) for i in (0, 2)]
+    found: jax.Array = _philox.assemble(jnp, [lane for pair in pairs for lane in pair], shape).astype(dtype)
+    return found

@@ -15,7 +15,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 import numpy.typing as npt
 
@@ -95,7 +94,7 @@ class _Scratch:
         if out.dtype == np.uint32:
             lanes: Array = words
         elif out.dtype == np.float64:
-            pairs = [_philox.pair(xp, words[i], words[i + 1], np.float64, np.int32) for i in (0, 2)]
+            pairs = [_philox.pair(np, words[i], words[i + 1], np.float64, np.int32) for i in (0, 2)]
             lanes = np.stack([lane for pair in pairs for lane in pair])
         else:
             lanes = words.view(np.float32)

@@ -1,4 +1,4 @@
-"""Noise on torch tensors: the reference's arithmetic in int64, whose products wrap as unsigned ones do.
+"""Noise on torch tensors: the reference's arithmetic in int64, without an overflow.
 
 It compiles to one loop. An eager call on a CPU goes through NumPy's passes, which share the tensor's memory and are an order
 of magnitude faster than a kernel call per operation.
@@ -21,7 +21,7 @@ def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None,
     """Return the 32-bit words of each element, in int64; see `diffcore.noise.bits`."""
     if 0 in shape:
         return torch.zeros(shape, dtype=torch.int64, device=device)
-    lanes = _philox.lanes(xp, words, _number(draw, device), shape, device, stream, torch.int64)
+    lanes = _philox.lanes(xp, words, _number(draw, device), shape, device, stream, torch.int64, _philox.multiply_signed)
     found: torch.Tensor = _philox.assemble(xp, lanes, shape)
     return found
 
@@ -40,7 +40,7 @@ def normal(
             kind = np.float64 if wide == torch.float64 else np.float32
             drawn = numpy_noise.normal(host[0], host[1], shape, dtype=kind, stream=stream)
             return torch.from_numpy(drawn).to(dtype)
-    w = _philox.lanes(xp, words, _number(draw, device), shape, device, stream, torch.int64)
+    w = _philox.lanes(xp, words, _number(draw, device), shape, device, stream, torch.int64, _philox.multiply_signed)
     pairs = [_philox.pair(xp, w[i], w[i + 1], wide, torch.int32) for i in (0, 2)]
     found: torch.Tensor = _philox.assemble(xp, [lane for pair in pairs for lane in pair], shape)
     return found.to(dtype)

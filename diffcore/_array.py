@@ -14,7 +14,6 @@ import sys
 from typing import Any
 
 import array_api_compat
-import array_api_compat.numpy as array_api_numpy
 import numpy as np
 
 Array = Any
@@ -26,7 +25,7 @@ def library(array: Array) -> Any:
     if isinstance(array, bool | int | float | np.generic):
         return None
     if isinstance(array, np.ndarray):
-        return array_api_numpy
+        return np
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         import array_api_compat.torch as array_api_torch  # the generic look-up does not trace under torch.compile
@@ -63,7 +62,7 @@ def namespace(function: str, /, **arrays: Array) -> Any:
                 f"{function}: `{argument}` is a {name(xp)} array but `{first}` is a {name(found)} array; "
                 f"convert one of them, arrays of two libraries do not mix"
             )
-    return array_api_numpy if found is None else found
+    return np if found is None else found
 
 
 def check_floating(function: str, /, **arrays: Array) -> None:
@@ -140,6 +139,6 @@ def device(array: Array) -> Any:
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
-    if xp is array_api_numpy:
+    if xp is np:
         return np.errstate(all="ignore")
     return contextlib.nullcontext()

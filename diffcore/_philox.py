@@ -42,10 +42,18 @@ Multiply = Callable[[int, Array], tuple[Array, Array]]
 
 
 def multiply_wide(constant: int, words: Array) -> tuple[Array, Array]:
-    """Return the product's high and low words, in integers of 64 bits, signed or not: the sign's copies are masked
-    off."""
+    """Return the product's high and low words, in unsigned integers of 64 bits."""
     product = words * constant
     return (product >> 32) & MASK, product & MASK
+
+
+def multiply_signed(constant: int, words: Array) -> tuple[Array, Array]:
+    """Return the same in signed 64-bit integers without overflow, which compilers may take to be impossible.
+
+    c w = (c - 2^32) w + 2^32 w, and |(c - 2^32) w| < 2^63 for c >= 2^31.
+    """
+    product = words * (constant - (1 << 32))
+    return ((product >> 32) + words) & MASK, product & MASK
 
 
 def rounds(multiply: Multiply, counter: tuple[Array, Array, Array, Array], key: tuple[Array, Array]) -> list[Array]:
@@ -126,7 +134,14 @@ def key_words(xp: Any, words: Array, dtype: Any, device: Any) -> tuple[Array, Ar
 
 
 def lanes(
-    xp: Any, words: Array, draw: Any, shape: tuple[int, ...], device: Any, stream: int, dtype: Any
+    xp: Any,
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    device: Any,
+    stream: int,
+    dtype: Any,
+    multiply: Multiply = multiply_wide,
 ) -> list[Array]:
     """Return the words of all blocks a batch needs, four arrays (B, blocks), in 64-bit integers."""
     _, full, rest = counts(shape)
@@ -135,7 +150,7 @@ def lanes(
     draw = xp.reshape(draw, (1, 1)) & MASK
     zero = xp.zeros((1, 1), dtype=dtype, device=device)
     key = key_words(xp, words, dtype, device)
-    return rounds(multiply_wide, (block & MASK, block >> 32, draw, zero + stream), key)
+    return rounds(multiply, (block & MASK, block >> 32, draw, zero + stream), key)
 
 
 def check_dtype(dtype: Any) -> None:

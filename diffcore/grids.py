@@ -1,21 +1,24 @@
 r"""Grids: the points a sampler visits, as a host array of log-SNRs, (N + 1, *lead), one row a point.
 
-A denoising grid increases. It may begin and end anywhere; lambda = inf, only as the last point, is clean data. A grid
-that ends at t = 0 ends there by default, and not at the schedule's finite lambda(0), because there the last step
-returns x-hat exactly, with no noise left in it. A decreasing grid, from data to noise, is for deterministic samplers run backwards.
+A grid that denoises increases. It may begin and end anywhere; lambda = inf, which only the last point may be, is clean
+data. A grid that ends at t = 0 ends there by default, not at the schedule's finite lambda(0): the network's x-hat is an
+estimate of clean data, so the last step may return it exactly, where a step to lambda(0) would mix some of the last
+noise back in. A grid that decreases leads from data to noise, for deterministic samplers run backwards.
 
-Starts and ends may be arrays of shape (B,) or (B, T): levels per sample and per frame.
+Starts and ends may be arrays of shape (B,) or (B, T): a level for each sample, or for each frame, as lead axes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffcore.schedules import Schedule
+from diffcore.schedules._base import host, scaling_of
 
 Float64 = npt.NDArray[np.float64]
 
@@ -27,24 +30,26 @@ def uniform(
 
     Args:
         schedule: turns the times into log-SNRs.
-        steps: N >= 1.
-        start, end: times in [0, 1], different; numbers, or arrays of shape (B,) or (B, T).
+        steps: N, an int >= 1.
+        start, end: times in [0, 1], different; numbers, or arrays of shape (B,) or (B, T). A start below the end leads
+            to more noise.
         clean: whether the last point is lambda = inf; None means where the grid ends at t = 0.
 
     Returns:
         A float64 array (N + 1, *lead).
 
     Raises:
-        ValueError: steps < 1, times out of range or equal.
+        ValueError: steps < 1; times out of range, or equal; a clean end of a grid that leads to noise.
+        TypeError: `schedule` is no schedule.
 
     >>> from diffcore.schedules import Cosine
     >>> uniform(Cosine(), 2).round(3)
     array([-20.,   0.,  inf])
     """
-    count = _check_steps("grids.uniform", steps)
-    first, last = _check_ends("grids.uniform", start, end)
-    part = _parts(count, first)
-    return from_times(schedule, first * (1.0 - part) + last * part, clean=clean)
+    function = "grids.uniform"
+    count, (first, last) = _check_steps(function, steps), _check_ends(function, start, end)
+    part = _column(np.arange(count + 1.0), first) / count
+    return _of_times(function, schedule, first * (1.0 - part) + last * part, clean)
 
 
 def uniform_log_snr(
@@ -53,11 +58,9 @@ def uniform_log_snr(
     r"""Return a grid uniform in log-SNR, from lambda(start) to lambda(end).
 
     With a clean end N points are uniform between the two, both included, and the last one is lambda = inf; without, N +
-    1.
+    1 points are uniform. Arguments and errors as for `uniform`; the log-SNRs at `start` and `end` must be finite.
 
-    Args, raises: as for `uniform`; the log-SNRs at start and end must be finite.
-
-    Source: Lu et al. 2022 (arXiv 2206.00927), sec. 3 ("logSNR steps").
+    Source: Lu et al. 2022 (arXiv 2206.00927), sec. 3 ("logSNR" time steps).
 
     >>> from diffcore.schedules import LinearLogSNR
     >>> uniform_log_snr(LinearLogSNR(), 3)
@@ -77,15 +80,20 @@ def karras(
 ) -> Float64:
     r"""Return EDM's grid: uniform in (sigma / alpha)^{1 / rho}, from the level at `start` to that at `end`.
 
-    With a clean end N points lie between the two, both included, and the last one is lambda = inf, as in EDM; without,
-    N + 1.
+        sigma_i = (sigma_max^{1/rho} + i / (N - 1) (sigma_min^{1/rho} - sigma_max^{1/rho}))^rho for i < N,  sigma_N = 0
+
+    So with a clean end, as in EDM; without one N + 1 points are spaced so, and lambda(end) is the last.
 
     Args:
-        schedule, steps, start, end, clean: as for `uniform_log_snr`.
-        rho: positive; EDM uses 7.
+        schedule, steps, start, end, clean: as for `uniform`; the log-SNRs at `start` and `end` must be finite.
+        rho: positive; EDM uses 7, and a large one approaches `uniform_log_snr`.
+
+    Returns:
+        A float64 array (N + 1, *lead) of log-SNRs, -2 log(sigma / alpha).
 
     Raises:
-        ValueError: rho is not positive, and as for `uniform_log_snr`.
+        ValueError: rho is not positive, and as for `uniform`.
+        TypeError: `schedule` is no schedule.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), eq. 5.
 
@@ -110,75 +118,65 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None =
             increasing, to go from data to noise.
         clean: whether the last point is lambda = inf; None means where the times end at 0.
 
+    Returns:
+        A float64 array of log-SNRs of the shape of `times`.
+
     Raises:
-        ValueError: times out of range, repeated, out of order or too few; the message gives the place.
+        ValueError: times out of range, NaN, repeated, out of order or too few, the message gives the place; a clean end
+            of times that increase.
+        TypeError: `schedule` is no schedule, or `times` are not real numbers.
 
     >>> from diffcore.schedules import LinearLogSNR
     >>> from_times(LinearLogSNR(), [1.0, 0.25, 0.0])
     array([-10.,   5.,  inf])
     """
     function = "grids.from_times"
-    points = np.asarray(times, dtype=np.float64)
-    if points.ndim < 1 or points.shape[0] < 2:
-        raise ValueError(f"{function}: `times` has shape {points.shape}, but takes (N + 1, *lead), at least 2 points")
-    if not np.all((points >= 0.0) & (points <= 1.0)):
-        index = np.argwhere(~((points >= 0.0) & (points <= 1.0)))[0]
-        raise ValueError(f"{function}: `times{_at(index)}` is {points[tuple(index)]!r}, but takes a time in [0, 1]")
+    points = _check_shape(function, "times", "times", times)
+    outside = ~((points >= 0.0) & (points <= 1.0))
+    if np.any(outside):
+        index = np.argwhere(outside)[0]
+        raise ValueError(
+            f"{function}: `times{_at(index)}` is {float(points[tuple(index)])!r}, but takes a time in [0, 1]"
+        )
     _check_monotone(function, "times", points)
-    found = np.array(schedule.log_snr(points), dtype=np.float64)
-    falling = points[0].flat[0] > points[-1].flat[0]
-    ends_clean = (points[-1] == 0.0) if clean is None else np.full(points[-1].shape, clean)
-    if falling:
-        found[-1] = np.where(ends_clean, np.inf, found[-1])
-    elif clean:
-        raise ValueError(f"{function}: `clean` is True, but times that increase go towards noise; leave it out")
-    return check(function, found)
+    return _of_times(function, schedule, points, clean)
 
 
 def check(function: str, grid: Any) -> Float64:
-    r"""Return a grid as a float64 array (N + 1, *lead), once it is known to be one.
+    r"""Return a grid of anyone's making as a float64 array (N + 1, *lead), once it is known to be one.
 
     Args:
         function: whose argument it is, for messages.
-        grid: log-SNRs of anyone's making.
+        grid: log-SNRs, a sequence or an array (N + 1,), (N + 1, B) or (N + 1, B, T): strictly increasing along the
+            first axis, from noise to data, where only the last point may be inf; or strictly decreasing, and none is
+            inf. The noisy end may be -inf.
 
     Raises:
-        ValueError: fewer than two points, NaN, lambda = inf before the last point, or points that are repeated or out
-            of
-            order; the message gives the place.
+        ValueError: fewer than two points, NaN, a misplaced inf, or points that are repeated or out of order; the
+            message gives the place.
+        TypeError: `grid` is not made of real numbers.
 
-    >>> check("mine", [-1.0, 2.0])
-    array([-1.,  2.])
+    >>> check("mine", [-1, 2, math.inf])
+    array([-1.,  2., inf])
     """
-    try:
-        points = np.asarray(grid, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{function}: `grid` is {type(grid).__name__}, but takes log-SNRs (N + 1, *lead)") from None
-    if points.ndim not in (1, 2, 3) or points.shape[0] < 2:
-        raise ValueError(
-            f"{function}: `grid` has shape {points.shape}, but takes log-SNRs (N + 1, *lead), N >= 1, lead (), (B,) or (B, T)"
-        )
+    points = _check_shape(function, "grid", "log-SNRs", grid)
     if np.any(np.isnan(points)):
-        index = np.argwhere(np.isnan(points))[0]
-        raise ValueError(f"{function}: `grid{_at(index)}` is NaN, but takes log-SNRs")
+        raise ValueError(f"{function}: `grid{_at(np.argwhere(np.isnan(points))[0])}` is NaN, but takes log-SNRs")
+    early = np.isposinf(points[:-1])
+    if np.any(early):
+        raise ValueError(
+            f"{function}: `grid{_at(np.argwhere(early)[0])}` is inf, which is clean data, and only the last point may "
+            f"be that; to go from data to noise, start at a finite log-SNR (a time a little above 0)"
+        )
     _check_monotone(function, "grid", points)
     return points
 
 
-def _check_monotone(function: str, argument: str, points: Float64) -> None:
-    steps = np.where(points[1:] == points[:-1], 0.0, points[1:] - points[:-1])  # inf - inf is no step
-    rising = points[-1].flat[0] > points[0].flat[0] if points[0].size else True
-    good = steps > 0.0 if rising else steps < 0.0
-    if not np.all(good):
-        index = np.argwhere(~good)[0]
-        after = index.copy()
-        after[0] += 1
-        first, second = points[tuple(index)], points[tuple(after)]
-        what = "repeats a point" if first == second else "is out of order"
-        raise ValueError(
-            f"{function}: `{argument}` {what}: entries {_at(index)} and {_at(after)} are {float(first)!r} and "
-            f"{float(second)!r}, but it must strictly {'increase' if rising else 'decrease'} along the first axis"
-        )
+def _of_times(function: str, schedule: Schedule, times: Float64, clean: bool | None) -> Float64:
+    scaling_of(function, "schedule", schedule)
+    found = np.array(schedule.log_snr(times), dtype=np.float64)
+    found[-1] = np.where(_ends_clean(function, times[0], times[-1], clean), np.inf, found[-1])
+    return check(function, found)
 
 
 def _spaced(
@@ -188,30 +186,37 @@ def _spaced(
     start: npt.ArrayLike,
     end: npt.ArrayLike,
     clean: bool | None,
-    to: Any,
-    back: Any,
+    to: Callable[[Any], Any],
+    back: Callable[[Any], Any],
 ) -> Float64:
-    count = _check_steps(function, steps)
-    first, last = _check_ends(function, start, end)
-    low, high = (np.asarray(schedule.log_snr(np.asarray(time)), dtype=np.float64) for time in (first, last))
+    """Return the grid that is uniform in to(lambda), whose inverse is `back`."""
+    scaling_of(function, "schedule", schedule)
+    count, (first, last) = _check_steps(function, steps), _check_ends(function, start, end)
+    low, high = (np.asarray(schedule.log_snr(time), dtype=np.float64) for time in (first, last))
     if not np.all(np.isfinite(low) & np.isfinite(high)):
         raise ValueError(
-            f"{function}: the log-SNR runs from {low} to {high}, but takes finite ends; give `start` < 1 or `end` > 0, "
-            f"or truncate the schedule"
+            f"{function}: the log-SNR runs from {low} at `start` to {high} at `end`, but takes finite ends; give "
+            f"`start` < 1 or `end` > 0, or use schedules.truncate"
         )
-    ends_clean = bool(np.all(last == 0.0) and np.all(first > last)) if clean is None else clean
-    part = _parts(count - 1 if ends_clean else count, first)
-    found = np.asarray(back(to(low) * (1.0 - part) + to(high) * part))
-    found[0], found[-1] = low, high if part.shape[0] > 1 else low
-    if ends_clean:
-        found = np.concatenate([found, np.full((1, *found.shape[1:]), np.inf)])
+    ends_clean = _ends_clean(function, first, last, clean)
+    spaces = np.where(ends_clean, count - 1, count)  # the step to clean data is one of the N
+    index = _column(np.arange(count + 1.0), first)
+    part = np.minimum(index / np.maximum(spaces, 1), 1.0)
+    found = np.where(part == 0.0, low, np.where(part == 1.0, high, back(to(low) * (1.0 - part) + to(high) * part)))
+    found[-1] = np.where(ends_clean, np.inf, found[-1])
     return check(function, found)
 
 
-def _parts(count: int, like: Float64) -> Float64:
-    """Return 0, 1 / count, ..., 1 along a first axis, ready to broadcast against the lead; a single 0 for no count."""
-    parts = np.linspace(0.0, 1.0, count + 1) if count else np.zeros(1)
-    return parts.reshape(-1, *(1,) * like.ndim)
+def _ends_clean(function: str, first: Float64, last: Float64, clean: bool | None) -> npt.NDArray[np.bool_]:
+    if clean is None:
+        return np.asarray((last == 0.0) & (first > last))
+    if not isinstance(clean, bool | np.bool_):
+        raise TypeError(f"{function}: `clean` is {clean!r}, but takes True, False or None")
+    if clean and np.any(first < last):
+        raise ValueError(
+            f"{function}: `clean` is True, but the times increase, and end in noise; leave it out, or exchange the ends"
+        )
+    return np.full(last.shape, bool(clean))
 
 
 def _check_steps(function: str, steps: object) -> int:
@@ -221,13 +226,51 @@ def _check_steps(function: str, steps: object) -> int:
 
 
 def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tuple[Float64, Float64]:
-    first, last = np.broadcast_arrays(np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64))
-    for argument, time in (("start", first), ("end", last)):
-        if not np.all((time >= 0.0) & (time <= 1.0)):
-            raise ValueError(f"{function}: `{argument}` is {time}, but takes times in [0, 1]")
+    ends = {"start": host(function, "start", start), "end": host(function, "end", end)}
+    for argument, time in ends.items():
+        if not np.all((time >= 0.0) & (time <= 1.0)) or time.ndim > 2:
+            raise ValueError(
+                f"{function}: `{argument}` is {time}, but takes times in [0, 1], a number or an array (B,) or (B, T)"
+            )
+    try:
+        first, last = np.broadcast_arrays(ends["start"], ends["end"])
+    except ValueError:
+        raise ValueError(
+            f"{function}: `start` has shape {ends['start'].shape} and `end` {ends['end'].shape}, which do not broadcast"
+        ) from None
     if np.any(first == last):
-        raise ValueError(f"{function}: `start` and `end` are both {first}, but must differ")
+        raise ValueError(f"{function}: `start` and `end` are both {first[first == last][0]}, but must differ")
     return first, last
+
+
+def _check_shape(function: str, argument: str, what: str, values: Any) -> Float64:
+    points = host(function, argument, values).copy()
+    if points.ndim not in (1, 2, 3) or points.shape[0] < 2 or points.size == 0:
+        raise ValueError(
+            f"{function}: `{argument}` has shape {points.shape}, but takes {what} (N + 1,), (N + 1, B) or "
+            f"(N + 1, B, T), N >= 1"
+        )
+    return points
+
+
+def _check_monotone(function: str, argument: str, points: Float64) -> None:
+    start = (0,) * (points.ndim - 1)
+    rising = points[(-1, *start)] > points[(0, *start)]
+    good = points[1:] > points[:-1] if rising else points[1:] < points[:-1]
+    if not np.all(good):
+        index = np.argwhere(~good)[0]
+        after = index + (np.arange(points.ndim) == 0)
+        first, second = float(points[tuple(index)]), float(points[tuple(after)])
+        what = "repeats a point" if first == second else "is out of order"
+        raise ValueError(
+            f"{function}: `{argument}` {what}: entries {_at(index)} and {_at(after)} are {first!r} and {second!r}, but "
+            f"it must strictly {'increase' if rising else 'decrease'} along the first axis"
+        )
+
+
+def _column(values: Float64, like: Float64) -> Float64:
+    """Return values along a first axis that broadcasts against the lead."""
+    return values.reshape(-1, *(1,) * like.ndim)
 
 
 def _at(index: Any) -> str:

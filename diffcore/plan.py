@@ -51,11 +51,12 @@ class Plan:
     A plan iterates as its levels: `for log_snr in plan.log_snr`.
 
     >>> import diffcore as dc
-    >>> plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=2, gamma=0.0)
+    >>> plan = dc.samplers.ancestral(dc.schedules.LinearLogSNR(), steps=2, gamma=0.0)
     >>> print(plan)
     ancestral(gamma=0.0), vp, 2 stages
-    stage   log_snr      next         z   noise         x
-        0       -20 6.66e-16  3.21e-05  0.7071    0.7071
+    stage  log_snr  next         z   noise       x
+        0      -10     0  0.004765  0.7071  0.7071
+        1        0   inf         0       0       1
     """
 
     sampler: str
@@ -156,7 +157,7 @@ class Plan:
         return found
 
     def _coefficients(self, row: predictions.RowFunction) -> Float64:
-        xp = _array.array_api_numpy
+        xp = np
         with np.errstate(all="ignore"):
             mixing = np.stack(predictions.solve(xp, self.levels, row, predictions.table()["x"]), axis=-1)
         return np.concatenate([mixing, self.update.reshape((*self.log_snr.shape, -1))], axis=-1)

@@ -13,8 +13,7 @@ from diffcore.levels import Level, level, scalings
 
 SLOPE = -17.0
 WEIGHTS: dict[str, weights.Weight] = {
-    name: weights.Sigmoid(bias=-1.0) if name == "sigmoid" else kind()
-    for name, kind in weights.table().items()
+    name: weights.Sigmoid(bias=-1.0) if name == "sigmoid" else kind() for name, kind in weights.table().items()
 }
 PREDICTIONS = sorted(predictions.table())
 LIBRARIES = [

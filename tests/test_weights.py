@@ -101,8 +101,9 @@ def test_bound_is_minus_half_the_slope_of_the_snr() -> None:
     """With lambda = 5 - 10 t the SNR is e^(5 - 10 t), whose derivative is known."""
     t = np.linspace(0.0, 1.0, 11)
     np.testing.assert_allclose(
-        weights.Bound()(level(5.0 - 10.0 * t), np.full_like(t, -10.0)), -0.5 * -10.0 * np.exp(5.0 - 10.0 * t),
-        rtol=1e-14
+        weights.Bound()(level(5.0 - 10.0 * t), np.full_like(t, -10.0)),
+        -0.5 * -10.0 * np.exp(5.0 - 10.0 * t),
+        rtol=1e-14,
     )
 
 

@@ -39,7 +39,7 @@ class Empirical(Denoiser):
     """
 
     points: Array
-    weights: Array | None = None
+    weights: Any = None
     scaling: str | None = None
 
     def __post_init__(self) -> None:
@@ -129,7 +129,6 @@ class Empirical(Denoiser):
         """Return E[x | z_t, x^a] over the points that agree with x^a: z^a is not looked at. See `conditional`."""
         known, _ = check_mask("exact.Empirical.conditional", observed, mask, self.event)
         kept = self.conditional(observed, mask, noise_std=noise_std)
-        _, wide, _ = self._enter("denoise", z, log_snr)
         # given x^a, all that z^a could tell is known: with every point's x^a alike it cancels in the softmax
         if noise_std > 0.0:
             points = np.where(known, np.asarray(observed, dtype=np.float64), np.asarray(kept.points))
@@ -140,7 +139,8 @@ class Empirical(Denoiser):
         """Return `count` points drawn by their weights, (count, *event) in float64 on the host."""
         words = np.asarray(noise.bits(seed, 0, (count, 1), stream=3), dtype=np.float64)[:, 0]
         choice = np.searchsorted(np.cumsum(self.weights)[:-1], (words + 0.5) * 2.0**-32, side="right")
-        return np.asarray(self.points, dtype=np.float64)[choice]
+        drawn: Float64 = np.asarray(self.points, dtype=np.float64)[choice]
+        return drawn
 
     def _logits(self, z: Array, log_snr: Array) -> tuple[Any, Array]:
         at, wide, _ = self._enter("denoise", z, log_snr)

@@ -104,7 +104,7 @@ class Gaussian(Denoiser):
             raise ValueError("exact.Gaussian.log_likelihood: levels per frame need a diagonal covariance")
 
         def variance(values: Array) -> Array:
-            alpha, sigma = self._beside(at, values)
+            alpha, sigma = self._beside(at)
             return alpha**2 * values + sigma**2 + floor
 
         quadratic = self.spectrum.quadratic(xp, lambda v: 1.0 / variance(v), residual)
@@ -169,19 +169,19 @@ class Gaussian(Denoiser):
             values=np.asarray(self.spectrum.values, dtype=np.float64),
             basis=None if self.spectrum.basis is None else np.asarray(self.spectrum.basis, dtype=np.float64),
         )
-        drawn = spectrum.apply(_array.array_api_numpy, np.sqrt, eps)
+        drawn = spectrum.apply(np, np.sqrt, eps)
         return np.asarray(np.asarray(self.mean, dtype=np.float64) + drawn)
 
-    def _beside(self, at: Aligned, values: Array) -> tuple[Array, Array]:
+    def _beside(self, at: Aligned) -> tuple[Array, Array]:
         """Return alpha and sigma beside eigenvalues: along the event for a diagonal, (B, 1) beside a basis's."""
         if self.spectrum.basis is None:
             return at.alpha, at.sigma
-        return tuple(at.xp.reshape(part, (part.shape[0], 1)) for part in (at.alpha, at.sigma))  # type: ignore[return-value]
+        return tuple(at.xp.reshape(part, (part.shape[0], 1)) for part in (at.alpha, at.sigma))
 
     def _apply(self, at: Aligned, residual: Array, gain: Any) -> Array:
         if at.lead > 1 and self.spectrum.basis is not None:
             return self._dense_apply(at, residual, gain)
-        return self.spectrum.apply(at.xp, lambda v: gain(at.xp, v, *self._beside(at, v)), residual)
+        return self.spectrum.apply(at.xp, lambda v: gain(at.xp, v, *self._beside(at)), residual)
 
     def _dense_apply(self, at: Aligned, residual: Array, gain: Any) -> Array:
         """Levels per frame mix with a full covariance: C A (A C A + S)^{-1} r, by a solve a sample."""

@@ -137,8 +137,9 @@ def _heun(
     pairs: Steps, churned: Level, half: Float64, ratio: Float64, from_z: Float64
 ) -> tuple[Float64, Float64, Float64]:
     """Return the table of pairs of stages: Euler, which saves its start, then the correction."""
-    single = pairs.clean.reshape(len(pairs), -1).all(axis=1)
-    if np.any(pairs.clean.reshape(len(pairs), -1).any(axis=1) != single):
+    clean = np.asarray(pairs.clean).reshape(len(pairs), -1)
+    single = np.asarray(clean.all(axis=1))
+    if np.any(clean.any(axis=1) != single):
         raise ValueError(
             "samplers.heun: `grid` ends on clean data for some samples only; end all of them there, or none"
         )

@@ -1,8 +1,7 @@
 """What every schedule is: a decreasing map from time to log-SNR, its inverse, its slope, and a scaling.
 
 Floats are dense at 0 and coarse at 1, and t = 1 is where a schedule is steep. So a formula is given the pair (t, rest)
-with rest = 1 - t, and an inverse returns it: Flow is 2 (log rest - log t), and no digit is lost at either end, in
-float32 too.
+with rest = 1 - t, and an inverse returns it: Flow is 2 (log rest - log t), and keeps its digits at both ends.
 """
 
 from __future__ import annotations
@@ -168,7 +167,5 @@ def host(where: str, argument: str, value: Any) -> npt.NDArray[np.float64]:
 def scaling_of(function: str, argument: str, schedule: object) -> str:
     """Return the scaling of what is a schedule, else raise TypeError."""
     if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"schedules.{function}: `{argument}` is {schedule!r}, but takes a schedule, such as schedules.Cosine()"
-        )
+        raise TypeError(f"{function}: `{argument}` is {schedule!r}, but takes a schedule, such as schedules.Cosine()")
     return schedule.scaling

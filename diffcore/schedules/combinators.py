@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import array_api_compat.numpy as array_api_numpy
 import numpy as np
 
 from diffcore import _array
@@ -23,7 +22,7 @@ class Shifted(Schedule):
     scaling: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scaling", scaling_of("shift", "schedule", self.schedule))
+        object.__setattr__(self, "scaling", scaling_of("schedules.shift", "schedule", self.schedule))
         self._check_number("delta")
 
     def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
@@ -39,9 +38,12 @@ class Shifted(Schedule):
 def shift(schedule: Schedule, delta: float) -> Schedule:
     r"""Return the schedule lambda(t) + delta.
 
-    Neighbouring pixels of a larger picture tell more about each other, so the same noise hides less of it. A schedule
-    that suits pictures of side d_0 does to side d what it did before, seen at the old scale, when shifted by delta = 2
-    log(d_0 / d): from 64 to 128 pixels by -1.386.
+    Neighbouring pixels of a larger picture tell more about each other, so the same noise hides less of it. With
+
+        delta = 2 log(d_0 / d)
+
+    a schedule that suits pictures of side d_0 does the same to pictures of side d, seen at the old scale: -1.386 from
+    64 pixels to 128.
 
     Args:
         schedule: any.
@@ -74,7 +76,7 @@ class Truncated(Schedule):
     _ends: tuple[tuple[float, float], tuple[float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scaling", scaling_of("truncate", "schedule", self.schedule))
+        object.__setattr__(self, "scaling", scaling_of("schedules.truncate", "schedule", self.schedule))
         self._check_number("log_snr_min", closed=True)
         self._check_number("log_snr_max", closed=True)
         self._check_order("log_snr_min", "log_snr_max")
@@ -88,10 +90,9 @@ class Truncated(Schedule):
         object.__setattr__(self, "_ends", (self._find(self.log_snr_max), self._find(self.log_snr_min)))
 
     def _find(self, log_snr: float) -> tuple[float, float]:
-        xp = array_api_numpy
-        with _array.quiet(xp):
-            t, rest = self.schedule._time(xp, np.asarray(log_snr))
-            return float(clip(xp, t)), float(clip(xp, rest))
+        with _array.quiet(np):
+            t, rest = self.schedule._time(np, np.asarray(log_snr))
+            return float(clip(np, t)), float(clip(np, rest))
 
     def _width(self) -> float:
         (t_0, rest_0), (t_1, rest_1) = self._ends

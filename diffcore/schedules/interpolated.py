@@ -20,7 +20,7 @@ class Interpolated(Schedule):
     scaling: str = field(init=False)
 
     def __post_init__(self) -> None:
-        first, second = (scaling_of("interpolate", part, getattr(self, part)) for part in ("a", "b"))
+        first, second = (scaling_of("schedules.interpolate", part, getattr(self, part)) for part in ("a", "b"))
         object.__setattr__(self, "scaling", first)
         self._check_number("weight", 0.0, 1.0, closed=True)
         if first != second:
@@ -43,8 +43,8 @@ class Interpolated(Schedule):
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
         if self.weight in (0.0, 1.0):
             return (self.b if self.weight else self.a)._time(xp, log_snr)
-        # The time lies between those of a and b. Each round divides what is left into 32 and keeps one part, and the dtype
-        # fixes the number of rounds: so it traces, to a graph a fifth as large as with halving.
+        # The time lies between those of a and b. Each round divides what is left into 32 and keeps one part, and the
+        # dtype fixes the number of rounds: so it traces, to a graph a fifth as large as with halving.
         a_t, a_rest = (clip(xp, time) for time in self.a._time(xp, log_snr))
         b_t, b_rest = (clip(xp, time) for time in self.b._time(xp, log_snr))
         a_first = (a_t < b_t) | (a_rest > b_rest)

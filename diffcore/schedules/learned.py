@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat.numpy as array_api_numpy
 import numpy as np
 
 from diffcore import _array
@@ -26,13 +25,11 @@ class Monotone(Schedule):
     Equal increments give `LinearLogSNR`. Gradients flow to the increments, and to ends that are arrays, wherever t (or
     the log-SNR) is an array of their library. A number or a NumPy array is answered on the host, in float64 and without
     a gradient, so grids and samplers take a learned schedule as it is; `table()` is that host copy, to keep. With JAX
-    it is a
-    pytree: an argument of jitted functions, whose gradient with respect to it is another of its kind.
+    it is a pytree: an argument of jitted functions, whose gradient with respect to it is another of its kind.
 
     Args:
         increments: K >= 1 free parameters, a 1-D floating array of any library.
-        log_snr_min, log_snr_max: lambda at t = 1 and at t = 0, numbers, or 0-d arrays of that library to learn them
-            too.
+        log_snr_min, log_snr_max: lambda at t = 1 and at t = 0; numbers, or 0-d arrays of that library if learned too.
         scaling: "vp", "ve" or "flow".
 
     Raises:
@@ -53,6 +50,7 @@ class Monotone(Schedule):
 
     def __post_init__(self) -> None:
         where = "schedules.Monotone"
+        _array.namespace(where, increments=self.increments)
         if _array.library(self.increments) is None:
             raise TypeError(f"{where}: `increments` is {self.increments!r}, but takes a floating array of shape (K,)")
         _array.check_floating(where, increments=self.increments)
@@ -73,7 +71,8 @@ class Monotone(Schedule):
         if all(isinstance(getattr(self, end), float) for end in ends):
             self._check_order(*ends)
         self._check_scaling()
-        _register_with_jax(sys.modules.get("jax"))
+        if _array.name(_array.library(self.increments)) == "jax":
+            _register_with_jax(sys.modules["jax"])
 
     def table(self) -> Table:
         """Return the schedule at its present values as a `Table` of host numbers, which hashes and needs no framework.
@@ -82,12 +81,11 @@ class Monotone(Schedule):
         >>> Monotone(increments=np.zeros(2)).table()
         Table(log_snrs=(10.0, 0.0, -10.0), scaling='vp')
         """
-        xp = array_api_numpy
-        return Table(log_snrs=tuple(self._knots(xp, np.zeros(())).tolist()), scaling=self.scaling)
+        return Table(log_snrs=tuple(self._knots(np, np.zeros(())).tolist()), scaling=self.scaling)
 
     def _knots(self, xp: Any, like: Array) -> Array:
         parts = {"increments": self.increments, "log_snr_min": self.log_snr_min, "log_snr_max": self.log_snr_max}
-        if xp is array_api_numpy:
+        if xp is np:
             parts = {argument: host("schedules.Monotone", argument, part) for argument, part in parts.items()}
         else:
             _array.namespace("schedules.Monotone", increments=self.increments, t=like)
@@ -95,7 +93,7 @@ class Monotone(Schedule):
             part if isinstance(part, float) else xp.astype(part, like.dtype, copy=False) for part in parts.values()
         )
         shares = xp.exp(raw - xp.max(raw))
-        # the standard's name, in its compatibility layer for torch, does not trace under torch.compile without a warning
+        # array_api_compat looks the library up in its cumulative_sum, of which torch.compile warns
         add_up = xp.cumsum if hasattr(xp, "cumsum") else xp.cumulative_sum
         done = add_up(shares / xp.sum(shares), axis=0)
         done = xp.concat([xp.zeros_like(done[:1]), done[:-1], xp.ones_like(done[:1])])
@@ -113,9 +111,7 @@ class Monotone(Schedule):
 
 @functools.cache
 def _register_with_jax(jax: Any) -> None:
-    """Make a pytree of `Monotone`, once, where JAX is there already; it is never imported for this."""
-    if jax is None:
-        return
+    """Make a pytree of `Monotone`, once; JAX is there already, or there would be no array of its."""
 
     def unflatten(scaling: str, children: tuple[Any, ...]) -> Monotone:
         made = object.__new__(Monotone)  # JAX also builds trees of placeholders, which no check would pass

@@ -46,7 +46,7 @@ class Table(Schedule):
     def __post_init__(self) -> None:
         values = _column("Table", "log_snrs", self.log_snrs)
         _refuse("Table", "log_snrs", values, np.isfinite(values), "a finite number")
-        _refuse_disorder("Table", "log_snrs", values, values, falling=True)
+        _refuse_disorder("Table", "log_snrs", values, falling=True)
         object.__setattr__(self, "log_snrs", tuple(values.tolist()))
         object.__setattr__(self, "_host", values)
         self._check_scaling()
@@ -91,7 +91,8 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
     _refuse("from_betas", "betas", values, (values > 0.0) & (values < 1.0), f"a number in (0, 1); {_NO_END}")
     log_alpha_2 = np.cumsum(np.log1p(-values))
     found = log_alpha_2 - np.log(-np.expm1(log_alpha_2))
-    _refuse_disorder("from_betas", "betas", values, found, falling=True)
+    fell = np.concatenate([[True], np.diff(found) < 0.0])
+    _refuse("from_betas", "betas", values, fell, "a number large enough to lower alpha^2 in float64")
     return Table(log_snrs=tuple(found.tolist()), scaling=scaling)
 
 
@@ -121,7 +122,7 @@ def from_alphas_cumprod(alphas_cumprod: Sequence[float] | Array, scaling: str = 
     function, argument = "from_alphas_cumprod", "alphas_cumprod"
     values = _column(function, argument, alphas_cumprod)
     _refuse(function, argument, values, (values > 0.0) & (values < 1.0), f"a number in (0, 1); {_NO_END}")
-    _refuse_disorder(function, argument, values, values, falling=True)
+    _refuse_disorder(function, argument, values, falling=True)
     return Table(log_snrs=tuple((np.log(values) - np.log1p(-values)).tolist()), scaling=scaling)
 
 
@@ -159,7 +160,7 @@ def from_sigmas(sigmas: Sequence[float] | Array, scaling: str = "ve") -> Table:
             f"least 2"
         )
     _refuse(function, argument, inner, (inner > 0.0) & (inner < np.inf), "a positive finite number", first)
-    _refuse_disorder(function, argument, inner, inner, falling=falling, first=first)
+    _refuse_disorder(function, argument, inner, falling=falling, first=first)
     log_snrs = -2.0 * np.log(inner[::-1] if falling else inner)
     return Table(log_snrs=tuple(log_snrs.tolist()), scaling=scaling)
 
@@ -187,11 +188,9 @@ def _refuse(
         )
 
 
-def _refuse_disorder(
-    function: str, argument: str, values: Float64, by: Float64, *, falling: bool, first: int = 0
-) -> None:
-    """Raise ValueError for the first entry that does not move on from the one before it, as `by` tells."""
-    steps = np.diff(by)
+def _refuse_disorder(function: str, argument: str, values: Float64, *, falling: bool, first: int = 0) -> None:
+    """Raise ValueError for the first entry that does not move on from the one before it."""
+    steps = np.diff(values)
     good = steps < 0.0 if falling else steps > 0.0
     if not np.all(good):
         index = int(np.argmin(good))

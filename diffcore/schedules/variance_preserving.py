@@ -42,8 +42,8 @@ class LinearBeta(Schedule):
         self._check_scaling()
         if self.beta_min > self.beta_max:
             raise ValueError(
-                f"schedules.LinearBeta: `beta_min` is {self.beta_min!r} and `beta_max` is {self.beta_max!r}, but the first "
-                f"must not be the larger; exchange them"
+                f"schedules.LinearBeta: `beta_min` is {self.beta_min!r} and `beta_max` is {self.beta_max!r}, but the "
+                f"first must not be the larger; exchange them"
             )
 
     def _integral(self, t: Array) -> Array:

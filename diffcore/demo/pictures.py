@@ -1,0 +1,63 @@
+"""A moving picture and a contact sheet, by Pillow; each file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = list[tuple[str, npt.NDArray[np.float32]]]
+LABEL, GAP = 14, 4
+
+
+def _pixels(frame: npt.NDArray[np.float32], zoom: int) -> npt.NDArray[np.uint8]:
+    values = np.clip((np.nan_to_num(frame) + 1.0) * 127.5, 0.0, 255.0).round().astype(np.uint8)
+    return np.repeat(np.repeat(values, zoom, axis=0), zoom, axis=1)
+
+
+def _page(rows: Rows, zoom: int) -> Any:
+    """Return a picture of rows of frames: (label, (columns, H, W, 3))."""
+    from PIL import Image, ImageDraw
+
+    columns = max(frames.shape[0] for _, frames in rows)
+    height, width = rows[0][1].shape[1] * zoom, rows[0][1].shape[2] * zoom
+    page = Image.new("RGB", (columns * (width + GAP) + GAP, len(rows) * (height + LABEL + GAP) + GAP), (18, 18, 22))
+    pen = ImageDraw.Draw(page)
+    for line, (label, frames) in enumerate(rows):
+        top = GAP + line * (height + LABEL + GAP)
+        pen.text((GAP, top), label, fill=(230, 230, 230))
+        for column, frame in enumerate(frames):
+            page.paste(Image.fromarray(_pixels(frame, zoom)), (GAP + column * (width + GAP), top + LABEL))
+    return page
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) -> None:
+    """Write rows of clips, (label, (columns, T, H, W, 3)), as one moving picture, forwards and back."""
+    length = rows[0][1].shape[1]
+    pages = [_page([(label, clips[:, frame]) for label, clips in rows], zoom) for frame in range(length)]
+    order = [*range(length), *range(length - 2, 0, -1)]
+    still = [pages[frame].quantize(128) for frame in order]
+    _replace(
+        path,
+        lambda to: still[0].save(
+            to, format="GIF", save_all=True, append_images=still[1:], duration=milliseconds, loop=0, disposal=1
+        ),
+    )
+
+
+def write_sheet(path: Path, rows: Rows, *, zoom: int = 2) -> None:
+    """Write rows of frames, (label, (columns, H, W, 3)), as a contact sheet."""
+    page = _page(rows, zoom)
+    _replace(path, lambda to: page.save(to, format="PNG"))

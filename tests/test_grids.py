@@ -1,0 +1,195 @@
+"""Grids: where their points lie, that they lie in order, and that any other array is refused."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from diffcore import grids, schedules
+from diffcore.schedules import Cosine, Flow, Karras, LinearLogSNR, Schedule
+
+INF = math.inf
+SCHEDULES = st.sampled_from(
+    [Cosine(), Karras(), LinearLogSNR(), schedules.LinearBeta(), Flow(), schedules.from_sigmas([80.0, 3.0, 0.1])]
+)
+MAKERS = st.sampled_from([grids.uniform, grids.uniform_log_snr, grids.karras])
+
+
+def test_uniform_is_uniform_in_time_and_ends_clean_at_zero() -> None:
+    schedule = Cosine()
+    times = np.array([1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_array_equal(grids.uniform(schedule, 4), [*schedule.log_snr(times), INF])
+    np.testing.assert_array_equal(grids.uniform(schedule, 4, clean=False), schedule.log_snr(np.array([*times, 0.0])))
+    np.testing.assert_array_equal(grids.uniform(schedule, 2, end=0.5), schedule.log_snr(np.array([1.0, 0.75, 0.5])))
+    np.testing.assert_array_equal(grids.uniform(schedule, 2, end=0.5, clean=True)[-1], INF)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_karras_is_edms_list_of_sigmas(steps: int) -> None:
+    """Karras et al. 2022, eq. 5, written as they write it."""
+    i, rho = np.arange(steps), 7.0
+    spread = i / (steps - 1) if steps > 1 else i
+    sigmas = (80.0 ** (1 / rho) + spread * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho
+    grid = grids.karras(Karras(), steps)
+    assert grid.shape == (steps + 1,)
+    np.testing.assert_allclose(np.exp(-0.5 * grid), [*sigmas, 0.0], rtol=1e-12)
+    # in time it is uniform in the schedule of the same rho, but one point short
+    if steps > 1:
+        np.testing.assert_allclose(grid[:-1], grids.uniform(Karras(), steps - 1, clean=False), rtol=1e-12)
+
+
+def test_of_another_scaling_karras_spaces_sigma_over_alpha() -> None:
+    grid = grids.karras(Cosine(log_snr_min=-9.0, log_snr_max=9.0), 5, clean=False)
+    ratio = np.exp(-0.5 * grid) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(ratio), np.full(5, (math.exp(-4.5 / 7) - math.exp(4.5 / 7)) / 5), rtol=1e-12)
+
+
+def test_uniform_log_snr_is_uniform_in_log_snr() -> None:
+    np.testing.assert_allclose(grids.uniform_log_snr(Cosine(), 5), [-20.0, -10.0, 0.0, 10.0, 20.0, INF], atol=1e-13)
+    np.testing.assert_allclose(grids.uniform_log_snr(Cosine(), 4, clean=False), [-20, -10, 0, 10, 20], atol=1e-13)
+    np.testing.assert_allclose(grids.karras(Cosine(), 4, rho=1e9, clean=False), [-20, -10, 0, 10, 20], atol=1e-4)
+
+
+@hypothesis.given(SCHEDULES, MAKERS, st.integers(1, 40), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.booleans())
+def test_a_grid_increases_strictly_from_start_to_end(
+    schedule: Schedule, make: Any, steps: int, a: float, b: float, swap: bool
+) -> None:
+    end, start = sorted((a, b))
+    hypothesis.assume(start - end > 1e-3)
+    hypothesis.assume(make is grids.uniform or np.all(np.isfinite(schedule.log_snr(np.array([start, end])))))
+    hypothesis.assume(not swap or np.isfinite(schedule.log_snr(end)))
+    grid = make(schedule, steps, start=end, end=start) if swap else make(schedule, steps, start=start, end=end)
+    assert grid.shape == (steps + 1,)
+    assert grid.dtype == np.float64
+    assert np.all(np.diff(grid) < 0.0 if swap else np.diff(grid) > 0.0)
+    ends = schedule.log_snr(np.array([start, end]))
+    assert grid[-1 if swap else 0] == ends[0]
+    assert grid[0 if swap else -1] == (INF if end == 0.0 and not swap else ends[1])
+
+
+@pytest.mark.parametrize("make", [grids.uniform, grids.uniform_log_snr, grids.karras])
+def test_a_grid_of_many_is_the_grids_of_each(make: Any) -> None:
+    """Lead axes: starts and ends of shape (B,) or (B, T), some of which end clean and some do not."""
+    schedule, start, end = Cosine(), np.array([[1.0], [0.6]]), np.array([0.0, 0.25, 0.5])
+    both = make(schedule, 7, start=start, end=end)
+    assert both.shape == (8, 2, 3)
+    for i in range(2):
+        for j in range(3):
+            np.testing.assert_allclose(both[:, i, j], make(schedule, 7, start=start[i, 0], end=end[j]), rtol=1e-14)
+    assert np.array_equal(np.isposinf(both[-1]), [[True, False, False]] * 2)
+
+
+def test_any_times_make_a_grid() -> None:
+    schedule, times = LinearLogSNR(), np.array([[1.0, 0.9], [0.5, 0.3], [0.0, 0.1]])
+    np.testing.assert_array_equal(grids.from_times(schedule, times), [[-10.0, -8.0], [0.0, 4.0], [INF, 8.0]])
+    np.testing.assert_array_equal(grids.from_times(schedule, times, clean=False)[-1], [10.0, 8.0])
+    np.testing.assert_array_equal(grids.from_times(schedule, [0.0, 0.5, 1.0]), [10.0, 0.0, -10.0])
+    assert grids.from_times(schedule, times[:, :, None] * np.ones(4)).shape == (3, 2, 4)
+    np.testing.assert_array_equal(grids.from_times(Flow(), [1.0, 0.5, 0.0]), [-INF, 0.0, INF])
+
+
+@pytest.mark.torch
+def test_times_starts_and_grids_may_be_torch_tensors_and_schedules_learned() -> None:
+    import torch
+
+    times = torch.tensor([1.0, 0.5, 0.25], requires_grad=True)
+    np.testing.assert_array_equal(grids.from_times(LinearLogSNR(), times), [-10.0, 0.0, 5.0])
+    learned = schedules.Monotone(increments=torch.zeros(4, requires_grad=True))
+    np.testing.assert_allclose(grids.uniform(learned, 4, start=times[0]), [-10.0, -5.0, 0.0, 5.0, INF])
+    np.testing.assert_allclose(grids.karras(learned, 2, rho=1e9), [-10.0, 10.0, INF], atol=1e-5)
+
+
+def test_checking_a_grid_returns_it_as_float64() -> None:
+    for grid in ([-3, 0, 2], [-INF, 0.0, INF], [5.0, 1.0, -INF], np.array([[-1.0, 3.0], [2.0, INF]], dtype=np.float32)):
+        found = grids.check("mine", grid)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, grid)
+    grid = np.array([-1.0, 2.0])
+    assert not np.shares_memory(grids.check("mine", grid), grid)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: grids.uniform(Cosine(), 0), ValueError, r"grids\.uniform: `steps` is 0, but takes an int >= 1"),
+        (lambda: grids.uniform(Cosine(), True), ValueError, r"`steps` is True, but takes an int"),
+        (lambda: grids.karras(Cosine(), 4.0), ValueError, r"grids\.karras: `steps` is 4\.0"),  # type: ignore[arg-type]
+        (lambda: grids.uniform(Cosine, 4), TypeError, r"`schedule` is <class .*Cosine'>, but takes a schedule"),  # type: ignore[arg-type]
+        (lambda: grids.karras(Cosine, 4), TypeError, r"grids\.karras: `schedule` is <class"),  # type: ignore[arg-type]
+        (lambda: grids.uniform(Cosine(), 4, start=1.2), ValueError, r"`start` is 1\.2, but takes times in \[0, 1\]"),
+        (lambda: grids.uniform(Cosine(), 4, end=math.nan), ValueError, r"`end` is nan, but takes times"),
+        (
+            lambda: grids.uniform(Cosine(), 4, start=0.0),
+            ValueError,
+            r"`start` and `end` are both 0\.0, but must differ",
+        ),
+        (lambda: grids.uniform(Cosine(), 4, start=np.ones(2), end=np.zeros(3)), ValueError, r"shape \(2,\) .* \(3,\)"),
+        (
+            lambda: grids.uniform(Cosine(), 4, start=0.1, end=0.6, clean=True),
+            ValueError,
+            r"`clean` is True, but the times",
+        ),
+        (lambda: grids.uniform(Cosine(), 4, clean=1), TypeError, r"`clean` is 1, but takes True, False or None"),  # type: ignore[arg-type]
+        (lambda: grids.uniform(Cosine(), 4, start="now"), TypeError, r"`start` is str, but takes real numbers"),
+        (lambda: grids.uniform(Cosine(), 4, start=[0.2, 0.9], end=0.5), ValueError, r"`grid` is out of order"),
+        (lambda: grids.uniform(Flow(), 4, start=0.0, end=1.0), ValueError, r"`grid\[0\]` is inf.*only the last point"),
+        (
+            lambda: grids.uniform_log_snr(Flow(), 4),
+            ValueError,
+            r"takes finite ends; give `start` < 1 or `end` > 0, or use",
+        ),
+        (lambda: grids.karras(Karras(), 4, rho=0.0), ValueError, r"`rho` is 0\.0, but takes a positive"),
+        (
+            lambda: grids.from_times(Cosine(), [0.5]),
+            ValueError,
+            r"`times` has shape \(1,\), but takes times \(N \+ 1,\)",
+        ),
+        (
+            lambda: grids.from_times(Cosine(), [0.9, 0.5, 0.5]),
+            ValueError,
+            r"`times` repeats a point: entries \[1\] and \[2\]",
+        ),
+        (
+            lambda: grids.from_times(Cosine(), [0.9, 0.1, 0.5]),
+            ValueError,
+            r"`times` is out of order: entries \[1\] and \[2\]",
+        ),
+        (
+            lambda: grids.from_times(Cosine(), [1.1, 0.5]),
+            ValueError,
+            r"`times\[0\]` is 1\.1, but takes a time in \[0, 1\]",
+        ),
+        (lambda: grids.from_times(Cosine(), [1.0, math.nan]), ValueError, r"`times\[1\]` is nan"),
+        (
+            lambda: grids.from_times(Cosine(), [[1.0, 0.5], [0.5, 0.7]]),
+            ValueError,
+            r"entries \[0, 1\] and \[1, 1\] are 0\.5",
+        ),
+        (
+            lambda: grids.from_times(Cosine(), [0.1, 0.7], clean=True),
+            ValueError,
+            r"`clean` is True, but the times increase",
+        ),
+        (lambda: grids.from_times(Cosine(), np.zeros((2, 0))), ValueError, r"shape \(2, 0\)"),
+        (lambda: grids.check("f", [1.0]), ValueError, r"f: `grid` has shape \(1,\), but takes log-SNRs \(N \+ 1,\)"),
+        (lambda: grids.check("f", [1.0, 1.0]), ValueError, r"f: `grid` repeats a point: entries \[0\] and \[1\]"),
+        (lambda: grids.check("f", [-INF, -INF, 1.0]), ValueError, r"repeats a point"),
+        (lambda: grids.check("f", [0.0, INF, INF]), ValueError, r"`grid\[1\]` is inf, which is clean data"),
+        (lambda: grids.check("f", [INF, 1.0]), ValueError, r"`grid\[0\]` is inf.* start at a finite log-SNR"),
+        (lambda: grids.check("f", [0.0, math.nan]), ValueError, r"`grid\[1\]` is NaN"),
+        (
+            lambda: grids.check("f", [0.0, 3.0, 2.0]),
+            ValueError,
+            r"is out of order: entries \[1\] and \[2\] are 3\.0 and 2\.0",
+        ),
+        (lambda: grids.check("f", np.zeros((2, 1, 1, 1))), ValueError, r"shape \(2, 1, 1, 1\)"),
+        (lambda: grids.check("f", object()), TypeError, r"f: `grid` is object, but takes real numbers"),
+    ],
+)
+def test_bad_input_gets_an_error_with_its_place(make: Callable[[], Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        make()
