@@ -73,7 +73,9 @@ class JAXBackend(ArrayAPIBackend):
         levels = sampling.levels_for(run.plan, state.z)[first:]
         indices = jnp.arange(first, len(run.plan), dtype=jnp.int32)
         if run.callback is not None or not run.compile:
-            scan: Callable[..., Carry] = partial(_scan, run.denoise, run.transform_x, run.noise, run.callback, run.plan.stochastic)
+            scan: Callable[..., Carry] = partial(
+                _scan, run.denoise, run.transform_x, run.noise, run.callback, run.plan.stochastic
+            )
             scan = scan if isinstance(state.z, jax.core.Tracer) else jax.jit(scan)
         else:
             scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic)

@@ -92,7 +92,7 @@ class TorchBackend(ArrayAPIBackend):
         self, function: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
         with torch.enable_grad():
-            value, pullback = torch.func.vjp(function, z)
+            value, pullback = torch.func.vjp(function, z)[:2]
         return value.detach(), lambda cotangent: pullback(cotangent)[0]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:

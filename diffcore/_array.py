@@ -139,6 +139,7 @@ def device(array: Array) -> Any:
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
-    if xp is np:
+    torch = sys.modules.get("torch")
+    if xp is np and not (torch is not None and torch.compiler.is_compiling()):  # which cannot trace a NumPy context
         return np.errstate(all="ignore")
     return contextlib.nullcontext()

@@ -19,7 +19,7 @@ def plan(plan: Plan, path: str | os.PathLike[str] | None) -> Any:
         raise ImportError("Plan.plot: matplotlib is missing; install diffcore[plot]") from error
     from diffcore.plan import columns
 
-    first = (slice(None), *(0,) * len(plan.lead))
+    first: tuple[Any, ...] = (slice(None), *(0,) * len(plan.lead))
     at, to, update = plan.log_snr[first], plan.next_log_snr[first], plan.update[first]
     stages = np.arange(len(plan))
     figure = Figure(figsize=(8, 6), layout="constrained")

@@ -254,7 +254,7 @@ def table(plan: Plan, *, lead: tuple[int, ...] | None = None) -> str:
         plan: the plan.
         lead: which sample (and frame) to show where levels have leading axes; None shows the first.
     """
-    where = (slice(None), *(lead if lead is not None else (0,) * len(plan.lead)))
+    where: tuple[Any, ...] = (slice(None), *(lead if lead is not None else (0,) * len(plan.lead)))
     update = plan.update[where]
     names = columns(plan)
     shown = [("", 0, c) for c in range(len(names)) if np.any(update[:, 0, c] != 0.0) or c == X]

@@ -26,15 +26,23 @@ def say(text: str) -> None:
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """Return the settings of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m diffcore.demo", description=importlib.import_module("diffcore.demo").__doc__)
-    parser.add_argument("--clips", type=Path, default=Path(".cache/clips"), help="a folder of videos (default: .cache/clips)")
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="where pictures go (default: demo-output)")
+    parser = argparse.ArgumentParser(
+        prog="python -m diffcore.demo", description=importlib.import_module("diffcore.demo").__doc__
+    )
+    parser.add_argument(
+        "--clips", type=Path, default=Path(".cache/clips"), help="a folder of videos (default: .cache/clips)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-output"), help="where pictures go (default: demo-output)"
+    )
     parser.add_argument("--seed", type=int, default=7, help="sample i has seed + i (default: 7)")
     parser.add_argument("--samples", type=int, default=5, help="clips a sampler draws (default: 5)")
     parser.add_argument("--frames", type=int, default=12, help="frames a clip (default: 12)")
-    parser.add_argument("--size", type=int, nargs=2, default=(36, 64), metavar=("HEIGHT", "WIDTH"), help="default: 36 64")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(36, 64), metavar=("HEIGHT", "WIDTH"), help="default: 36 64"
+    )
     parser.add_argument("--components", type=int, default=12, help="components of the mixture (default: 12)")
-    parser.add_argument("--rank", type=int, default=6, help="factors a component (default: 6)")
+    parser.add_argument("--rank", type=int, default=8, help="factors a component (default: 8)")
     parser.add_argument("--quick", action="store_true", help="small and short, for a test")
     settings = parser.parse_args(given)
     if settings.quick:
@@ -99,7 +107,9 @@ def main(given: list[str] | None = None) -> int:
 
     start = time.perf_counter()
     data = fit.fit_mixture(clips, settings.components, settings.rank, seed=settings.seed)
-    say(f"2. an exact mixture of {len(data.components)} Gaussians of rank <= {settings.rank} in {clips[0].size} dimensions")
+    say(
+        f"2. an exact mixture of {len(data.weights)} Gaussians of rank <= {settings.rank} in {clips[0].size} dimensions"
+    )
     say(f"  its denoiser E[x | z] is in closed form: no network; {time.perf_counter() - start:.1f} s")
 
     say("3. new clips")
@@ -113,7 +123,9 @@ def main(given: list[str] | None = None) -> int:
             start = time.perf_counter()
             denoise = data.to(like)
 
-            def watched(z: Any, log_snr: Any, denoise: Any = denoise, watch: bool = library == "numpy" and not path) -> Any:
+            def watched(
+                z: Any, log_snr: Any, denoise: Any = denoise, watch: bool = library == "numpy" and not path
+            ) -> Any:
                 x = denoise(z, log_snr)
                 if watch:
                     path.append(np.array(x[0]))
@@ -127,7 +139,9 @@ def main(given: list[str] | None = None) -> int:
         rows.append((f"{label}, {len(plan)} calls", drawn["numpy"]))
     near = fit.distance_to_nearest(np.concatenate([row for _, row in rows[1:]]), clips)
     step = fit.distance_to_nearest(clips[1:20:2], clips[0:20:2])
-    say(f"  distance to the nearest real clip {near.mean():.3f} a pixel; neighbouring real clips are {step.mean():.3f} apart")
+    say(
+        f"  distance to the nearest real clip {near.mean():.3f} a pixel; neighbouring real clips are {step.mean():.3f} apart"
+    )
 
     settings.out.mkdir(parents=True, exist_ok=True)
     times = np.linspace(0, clips.shape[1] - 1, min(8, clips.shape[1])).astype(int)

@@ -52,9 +52,7 @@ def windows(frames: Float32, length: int) -> Float32:
     return np.stack([frames[first : first + length] for first in range(frames.shape[0] - length + 1)])
 
 
-def from_folder(
-    folder: Path, length: int, height: int, width: int, say: Callable[[str], Any]
-) -> dict[str, Float32]:
+def from_folder(folder: Path, length: int, height: int, width: int, say: Callable[[str], Any]) -> dict[str, Float32]:
     """Return the windows of each video in a folder, by name; a file that cannot be read is reported and skipped."""
     found = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -18,15 +18,22 @@ from diffcore.exact import LowRank, Mixture
 Float64 = npt.NDArray[np.float64]
 
 
-def principal_components(points: Float64, rank: int) -> tuple[Float64, LowRank]:
-    """Return the mean (D,) and the covariance of one analyser, from points (N, D), by the N-by-N Gram matrix."""
+MOST_NOISE = 4e-4
+"""The most that v may be: 2 % of the range of a pixel. What the factors leave out is dropped and not shown as grain."""
+
+
+def principal_components(points: Float64, rank: int, most_noise: float = MOST_NOISE) -> tuple[Float64, LowRank]:
+    """Return the mean (D,) and the covariance of one analyser, from points (N, D), by the N-by-N Gram matrix.
+
+    The noise v is the maximum-likelihood one, but at most `most_noise`.
+    """
     count, size = points.shape
     mean = points.mean(axis=0)
     centred = points - mean
     values, vectors = np.linalg.eigh(centred @ centred.T / count)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     rank = max(1, min(rank, count - 1, int(np.sum(values > 1e-9 * max(values[0], 1e-300)))))
-    noise = max(float(values[rank:].sum()) / max(size - rank, 1), 1e-6)
+    noise = min(max(float(values[rank:].sum()) / max(size - rank, 1), 1e-6), most_noise)
     directions = centred.T @ (vectors[:, :rank] / np.sqrt(np.maximum(values[:rank], 1e-300) * count))
     return mean, LowRank(directions * np.sqrt(np.maximum(values[:rank] - noise, 0.0)), noise)
 
@@ -51,7 +58,7 @@ def clusters(points: Float64, count: int, *, seed: int = 0, rounds: int = 20) ->
         if np.array_equal(new, own):
             break
         own = new
-    return own
+    return np.asarray(own)
 
 
 def fit_mixture(clips: npt.NDArray[np.float32], components: int, rank: int, *, seed: int = 0) -> Mixture:

@@ -1,196 +1,175 @@
-r"""Mixtures of Gaussians: the Gaussians' own answers, weighted by their responsibilities.
+r"""Mixtures of Gaussians: each component's own answer, weighed by its responsibility for z.
 
-E[x | z] = sum_k rho_k(z) E_k[x | z],   rho_k(z) = w_k q_k(z) / sum_j w_j q_j(z)
+E[x | z] = sum_k rho_k E_k[x | z],    rho_k = w_k N(z; alpha m_k, alpha^2 C_k + sigma^2 I) / sum_j (the same)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from diffcore import levels, noise
+from diffcore import _array, levels, noise
 from diffcore._array import Array
+from diffcore.exact import _components
+from diffcore.exact._conditional import check_observation, condition
 from diffcore.exact._denoiser import Denoiser
-from diffcore.exact._spectrum import Float64, LowRank
-from diffcore.exact.gaussian import Gaussian, check_mask
+from diffcore.exact._parts import (
+    Covariance,
+    Float64,
+    LowRank,
+    cast,
+    check_covariance,
+    check_event,
+    check_weights,
+    on_host,
+    parts_of,
+)
+from diffcore.exact._weighing import Entered, Model, model_of
+from diffcore.exact.gaussian import Gaussian, coloured, gaussian_of, normals
+
+CHOICES = 3
+"""The stream of noise that the choice of a component is made of."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture(Denoiser):
-    r"""Data from a mixture of K Gaussians, and its exact denoiser.
+    r"""Data from a mixture of K Gaussians, and its exact denoiser E[x | z_t].
 
     Args:
-        weights: (K,), not negative, not all zero; normalised.
-        means: (K, *event).
-        covariances: one number for all; (K,) numbers; (K, *event) diagonals; (K, D, D) matrices; or a list of K
-            covariances as `Gaussian` takes them, `LowRank` included.
-        scaling: as for `Gaussian`.
+        weights: (K,), finite, not negative, not all zero; normalised to sum to one. None weighs all alike.
+        means: (K, *event), of any library; kept on the host in float64.
+        covariances: one number for all; (K,) numbers; (K, *event) diagonals; (K, D, D) matrices; `LowRank` of factors
+            (K, D, r); or a list of K covariances as `Gaussian` takes them.
+        scaling: "vp", "ve" or "flow"; None is the plan's in `diffcore.sample`, and "vp" in a call of one's own.
 
     Raises:
-        ValueError: numbers of components that differ, negative weights, and as for `Gaussian`.
+        ValueError: as for `Gaussian`, and numbers of components that differ.
+
+    Mixtures of many isotropic components of video's size are two matrix products; `LowRank` ones, mixtures of
+    probabilistic principal components, three for each component. Nothing as large as (B, K, D) is made.
 
     >>> data = Mixture([0.5, 0.5], np.array([[-1.0], [1.0]]), 0.0)
-    >>> data(np.array([[0.5]]), 40.0).round(6)
-    array([[1.]])
+    >>> data(np.array([[0.5]]), 40.0), data(np.array([[0.5]]), -np.inf)
+    (array([[1.]]), array([[0.]]))
     """
 
     weights: Array
     means: Array
     covariances: Any
-    scaling: str | None = None
-    components: tuple[Gaussian, ...] = field(init=False, repr=False)
+    scaling: str | None = field(default=None, kw_only=True)
+    event: tuple[int, ...] = field(init=False, repr=False)
+    model: Model = field(init=False, repr=False)
+    near: Model | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         function = "exact.Mixture"
         if self.scaling is not None:
             levels.check_scaling(function, self.scaling)
-        weights, means = np.asarray(self.weights, dtype=np.float64), np.asarray(self.means, dtype=np.float64)
-        if weights.ndim != 1 or not np.all(weights >= 0.0) or not 0.0 < float(weights.sum()) < np.inf:
-            raise ValueError(
-                f"{function}: `weights` must be (K,), not negative and not all zero; got shape {weights.shape}"
-            )
-        if means.ndim < 2 or means.shape[0] != weights.size:
-            raise ValueError(f"{function}: `means` has shape {means.shape}, but takes ({weights.size}, *event)")
-        each = _per_component(function, self.covariances, means)
-        object.__setattr__(self, "weights", weights / weights.sum())
+        means = check_event(function, "means", self.means, 1)
+        weights = check_weights(function, self.weights, means.shape[0])
+        covariances = _per_component(function, self.covariances, means)
+        object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "means", means)
-        object.__setattr__(
-            self, "components", tuple(Gaussian(m, c, scaling=self.scaling) for m, c in zip(means, each, strict=True))
-        )
+        object.__setattr__(self, "covariances", tuple(covariances))
+        object.__setattr__(self, "event", means.shape[1:])
+        object.__setattr__(self, "model", model_of(weights, parts_of(function, "covariances", means, covariances)))
+
+    def __repr__(self) -> str:
+        return f"Mixture({self.weights.size} components, event={self.event}, scaling={self.scaling!r})"
 
     @property
-    def event(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The shape of one sample."""
-        return tuple(self.means.shape[1:])
-
-    def to(self, like: Array) -> Self:
-        """Return it with its arrays in like's library, device and dtype, so that calls there convert nothing."""
-        moved = replace(self)
-        object.__setattr__(moved, "components", tuple(part.to(like) for part in self.components))
-        return moved
-
-    def with_scaling(self, scaling: str) -> Self:
-        """Return the same distribution, as a denoiser for another scaling."""
-        moved = replace(self, scaling=scaling)
-        object.__setattr__(moved, "components", tuple(part.with_scaling(scaling) for part in self.components))
-        return moved
+    def components(self) -> tuple[Gaussian, ...]:
+        """The K Gaussians, without their weights."""
+        parts = self.model.parts
+        assert parts is not None
+        return tuple(
+            gaussian_of(mean, covariance, _components.some(parts, slice(k, k + 1)), self.scaling)
+            for k, (mean, covariance) in enumerate(zip(self.means, self.covariances, strict=True))
+        )
 
     def responsibilities(self, z: Array, log_snr: Array) -> Array:
-        """Return rho, (B, K): how likely each component is to have made z_t; rows sum to one, at lambda = +-inf too."""
-        xp, joint = self._joint(z, log_snr)
-        raised = xp.exp(joint - xp.max(joint, axis=1, keepdims=True))
-        return raised / xp.sum(raised, axis=1, keepdims=True)
+        """Return rho, (B, K): how likely each component is to have made z_t; rows sum to one, at lambda = +-inf too.
 
-    def denoise(self, z: Array, log_snr: Array) -> Array:
-        """Return E[x | z_t] = sum_k rho_k E_k[x | z_t], of the shape and dtype of z; see `Gaussian.denoise`."""
-        at, wide, dtype = self._enter("denoise", z, log_snr)
-        rho = self.responsibilities(wide, log_snr)
-        total = at.xp.zeros_like(wide)
-        for k, part in enumerate(self.components):
-            total = total + _beside(at.xp, rho[:, k], wide) * part.denoise(wide, log_snr)
-        return at.xp.astype(total, dtype, copy=False)
+        Args, raises: as for `denoise`.
 
-    def log_likelihood(self, z: Array, log_snr: Array) -> Array:
-        """Return log sum_k w_k q_k(z_t) in nats, (B,); see `Gaussian.log_likelihood`."""
-        xp, joint = self._joint(z, log_snr)
-        top = xp.max(joint, axis=1, keepdims=True)
-        return top[:, 0] + xp.log(xp.sum(xp.exp(joint - top), axis=1))
-
-    def posterior_covariance(self, z: Array, log_snr: Array) -> Array:
-        """Return Cov[x | z_t] = sum_k rho_k (Cov_k + x_k x_k^T) - x x^T, (B, D, D); see `Gaussian`."""
-        at, wide, _ = self._enter("posterior_covariance", z, log_snr)
-        xp = at.xp
-        rho, centre = self.responsibilities(wide, log_snr), self.denoise(wide, log_snr)
-        total: Any = 0.0
-        for k, part in enumerate(self.components):
-            apart = xp.reshape(part.denoise(wide, log_snr) - centre, (wide.shape[0], -1))
-            spread = part.posterior_covariance(wide, log_snr) + apart[:, :, None] * apart[:, None, :]
-            total = total + rho[:, k, None, None] * spread
-        return total
+        >>> Mixture([0.5, 0.5], np.array([[-1.0], [1.0]]), 0.1).responsibilities(np.zeros((1, 1)), 3.0)
+        array([[0.5, 0.5]])
+        """
+        return self._responsibilities("responsibilities", z, log_snr)
 
     def conditional(self, observed: Array, mask: Array) -> Mixture:
-        """Return the distribution of x given its elements under the mask: the Gaussians' conditionals, reweighted by
-        how well each explains what is known. See `Gaussian.conditional`.
+        r"""Return the distribution of all of x given its elements under the mask.
+
+        Each component is conditioned as a Gaussian, and its weight times N(x^a; m_a, C_aa), how well it explains x^a.
+
+        Args, raises: as for `Gaussian.conditional`.
+
+        >>> data = Mixture([0.5, 0.5], np.array([[-1.0, -2.0], [1.0, 2.0]]), 0.1)
+        >>> data.conditional(np.array([1.0, 0.0]), [True, False]).weights.round(6)
+        array([0., 1.])
         """
-        known, values = check_mask("exact.Mixture.conditional", observed, mask, self.event)
-        where = np.flatnonzero(known.ravel())
-        log_weights = []
-        with np.errstate(divide="ignore"):
-            for weight, part in zip(self.weights, self.components, strict=True):
-                fits = 0.0
-                if where.size:
-                    fits = float(_marginal(part, where).log_likelihood(values.ravel()[None, where], np.inf)[0])
-                log_weights.append(np.log(weight) + fits)
-        parts = [part.conditional(values, known) for part in self.components]
-        weights = np.exp(np.asarray(log_weights) - max(log_weights))
-        covariances = [part.covariance for part in parts]
-        return Mixture(weights, np.stack([part.mean for part in parts]), covariances, scaling=self.scaling)
+        function = "exact.Mixture.conditional"
+        given, known = check_observation(function, observed, mask, self.event)
+        flat, where = given.reshape(1, -1), known.reshape(1, -1)
+        # an element that nothing is known of is at pure noise: it tells no component from another
+        at = Entered(_array.library(flat), flat, where * 1.0, 1.0 - where, (1, *self.event), np.float64)
+        weights = self._weigh(at)
+        found = [
+            condition(function, mean.ravel(), covariance, flat[0], where[0])
+            for mean, covariance in zip(self.means, self.covariances, strict=True)
+        ]
+        means = np.stack([mean for mean, _ in found]).reshape(self.means.shape)
+        each = [c.reshape(self.event) if isinstance(c, np.ndarray) and c.ndim == 1 else c for _, c in found]
+        return Mixture(weights, means, each, scaling=self.scaling)
 
-    def conditional_denoise(self, z: Array, log_snr: Array, observed: Array, mask: Array) -> Array:
-        """Return E[x | z_t, x^a]: the known elements exactly, the others from z^b alone. See `conditional`."""
-        return self.conditional(observed, mask).denoise(z, log_snr)
-
-    def sample(self, seed: Any, count: int) -> Float64:
-        """Return `count` samples of the data, (count, *event) in float64 on the host, by the library's own noise."""
-        words = np.asarray(noise.bits(seed, 0, (count, 1), stream=3), dtype=np.float64)[:, 0]
-        choice = np.searchsorted(np.cumsum(self.weights)[:-1], (words + 0.5) * 2.0**-32, side="right")
-        drawn = np.empty((count, *self.event))
-        for k, part in enumerate(self.components):
-            drawn[choice == k] = part.sample(seed, count)[choice == k]
-        return drawn
-
-    def _joint(self, z: Array, log_snr: Array) -> tuple[Any, Array]:
-        """Return log(w_k q_k(z)), (B, K)."""
-        at, wide, _ = self._enter("denoise", z, log_snr)
-        xp = at.xp
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(np.asarray(self.weights))
-        keep = [float(max(value, -1e30)) for value in log_weights]  # a weight of zero, without inf - inf
-        each = [part.log_likelihood(wide, log_snr) + bias for part, bias in zip(self.components, keep, strict=True)]
-        return xp, xp.stack(each, axis=1)
+    def sample(self, seed: int, count: int, *, like: Array | None = None) -> Array:
+        """Return samples of the data, (count, *event); see `Gaussian.sample`."""
+        choice = choose(self.weights, seed, count)
+        eps = normals(seed, count, self.event)
+        drawn = np.empty_like(eps)
+        for k in range(self.weights.size):
+            drawn[choice == k] = coloured(self.model.parts, k, eps[choice == k])
+        drawn = drawn.reshape(count, *self.event)
+        return drawn if like is None else cast(drawn, like)
 
 
-def _beside(xp: Any, weights: Array, like: Array) -> Array:
-    return xp.reshape(weights, (weights.shape[0],) + (1,) * (like.ndim - 1))
+def choose(weights: Float64, seed: int, count: int) -> Any:
+    """Return the number of a component for each of `count` samples, by its weight."""
+    words = np.asarray(noise.bits(seed, 0, (1, count), stream=CHOICES), dtype=np.float64)[0]
+    return np.searchsorted(np.cumsum(weights)[:-1], (words + 0.5) * 2.0**-32, side="right")
 
 
-def _marginal(part: Gaussian, where: Any) -> Gaussian:
-    """Return the distribution of some elements of an event, as a vector."""
-    mean = np.asarray(part.mean).ravel()[where]
-    if part.spectrum.basis is None:
-        return Gaussian(mean, np.asarray(part.spectrum.values).ravel()[where])
-    if isinstance(part.covariance, LowRank):
-        factor = np.asarray(part.covariance.factor)[where]
-        if factor.shape[1] <= factor.shape[0]:
-            return Gaussian(mean, LowRank(factor, part.covariance.variance))
-    return Gaussian(mean, part.spectrum.dense()[np.ix_(where, where)])
-
-
-def _per_component(function: str, covariances: Any, means: Float64) -> Sequence[Any]:
+def _per_component(function: str, covariances: Any, means: Float64) -> list[Covariance]:
     count, event = means.shape[0], means.shape[1:]
-    size = int(np.prod(event))
+    size = math.prod(event)
+    each: Any
     if isinstance(covariances, LowRank):
-        factor = np.asarray(covariances.factor)
-        variances = np.broadcast_to(np.asarray(covariances.variance, dtype=np.float64), (count,))
-        if factor.ndim != 3 or factor.shape[0] != count:
+        factor, variance = np.asarray(on_host(covariances.factor)), np.asarray(on_host(covariances.variance))
+        if factor.ndim != 3 or factor.shape[:2] != (count, size):
             raise ValueError(
-                f"{function}: `covariances.factor` has shape {factor.shape}, but takes ({count}, {size}, r), or a list of "
-                f"LowRank"
+                f"{function}: `covariances.factor` has shape {factor.shape}, but takes {(count, size)} + (r,), or "
+                f"give a list of LowRank"
             )
-        return [LowRank(f, float(v)) for f, v in zip(factor, variances, strict=True)]
-    if isinstance(covariances, list | tuple):
-        if len(covariances) != count:
-            raise ValueError(f"{function}: `covariances` has {len(covariances)} entries for {count} means")
-        return covariances
-    array = np.asarray(covariances, dtype=np.float64)
-    if array.ndim == 0:
-        return [array] * count
-    if array.shape in ((count,), (count, *event), (count, size, size)):
-        return list(array)
-    raise ValueError(
-        f"{function}: `covariances` has shape {array.shape}, but takes a number, ({count},), {(count, *event)}, "
-        f"{(count, size, size)}, LowRank, or a list of {count}"
-    )
+        if variance.shape not in ((), (count,), (count, size)):
+            raise ValueError(
+                f"{function}: `covariances.variance` has shape {variance.shape}, but takes a number, ({count},) or "
+                f"{(count, size)}"
+            )
+        variance = np.broadcast_to(variance, (count,)) if variance.ndim == 0 else variance
+        each = [LowRank(f, v) for f, v in zip(factor, variance, strict=True)]
+    elif isinstance(covariances, list | tuple):
+        each = covariances
+    else:
+        array = np.asarray(on_host(covariances), dtype=np.float64)
+        if array.shape not in ((), (count,), (count, *event), (count, size, size)):
+            raise ValueError(
+                f"{function}: `covariances` has shape {array.shape} for means of shape {means.shape}, but takes "
+                f"a number, ({count},), {(count, *event)}, {(count, size, size)}, LowRank, or a list of {count}"
+            )
+        each = list(np.broadcast_to(array, (count,)) if array.ndim == 0 else array)
+    if len(each) != count:
+        raise ValueError(f"{function}: `covariances` has {len(each)} entries for {count} means")
+    return [check_covariance(function, f"covariances[{k}]", c, event) for k, c in enumerate(each)]

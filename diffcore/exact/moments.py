@@ -1,134 +1,266 @@
-r"""What a sampler draws, by algebra: with a Gaussian's denoiser a whole run is an affine map of its noises.
+r"""What a sampler draws, by algebra: with the denoiser of Gaussian data a whole run is an affine map of its noises.
 
-In each eigen-direction x-hat = m + g (z - alpha m), so a stage maps the vector (z, saved, x-hat_{-1}, x-hat_{-2}, ...)
-by a small matrix, adds a constant, and adds noise to z. Mean and covariance of that vector follow stage by stage; no
-sample is drawn.
+In the eigen-direction of an eigenvalue c, x-hat = m + g (z - alpha m) with g = alpha c / (alpha^2 c + sigma^2). So a
+stage of a plan maps the vector u = (z, saved, x-hat_{-1}, x-hat_{-2}, ...) by a small matrix, adds a multiple of m, and
+adds noise to z. Every run is then
+
+    z_end = phi m + psi z_start + noise of variance n,
+
+and (phi, psi, n), functions of c alone, follow stage by stage in float64; no random number is drawn.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffcore import levels
-from diffcore.exact._spectrum import Float64
+from diffcore.exact._parts import Diagonal, Float64, LowRank, Spectral, dense
 from diffcore.exact.gaussian import Gaussian
-from diffcore.levels import Gaussian as Moments
+from diffcore.levels import Level
 from diffcore.plan import NOISE, SAVED, Plan, X, Z
 
+DENSE = 4096
+"""Elements of an event up to which a result that needs it is written out as a matrix."""
 
-def moments(plan: Plan, exact: Gaussian, start: Moments | None = None) -> tuple[Float64, Float64]:
+
+class Moments(NamedTuple):
+    """The mean and the covariance of what a plan draws; the covariance in the form that the data's was given in."""
+
+    mean: Any
+    covariance: Any
+
+
+class Response(NamedTuple):
+    """z_end = phi m + psi z_start + noise of variance `noise`, for each level and direction, (L, n)."""
+
+    phi: Float64
+    psi: Float64
+    noise: Float64
+
+
+def moments(plan: Plan, exact: Gaussian, start: levels.Gaussian | None = None) -> Moments:
     r"""Return the mean and the covariance of what a plan draws with the denoiser of Gaussian data, exactly.
 
     Args:
         plan: any plan; its scaling is used.
-        exact: the data, whose scaling is None or the plan's.
-        start: mean and variance (numbers or (*event,) arrays; a variance that differs between elements needs a diagonal
-            covariance) of the state at the start; None is the start of `diffcore.sample`, N(0, sigma^2) at the plan's
-            first level.
+        exact: the data, an `exact.Gaussian` whose scaling is None or the plan's.
+        start: mean and variance of the state at the start, independent between elements, numbers or arrays that
+            broadcast to the event; None is the start of `diffcore.sample`, N(0, sigma^2) at the plan's first level.
 
     Returns:
-        (mean, covariance) in float64: the mean of the event's shape; the covariance of the event's shape where `exact`
-        has a number or a diagonal, else (D, D). Levels per sample add a first axis to both.
+        (mean, covariance) in float64 on the host: the mean of the event's shape; the covariance a number for a number,
+        of the event's shape for a diagonal, (D, D) for a matrix, `LowRank` for `LowRank`. Levels per sample, (B,), put
+        an axis B in front of each. Levels per frame, (B, T), make a number a diagonal and a low rank a matrix, and so
+        does a start whose variance differs between elements.
 
     Raises:
-        ValueError: another scaling than the plan's; levels per frame with a covariance that is not diagonal.
-        TypeError: `exact` is no `exact.Gaussian`.
+        TypeError: `exact` is no `exact.Gaussian`: only its denoiser is affine.
+        ValueError: another scaling than the plan's; levels or a start that do not fit the event; a matrix too large.
 
     >>> import diffcore as dc
     >>> plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=1000)
-    >>> mean, variance = moments(plan, dc.exact.Gaussian(np.array([0.5]), 0.25))
-    >>> mean.round(2), variance.round(2)
-    (array([0.5]), array([0.25]))
+    >>> mean, variance = moments(plan, Gaussian(np.array([0.5]), 0.25))
+    >>> mean.round(2), round(variance, 2)
+    (array([0.5]), 0.25)
     """
     function = "exact.moments"
     if not isinstance(exact, Gaussian):
-        raise TypeError(f"{function}: `exact` is {type(exact).__name__}, but takes exact.Gaussian")
+        raise TypeError(
+            f"{function}: `exact` is {type(exact).__name__}, but takes exact.Gaussian, whose denoiser is affine; "
+            f"draw samples to see what others give"
+        )
     if exact.scaling not in (None, plan.scaling):
         raise ValueError(
             f"{function}: `exact` is for scaling {exact.scaling!r}, but `plan` is for {plan.scaling!r}; "
             f"use exact.with_scaling({plan.scaling!r})"
         )
-    if not plan.lead:
-        return _one(plan.log_snr, plan.update, plan.scaling, exact, start)
-    if len(plan.lead) == 1:
-        each = [_one(plan.log_snr[:, b], plan.update[:, b], plan.scaling, exact, start) for b in range(plan.lead[0])]
-        return np.stack([mean for mean, _ in each]), np.stack([covariance for _, covariance in each])
-    return _per_frame(plan, exact, start)
+    lead = tuple(plan.log_snr.shape[1:])
+    level, update = _flat(function, plan, lead, exact.event)
+    first = levels.Gaussian(0.0, level.sigma[0] ** 2) if start is None else _start(function, start, exact.event)
+    parts = exact.model.parts
+    if isinstance(parts, Diagonal):
+        mean, covariance = _independent(parts, level, update, first)
+    else:
+        assert isinstance(parts, Spectral)
+        if len(lead) > 1:
+            mean, covariance = _as_matrices(parts, level, update, first)
+        else:
+            mean, covariance = _in_basis(parts, level, update, first)
+    return _shaped(mean, covariance, lead, exact)
 
 
-def _per_frame(plan: Plan, exact: Gaussian, start: Moments | None) -> tuple[Float64, Float64]:
-    if exact.spectrum.basis is not None:
-        raise ValueError("exact.moments: levels per frame need a number or a diagonal as covariance")
-    if plan.lead[1] not in (1, exact.event[0]):
-        raise ValueError(
-            f"exact.moments: `plan` has levels for {plan.lead[1]} frames, but an event has {exact.event[0]}"
-        )
-    values = np.asarray(exact.spectrum.values)
-    means, variances = np.empty((plan.lead[0], *exact.event)), np.empty((plan.lead[0], *exact.event))
-    for b in range(plan.lead[0]):
-        for frame in range(exact.event[0]):
-            at = frame if plan.lead[1] > 1 else 0
-            one = Gaussian(np.atleast_1d(exact.mean[frame]), np.atleast_1d(values[frame]))
-            part = None if start is None else Moments(*(_frame(p, exact.event, frame) for p in start))
-            mean, variance = _one(plan.log_snr[:, b, at], plan.update[:, b, at], plan.scaling, one, part)
-            means[b, frame], variances[b, frame] = mean.reshape(exact.event[1:]), variance.reshape(exact.event[1:])
-    return means, variances
+def respond(level: Level, update: Float64, values: Float64) -> Response:
+    """Return how z_end responds, for eigenvalues (n,) and levels (stages, L, 1 or n).
 
-
-def _frame(part: Any, event: tuple[int, ...], frame: int) -> Float64:
-    return np.atleast_1d(np.broadcast_to(np.asarray(part, dtype=np.float64), event)[frame])
-
-
-def _one(
-    log_snr: Float64, update: Float64, scaling: str, exact: Gaussian, start: Moments | None
-) -> tuple[Float64, Float64]:
-    """Follow the directions of one run, then turn them back into the event's elements."""
-    spectrum, event = exact.spectrum, exact.event
-    values = np.asarray(spectrum.values, dtype=np.float64)
-    basis = None if spectrum.basis is None else np.asarray(spectrum.basis, dtype=np.float64)
-    level = levels.level(log_snr, scaling)
-    start = Moments(0.0, float(level.sigma[0]) ** 2) if start is None else start
-    first_mean, first_variance = (np.broadcast_to(np.asarray(p, dtype=np.float64), event).ravel() for p in start)
-    if basis is None:
-        mean, variance = follow(level, update, values.ravel(), exact.mean.ravel(), first_mean, first_variance)
-        return mean.reshape(event), variance.reshape(event)
-    if np.any(first_variance != first_variance[0]):
-        raise ValueError("exact.moments: a start whose variance differs between elements needs a diagonal covariance")
-    if spectrum.rest is not None:
-        exact._check_dense("moments")
-        full, _ = np.linalg.qr(basis, mode="complete")  # the directions outside the basis, all of variance `rest`
-        values = np.concatenate([values, np.full(spectrum.size - values.size, spectrum.rest)])
-        basis = np.concatenate([basis, full[:, basis.shape[1] :]], axis=1)
-    spread = np.full(values.size, first_variance[0])
-    mean, variance = follow(level, update, values, basis.T @ exact.mean.ravel(), basis.T @ first_mean, spread)
-    return (basis @ mean).reshape(event), (basis * variance) @ basis.T
-
-
-def follow(
-    level: levels.Level, update: Float64, values: Float64, data_mean: Float64, mean0: Float64, variance0: Float64
-) -> tuple[Float64, Float64]:
-    """Return mean and variance of z after all stages, for directions (R,) of variance `values` and mean `data_mean`."""
-    back = update.shape[-1] - X - 1
-    size = 2 + back  # z, saved, past estimates
-    mean = np.zeros((values.size, size))
-    covariance = np.zeros((values.size, size, size))
-    mean[:, 0], covariance[:, 0, 0] = mean0, variance0
-    for stage in range(update.shape[0]):
-        alpha, sigma = float(level.alpha[stage]), float(level.sigma[stage])
+    Args:
+        level: alpha, sigma, log_snr of each call of the denoiser.
+        update: (stages, L, 1 or n, 2, columns), the plan's coefficients.
+        values: (n,) eigenvalues of the data's covariance.
+    """
+    shape = np.broadcast_shapes(level.alpha.shape[1:], values.shape)
+    past = update.shape[-1] - X - 1
+    size = 2 + past  # z, saved, past estimates
+    columns = [Z, SAVED, *range(X + 1, X + 1 + past)]
+    phi, psi, covariance = np.zeros((*shape, size)), np.zeros((*shape, size)), np.zeros((*shape, size, size))
+    psi[..., 0] = 1.0
+    for alpha, sigma, rows in zip(level.alpha, level.sigma, update, strict=True):
         total = alpha**2 * values + sigma**2
         gain = np.where(values > 0.0, alpha * values / np.where(total > 0.0, total, 1.0), 0.0)
-        # rows: z, saved, noise, x-hat, past estimates, as affine functions of the vector
-        reads = np.zeros((values.size, update.shape[-1], size))
-        reads[:, Z, 0] = reads[:, SAVED, 1] = 1.0
-        reads[:, X, 0] = gain
-        for k in range(back):
-            reads[:, X + 1 + k, 2 + k] = 1.0
-        constant = data_mean * (1.0 - gain * alpha)
-        matrix = np.concatenate([update[stage] @ reads, reads[:, X : X + back]], axis=1)
-        offset = np.concatenate([update[stage][:, X], np.eye(back)[0] if back else np.zeros(0)])
-        mean = np.einsum("rij,rj->ri", matrix, mean) + constant[:, None] * offset
-        covariance = matrix @ covariance @ np.swapaxes(matrix, 1, 2)
-        covariance[:, 0, 0] += update[stage, 0, NOISE] ** 2
-    return mean[:, 0], covariance[:, 0, 0]
+        constant = 1.0 - alpha * gain
+        matrix, offset = np.zeros((*shape, size, size)), np.zeros((*shape, size))
+        matrix[..., :2, :] = rows[..., columns]
+        matrix[..., :2, 0] += rows[..., X] * gain[..., None]
+        offset[..., :2] = rows[..., X] * constant[..., None]
+        if past:
+            matrix[..., 2, 0], offset[..., 2] = gain, constant
+            matrix[..., range(3, size), range(2, size - 1)] = 1.0
+        phi = np.einsum("...ij,...j->...i", matrix, phi) + offset
+        psi = np.einsum("...ij,...j->...i", matrix, psi)
+        covariance = matrix @ covariance @ np.swapaxes(matrix, -1, -2)
+        covariance[..., 0, 0] += rows[..., 0, NOISE] ** 2
+    return Response(phi[..., 0], psi[..., 0], covariance[..., 0, 0])
+
+
+def _flat(function: str, plan: Plan, lead: tuple[int, ...], event: tuple[int, ...]) -> tuple[Level, Float64]:
+    """Return levels (stages, L, 1 or D) and coefficients beside them."""
+    level = levels.level(plan.log_snr, plan.scaling)
+    if len(lead) < 2:
+        count = lead[0] if lead else 1
+        shape = (plan.log_snr.shape[0], count, 1)
+        return Level(*(part.reshape(shape) for part in level)), plan.update.reshape(*shape, *plan.update.shape[-2:])
+    if not event or lead[1] not in (1, event[0]):
+        raise ValueError(f"{function}: `plan` has levels for {lead[1]} frames, but an event has shape {event}")
+    repeat = int(np.prod(event)) // lead[1]
+    return Level(*(np.repeat(part, repeat, axis=2) for part in level)), np.repeat(plan.update, repeat, axis=2)
+
+
+def _start(function: str, start: levels.Gaussian, event: tuple[int, ...]) -> levels.Gaussian:
+    found = []
+    for argument, value in zip(("mean", "variance"), start, strict=True):
+        array = np.asarray(value, dtype=np.float64)
+        try:
+            np.broadcast_to(array, event)
+        except ValueError:
+            raise ValueError(
+                f"{function}: `start.{argument}` has shape {array.shape}, which does not broadcast to the event {event}"
+            ) from None
+        if not np.all(np.isfinite(array)) or (argument == "variance" and np.any(array < 0.0)):
+            raise ValueError(f"{function}: `start.{argument}` takes finite numbers, the variance >= 0")
+        found.append(array if array.ndim == 0 else np.broadcast_to(array, event).reshape(1, -1))
+    return levels.Gaussian(*found)
+
+
+def _independent(parts: Diagonal, level: Level, update: Float64, start: levels.Gaussian) -> tuple[Any, Any]:
+    found = respond(level, update, parts.variance[0])
+    mean = found.phi * parts.mean[0] + found.psi * start.mean
+    return mean, found.noise + found.psi**2 * start.variance
+
+
+def _in_basis(parts: Spectral, level: Level, update: Float64, start: levels.Gaussian) -> tuple[Any, Any]:
+    basis, size = parts.basis[0], parts.mean.shape[1]
+    inside = respond(level, update, parts.values[0])
+    around = plain = None
+    if parts.rest is not None and parts.plain is not None:
+        around, plain = respond(level, update, parts.rest[0]), respond(level, update, parts.plain[0])
+
+    def apply(name: str, vectors: Any) -> Any:
+        """Apply a function of C to vectors (L or 1, D)."""
+        values, found = getattr(inside, name), np.zeros(())
+        if around is not None and plain is not None:
+            values, found = values - getattr(plain, name), getattr(around, name) * vectors
+        return found + (values * (vectors @ basis)) @ basis.T
+
+    mean = apply("phi", parts.mean) + apply("psi", np.broadcast_to(start.mean, (1, size)))
+    if np.ndim(start.variance) == 2 and start.variance.shape[1] == size > 1:
+        if size > DENSE:
+            raise ValueError(
+                f"exact.moments: a start whose variance differs between {size} elements makes a matrix too large, more "
+                f"than {DENSE} squared; give one number"
+            )
+        identity = np.eye(size)
+        psi = np.stack([apply("psi", identity[i : i + 1]) for i in range(size)], axis=-1)
+        noise = np.stack([apply("noise", identity[i : i + 1]) for i in range(size)], axis=-1)
+        return mean, noise + (psi * start.variance[:, None, :]) @ np.swapaxes(psi, 1, 2)
+    values = inside.noise + inside.psi**2 * start.variance
+    if around is None or plain is None:
+        return mean, np.stack([(basis * row) @ basis.T for row in np.broadcast_to(values, inside.phi.shape)])
+    rest = around.noise + around.psi**2 * start.variance
+    excess = values - (plain.noise + plain.psi**2 * start.variance)
+    excess = np.where(np.any(basis != 0.0, axis=0), excess, 0.0)
+    if np.all(excess >= 0.0):
+        return mean, LowRank(basis * np.sqrt(excess)[:, None, :], rest if rest.shape[1] > 1 else rest[:, 0])
+    if size > DENSE:
+        raise ValueError(
+            f"exact.moments: this plan gives a direction of the factor less variance than the rest, which LowRank "
+            f"cannot hold, and {size} elements are too many for a matrix"
+        )
+    return mean, np.stack([(basis * e) @ basis.T + dense(r, size) for e, r in zip(excess, rest, strict=True)])
+
+
+def _as_matrices(parts: Spectral, level: Level, update: Float64, start: levels.Gaussian) -> tuple[Any, Any]:
+    """Follow whole matrices, where levels that differ between elements mix the eigen-directions."""
+    size = parts.mean.shape[1]
+    if size > DENSE:
+        raise ValueError(
+            f"exact.moments: levels per frame with this covariance need a matrix, and {size} elements are more "
+            f"than {DENSE}"
+        )
+    covariance = (parts.basis[0] * parts.values[0]) @ parts.basis[0].T
+    if parts.rest is not None and parts.plain is not None:
+        covariance += dense(np.broadcast_to(parts.rest[0], (size,)), size)
+        covariance -= parts.plain[0] * parts.basis[0] @ parts.basis[0].T
+    means, covariances = [], []
+    for lead in range(level.alpha.shape[1]):
+        one = Level(*(part[:, lead] for part in level))
+        variance = start.variance[lead] if np.ndim(start.variance) == 2 and len(start.variance) > 1 else start.variance
+        mean, spread = _one_by_matrices(parts.mean[0], covariance, one, update[:, lead], start.mean, variance)
+        means.append(mean)
+        covariances.append(spread)
+    return np.stack(means), np.stack(covariances)
+
+
+def _one_by_matrices(
+    data_mean: Float64, data_covariance: Float64, level: Level, update: Float64, mean0: Any, variance0: Any
+) -> tuple[Float64, Float64]:
+    size, past = data_mean.size, update.shape[-1] - X - 1
+    parts = 2 + past
+    mean, spread = np.zeros((parts, size)), np.zeros((parts, size, parts, size))
+    mean[0], spread[0, :, 0, :] = mean0, np.diag(np.broadcast_to(np.ravel(variance0), (size,)))
+    columns = [Z, SAVED, *range(X + 1, X + 1 + past)]
+    for alpha, sigma, rows in zip(level.alpha, level.sigma, update, strict=True):
+        system = alpha[:, None] * data_covariance * alpha + np.diag(sigma**2)
+        gain = np.linalg.solve(system, alpha[:, None] * data_covariance).T
+        constant = data_mean - gain @ (alpha * data_mean)
+        matrix, offset = np.zeros((parts, size, parts, size)), np.zeros((parts, size))
+        for row in range(2):
+            for part, column in enumerate(columns):
+                matrix[row, :, part, :] = np.diag(rows[:, row, column])
+            matrix[row, :, 0, :] += rows[:, row, X, None] * gain
+            offset[row] = rows[:, row, X] * constant
+        if past:
+            matrix[2, :, 0, :], offset[2] = gain, constant
+        for part in range(3, parts):
+            matrix[part, :, part - 1, :] = np.eye(size)
+        flat = matrix.reshape(parts * size, parts * size)
+        mean = (flat @ mean.ravel()).reshape(parts, size) + offset
+        spread = (flat @ spread.reshape(flat.shape) @ flat.T).reshape(spread.shape)
+        spread[0, :, 0, :] += np.diag(rows[:, 0, NOISE] ** 2)
+    return mean[0], spread[0, :, 0, :]
+
+
+def _shaped(mean: Any, covariance: Any, lead: tuple[int, ...], exact: Gaussian) -> Moments:
+    """Return them with the event's axes, and without the axis of levels where there is one level."""
+    count = lead[0] if lead else 1
+    mean = np.broadcast_to(mean, (count, int(np.prod(exact.event)))).reshape(count, *exact.event)
+    if isinstance(covariance, LowRank):
+        single = LowRank(covariance.factor[0], covariance.variance[0])
+        return Moments(mean, covariance) if lead else Moments(mean[0], single)
+    if covariance.ndim == 2:
+        covariance = np.broadcast_to(covariance, (count, covariance.shape[1]))
+        number = covariance.shape[1] == 1 and len(lead) < 2 and np.ndim(exact.covariance) == 0
+        covariance = covariance[:, 0] if number else covariance.reshape(count, *exact.event)
+    if lead:
+        return Moments(mean, covariance)
+    return Moments(mean[0], float(covariance[0]) if np.ndim(covariance[0]) == 0 else covariance[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from diffcore import grids, levels
 from diffcore.levels import Level
@@ -21,7 +22,7 @@ class Steps(NamedTuple):
     t: Level
     s: Level
     half: Float64
-    clean: Float64
+    clean: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return int(self.half.shape[0])

@@ -1,0 +1,254 @@
+"""Hypothesis strategies for the things of diffusion: schedules, log-SNRs, levels, grids, plans, shapes, batches.
+
+They draw the awkward cases on purpose: infinite log-SNRs, gaps of one unit in the last place, a batch of one, an empty
+frame axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array, levels, samplers
+from diffcore import schedules as kinds
+from diffcore._array import Array
+from diffcore.levels import Level
+from diffcore.plan import Plan
+from diffcore.schedules import Schedule
+from diffcore.testing._arrays import Float64, put
+from diffcore.testing.precision import log_snr_range
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError("diffcore.testing.strategies needs hypothesis; install diffcore[test]") from error
+
+__all__ = [
+    "batches",
+    "dtypes",
+    "grids",
+    "leads",
+    "log_snrs",
+    "ordered_levels",
+    "plans",
+    "scalings",
+    "schedules",
+    "shapes",
+]
+
+
+def scalings() -> st.SearchStrategy[str]:
+    """Draw the name of a scaling: "vp", "ve" or "flow"."""
+    return st.sampled_from(sorted(levels.scalings()))
+
+
+def _between(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False)
+
+
+def _ends(low: float = -20.0, high: float = 20.0) -> st.SearchStrategy[tuple[float, float]]:
+    return st.tuples(_between(low, high - 1.0), _between(0.5, high - low)).map(lambda p: (p[0], min(p[0] + p[1], high)))
+
+
+def _named(make: Callable[..., Schedule], first: str, second: str) -> Callable[[tuple[float, float]], Schedule]:
+    return lambda pair: make(**{first: pair[0], second: pair[1]})
+
+
+def _tables() -> st.SearchStrategy[Schedule]:
+    betas = st.lists(_between(1e-4, 0.3), min_size=2, max_size=12).map(kinds.from_betas)
+    sigmas = st.lists(_between(0.02, 1.5), min_size=2, max_size=8).map(
+        lambda steps: kinds.from_sigmas(np.exp(np.cumsum(steps) - 4.0).tolist())
+    )
+    return betas | sigmas
+
+
+def _simple() -> st.SearchStrategy[Schedule]:
+    cosine = _ends().map(_named(kinds.Cosine, "log_snr_min", "log_snr_max"))
+    log_linear = _ends().map(_named(kinds.LinearLogSNR, "log_snr_min", "log_snr_max"))
+    betas = st.tuples(_between(0.01, 1.0), _between(2.0, 30.0)).map(_named(kinds.LinearBeta, "beta_min", "beta_max"))
+    sigmas = st.tuples(_between(1e-3, 0.5), _between(1.0, 100.0))
+    geometric = sigmas.map(_named(kinds.Geometric, "sigma_min", "sigma_max"))
+    karras = st.tuples(sigmas, _between(1.0, 9.0)).map(
+        lambda drawn: kinds.Karras(sigma_min=drawn[0][0], sigma_max=drawn[0][1], rho=drawn[1])
+    )
+    sigmoid = st.tuples(_between(-5.0, 0.0), _between(1.0, 5.0)).map(
+        lambda drawn: kinds.Sigmoid(start=drawn[0], end=drawn[0] + drawn[1])
+    )
+    laplace = st.tuples(_between(-3.0, 3.0), _between(0.2, 2.0)).map(_named(kinds.Laplace, "mu", "b"))
+    learned = st.lists(_between(-3.0, 3.0), min_size=1, max_size=6).map(
+        lambda increments: kinds.Monotone(increments=np.array(increments)).table()
+    )
+    whole = st.sampled_from([kinds.Flow(), kinds.Cosine(log_snr_min=-math.inf, log_snr_max=math.inf)])
+    return cosine | log_linear | betas | geometric | karras | sigmoid | laplace | learned | whole | _tables()
+
+
+def _scaled(schedule: Schedule, scaling: str) -> Schedule:
+    made = {field.name: field for field in fields(schedule)}  # type: ignore[arg-type]
+    if made["scaling"].init:
+        return replace(schedule, scaling=scaling)  # type: ignore[type-var]
+    parts = {name: _scaled(getattr(schedule, name), scaling) for name in ("schedule", "a", "b") if name in made}
+    return replace(schedule, **parts)  # type: ignore[type-var]
+
+
+def schedules(scaling: str | None = None) -> st.SearchStrategy[Schedule]:
+    """Draw a schedule: any of `diffcore.schedules` with random parameters, tables, and what the combinators make of them.
+
+    Args:
+        scaling: "vp", "ve" or "flow"; None draws it too.
+    """
+    simple = _simple()
+    shifted = st.tuples(simple, _between(-4.0, 4.0)).map(lambda drawn: kinds.shift(*drawn))
+    truncated = st.tuples(simple, _between(0.05, 0.45), _between(0.55, 0.95)).map(_truncated)
+    mixed = st.tuples(simple, simple, _between(0.0, 1.0)).map(
+        lambda drawn: kinds.interpolate(_scaled(drawn[0], "vp"), _scaled(drawn[1], "vp"), drawn[2])
+    )
+    each = simple | shifted | truncated | mixed
+    given = scalings() if scaling is None else st.just(scaling)
+    return st.tuples(each, given).map(lambda drawn: _scaled(*drawn))
+
+
+def _truncated(drawn: tuple[Schedule, float, float]) -> Schedule:
+    schedule, first, last = drawn
+    return kinds.truncate(schedule, float(schedule.log_snr(last)), float(schedule.log_snr(first)))
+
+
+def log_snrs(dtype: Any = "float64", *, ends: bool = True, reach: float | None = None) -> st.SearchStrategy[float]:
+    """Draw a log-SNR that a dtype holds exactly: moderate, tiny, +-20, far out, and, with `ends`, both infinities.
+
+    Args:
+        dtype: "float32" or "float64".
+        ends: also -inf and inf.
+        reach: how far from 0; None is as far as squares of alpha and sigma neither under- nor overflow (80 or 700).
+    """
+    far = log_snr_range(dtype) if reach is None else float(reach)
+    special = [0.0, min(20.0, far), max(-20.0, -far), far, -far] + ([math.inf, -math.inf] if ends else [])
+    near = min(far, 20.0)
+    drawn = _between(-near, near) | _between(-far, far) | _between(-1e-6, 1e-6) | st.sampled_from(special)
+    return drawn.map(lambda value: float(np.asarray(value, dtype=dtype)))
+
+
+@st.composite
+def ordered_levels(
+    draw: st.DrawFn,
+    scaling: str = "vp",
+    dtype: Any = "float64",
+    *,
+    like: Array | None = None,
+    size: int = 8,
+    ends: bool = True,
+    reach: float | None = None,
+) -> tuple[Level, Level]:
+    """Draw two levels (s, t) of shape (size,) with lambda_s > lambda_t everywhere, some one unit in the last place apart.
+
+    Args:
+        scaling: "vp", "ve" or "flow".
+        dtype: "float32" or "float64".
+        like: an array of the library for the levels; NumPy without one.
+        size: how many pairs.
+        ends: also lambda_s = inf and lambda_t = -inf.
+        reach: as for `log_snrs`.
+    """
+    first = draw(st.lists(log_snrs(dtype, ends=False, reach=reach), min_size=size, max_size=size))
+    gaps = draw(st.lists(st.just(0.0) | _between(1e-9, 1e-3) | _between(1e-3, 40.0), min_size=size, max_size=size))
+    far = np.asarray(log_snr_range(dtype) if reach is None else reach, dtype=dtype)
+    t = np.minimum(np.array(first, dtype=dtype), np.nextafter(far, np.asarray(-np.inf, dtype=dtype)))
+    s = np.minimum((t + np.array(gaps)).astype(dtype), far)
+    s = np.where(s > t, s, np.nextafter(t, np.asarray(np.inf, dtype=dtype)))
+    if ends:
+        s = np.where(draw(st.lists(st.booleans(), min_size=size, max_size=size)), s, np.inf).astype(dtype)
+        t = np.where(draw(st.lists(st.booleans(), min_size=size, max_size=size)), t, -np.inf).astype(dtype)
+    into = np.zeros((), dtype=dtype) if like is None else like
+    return levels.level(put(s, into), scaling), levels.level(put(t, into), scaling)
+
+
+def grids(*, clean: bool | None = None, max_steps: int = 8, reach: float = 12.0) -> st.SearchStrategy[Float64]:
+    """Draw an increasing grid of log-SNRs (N + 1,), N >= 1, for a sampler.
+
+    Args:
+        clean: whether it ends on lambda = inf; None draws it too.
+        max_steps: the largest N.
+        reach: the largest |lambda| but for a clean end.
+    """
+    inner = st.lists(_between(0.05, 3.0), min_size=1, max_size=max_steps)
+
+    def build(drawn: tuple[list[float], float, bool]) -> Float64:
+        gaps, share, ends_clean = drawn
+        width = min(sum(gaps), 2.0 * reach)
+        points = -reach + share * (2.0 * reach - width) + np.concatenate([[0.0], np.cumsum(gaps)]) * (width / sum(gaps))
+        return np.concatenate([points[:-1], [np.inf]]) if ends_clean else points
+
+    return st.tuples(inner, _between(0.0, 1.0), st.booleans() if clean is None else st.just(clean)).map(build)
+
+
+@st.composite
+def plans(draw: st.DrawFn, scaling: str | None = None, *, clean: bool | None = None) -> Plan:
+    """Draw a plan: any sampler, settings and grid.
+
+    Args:
+        scaling: "vp", "ve" or "flow"; None draws it too.
+        clean: whether it ends on clean data; None draws it too.
+    """
+    schedule = kinds.Cosine(scaling=draw(scalings()) if scaling is None else scaling)
+    grid, share, order = draw(grids(clean=clean)), draw(_between(0.0, 1.0)), draw(st.integers(1, 3))
+    choices: Sequence[Callable[[], Plan]] = (
+        lambda: samplers.ancestral(schedule, grid=grid, gamma=share),
+        lambda: samplers.predictor_corrector(schedule, grid=grid, gamma=share, delta=0.1),
+        lambda: samplers.ddim(schedule, grid=grid, eta=share),
+        lambda: samplers.euler(schedule, grid=grid, churn=share),
+        lambda: samplers.heun(schedule, grid=grid, churn=share),
+        lambda: samplers.dpm_solver_pp(schedule, grid=grid, order=order, eta=share),
+        lambda: samplers.unipc(schedule, grid=grid, order=order),
+    )
+    return draw(st.sampled_from(choices))()
+
+
+def shapes(*, min_axes: int = 1, max_axes: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw a shape (B, T, ...): a batch of one or a few, odd sizes, now and then an empty frame axis."""
+    sizes = st.lists(st.sampled_from([1, 2, 3, 5]), min_size=max(min_axes - 1, 0), max_size=max_axes - 1)
+    batch = st.sampled_from([1, 2, 3])
+    shape = st.tuples(batch, sizes).map(lambda drawn: (drawn[0], *drawn[1]))
+    empty = st.tuples(batch, st.just(0), st.sampled_from([1, 3]))
+    return shape | empty if min_axes <= 3 <= max_axes else shape
+
+
+def leads(shape: tuple[int, ...]) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw the shape of a level for data of a shape: (), (B,), or (B, T) where it has a second axis."""
+    return st.sampled_from([(), shape[:1], shape[:2]] if len(shape) > 1 else [(), shape[:1]])
+
+
+def dtypes(xp: Any, *, half: bool = True) -> st.SearchStrategy[Any]:
+    """Draw a floating dtype of a library: float32, float64 and, with `half`, bfloat16 and float16 where it has them.
+
+    Args:
+        xp: an array API namespace, such as `numpy`, `torch` or `jax.numpy`.
+        half: also those of sixteen bits.
+    """
+    names = ["float32", "float64", *(["bfloat16", "float16"] if half else [])]
+    if _array.name(xp) == "jax":  # float64 is float32 there unless it is switched on
+        names = [name for name in names if name != "float64" or xp.zeros(1).dtype == xp.zeros(1, "float64").dtype]
+    return st.sampled_from([getattr(xp, name) for name in names if hasattr(xp, name)])
+
+
+@st.composite
+def batches(
+    draw: st.DrawFn,
+    like: Array | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Array:
+    """Draw a batch of data (B, ...), uniform between two numbers.
+
+    Args:
+        like: an array of the library, dtype and device; NumPy float64 without one.
+        shape: of the batch; None draws it.
+        low, high: the range of the values.
+    """
+    dims = draw(shapes()) if shape is None else shape
+    seed = draw(st.integers(0, 2**32 - 1))
+    return put(np.random.default_rng(seed).uniform(low, high, dims), like)
