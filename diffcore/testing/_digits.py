@@ -44,10 +44,13 @@ def level(log_snr: float, scaling: str) -> Exact:
 
 
 def novelty(s: Exact, t: Exact) -> Decimal:
-    """Return 1 - e^{lambda_t - lambda_s}; sixty digits leave forty where the gap is 1e-20."""
+    """Return 1 - e^{lambda_t - lambda_s}; by its series where the difference would cost digits."""
     if s.log_snr.is_infinite() or t.log_snr.is_infinite():
         return Decimal(0 if s.log_snr == t.log_snr else 1)
-    return 1 - (t.log_snr - s.log_snr).exp()
+    gap = t.log_snr - s.log_snr
+    if abs(gap) < Decimal("1e-15"):
+        return -gap * (1 + gap / 2 * (1 + gap / 3 * (1 + gap / 4)))
+    return 1 - gap.exp()
 
 
 def posterior(s: Exact, t: Exact) -> tuple[Decimal, Decimal, Decimal]:
