@@ -1,0 +1,93 @@
+"""The conformance battery: on the project's backends, and on a third-party one that an entry point brings in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import array_api_strict
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from diffcore import backends, testing
+from diffcore.backends import discovery
+from diffcore.testing import conformance
+
+THIRD_PARTY = """
+import array_api_strict
+from diffcore.backends import ArrayAPIBackend
+
+class Strict(ArrayAPIBackend):
+    def compile(self, function):
+        return function
+
+backend = Strict(array_api_strict)
+"""
+
+
+@pytest.mark.parametrize("like", [np.zeros(1, np.float32), torch.zeros(1), jnp.zeros(1)], ids=["numpy", "torch", "jax"])
+def test_the_backends_conform(like: Any) -> None:
+    testing.check_backend(like=like)
+
+
+def test_a_third_party_backend_is_found_by_its_entry_point_and_conforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_backend.py").write_text(THIRD_PARTY)
+    info = tmp_path / "their_backend-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-backend\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[diffcore.backends]\narray_api_strict = their_backend:backend\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    discovery._load.cache_clear()
+    try:
+        like = array_api_strict.zeros(1, dtype=array_api_strict.float32)
+        found = backends.of(like)
+        assert type(found).__module__ == "their_backend"
+        assert backends.available()["array_api_strict"] == "their_backend:backend"
+        testing.check_backend(found, like=like)
+    finally:
+        discovery._load.cache_clear()
+        sys.modules.pop("their_backend", None)
+
+
+def test_an_entry_point_that_holds_no_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "wrong_backend-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wrong-backend\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[diffcore.backends]\narray_api_strict = math:pi\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    discovery._load.cache_clear()
+    try:
+        with pytest.raises(TypeError, match=r"math:pi.*derive it from"):
+            backends.of(array_api_strict.zeros(1))
+    finally:
+        discovery._load.cache_clear()
+
+
+def test_a_backend_with_other_noise_fails_the_battery() -> None:
+    class Wrong(backends.ArrayAPIBackend):
+        def normal(self, words: Any, draw: Any, shape: Any, **settings: Any) -> Any:
+            return super().normal(words, draw + 1, shape, **settings)
+
+    with pytest.raises(AssertionError):
+        testing.check_backend(Wrong(array_api_strict), like=array_api_strict.zeros(1, dtype=array_api_strict.float32))
+
+
+def test_a_kernel_that_is_not_the_plain_function_fails_the_battery() -> None:
+    class Wrong(backends.ArrayAPIBackend):
+        def advance(self, state: Any, y: Any, row: Any, noise: Any, **settings: Any) -> Any:
+            after = super().advance(state, y, row, noise, **settings)
+            return after._replace(z=after.z * 1.001)
+
+    backend = Wrong(array_api_strict)
+    with pytest.raises(AssertionError):
+        conformance.check_advance(backend, array_api_strict.zeros(1, dtype=array_api_strict.float32))
+
+
+def test_arrays_without_gradients_say_what_has_them() -> None:
+    with pytest.raises(TypeError, match="use torch or JAX"):
+        backends.of(np.zeros(1)).gradient(lambda z: z, np.zeros(1))
