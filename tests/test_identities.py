@@ -1,0 +1,480 @@
+"""Every identity over every schedule, sampler, denoiser and weight; and every check sees what it is there to see."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from libraries import both_dtypes, every_framework, every_scaling, example, put
+
+import diffcore as dc
+from diffcore import losses, predictions, process, testing, weights
+from diffcore.levels import Gaussian, Level, level
+from diffcore.testing import strategies
+
+S = dc.schedules
+SCHEDULES: dict[str, dc.schedules.Schedule] = {
+    "Cosine": S.Cosine(),
+    "Cosine whole": S.Cosine(log_snr_min=-math.inf, log_snr_max=math.inf),
+    "LinearBeta": S.LinearBeta(),
+    "Flow": S.Flow(),
+    "Geometric": S.Geometric(),
+    "Karras": S.Karras(),
+    "LinearLogSNR": S.LinearLogSNR(),
+    "Sigmoid": S.Sigmoid(),
+    "Laplace": S.Laplace(),
+    "Shifted": S.shift(S.Cosine(), -1.4),
+    "Truncated": S.truncate(S.Flow(), -8.0, 8.0),
+    "Interpolated": S.interpolate(S.Cosine(), S.LinearLogSNR(), 0.3),
+    "Table": S.from_betas(np.linspace(1e-4, 0.02, 1000)),
+    "Monotone": S.Monotone(increments=np.array([0.1, -1.0, 2.0, 0.0])).table(),
+}
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+SAMPLERS: dict[str, Callable[[Any, Any], dc.Plan]] = {
+    "ancestral 0": lambda s, g: dc.samplers.ancestral(s, grid=g, gamma=0.0),
+    "ancestral 0.3": lambda s, g: dc.samplers.ancestral(s, grid=g, gamma=0.3),
+    "ancestral 1": lambda s, g: dc.samplers.ancestral(s, grid=g, gamma=1.0),
+    "predictor_corrector": lambda s, g: dc.samplers.predictor_corrector(s, grid=g, gamma=0.1, delta=0.1),
+    "ddim": lambda s, g: dc.samplers.ddim(s, grid=g),
+    "ddim 0.5": lambda s, g: dc.samplers.ddim(s, grid=g, eta=0.5),
+    "ddim 1": lambda s, g: dc.samplers.ddim(s, grid=g, eta=1.0),
+    "euler": lambda s, g: dc.samplers.euler(s, grid=g),
+    "euler churned": lambda s, g: dc.samplers.euler(s, grid=g, churn=1.0),
+    "heun": lambda s, g: dc.samplers.heun(s, grid=g),
+    "heun churned": lambda s, g: dc.samplers.heun(s, grid=g, churn=1.0, noise_scale=1.003),
+    "dpm++1": lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=1),
+    "dpm++2m": lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=2),
+    "dpm++3m": lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=3),
+    "dpm++2m sde": lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=2, eta=1.0),
+    "dpm++3m sde": lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=3, eta=0.7),
+    "unipc1": lambda s, g: dc.samplers.unipc(s, grid=g, order=1),
+    "unipc2": lambda s, g: dc.samplers.unipc(s, grid=g, order=2),
+    "unipc3": lambda s, g: dc.samplers.unipc(s, grid=g, order=3),
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+GRID = np.linspace(-6.0, 6.0, 6)
+CLEAN = np.array([-9.0, -4.0, -1.0, 0.5, 4.0, np.inf])
+
+MATRIX = np.array([[1.0, 0.5, 0.2], [0.5, 2.0, 0.3], [0.2, 0.3, 0.4]])
+POINTS = np.random.default_rng(0).normal(size=(5, 3))
+DENOISERS: dict[str, Any] = {
+    "Gaussian": dc.exact.Gaussian(np.array([0.1, 0.2, 0.3]), MATRIX),
+    "Gaussian diagonal": dc.exact.Gaussian(np.array([0.1, 0.2, 0.3]), np.array([0.4, 1.0, 2.0])),
+    "Mixture": dc.exact.Mixture([0.3, 0.7], POINTS[:2], [MATRIX, 0.3 * MATRIX]),
+    "Empirical": dc.exact.Empirical(POINTS),
+}
+
+
+def cosine(scaling: str) -> dc.schedules.Schedule:
+    return S.Cosine(scaling=scaling)
+
+
+# Schedules
+
+
+@both_dtypes
+@every_framework
+@every_schedule
+def test_a_schedule_is_one(name: str, library: str, dtype: str) -> None:
+    with example(library, dtype) as like:
+        testing.check_schedule(SCHEDULES[name], like=like)
+
+
+@given(schedule=strategies.schedules())
+def test_a_schedule_is_one_whatever_its_parameters(schedule: dc.schedules.Schedule) -> None:
+    testing.check_schedule(schedule)
+
+
+@every_schedule
+def test_the_bound_depends_on_the_ends_of_a_schedule_alone(name: str) -> None:
+    corners = name in ("Table", "Monotone")
+    testing.check_bound(SCHEDULES[name], rtol=5e-3 if corners else 1e-6)
+
+
+def test_two_schedules_with_the_same_ends_have_the_same_bound() -> None:
+    """With the same quadrature of their own each, `check_bound` compares both with a form that knows only the ends."""
+    for schedule in (S.Cosine(log_snr_min=-9.0, log_snr_max=7.0), S.LinearLogSNR(log_snr_min=-9.0, log_snr_max=7.0)):
+        testing.check_bound(schedule, variance=1.3)
+
+
+# Losses
+
+
+@every_scaling
+@pytest.mark.parametrize("name", weights.table())
+def test_the_loss_does_not_depend_on_what_is_predicted(name: str, scaling: str) -> None:
+    weight = weights.Sigmoid(bias=-1.0) if name == "sigmoid" else weights.table()[name]()
+    testing.check_loss_invariance(level(np.linspace(-8.0, 8.0, 7), scaling), weight)
+
+
+@every_framework
+def test_the_loss_does_not_depend_on_what_is_predicted_in_any_library(library: str) -> None:
+    with example(library) as like:
+        testing.check_loss_invariance(level(put(np.linspace(-6.0, 6.0, 5), like)))
+
+
+# Exact denoisers
+
+
+@every_scaling
+@pytest.mark.parametrize("name", DENOISERS)
+def test_an_exact_denoiser_agrees_with_its_likelihood(name: str, scaling: str) -> None:
+    z = np.random.default_rng(1).normal(size=(2, 3))
+    for log_snr in (-6.0, -1.0, 0.0, 2.0, 5.0):
+        testing.check_denoiser(DENOISERS[name], log_snr, z, scaling=scaling)
+
+
+@every_scaling
+@pytest.mark.parametrize("mask", [[True, False, False], [False, True, True]])
+def test_what_replacement_misses_is_a_gradient(mask: list[bool], scaling: str) -> None:
+    for log_snr in (-5.0, 0.0, 3.0):
+        testing.check_conditional(DENOISERS["Gaussian"], np.array(mask), log_snr, scaling=scaling)
+
+
+# Plans, by algebra
+
+
+@every_scaling
+def test_samplers_that_are_one_have_one_plan(scaling: str) -> None:
+    for grid in (GRID, CLEAN):
+        testing.check_ddim_eta1_is_ancestral(cosine(scaling), grid)
+        testing.check_dpm1_is_ddim(cosine(scaling), grid)
+
+
+@every_scaling
+@given(grid=strategies.grids())
+def test_samplers_that_are_one_have_one_plan_on_any_grid(scaling: str, grid: Any) -> None:
+    testing.check_ddim_eta1_is_ancestral(cosine(scaling), grid)
+    testing.check_dpm1_is_ddim(cosine(scaling), grid)
+
+
+COMPOSE = ["ancestral 0", "ddim", "ddim 1", "euler", "heun", "dpm++1", "dpm++2m", "dpm++3m", "dpm++2m sde",
+           "dpm++3m sde", "unipc1", "unipc2", "unipc3"]  # fmt: skip
+
+
+@every_scaling
+@pytest.mark.parametrize("sampler", COMPOSE)
+def test_for_a_fixed_estimate_steps_compose(sampler: str, scaling: str) -> None:
+    testing.check_composes(lambda grid: SAMPLERS[sampler](cosine(scaling), grid), GRID)
+
+
+@every_scaling
+@pytest.mark.parametrize("sampler", [*COMPOSE, "ddim 0.5"])
+def test_given_x_a_run_goes_through_the_marginals(sampler: str, scaling: str) -> None:
+    for grid in (GRID, CLEAN):
+        testing.check_keeps_marginals(SAMPLERS[sampler](cosine(scaling), grid))
+
+
+@pytest.mark.parametrize(
+    "sampler", sorted(set(SAMPLERS) - set(COMPOSE) - {"ddim 0.5", "heun churned", "euler churned"})
+)
+def test_more_noise_than_the_lower_bound_is_seen(sampler: str) -> None:
+    with pytest.raises(AssertionError, match="keeps the variance at stage"):
+        testing.check_keeps_marginals(SAMPLERS[sampler](cosine("vp"), GRID))
+
+
+@every_scaling
+@every_sampler
+def test_exact_moments_are_those_of_the_sampler(sampler: str, scaling: str) -> None:
+    for grid in (GRID, CLEAN):
+        testing.check_moments(SAMPLERS[sampler](cosine(scaling), grid), rtol=1e-10)
+
+
+@given(plan=strategies.plans())
+def test_exact_moments_are_those_of_any_sampler(plan: dc.Plan) -> None:
+    testing.check_moments(plan, rtol=1e-8)
+
+
+@every_scaling
+@pytest.mark.parametrize("delta", [0.01, 0.1, 1.0])
+def test_the_corrector_has_the_bias_that_math_gives_it(delta: float, scaling: str) -> None:
+    testing.check_corrector_bias(cosine(scaling), delta=delta)
+
+
+@every_sampler
+def test_the_last_step_returns_the_estimate(sampler: str) -> None:
+    testing.check_last_step_returns_x(SAMPLERS[sampler](cosine("vp"), CLEAN))
+
+
+@given(plan=strategies.plans(clean=True))
+def test_the_last_step_returns_the_estimate_whatever_the_plan(plan: dc.Plan) -> None:
+    testing.check_last_step_returns_x(plan)
+
+
+# Runs, with a denoiser that is not linear
+
+
+def bend(z: Any, log_snr: Any) -> Any:
+    """A bounded prediction in elementary arithmetic, so that every library gives the same bits at every batch size."""
+    return z / (1.0 + z * z)
+
+
+@every_framework
+@pytest.mark.parametrize("sampler", ["ancestral 0.3", "predictor_corrector", "heun churned", "dpm++3m sde", "unipc3"])
+def test_runs_are_functions_of_their_seeds(sampler: str, library: str) -> None:
+    plan = SAMPLERS[sampler](cosine("vp"), CLEAN[1:])
+    with example(library) as like:
+        testing.check_deterministic(bend, plan, like, prediction="v")
+        if library != "jax":  # there it is checked with the linear denoiser, in test_conformance: compiling is slow
+            testing.check_batch_equals_singles(bend, plan, like, prediction="v")
+            testing.check_resumed(bend, plan, like, prediction="v")
+            others = [plan, SAMPLERS["ddim"](cosine("flow"), CLEAN[2:])]
+            testing.check_interleaved(bend, others, like, prediction="v")
+
+
+@given(plan=strategies.plans(), shape=strategies.shapes(min_axes=2))
+def test_any_run_on_any_shape_is_its_samples(plan: dc.Plan, shape: tuple[int, ...]) -> None:
+    testing.check_batch_equals_singles(bend, plan, shape=shape, prediction="v")
+
+
+# The checks see what they are there to see
+
+
+def _posterior(a_power: float = 2.0, noise: str = "s") -> Callable[..., Gaussian]:
+    def posterior(z_t: Any, x: Any, *, s: Level, t: Level) -> Gaussian:
+        new = -np.expm1(t.log_snr - s.log_snr)
+        mean = (t.alpha / s.alpha) * (s.sigma / t.sigma) ** a_power * z_t + new * s.alpha * x
+        return Gaussian(mean, new * (s if noise == "s" else t).sigma ** 2)
+
+    return posterior
+
+
+def _plan_with(change: Callable[[Any, dc.Plan], None], sampler: str = "ancestral 0", grid: Any = GRID) -> dc.Plan:
+    plan = SAMPLERS[sampler](cosine("vp"), grid)
+    update = plan.update.copy()
+    change(update, plan)
+    return dc.Plan("broken", plan.scaling, plan.log_snr, plan.next_log_snr, update)
+
+
+def _scale(row: int, column: int, factor: float) -> Callable[[Any, dc.Plan], None]:
+    def change(update: Any, plan: dc.Plan) -> None:
+        update[-2, row, column] *= factor
+
+    return change
+
+
+class _Rising(S.LinearLogSNR):
+    def _log_snr(self, xp: Any, t: Any, rest: Any, /) -> Any:
+        return super()._log_snr(xp, rest, t)
+
+
+class _WrongTime(S.LinearLogSNR):
+    def _time(self, xp: Any, log_snr: Any, /) -> Any:
+        t, rest = super()._time(xp, log_snr)
+        return t + 1e-9, rest
+
+
+class _WrongSlope(S.Cosine):
+    def _slope(self, xp: Any, t: Any, rest: Any, /) -> Any:
+        return 0.5 * super()._slope(xp, t, rest)
+
+
+class _Forgetful(dc.exact.Gaussian):
+    def denoise(self, z: Any, log_snr: Any) -> Any:
+        return 1.001 * super().denoise(z, log_snr)
+
+
+S_T = level(np.array([3.0, 0.1])), level(np.array([-1.0, 0.0]))
+SEEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "a log-SNR that rises": (lambda: testing.check_schedule(_Rising()), "lambda.t. falls: not between"),
+    "an inverse off by 1e-9": (lambda: testing.check_schedule(_WrongTime()), r"time.lambda.t.. = t at t = "),
+    "half the slope": (lambda: testing.check_schedule(_WrongSlope()), "slope = d lambda / dt at t = "),
+    "half the slope, in the bound": (lambda: testing.check_bound(_WrongSlope()), "L_inf from its ends"),
+    "sigma by a difference": (
+        lambda: testing.check_level_precision(
+            np.zeros(1, np.float32), level=lambda l, _: Level(level(l).alpha, np.sqrt(1 - level(l).alpha ** 2), l)
+        ),
+        "level precision: sigma under 'vp' at log_snr = ",
+    ),
+    "a level of another scaling": (lambda: testing.check_scaling(level(np.ones(1), "ve"), "vp"), "its condition"),
+    "sigma_s for sigma_t in the transition": (
+        lambda: testing.check_chapman_kolmogorov(
+            level(np.array([4.0, 1.0])),
+            *S_T,
+            transition=lambda z, s, t: Gaussian(t.alpha / s.alpha * z, process.novelty(s, t) * s.sigma**2),
+        ),
+        "Chapman-Kolmogorov: variance",
+    ),
+    "sigma once in the posterior's mean": (
+        lambda: testing.check_bayes(*S_T, posterior=_posterior(1.0)),
+        r"posterior \* marginal",
+    ),
+    "sigma_t in the posterior's variance": (
+        lambda: testing.check_bayes(*S_T, posterior=_posterior(noise="t")),
+        r"posterior \* marginal",
+    ),
+    "a posterior in sigma^2 - sigma^2": (
+        lambda: testing.check_posterior_precision(posterior=_subtracting),
+        "posterior precision",
+    ),
+    "gamma as a factor": (
+        lambda: testing.check_reverse_variance(*S_T, reverse_variance=_linear),
+        "reverse variance at gamma = 0.1",
+    ),
+    "v = alpha eps + sigma x": (
+        lambda: testing.check_conversions(S_T[0], convert=_v_with_a_plus),
+        "conversion 'v' -> ",
+    ),
+    "a loss weighted in the space of the prediction": (
+        lambda: testing.check_loss_invariance(S_T[0], denoising=_plain_error),
+        "loss of 'eps'",
+    ),
+    "guidance whose weights do not sum to one": (
+        lambda: testing.check_guidance_invariance(S_T[0], classifier_free=_scale_for_weight),
+        "guidance on",
+    ),
+    "a denoiser off by 0.1%": (
+        lambda: testing.check_denoiser(_Forgetful(np.zeros(2), 1.0), 0.5, np.ones((1, 2))),
+        "score = grad log q|Tweedie|Cov",
+    ),
+    "eta for eta^2": (
+        lambda: testing.check_keeps_marginals(_plan_with(_scale(0, 2, 1.001))),
+        "keeps the variance at stage = 3",
+    ),
+    "x-hat off by 0.1%": (lambda: testing.check_keeps_marginals(_plan_with(_scale(0, 3, 1.001))), "keeps the mean"),
+    "a step that does not compose": (
+        lambda: testing.check_composes(lambda grid: SAMPLERS["ddim 0.5"](cosine("vp"), grid), GRID),
+        "composes: ",
+    ),
+    "another coefficient": (
+        lambda: testing.check_same_plan(
+            _plan_with(_scale(0, 0, 1.0 + 1e-9)), SAMPLERS["ancestral 0"](cosine("vp"), GRID)
+        ),
+        "update at stage = 3",
+    ),
+    "noise in the last step": (
+        lambda: testing.check_last_step_returns_x(_plan_with(_noise_at_the_end, grid=CLEAN)),
+        "the last step returns x-hat",
+    ),
+    "an end that is not clean": (
+        lambda: testing.check_last_step_returns_x(SAMPLERS["ddim"](cosine("vp"), GRID)),
+        "ends at log_snr = 6",
+    ),
+    "a denoiser with a memory": (
+        lambda: testing.check_interleaved(_Counting(), [SAMPLERS["ddim"](cosine("vp"), GRID)] * 2),
+        "interleaved and in sequence",
+    ),
+    "a denoiser that looks at its batch": (
+        lambda: testing.check_batch_equals_singles(
+            lambda z, l: z - z.mean(), SAMPLERS["ddim"](cosine("vp"), GRID), prediction="v"
+        ),
+        "sample 0 alone and in a batch of 3",
+    ),
+    "a denoiser that draws": (
+        lambda: testing.check_deterministic(_Counting(), SAMPLERS["ddim"](cosine("vp"), GRID)),
+        "a run is a function of its seed",
+    ),
+    "a run resumed with a denoiser that counts": (
+        lambda: testing.check_resumed(_Counting(), SAMPLERS["ddim"](cosine("vp"), GRID)),
+        "resumed after stage 0 and straight",
+    ),
+}
+
+
+class _Counting:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        self.calls += 1
+        return z / self.calls
+
+
+def _subtracting(z_t: Any, x: Any, *, s: Level, t: Level) -> Gaussian:
+    """The posterior as many write it, from sigma_{t|s}^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2."""
+    with np.errstate(all="ignore"):
+        new = t.sigma**2 - (t.alpha / s.alpha) ** 2 * s.sigma**2
+        mean = (t.alpha / s.alpha) * (s.sigma / t.sigma) ** 2 * z_t + s.alpha * new / t.sigma**2 * x
+        return Gaussian(mean, new * s.sigma**2 / t.sigma**2)
+
+
+def _linear(s: Level, t: Level, gamma: float) -> Any:
+    new = process.novelty(s, t)
+    return (1.0 - gamma) * new * s.sigma**2 + gamma * new * t.sigma**2
+
+
+def _v_with_a_plus(y: Any, z: Any, at: Level, *, source: Any, target: Any) -> Any:
+    wrong = lambda xp, l: predictions.Row(l.sigma, l.alpha, xp.ones_like(l.alpha))  # noqa: E731
+    is_v = predictions.table()["v"]
+    return predictions.convert(y, z, at, source=wrong if source is is_v else source, target=target)
+
+
+def _plain_error(y: Any, x: Any, eps: Any, at: Level, *, prediction: str, weight: Any, slope: Any) -> Any:
+    error = (y - losses.target(x, eps, at, prediction=prediction)) ** 2
+    return np.reshape(weight(at, slope), (-1, 1, 1)).ravel() * error.mean(axis=(1, 2))
+
+
+def _scale_for_weight(cond: Any, uncond: Any, *, weight: float) -> Any:
+    return lambda z, l: (1.0 + weight) * cond(z, l) - (weight + 1.0) * uncond(z, l)
+
+
+def _noise_at_the_end(update: Any, plan: dc.Plan) -> None:
+    update[-1, 0, 2] = 1e-6
+
+
+@pytest.mark.parametrize("mistake", SEEN)
+def test_a_check_sees(mistake: str) -> None:
+    call, message = SEEN[mistake]
+    with pytest.raises(AssertionError, match=message):
+        call()
+
+
+def test_a_message_says_which_identity_where_and_by_how_much() -> None:
+    with pytest.raises(AssertionError) as caught:
+        testing.check_bayes(*S_T, posterior=_posterior(1.0))
+    text = str(caught.value)
+    assert "at log_snr_s = " in text
+    assert "should be 0.0 within" in text
+    assert "off by" in text
+
+
+# Strategies
+
+
+@given(drawn=st.data())
+def test_levels_that_are_drawn_are_in_order(drawn: st.DataObject) -> None:
+    for dtype in ("float32", "float64"):
+        s, t = drawn.draw(strategies.ordered_levels(drawn.draw(strategies.scalings()), dtype))
+        assert np.all(s.log_snr > t.log_snr)
+        assert {s.alpha.dtype, t.sigma.dtype} == {np.dtype(dtype)}
+
+
+@given(schedule=strategies.schedules("flow"), grid=strategies.grids(clean=False), data=st.data())
+def test_what_is_drawn_fits_together(schedule: dc.schedules.Schedule, grid: Any, data: st.DataObject) -> None:
+    assert schedule.scaling == "flow"
+    assert np.all(np.diff(grid) > 0.0)
+    assert np.abs(grid).max() <= 12.0 + 1e-9
+    batch = data.draw(strategies.batches(np.zeros(1, np.float32)))
+    assert batch.dtype == np.float32
+    assert batch.shape[: len(data.draw(strategies.leads(batch.shape)))] is not None
+
+
+def test_only_the_strategies_need_hypothesis() -> None:
+    code = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "import diffcore as dc, numpy as np\n"
+        "dc.testing.check_bound(dc.schedules.Cosine())\n"
+        "try: dc.testing.strategies\n"
+        "except ImportError as error: assert 'install diffcore[test]' in str(error), error\n"
+        "else: raise SystemExit('no error')\n"
+        "assert not {'torch', 'jax'} & set(sys.modules), 'a framework was imported'"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_every_public_check_is_documented_and_listed() -> None:
+    for module in ("identities", "estimates", "plans", "runs", "noise", "precision", "convergence"):
+        for name in importlib.import_module(f"diffcore.testing.{module}").__all__:
+            if name.startswith("check_"):
+                check = getattr(testing, name)
+                assert ">>>" in check.__doc__, name
+                assert name in (testing.__doc__ or ""), name
