@@ -125,7 +125,7 @@ def test_guidance_is_the_same_wherever_hypothesis_looks(scaling: str, values: li
     testing.check_guidance_invariance(level(np.array(values), scaling), weight=weight)
 
 
-@pytest.mark.parametrize(("source", "target"), itertools.combinations(KINDS, 2))
+@pytest.mark.parametrize(("source", "target"), list(itertools.combinations(KINDS, 2)))
 def test_a_run_does_not_care_what_the_network_predicts(source: str, target: str) -> None:
     """The same x-hat, said in two ways, gives the same clip."""
     plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), grid=np.linspace(-6.0, 6.0, 6), order=2, eta=0.5)
