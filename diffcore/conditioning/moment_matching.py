@@ -59,7 +59,7 @@ class MomentMatching(Guided):
             )
 
         residual = tuple(one.residual for one in seen)
-        solved = conjugate_gradients(backends.of(z), system, residual, self.iterations)
+        solved = conjugate_residuals(backends.of(z), system, residual, self.iterations)
         return moved(z, at, spread(solved))
 
 
@@ -78,37 +78,42 @@ def _covariance(at: Linear, *, exact: bool) -> Pull:
     return lambda u: scale * at.pull(u)
 
 
-def conjugate_gradients(backend: Any, system: Callable[[Parts], Parts], right: Parts, iterations: int) -> Parts:
+def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: Parts, iterations: int) -> Parts:
     """Return an approximate solution of system(u) = right, sample by sample, after a fixed number of iterations.
 
-    A sample whose residual is down to rounding, or in whose direction the system is not positive, stays as it is.
+    The residual never grows, whatever the system is; a sample stays as it is once its residual is down to rounding.
     """
     xp = _array.library(right[0])
     rounding = float(xp.finfo(right[0].dtype).eps) ** 2
 
     def dot(a: Parts, b: Parts) -> Array:
-        return sum(xp.sum(xp.reshape(p * q, (p.shape[0], -1)), axis=1) for p, q in zip(a, b, strict=True))
+        sums = [xp.sum(xp.reshape(p * q, (p.shape[0], -1)), axis=1) for p, q in zip(a, b, strict=True)]
+        return sum(sums[1:], sums[0])
 
     def step(a: Parts, factor: Array, b: Parts) -> Parts:
         return tuple(p + xp.reshape(factor, (-1,) + (1,) * (q.ndim - 1)) * q for p, q in zip(a, b, strict=True))
 
     first = dot(right, right)
 
-    def iterate(carry: tuple[Parts, Parts, Parts, Array]) -> tuple[Parts, Parts, Parts, Array]:
-        solution, residual, direction, squared = carry
-        image = system(direction)
-        curvature = dot(direction, image)
-        going = (curvature > 0) & (squared > rounding * first)
-        zero, one = xp.zeros_like(squared), xp.ones_like(squared)
-        length = xp.where(going, squared / xp.where(going, curvature, one), zero)
+    def iterate(carry: tuple[Parts, Parts, Parts, Parts]) -> tuple[Parts, Parts, Parts, Parts]:
+        solution, residual, direction, image = carry
+        squared = dot(image, image)
+        going = (squared > 0) & (dot(residual, residual) > rounding * first)
+        zero, safe = xp.zeros_like(squared), xp.where(going, squared, xp.ones_like(squared))
+        length = xp.where(going, dot(residual, image) / safe, zero)
         solution, residual = step(solution, length, direction), step(residual, -length, image)
-        left = dot(residual, residual)
-        turn = xp.where(going, left / xp.where(going, squared, one), zero)
-        return solution, residual, step(residual, turn, direction), left
+        turned = system(residual)
+        turn = xp.where(going, -dot(turned, image) / safe, zero)
+        return solution, residual, step(residual, turn, direction), step(turned, turn, image)
 
     nothing = tuple(xp.zeros_like(part) for part in right)
-    solution: Parts = backend.repeat(iterations, iterate, (nothing, right, right, first))[0]
-    return solution
+    start = (nothing, right, right, system(right))
+    solution, residual, direction, image = backend.repeat(iterations - 1, iterate, start)
+    squared = dot(image, image)  # the last step needs no further direction
+    going = (squared > 0) & (dot(residual, residual) > rounding * first)
+    safe = xp.where(going, squared, xp.ones_like(squared))
+    length = xp.where(going, dot(residual, image) / safe, xp.zeros_like(squared))
+    return step(solution, length, direction)
 
 
 def moment_matching(
@@ -118,7 +123,7 @@ def moment_matching(
     *,
     measure: Callable[[Array], Array] | None = None,
     noise_std: float = 0.0,
-    iterations: int = 10,
+    iterations: int = 20,
     prediction: Prediction | None = None,
     schedule: Schedule | None = None,
 ) -> MomentMatching:
