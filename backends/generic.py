@@ -57,26 +57,24 @@ class ArrayAPIBackend:
 
     def run(self, run: Run, state: State) -> State:
         at = sampling.levels_for(run.plan, state.z)
-        rows = self.rows(run, state.z)
         for stage in range(int(state.index), len(run.plan)):
             denoise = run.denoise.at(run.plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
             y = denoise(state.z, at[stage, ...])
             sampling.check_prediction(y, state.z)
-            noisy = bool(np.any(run.coefficients[stage, ..., sampling.NOISE_COLUMN]))
-            before = state
-            state = self.advance(state, y, rows[stage], run.noise, stochastic=noisy, transform_x=run.transform_x)
-            if run.held is not None:
-                state = _known.after(self, run.held, before, state, run.noise)
-            if run.callback is not None:
-                run.callback(state)
+            state = self.finish(run, state, y, stage, run.noise)
         return state
 
-    def rows(self, run: Run, like: Array) -> Any:
-        """Return the coefficients as they meet the data: Python floats where all samples share them, else arrays."""
-        if not run.plan.lead:
-            return run.coefficients.tolist()
-        table = sampling.table_for(run.coefficients, like)
-        return [table[stage, ...] for stage in range(len(run.plan))]
+    def finish(self, run: Run, state: State, y: Array, stage: int, noise: Array | Draw | None) -> State:
+        """Return the state after a stage whose prediction is there, with what is known set and the callback called."""
+        row: Any = run.coefficients[stage]
+        noisy = bool(np.any(row[..., sampling.NOISE_COLUMN]))
+        row = sampling.table_for(row, state.z) if run.plan.lead else row.tolist()
+        after = self.advance(state, y, row, noise, stochastic=noisy, transform_x=run.transform_x)
+        if run.held is not None:
+            after = _known.after(self, run.held, state, after, run.noise)
+        if run.callback is not None:
+            run.callback(after)
+        return after
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextvars import copy_context
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,49 +46,85 @@ def normal(
     return _fill(dtype, words, draw, shape, stream)
 
 
+def normals(words: Array, draws: U64, shape: tuple[int, ...], *, dtype: Any) -> Array:
+    """Return many draws at once, (draws, B, ...): each has the bits that `normal` gives it alone."""
+    rows = np.tile(np.asarray(words), (len(draws), 1))
+    wide = (len(draws) * shape[0], *shape[1:])
+    drawn = _fill(np.dtype(dtype), rows, np.repeat(draws, shape[0])[:, None], wide, 0)
+    return drawn.reshape(len(draws), *shape)
+
+
 def _fill(dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: int) -> Array:
-    """Fill the samples pass by pass: a part of a large sample, or several small samples at once.
-
-    Passes are independent, so neither threads nor the rest of the batch change a bit.
-    """
+    """Fill the samples; the draw is a number, or one per sample, (B, 1)."""
     out = np.empty((shape[0], math.prod(shape[1:])), dtype=dtype)
-    if not out.size:
-        return out.reshape(shape)
-    _, full, rest = _philox.counts(out.shape)
-    blocks = full * _philox.TILE + rest
-    together = max(1, CHUNK // blocks)
-    passes = [
-        (slice(sample, sample + together), first)
-        for sample in range(0, out.shape[0], together)
-        for first in range(0, blocks, CHUNK)
-    ]
-    keys = np.asarray(words).astype(np.uint64)
-    draw = int(draw) & _philox.MASK
-
-    def work(some: list[tuple[slice, int]]) -> None:
-        scratch = _Scratch(min(blocks * min(together, out.shape[0]), CHUNK))
-        for samples, first in some:
-            count = min(CHUNK, blocks - first)
-            end = None if first + count == blocks else 4 * (first + count)
-            scratch.store(out[samples, 4 * first : end], first, count, keys[samples], draw, stream)
-
-    threads = min(os.cpu_count() or 1, len(passes))
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [passes[i::threads] for i in range(threads)]))
-    else:
-        work(passes)
+    store = writer(words, draw, stream)
+    spread(out.shape, lambda scratch, span: store(scratch, out[span.samples, span.elements], span))
     return out.reshape(shape)
 
 
-class _Scratch:
+def writer(words: Array, draw: Any, stream: int = 0) -> Callable[[Scratch, Array, Span], None]:
+    """Return a function (scratch, out, span) that writes the noise of a span into `out`, (samples, elements)."""
+    keys = np.asarray(words).astype(np.uint64)
+    draw = np.asarray(draw).astype(np.uint64) & np.uint64(_philox.MASK)
+
+    def store(scratch: Scratch, out: Array, span: Span) -> None:
+        counter = draw[span.samples] if draw.ndim else draw
+        scratch.store(out, span.first, span.blocks, keys[span.samples], counter, stream)
+
+    return store
+
+
+class Span(NamedTuple):
+    """What one pass is about: some samples, which of their elements, and the Philox blocks behind those."""
+
+    samples: slice
+    elements: slice
+    first: int
+    blocks: int
+
+
+def spread(shape: tuple[int, int], work: Callable[[Scratch, Span], None]) -> None:
+    """Call work(scratch, span) on all of (samples, size), pass by pass: a part of a large sample, or several small ones.
+
+    A span is one piece of memory. Passes are independent, so neither threads nor the rest of the batch change a bit.
+    """
+    batch, size = shape
+    if not batch * size:
+        return
+    _, full, rest = _philox.counts(shape)
+    blocks = full * _philox.TILE + rest
+    together = max(1, CHUNK // blocks)
+    spans = []
+    for sample in range(0, batch, together):
+        for first in range(0, blocks, CHUNK):
+            count = min(CHUNK, blocks - first)
+            end = size if first + count == blocks else 4 * (first + count)
+            samples = slice(sample, min(sample + together, batch))
+            spans.append(Span(samples, slice(4 * first, end), first, count))
+
+    def some(mine: list[Span]) -> None:
+        scratch = Scratch(min(blocks * min(together, batch), CHUNK))
+        for span in mine:
+            work(scratch, span)
+
+    threads = min(os.cpu_count() or 1, len(spans))
+    if threads == 1:
+        some(spans)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # each in a copy of the caller's context, which has its numpy.errstate
+        jobs = [pool.submit(copy_context().run, some, spans[i::threads]) for i in range(threads)]
+        for job in jobs:
+            job.result()
+
+
+class Scratch:
     """The buffers of one thread, and the passes over them."""
 
     def __init__(self, size: int) -> None:
         self.wide = np.empty((4, size), dtype=np.uint64)
         self.words = np.empty((4, size), dtype=np.uint32)
 
-    def store(self, out: Array, first: int, count: int, keys: U64, draw: int, stream: int) -> None:
+    def store(self, out: Array, first: int, count: int, keys: U64, draw: U64, stream: int) -> None:
         """Write the elements of `count` blocks, of which the first is `first`, of each sample into `out` (samples, ...)."""
         size = count * out.shape[0]
         words = self.words[:, :size]
@@ -103,14 +141,14 @@ class _Scratch:
                 _pair(lanes[i], lanes[i + 1], words[i], words[i + 1], free)
         _place(out, lanes.reshape(4, out.shape[0], count))
 
-    def _rounds(self, words: U32, first: int, count: int, keys: U64, draw: int, stream: int) -> None:
+    def _rounds(self, words: U32, first: int, count: int, keys: U64, draw: U64, stream: int) -> None:
         samples = keys.shape[0]
         w0, w1, p0, p1 = (buffer[: samples * count].reshape(samples, count) for buffer in self.wide)
         m0, m1 = (np.uint64(m) for m in _philox.MULTIPLIERS)
         mask = np.uint64(_philox.MASK)
         k0, k1 = keys[:, 0:1], keys[:, 1:2]
         # In the first round only c0 = block differs within a sample, in the second only W_1 does.
-        alike = np.uint64(_philox.MULTIPLIERS[1] * draw) ^ (k0 << HALF)
+        alike = m1 * draw ^ (k0 << HALF)
         w1[...] = np.arange(first, first + count, dtype=np.uint64)
         w1 *= m0
         w1 ^= (np.uint64(stream) ^ k1) << HALF

@@ -11,11 +11,12 @@ import array_api_compat.torch as xp
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.autograd import forward_ad
 
 from diffcore import _known, sampling
 from diffcore._array import Array
-from diffcore.backends import torch_noise
-from diffcore.backends.contract import Run
+from diffcore.backends import numpy_run, numpy_stage, torch_noise
+from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.sampling import State
 
@@ -47,7 +48,29 @@ class TorchBackend(ArrayAPIBackend):
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
             fuse = state.z.is_cuda if run.compile is None else run.compile
-            return self._run_fused(run, state) if fuse else super().run(run, state)
+            if fuse:
+                return self._run_fused(run, state)
+            reached = None
+            if not torch.is_grad_enabled() and not _is_traced():
+                reached = numpy_run.run(self, run, state, _shared, torch.from_numpy)
+            return super().run(run, state if reached is None else reached)
+
+    def advance(
+        self,
+        state: State,
+        y: torch.Tensor,
+        row: Any,
+        noise: torch.Tensor | Draw | None,
+        *,
+        stochastic: bool,
+        transform_x: Callable[[Array], Array] | None,
+    ) -> State:
+        if not _is_traced() and state.z.numel() >= numpy_stage.LARGE:
+            given = noise if stochastic else False
+            found = numpy_run.advance(self, state, y, row, given, transform_x, _shared, torch.from_numpy)
+            if found is not None:
+                return found
+        return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
 
     def _run_fused(self, run: Run, state: State) -> State:
         """Run with each stage as one compiled graph; everything that differs between stages is a tensor."""
@@ -137,6 +160,21 @@ def _stage(
 def _fused() -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(_stage, fullgraph=True)
     return compiled
+
+
+def _is_traced() -> bool:
+    """Return whether a compiler, or forward-mode differentiation, follows what happens to tensors."""
+    return torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def _shared(tensor: Any) -> Any:
+    """Return a tensor's memory as a NumPy array; None where NumPy cannot see it, or where it would hide a gradient."""
+    if type(tensor) is not torch.Tensor:
+        return None
+    try:
+        return tensor.numpy()
+    except (RuntimeError, TypeError):  # a gradient, a transformation, another device, bfloat16
+        return None
 
 
 def _is_compiler_error(error: Exception) -> bool:

@@ -1,0 +1,148 @@
+"""The loop over the stages of a plan on memory that NumPy sees, with everything that can be worked out before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffcore import _known, sampling
+from diffcore._array import Array
+from diffcore._threshold import Clip
+from diffcore.backends import numpy_noise, numpy_stage
+from diffcore.sampling import State
+
+if TYPE_CHECKING:
+    from diffcore.backends.contract import Run
+
+Take = Callable[[Any], Any]
+"""An array of the run's library -> the same memory as a NumPy array, or None where NumPy cannot see it."""
+
+
+def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], Array]) -> State | None:
+    """Return the state after all stages, or the state after the first stage that does not fit here, where the plain loop
+    goes on; None where nothing fits. The bits are those of the plain loop.
+
+    Args:
+        backend: the one that runs this.
+        run, state: as in `Backend.run`.
+        take: see `Take`.
+        give: the way back.
+    """
+    plan, first, source = run.plan, int(state.index), run.noise
+    z, saved, words = take(state.z), take(state.saved), take(state.seeds)
+    past = tuple(take(estimate) for estimate in state.estimates)
+    held = [z, *past] if state.saved is None else [z, saved, *past]
+    if plan.lead or not numpy_stage.serves(z) or not all(numpy_stage.fits(array, z) for array in held):
+        return None
+    if source is None and plan.stochastic and words is None:
+        return None
+    dtype, shape, keep = z.dtype, z.shape, bool(past)
+    rows = numpy_stage.rows(run.coefficients[first:], dtype)
+    noisy = (run.coefficients[:, sampling.NOISE_COLUMN] != 0.0).tolist()
+    levels = list(sampling.levels_for(plan, state.z))
+    at, denoise, transform_x = getattr(run.denoise, "at", None), run.denoise, _on_host(run.transform_x, take, give)
+    large = z.size >= numpy_stage.LARGE
+    ahead = None
+    if source is None and not large:
+        ahead = _ahead(words, [stage + 1 for stage in range(first, len(plan)) if noisy[stage]], shape, dtype)
+    watched = run.callback is not None or run.held is not None
+    current = state.z
+    for stage in range(first, len(plan)):
+        if at is not None:
+            denoise = at(plan.log_snr[stage])
+        y = denoise(current, levels[stage])
+        host, eps, drawn = take(y), None, None
+        fitting = host is not None and host.dtype == dtype and host.shape == shape
+        if fitting and not host.flags.c_contiguous:
+            host = np.ascontiguousarray(host)
+        if noisy[stage]:
+            if ahead is not None:
+                eps = drawn = next(ahead)
+            elif source is not None:
+                drawn = sampling.drawn_from(source, stage + 1, shape, current)
+                eps = take(drawn)
+                fitting = fitting and numpy_stage.fits(eps, z)
+        made = None
+        if fitting:
+            its_words = words if noisy[stage] and eps is None else None
+            made = numpy_stage.after(
+                numpy_stage.Stage(rows[stage - first], z, saved, past, host, eps, its_words, stage + 1),
+                transform_x,
+                keep,
+            )
+        if made is None or watched:
+            saved_now = None if saved is None else give(saved)
+            state = State(current, saved_now, tuple(map(give, past)), backend.index(stage), state.seeds)
+        if made is None:
+            sampling.check_prediction(y, current)
+            given = source if drawn is None else drawn if source is not None else give(drawn)
+            finished: State = backend.finish(run, state, y, stage, given)
+            return finished
+        z, saved, x = made
+        if keep:
+            past = (x, *past)[: len(past)]
+        current = give(z)
+        if watched:
+            saved_now = None if saved is None else give(saved)
+            reached = State(current, saved_now, tuple(map(give, past)), backend.index(stage + 1), state.seeds)
+            if run.held is not None:
+                reached = _known.after(backend, run.held, state, reached, source)
+                current, z = reached.z, take(reached.z)
+            if run.callback is not None:
+                run.callback(reached)
+    saved_now = None if saved is None else give(saved)
+    return State(current, saved_now, tuple(map(give, past)), backend.index(len(plan)), state.seeds)
+
+
+def advance(
+    backend: Any,
+    state: State,
+    y: Array,
+    row: Any,
+    noise: Any,
+    transform_x: Callable[[Array], Array] | None,
+    take: Take,
+    give: Callable[[Any], Array],
+) -> State | None:
+    """Return the state after one stage, or None where the plain function has to; `noise` is False where there is none."""
+    z, host, saved = take(state.z), take(y), take(state.saved)
+    past = tuple(take(estimate) for estimate in state.estimates)
+    held = [z, host, *past] if state.saved is None else [z, host, *past, saved]
+    if not isinstance(row, list) or not numpy_stage.serves(z) or not all(numpy_stage.fits(array, z) for array in held):
+        return None
+    words, eps, drawn = None, None, None
+    if noise is None:
+        words = take(state.seeds)
+        if words is None:
+            return None
+    elif noise is not False:
+        drawn = sampling.draw_noise(backend, state, noise)
+        eps = take(drawn)
+    its_row = numpy_stage.rows(np.array([row]), z.dtype)[0]
+    made = None
+    if drawn is None or numpy_stage.fits(eps, z):
+        stage = numpy_stage.Stage(its_row, z, saved, past, host, eps, words, int(state.index) + 1)
+        made = numpy_stage.after(stage, _on_host(transform_x, take, give), bool(past))
+    if made is None:
+        return None if drawn is None else sampling.advance(state, y, row, drawn, transform_x)
+    z, saved, x = made
+    past = (x, *past)[: len(past)]
+    saved_now = None if saved is None else give(saved)
+    return State(give(z), saved_now, tuple(map(give, past)), state.index + 1, state.seeds)
+
+
+def _on_host(transform_x: Any, take: Take, give: Callable[[Any], Array]) -> Any:
+    if transform_x is None or isinstance(transform_x, Clip):
+        return transform_x
+    return lambda x: take(transform_x(give(x)))
+
+
+def _ahead(words: Any, draws: list[int], shape: tuple[int, ...], dtype: Any) -> Iterator[Any]:
+    """Yield the noise of the draws in turn, made many at once."""
+    size = max(1, int(np.prod(shape)))
+    together = max(1, numpy_stage.AHEAD // size)
+    for first in range(0, len(draws), together):
+        some = np.array(draws[first : first + together], dtype=np.uint64)
+        yield from numpy_noise.normals(words, some, shape, dtype=dtype)

@@ -1,0 +1,210 @@
+"""Stages on memory that NumPy sees have the bits of the plain function: whole, ahead, in pieces, on NumPy and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import diffcore as dc
+from diffcore import backends, conditioning
+from diffcore.backends import ArrayAPIBackend, Run, numpy_noise, numpy_run, numpy_stage
+from diffcore.testing.conformance import plans
+
+LIKE = {
+    "numpy": np.zeros(1, np.float32),
+    "numpy64": np.zeros(1),
+    "torch": torch.zeros(1),
+    "torch64": torch.zeros(1, dtype=torch.float64),
+}
+every_library = pytest.mark.parametrize("like", list(LIKE.values()), ids=list(LIKE))
+every_plan = pytest.mark.parametrize("plan", list(plans().values()), ids=list(plans()))
+
+TRANSFORMS: dict[str, Any] = {
+    "none": None,
+    "clip": dc.guidance.clip(-0.7, 0.7),
+    "dynamic": dc.guidance.dynamic_threshold(0.9),
+    "wider": lambda x: np.asarray(x, dtype=np.float64) if isinstance(x, np.ndarray) else x.double(),
+}
+
+
+class Plain(ArrayAPIBackend):
+    """Whatever a backend does, with the plain loop and the plain stage."""
+
+    def __init__(self, served: Any) -> None:
+        super().__init__(served.xp)
+        vars(self).update(normal=served.normal, seeds=served.seeds, index=served.index)
+
+
+def denoise(z: Any, log_snr: Any) -> Any:
+    return -0.5 * z
+
+
+def both(
+    plan: dc.Plan, state: dc.State, call: Callable[..., Any] = denoise, **settings: Any
+) -> tuple[list[dc.State], list[dc.State]]:
+    """Return the states after every stage, of the backend and of the plain loop."""
+    served = backends.of(state.z)
+    seen: tuple[list[dc.State], list[dc.State]] = ([], [])
+    for backend, states in zip((served, Plain(served)), seen, strict=True):
+        with torch.no_grad():
+            backend.run(Run(call, plan, plan.coefficients("v"), callback=states.append, **settings), state)
+    return seen
+
+
+def same(left: list[dc.State], right: list[dc.State]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert int(a.index) == int(b.index)
+        assert (a.saved is None) == (b.saved is None)
+        pairs = [
+            (a.z, b.z),
+            *zip(a.estimates, b.estimates, strict=True),
+            *([] if a.saved is None else [(a.saved, b.saved)]),
+        ]
+        for got, want in pairs:
+            assert got.dtype == want.dtype
+            assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make small arrays large: several pieces a pass, several passes a sample, two threads."""
+    monkeypatch.setattr(numpy_stage, "LARGE", 2)
+    monkeypatch.setattr(numpy_stage, "PIECE", 300)
+    monkeypatch.setattr(numpy_noise, "CHUNK", 256)
+
+
+@every_library
+@every_plan
+@pytest.mark.parametrize("transform", list(TRANSFORMS))
+def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
+    state = dc.start(plan, shape=(3, 5), like=like, seed=7)
+    same(*both(plan, state, transform_x=TRANSFORMS[transform]))
+
+
+@pytest.mark.parametrize("like", [LIKE["numpy"], LIKE["torch"]], ids=["numpy", "torch"])
+@every_plan
+@pytest.mark.parametrize("transform", list(TRANSFORMS))
+@pytest.mark.usefixtures("pieces")
+def test_a_run_in_pieces_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
+    state = dc.start(plan, shape=(2, 3, 1000), like=like, seed=[5, 2**64 - 1])
+    same(*both(plan, state, transform_x=TRANSFORMS[transform]))
+
+
+@given(batch=st.integers(1, 5), size=st.integers(0, 2500), draws=st.integers(1, 4), seed=st.integers(0, 2**64 - 9))
+def test_many_draws_at_once_are_the_draws(batch: int, size: int, draws: int, seed: int) -> None:
+    words = dc.noise.seed_words(seed, batch)
+    numbers = np.arange(3, 3 + draws, dtype=np.uint64)
+    together = numpy_noise.normals(words, numbers, (batch, size), dtype=np.float32)
+    for draw, drawn in zip(numbers, together, strict=True):
+        np.testing.assert_array_equal(drawn, dc.noise.normal(words, int(draw), (batch, size)))
+
+
+@every_library
+@pytest.mark.parametrize("shape", [(2, 7), (2, 3, 1000)])
+def test_a_step_by_hand_and_a_resumed_run_are_the_run(
+    like: Any, shape: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    if shape[-1] == 1000:
+        request.getfixturevalue("pieces")
+    for plan in plans().values():
+        states: list[dc.State] = []
+        clip = dc.sample(denoise, plan, shape=shape, like=like, seed=3, prediction="v", callback=states.append)
+        state = dc.start(plan, shape=shape, like=like, seed=3)
+        for log_snr in plan.log_snr:
+            state = dc.step(plan, state, denoise(state.z, log_snr), prediction="v")
+        assert np.asarray(state.z).tobytes() == np.asarray(clip).tobytes()
+        again = dc.sample(denoise, plan, states[1], prediction="v")
+        assert np.asarray(again).tobytes() == np.asarray(clip).tobytes()
+
+
+@every_library
+def test_a_prediction_of_another_dtype_goes_the_plain_way_and_is_asked_once(like: Any) -> None:
+    calls: list[int] = []
+
+    def wide(z: Any, log_snr: Any) -> Any:
+        calls.append(1)
+        return (
+            -0.5 * z
+            if len(calls) != 2
+            else (-0.5 * z.astype(np.float64) if isinstance(z, np.ndarray) else -0.5 * z.double())
+        )
+
+    plan = plans()["unipc"]
+    state = dc.start(plan, shape=(2, 5), like=like, seed=3)
+    left, _ = both(plan, state, wide)
+    assert len(calls) == 2 * len(plan)
+    calls.clear()
+    right = both(plan, state, wide)[0]
+    same(left, right)
+
+
+@every_library
+@pytest.mark.usefixtures("pieces")
+def test_ones_own_noise_and_known_elements_go_through_pieces(like: Any) -> None:
+    plan = plans()["ancestral"]
+    shape = (2, 3, 400)
+    asked: list[int] = []
+
+    def mine(draw: Any, shape: tuple[int, ...]) -> Any:
+        asked.append(int(draw))
+        return dc.noise.normal(9, draw, shape, like=like)
+
+    state = dc.start(plan, shape=shape, like=like, noise=mine)
+    same(*both(plan, state, noise=mine))
+    observed = 0.25 + 0.0 * state.z
+    mask: Any = np.zeros(shape, bool)
+    mask[:, 0] = True
+    if isinstance(state.z, torch.Tensor):
+        mask = torch.from_numpy(mask)
+    constraint = conditioning.replacement(observed, mask)
+    state = dc.start(plan, shape=shape, like=like, seed=4, constraint=constraint)
+    same(*both(plan, state, held=constraint.hold(plan, state.z)))
+
+
+@every_library
+def test_states_that_a_callback_keeps_are_not_written_over(like: Any) -> None:
+    plan = plans()["dpm3_sde"]
+    states: list[dc.State] = []
+    copies: list[bytes] = []
+
+    def keep(state: dc.State) -> None:
+        states.append(state)
+        copies.append(np.asarray(state.z).tobytes())
+
+    dc.sample(denoise, plan, shape=(2, 4), like=like, seed=1, prediction="v", callback=keep)
+    assert [np.asarray(state.z).tobytes() for state in states] == copies
+
+
+def test_a_tangent_is_carried_through_a_run() -> None:
+    forward = torch.autograd.forward_ad
+    plan = plans()["ddim"]
+    z = torch.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    with forward.dual_level():
+        clip = dc.sample(denoise, plan, forward.make_dual(z, torch.ones_like(z)), prediction="v")
+        tangent = forward.unpack_dual(clip).tangent
+    assert tangent is not None
+    shifted = dc.sample(denoise, plan, z + 1.0, prediction="v") - dc.sample(denoise, plan, z, prediction="v")
+    torch.testing.assert_close(tangent, shifted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_fast_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ArrayAPIBackend, "finish", lambda *_: pytest.fail("the plain loop ran"))
+    for like in LIKE.values():
+        for plan in plans().values():
+            dc.sample(denoise, plan, shape=(2, 5), like=like, seed=1, prediction="v", transform_x=TRANSFORMS["clip"])
+
+
+def test_levels_of_samples_go_the_plain_way() -> None:
+    plan = dc.samplers.ddim(dc.schedules.Cosine(), grid=np.linspace([-2.0] * 2, [2.0] * 2, 4))
+    state = dc.start(plan, shape=(2, 3), seed=1)
+    assert (
+        numpy_run.run(backends.of(state.z), Run(denoise, plan, plan.coefficients("v")), state, lambda a: a, lambda a: a)
+        is None
+    )
