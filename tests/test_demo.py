@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcore.demo import clips, fit, pictures
+from diffcore import _pictures as pictures
+from diffcore.demo import clips, fit
 from diffcore.demo.__main__ import main
 
 Image = pytest.importorskip("PIL.Image")
