@@ -16,15 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 from diffcore.unet3d.build import build
 from diffcore.unet3d.config import PRESETS, UNet3DConfig, preset
+from diffcore.unet3d.pretrained import MODELS, pretrained
 from diffcore.unet3d.weights import load, save
 
 if TYPE_CHECKING:
-    from diffcore.unet3d import data, training
+    from diffcore.unet3d import data, digit_features, training
 
-__all__ = ["PRESETS", "UNet3DConfig", "build", "data", "load", "preset", "save", "training"]
+__all__ = [
+    "MODELS",
+    "PRESETS",
+    "UNet3DConfig",
+    "build",
+    "data",
+    "digit_features",
+    "load",
+    "preset",
+    "pretrained",
+    "save",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"data", "training"}:
+    if name in {"data", "digit_features", "training"}:
         return import_module(f"diffcore.unet3d.{name}")
     raise AttributeError(f"module 'diffcore.unet3d' has no attribute {name!r}")

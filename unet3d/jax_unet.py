@@ -120,7 +120,7 @@ def _forward(model: UNet3D, z: Any, log_snr: Any, cond: Any, key: Any, *, sizes:
         if row.pops:
             h = jnp.concatenate([h, skips.pop()], axis=-1)
         if row.kind == "block":
-            run = partial(Block.__call__, sizes=sizes)
+            run = lambda part, *given: part(*given, sizes)  # noqa: E731
             run = nnx.remat(run) if model.checkpointing else run
             h = run(part, h, e, None if key is None else jax.random.fold_in(key, number))
         elif row.kind == "down":

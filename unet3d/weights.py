@@ -61,7 +61,7 @@ def save(model: Any, path: str | os.PathLike[str], *, dtype: str | None = None, 
             for name, array in model.arrays().items()
         }
     _check_finite("unet3d.save", arrays)
-    write(path, arrays, {"config": json.dumps(model.config.to_dict()), **(metadata or {})})
+    write(path, arrays, {**(metadata or {}), "config": json.dumps(model.config.to_dict())})
 
 
 def load(
@@ -129,8 +129,17 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]], 
     import diffcore
 
     numpy = _safetensors("unet3d.save")
-    data = numpy.save(dict(arrays), metadata={"diffcore": diffcore.__version__, **metadata})
-    replace(path, lambda file: file.write(data))
+    data = memoryview(numpy.save(dict(arrays), metadata={**metadata, "diffcore": diffcore.__version__}))
+    size = _header_size(data)
+    header = json.loads(bytes(data[8 : 8 + size]))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library's order differs from run to run
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    replace(path, lambda file: file.writelines([len(text).to_bytes(8, "little"), text, data[8 + size :]]))
+
+
+def _header_size(data: Any) -> int:
+    return int.from_bytes(data[:8], "little")
 
 
 def replace(path: str | os.PathLike[str], fill: Callable[[Any], object]) -> None:
@@ -154,16 +163,16 @@ def read_arrays(function: str, path: str | os.PathLike[str]) -> tuple[Arrays, di
     if not target.is_file():
         raise FileNotFoundError(f"{function}: there is no file {str(path)!r}")
     data = target.read_bytes()
-    if data[:1] == b"\x80" or zipfile.is_zipfile(target):
-        raise ValueError(
-            f"{function}: {target.name} is a pickle or an archive, as torch.save and numpy.savez write; it takes a "
-            f"safetensors file, since opening a pickle can run any code. Write one with unet3d.save"
-        )
     try:
         arrays = numpy.load(data)
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        metadata = json.loads(data[8 : 8 + _header_size(data)]).get("__metadata__", {})
     except Exception as error:  # the library raises its own kinds, and others for dtypes that NumPy lacks
+        # only now: a safetensors file begins with the size of its header, whose first byte may be that of a pickle
+        if data[:1] == b"\x80" or zipfile.is_zipfile(target):
+            raise ValueError(
+                f"{function}: {target.name} is a pickle or an archive, as torch.save and numpy.savez write; it takes a "
+                f"safetensors file, since opening a pickle can run any code. Write one with unet3d.save"
+            ) from None
         raise ValueError(
             f"{function}: {target.name} is no whole safetensors file ({error}); it is damaged or cut off"
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -38,10 +39,11 @@ def train(
 ) -> Path:
     r"""Train a network, and return the path of its weights file, folder/model.safetensors.
 
-    The folder also gets `log.jsonl` (a line every `log_every` steps: step, loss, gradient_norm, learning_rate, seconds),
-    `samples/STEP.png` where `sample_every` is set, and `checkpoint.safetensors`. A run that finds its checkpoint goes on
-    from there: batches, times, noise and dropout are pure functions of (seed, step), so that on a CPU it ends with the
-    very bits of a run that was never stopped. Every file appears whole or not at all.
+    The folder also gets `log.jsonl` (a line every `log_every` steps and at each checkpoint: step, means of loss and
+    gradient_norm since the line before, learning_rate, seconds), `samples/STEP.png` where `sample_every` is set, and
+    `checkpoint.safetensors`. A run that finds its checkpoint goes on from there: batches, times, noise and dropout are
+    pure functions of (seed, step), so that on a CPU it ends with the very bits of a run that was never stopped. Every
+    file appears whole or not at all, but for a line of the log, which the next run mends.
 
     Args:
         config: the network.
@@ -55,8 +57,9 @@ def train(
         options: of the backend's trainer: device, checkpointing; for torch, compile.
 
     Raises:
-        ValueError: a source that does not fit the config; a folder with the checkpoint of another run; a backend
-            without gradients; a loss that is not finite, which ends the run and leaves the last checkpoint.
+        ValueError: a source that does not fit the config; a folder with the checkpoint of another run, or of more
+            steps; a backend without gradients; a loss or gradient that is not finite, which ends the run and leaves
+            the last checkpoint, which is sound.
         ImportError: a library is missing.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), app. A.
@@ -65,34 +68,38 @@ def train(
     if backend not in {"torch", "jax"}:
         raise ValueError(f'{function}: `backend` is {backend!r}, but takes "torch" or "jax"; NumPy has no gradients')
     _check_source(function, config, source, tokens)
-    module = importlib.import_module(f"diffcore.unet3d.training.{backend}_trainer")
+    try:
+        module = importlib.import_module(f"diffcore.unet3d.training.{backend}_trainer")
+    except ImportError as error:
+        raise ImportError(
+            f"{function}: training in {backend} needs {error.name}; install diffcore[{backend}]"
+        ) from error
     trainer = module.Trainer(config, settings, **options)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
     first = _resume(function, trainer, kept, log, _identity(config, settings, source, backend))
+    if first > settings.steps:
+        raise ValueError(
+            f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take at "
+            f"least as many, or another folder"
+        )
     pending: list[tuple[Any, Any]] = []
     began = time.perf_counter()
     with _bar(progress, first, settings.steps) as bar, log.open("a", encoding="utf-8") as lines:
         for step in range(first, settings.steps):
             pending.append(trainer.step(step, draw(config, settings, source, tokens, step)))
             done, last = step + 1, step + 1 == settings.steps
-            if done % settings.log_every == 0 or last:
-                values, norms = (np.array([float(pair[part]) for pair in pending]) for part in (0, 1))
+            keeps = done % settings.checkpoint_every == 0 or last
+            if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
+                row = _means(function, done, pending) | {"learning_rate": settings.rate(step)}
                 pending = []
-                if not np.all(np.isfinite(values)):
-                    raise ValueError(
-                        f"{function}: the loss is {values[~np.isfinite(values)][0]} near step {done}; lower the "
-                        f"learning rate or raise the warm-up, and go on from {kept.name} or in a new folder"
-                    )
-                row = {"step": done, "loss": float(values.mean()), "gradient_norm": float(norms.mean())}
-                row |= {"learning_rate": settings.rate(step), "seconds": round(time.perf_counter() - began, 3)}
-                lines.write(json.dumps(row) + "\n")
+                lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
                 lines.flush()
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             if settings.sample_every and (done % settings.sample_every == 0 or last):
                 write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
-            if done % settings.checkpoint_every == 0 or last:
+            if keeps:
                 identity = _identity(config, settings, source, backend)
                 weights.write(kept, trainer.state(), {**identity, "step": str(done)})
             bar.update(1)
@@ -100,6 +107,19 @@ def train(
     metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
     weights.write(path, trainer.weights(), metadata)
     return path
+
+
+def _means(function: str, done: int, pending: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the mean loss and norm of the gradient of some steps, or raise where one is not finite."""
+    pairs = np.array([[float(part) for part in pair] for pair in pending])
+    if not np.all(np.isfinite(pairs)):
+        value, norm = pairs[~np.isfinite(pairs).all(axis=1)][0]
+        raise ValueError(
+            f"{function}: the loss is {value} and the norm of its gradient {norm} near step {done}; start in a new folder "
+            f"with a lower learning rate or a longer warm-up. The last checkpoint is from before"
+        )
+    value, norm = pairs.mean(axis=0)
+    return {"step": done, "loss": float(value), "gradient_norm": float(norm)}
 
 
 def _check_source(function: str, config: UNet3DConfig, source: Source, tokens: Any) -> None:
@@ -130,6 +150,7 @@ def _check_source(function: str, config: UNet3DConfig, source: Source, tokens: A
 def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend: str) -> dict[str, str]:
     """Return what two parts of one run have in common."""
     fixed = {field.name: repr(getattr(settings, field.name)) for field in fields(settings) if field.name not in FREE}
+    fixed = {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in fixed.items()}  # a function's place in memory
     if settings.cool_down:
         fixed["steps"] = str(settings.steps)  # the end of the learning rate depends on it
     data = {"clips": len(source), "shape": list(source.shape)}
@@ -143,6 +164,8 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
 
 def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[str, str]) -> int:
     """Return the step to go on from, with the state and the log as they were there."""
+    for part in kept.parent.glob(".*.part"):  # of a run that was killed while it wrote
+        part.unlink()
     step = 0
     if kept.is_file():
         state, metadata = weights.read_arrays(function, kept)
@@ -154,14 +177,16 @@ def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[s
                 )
         trainer.restore(state)
         step = int(metadata["step"])
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    whole = []
-    for line in lines:  # what was logged after the checkpoint is logged again; a killed run may have left half a line
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    whole = ""
+    for line in (
+        text.splitlines()
+    ):  # what was logged after the checkpoint is logged again; a killed run may have left half a line
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
-                whole.append(line)
-    if whole != lines:
-        weights.replace(log, lambda file: file.write("".join(line + "\n" for line in whole).encode()))
+                whole += line + "\n"
+    if whole != text:
+        weights.replace(log, lambda file: file.write(whole.encode()))
     return step
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from diffcore.unet3d import data, preset, training
+from diffcore.unet3d import data, load, preset, save, training
 
 CLIPS = 8192
 """Of the training set: a finite one, so that the exact denoiser of it is a bound on the loss."""
@@ -31,7 +31,9 @@ def main(given: list[str] | None = None) -> None:
     path = training.train(
         preset("moving_digits"), settings, source(), given_settings.out, backend=given_settings.backend, progress=True
     )
-    print(path)  # noqa: T201
+    shipped = path.with_name("moving_digits.safetensors")
+    save(load(path), shipped, dtype="float16", metadata={"settings": repr(settings)})
+    print(f"{path}, and in half precision {shipped}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Settings:
         weight: of `diffcore.weights`; on x, so the loss is the same number whatever the network predicts.
         precision: "float32", or "bfloat16" for convolutions and matrix products.
         seed: of weights, batches, times, noise and dropout.
-        log_every, checkpoint_every, sample_every: in steps; 0 leaves samples out. A checkpoint is also made at the end.
+        log_every, checkpoint_every, sample_every: in steps; 0 leaves samples out. All three are also due at the end.
         sample_steps: calls of the network for a sample.
 
     Raises:
@@ -77,13 +77,17 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(_says(name, value, f"an int >= {least}"))
+        if self.seed >= 2**64:
+            raise ValueError(_says("seed", self.seed, "an int in [0, 2^64)"))
         ranges = {"beta1": (0.0, 1.0), "beta2": (0.0, 1.0), "ema": (0.0, 1.0), "learning_rate": (0.0, math.inf)}
         for name, (low, high) in {**ranges, "weight_decay": (0.0, math.inf)}.items():
             self._check_number(name, low, high)
-        if not self.clip_norm > 0.0:
+        if not _is_number(self.clip_norm) or not self.clip_norm > 0.0:
             raise ValueError(_says("clip_norm", self.clip_norm, "a number > 0, or inf"))
-        if not 0.0 <= self.condition_dropout <= 1.0:
+        if not _is_number(self.condition_dropout) or not 0.0 <= self.condition_dropout <= 1.0:
             raise ValueError(_says("condition_dropout", self.condition_dropout, "a number in [0, 1]"))
+        if not isinstance(self.flip, bool):
+            raise ValueError(_says("flip", self.flip, "True or False"))
         if self.precision not in PRECISIONS:
             raise ValueError(_says("precision", self.precision, f"one of {PRECISIONS}"))
         if not isinstance(self.schedule, Schedule):
@@ -93,7 +97,7 @@ class Settings:
 
     def _check_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        if not _is_number(value) or not low <= value < high:
             raise ValueError(_says(name, value, f"a number in [{low}, {high})"))
 
     def rate(self, step: int) -> float:
@@ -105,6 +109,10 @@ class Settings:
     def decay(self, step: int) -> float:
         """Return how much of the averaged weights a step keeps."""
         return min(self.ema, (1 + step) / (10 + step))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _says(name: str, value: object, takes: str) -> str:
