@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import JAX, TORCH
+from libraries import JAX, TORCH, host, put
 
 from diffcore import schedules, weights
 from diffcore.unet3d import UNet3DConfig, build, data, load, training
 from diffcore.unet3d import weights as files
+from diffcore.unet3d.build import assemble
 from diffcore.unet3d.training import PRESETS, Settings, loop, objective, train
 
 CONFIG = UNet3DConfig(
@@ -43,7 +44,19 @@ CONFIG = UNet3DConfig(
     classes=10,
 )
 SETTINGS = Settings(
-    steps=7, batch=2, images=1, flip=True, learning_rate=1e-2, warm_up=2, log_every=2, checkpoint_every=3, ema=0.9
+    steps=7,
+    batch=2,
+    images=1,
+    flip=True,
+    learning_rate=1e-2,
+    warm_up=2,
+    beta1=0.8,
+    beta2=0.95,
+    weight_decay=0.1,
+    clip_norm=0.5,
+    ema=0.9,
+    log_every=2,
+    checkpoint_every=3,
 )
 STILL = replace(CONFIG, dropout=0.0)
 TOKENS = replace(STILL, condition="tokens", classes=0, token_width=3)
@@ -57,7 +70,7 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
-    """Compile a step of JAX once for all runs that share it, and without optimisation."""
+    """Compile a step of JAX once for all settings that share it, and without optimisation."""
     try:
         import jax
 
@@ -65,11 +78,11 @@ def _quick() -> Iterator[None]:
     except ImportError:
         yield
         return
-    free = {"steps": 1, "log_every": 1, "checkpoint_every": 1, "sample_every": 0, "sample_steps": 1}
+    inside = ("images", "beta1", "beta2", "weight_decay", "clip_norm", "schedule", "weight", "precision", "seed")
     once = functools.cache(jax_trainer.compiled)
 
     def compiled(graph: Any, config: Any, settings: Any) -> Any:
-        return once(graph, config, replace(settings, **free))
+        return once(graph, config, Settings(steps=1, **{name: getattr(settings, name) for name in inside}))
 
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +192,7 @@ def test_what_a_run_leaves(backend: str, unbroken: Any) -> None:
 def _half_written(patch: Any, target: Any) -> None:
     """Fail at the second file, once its bytes are written and before it has its name."""
     calls: list[int] = []
-    stop(patch, target, "fsync", lambda number: calls.append(number) or len(calls) == 2)
+    stop(patch, target, "fsync", lambda number: bool(calls.append(number)) or len(calls) == 2)
 
 
 PLACES: dict[str, Callable[[pytest.MonkeyPatch, Any], None]] = {
@@ -189,14 +202,14 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch, Any], None]] = {
     },
     "after step 4": lambda patch, trainer: stop(patch, trainer, "step", lambda _, at, *__: at == 4, after=True),
     "before a checkpoint": lambda patch, trainer: stop(
-        patch, loop.weights, "write", lambda _, __, metadata: metadata.get("step") == "6"
+        patch, files, "write", lambda _, __, metadata: metadata.get("step") == "6"
     ),
-    "in the middle of a checkpoint": lambda patch, trainer: _half_written(patch, files.os),
+    "in the middle of a checkpoint": lambda patch, trainer: _half_written(patch, os),
     "after a checkpoint": lambda patch, trainer: stop(
-        patch, loop.weights, "write", lambda _, __, metadata: metadata.get("step") == "3", after=True
+        patch, files, "write", lambda _, __, metadata: metadata.get("step") == "3", after=True
     ),
     "after the last checkpoint": lambda patch, trainer: stop(
-        patch, loop.weights, "write", lambda _, __, metadata: metadata.get("step") == "7", after=True
+        patch, files, "write", lambda _, __, metadata: metadata.get("step") == "7", after=True
     ),
     "before the weights": lambda patch, trainer: stop(patch, trainer, "weights", lambda _: True),
 }
@@ -216,9 +229,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(backend: str, place: str, unbroken: A
 
 @pytest.mark.torch
 @pytest.mark.parametrize("rest", ['{"step": 4, "lo', '{"step": 5, "loss": 1.0}', "null\n", '{"loss": 1}\n', "\n"])
-def test_what_a_killed_run_wrote_after_its_checkpoint_is_taken_back(
-    rest: str, unbroken: Any, tmp_path: Path
-) -> None:
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_taken_back(rest: str, unbroken: Any, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         PLACES["before step 5"](patch, module_of("torch").Trainer)
         with pytest.raises(Stopped):
@@ -237,14 +248,14 @@ import test_training as t
 from diffcore.unet3d.training import torch_trainer
 
 folders, seed = [Path(name) for name in sys.argv[1:3]], int(sys.argv[3])
-settings, rng = t.replace(t.SETTINGS, steps=40), random.Random(seed)
-t.digits()
+settings, rng = t.replace(t.SETTINGS, steps=24), random.Random(seed)
+source = t.data.Arrays(t.np.random.default_rng(0).random((9, 4, 8, 8, 1)), t.np.arange(9) + 1, frames=2)
 
 def start(folder):
     child = os.fork()
     if child == 0:
         try:
-            t.train(t.CONFIG, settings, t.digits(), folder)
+            t.train(t.CONFIG, settings, source, folder)
         finally:
             os._exit(int(not (folder / "model.safetensors").is_file()))
     return child
@@ -252,7 +263,7 @@ def start(folder):
 began = time.monotonic()
 assert os.waitpid(start(folders[0]), 0)[1] == 0
 whole, killed = time.monotonic() - began, 0
-for _ in range(6):
+for _ in range(5):
     child = start(folders[1])
     time.sleep(whole * rng.uniform(0.02, 0.4))
     os.kill(child, signal.SIGKILL)
@@ -282,7 +293,7 @@ def test_steps_may_be_raised_and_not_lowered(backend: str, unbroken: Any, tmp_pa
     train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
     for name in ("model.safetensors", "checkpoint.safetensors"):
         assert left(tmp_path)[name] == left(unbroken(backend))[name]
-    with pytest.raises(ValueError, match="`steps` is 5, but the folder .* holds a run at step 7"):
+    with pytest.raises(ValueError, match=r"`steps` is 5, but the folder .* holds a run at step 7"):
         train(CONFIG, replace(SETTINGS, steps=5), digits(), tmp_path, backend=backend)
 
 
@@ -335,14 +346,14 @@ def test_a_damaged_checkpoint_is_told(unbroken: Any, tmp_path: Path) -> None:
     folder = copied(unbroken("torch"), tmp_path / "copy")
     kept = folder / "checkpoint.safetensors"
     kept.write_bytes(kept.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="training.train: checkpoint.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"training.train: checkpoint.safetensors is no whole safetensors file"):
         train(CONFIG, SETTINGS, digits(), folder)
 
 
 @every_backend
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_a_sound_checkpoint(backend: str, tmp_path: Path) -> None:
     settings = replace(SETTINGS, learning_rate=1e30, warm_up=0, log_every=100, checkpoint_every=1)
-    with pytest.raises(ValueError, match="the loss is .* near step 2; .* lower learning rate"):
+    with pytest.raises(ValueError, match=r"the loss is .* near step 2; .* lower learning rate"):
         train(STILL, settings, digits(), tmp_path, backend=backend)
     assert [row["step"] for row in rows(tmp_path)] == [1]
     arrays, metadata = files.read_arrays("test", tmp_path / "checkpoint.safetensors")
@@ -364,15 +375,15 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch:
 
 @every_backend
 def test_the_loss_falls(backend: str, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=60, batch=4, log_every=10, checkpoint_every=60)
+    settings = replace(SETTINGS, steps=60, log_every=20, checkpoint_every=60)
     train(STILL, settings, digits(), tmp_path, backend=backend)
     losses = [row["loss"] for row in rows(tmp_path)]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("config", [pytest.param(config, marks=both) for config in (STILL, TOKENS)])
 def test_torch_and_jax_take_the_same_steps(config: UNet3DConfig) -> None:
-    settings = replace(SETTINGS, learning_rate=1e-3, weight_decay=0.1, clip_norm=0.5, condition_dropout=0.3)
+    settings = replace(SETTINGS, learning_rate=1e-3, condition_dropout=0.3)
     (torch, of_torch), (jax, of_jax) = (advance(backend, config, settings) for backend in ("torch", "jax"))
     np.testing.assert_allclose(of_jax, of_torch, rtol=1e-5)
     ours, theirs = jax.weights(), torch.weights()
@@ -383,9 +394,9 @@ def test_torch_and_jax_take_the_same_steps(config: UNet3DConfig) -> None:
 
 
 @every_backend
-@pytest.mark.parametrize("clip_norm", [0.01, math.inf])
+@pytest.mark.parametrize("clip_norm", [SETTINGS.clip_norm, math.inf])
 def test_the_first_step_is_clipped_adamw_in_closed_form(backend: str, clip_norm: float) -> None:
-    settings = replace(SETTINGS, clip_norm=clip_norm, weight_decay=0.3, warm_up=0, beta1=0.8, beta2=0.95, ema=0.0)
+    settings = replace(SETTINGS, clip_norm=clip_norm, warm_up=0)
     free, ((_, norm),) = advance(backend, STILL, replace(settings, clip_norm=math.inf), steps=1)
     trainer, ((_, told),) = advance(backend, STILL, settings, steps=1)
     before = part(module_of(backend).Trainer(STILL, settings), "model")
@@ -393,11 +404,12 @@ def test_the_first_step_is_clipped_adamw_in_closed_form(backend: str, clip_norm:
     np.testing.assert_allclose(norm, math.sqrt(sum(np.sum(array**2) for array in gradient.values())), rtol=1e-5)
     np.testing.assert_allclose(told, norm, rtol=1e-6)
     shrink = min(1.0, clip_norm / (norm + 1e-6))
+    assert (shrink < 1.0) == (clip_norm < math.inf)
     after, mu, nu = (part(trainer, kind) for kind in ("model", "mu", "nu"))
     for name, g in gradient.items():
         np.testing.assert_allclose(mu[name], 0.2 * shrink * g, rtol=1e-5, atol=1e-9)
         np.testing.assert_allclose(nu[name], 0.05 * (shrink * g) ** 2, rtol=1e-5, atol=1e-12)
-        exact = (1 - 0.3 * 1e-2) * before[name] - 1e-2 * shrink * g / (np.abs(shrink * g) + 1e-8)
+        exact = (1 - 0.1 * 1e-2) * before[name] - 1e-2 * shrink * g / (np.abs(shrink * g) + 1e-8)
         np.testing.assert_allclose(after[name], exact, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
@@ -433,19 +445,37 @@ def test_bfloat16_is_near_and_keeps_float32(backend: str) -> None:
     np.testing.assert_allclose(half, wide, rtol=0.1)
     assert half != wide
     assert {array.dtype for name, array in trainer.state().items() if "/" in name} == {np.dtype(np.float32)}
-    z = trainer.like() + objective.draw(STILL, SETTINGS, digits(), None, 0).x
-    y = trainer.averaged(z if backend == "jax" else z.float(), trainer.like()[0])
-    assert "float32" in str(y.dtype)
-    assert np.any(np.asarray(y) != np.asarray(y.astype("bfloat16") if backend == "jax" else y.bfloat16().float()))
+    z = objective.draw(STILL, SETTINGS, digits(), None, 0).x
+    exact = assemble("test", STILL, trainer.weights(), "numpy")(z, np.float32(0.5))
+    said = host(trainer.averaged(put(z, trainer.like()), put(0.5, trainer.like())))
+    np.testing.assert_allclose(said, exact, atol=1e-4)  # which samples of half precision would miss
 
 
 @every_backend
-def test_dropout_is_drawn_from_seed_and_step(backend: str) -> None:
+def test_dropout_is_drawn_from_seed_and_step_alone(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import random
+
+    def loss(predict: Any, settings: Any, config: Any, drawn: Any, number: Any) -> Any:
+        return (predict(drawn.x, drawn.t, drawn.cond, drawn.images) ** 2).mean()  # without the noise of the step
+
+    monkeypatch.setattr(module_of(backend), "loss", loss)
     drawn = objective.draw(CONFIG, SETTINGS, digits(), None, 0)
-    first = [float(module_of(backend).Trainer(CONFIG, SETTINGS).step(number, drawn)[0]) for number in (0, 0)]
-    assert first[0] == first[1]
-    (_, wet), (_, dry) = advance(backend, CONFIG, SETTINGS, 2), advance(backend, STILL, SETTINGS, 2)
-    assert wet != dry
+
+    def of(seed: int, number: int) -> float:
+        trainer, _ = advance(backend, CONFIG, replace(SETTINGS, seed=seed), 1)
+        state, rng = trainer.state(), np.random.default_rng(0)
+        for name in sorted(state):  # those that a network starts from let nothing through
+            if name.startswith("model/"):
+                state[name] = rng.normal(size=state[name].shape).astype(np.float32)
+        trainer.restore(state)
+        if backend == "torch":
+            import torch
+
+            torch.manual_seed(random.getrandbits(32))
+        return float(trainer.step(number, drawn)[0])
+
+    assert of(90, 1) == of(90, 1)
+    assert len({of(90, 1), of(90, 2), of(91, 1)}) == 3
 
 
 @pytest.mark.torch
@@ -460,17 +490,24 @@ def test_the_users_generator_is_left_alone() -> None:
 
 @pytest.mark.jax
 def test_a_step_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, calls = module_of("jax"), []
-    stop(monkeypatch, module, "loss", lambda *_: bool(calls.append(1)))
+    import jax
+
+    calls: list[Any] = []
+
+    def loss(predict: Any, settings: Any, config: Any, drawn: Any, number: Any) -> Any:
+        calls.append(number)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(predict.func))
+
+    monkeypatch.setattr(module_of("jax"), "loss", loss)
     advance("jax", STILL, replace(SETTINGS, seed=99, cool_down=2), 3)
     assert len(calls) == 1
 
 
 @every_backend
 def test_a_device_by_name(backend: str) -> None:
-    trainer, ((value, _),) = advance(backend, STILL, SETTINGS, 1, device="cpu")
+    trainer = module_of(backend).Trainer(STILL, SETTINGS, device="cpu")
     assert "cpu" in str(trainer.like().device).lower()
-    assert value == advance(backend, STILL, SETTINGS, 1)[1][0][0]
+    assert "cpu" in str(getattr(trainer.averaged.input.weight, "device", None)).lower()
 
 
 # What a step is given
@@ -683,5 +720,5 @@ def test_the_shipped_model_is_trained_by_a_command(
     monkeypatch.setattr(moving_digits, "preset", lambda name: STILL)
     monkeypatch.setitem(training.PRESETS, "moving_digits", replace(SETTINGS, cool_down=1))
     moving_digits.main(["--out", str(tmp_path), "--steps", "2"])
-    assert capsys.readouterr().out.strip() == str(tmp_path / "model.safetensors")
+    assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
     assert rows(tmp_path)[-1]["step"] == 2

@@ -146,21 +146,22 @@ Take = Callable[[str], nnx.Param[jax.Array]]
 """Canonical name -> parameter."""
 
 
-class Linear(nnx.Module):
-    """h W + b over the last axis."""
+class Affine(nnx.Module):
+    """A weight and a bias."""
 
     def __init__(self, take: Take, name: str) -> None:
         self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
+
+
+class Linear(Affine):
+    """h W + b over the last axis."""
 
     def __call__(self, h: jax.Array) -> jax.Array:
         return h @ self.weight[...].astype(h.dtype) + self.bias[...].astype(h.dtype)
 
 
-class Conv(nnx.Module):
+class Conv(Affine):
     """A 3x3 convolution of each frame."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
 
     def __call__(self, h: jax.Array, stride: int = 1) -> jax.Array:
         weight, steps, border = self.weight[...].astype(h.dtype), (stride, stride), ((1, 1), (1, 1))
@@ -168,20 +169,20 @@ class Conv(nnx.Module):
         return out + self.bias[...].astype(h.dtype)
 
 
-class Norm(nnx.Module):
+class Norm(Affine):
     """The group norm of each frame, in the dtype of the parameters."""
 
-    def __init__(self, take: Take, name: str) -> None:
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
-
     def __call__(self, h: jax.Array) -> jax.Array:
-        weight, bias = self.weight[...], self.bias[...]
-        n, _, _, channels = h.shape
-        grouped = h.astype(weight.dtype).reshape(n, -1, groups(channels), channels // groups(channels))
-        centred = grouped - grouped.mean(axis=(1, 3), keepdims=True)
-        variance = jnp.mean(centred**2, axis=(1, 3), keepdims=True)
-        normed = (centred * lax.rsqrt(variance + structure.EPSILON)).reshape(h.shape)
-        return (normed * weight + bias).astype(h.dtype)
+        wide, weight = h.astype(self.weight.dtype), self.weight[...]
+        centred = wide - self._mean(wide)
+        normed = centred * (lax.rsqrt(self._mean(centred**2) + structure.EPSILON) * weight) + self.bias[...]
+        return normed.astype(h.dtype)
+
+    def _mean(self, h: jax.Array) -> jax.Array:
+        """Return the mean of each group for each of its channels: over pixels first, which XLA does three times as fast."""
+        size = h.shape[-1] // groups(h.shape[-1])
+        means = h.mean(axis=(1, 2)).reshape(len(h), -1, size).mean(axis=-1)
+        return jnp.repeat(means, size, axis=-1)[:, None, None, :]
 
 
 class Block(nnx.Module):
@@ -239,11 +240,8 @@ class SpaceAttention(Attention):
     def __call__(self, h: jax.Array) -> jax.Array:
         n, height, width, channels = h.shape
         q, k, v = self.heads(self.norm(h).reshape(n, height * width, channels))
-        if q.dtype == jnp.float64:  # of which jax.nn takes the softmax in float32
-            share = jax.nn.softmax(jnp.einsum("nihd,njhd->nhij", q, k) * self.head_dim**-0.5, axis=-1)
-            mixed = jnp.einsum("nhij,njhd->nihd", share, v)
-        else:
-            mixed = jax.nn.dot_product_attention(q, k, v)
+        fused = attend if q.dtype == jnp.float64 else jax.nn.dot_product_attention  # whose softmax is float32 always
+        mixed = lax.platform_dependent(q, k, v, cpu=attend, default=fused)  # on a CPU it takes twice as long
         return h + self.out(mixed.reshape(h.shape))
 
 
@@ -322,6 +320,13 @@ class TokenCondition(nnx.Module):
 
 
 _CONDITIONS: dict[str, Any] = {"none": NoCondition, "class": ClassCondition, "tokens": TokenCondition}
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("nihd,njhd->nhij", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
+    return jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
 
 
 def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -51,9 +51,10 @@ class UNet3D(nn.Module):
         self.embed = nn.ModuleList(Linear(take, f"embed.{layer}") for layer in range(config.mlp_layers))
         self.condition = _CONDITIONS[config.condition](config, take)
         self.input = Conv(take, "input")
-        self.parts = [_KINDS[row.kind](config, row, take) for row in structure.rows(config)]
-        for part in self.parts:
-            _place(self, part.row.name, part)
+        self.rows = structure.rows(config)
+        self.parts = [_KINDS[row.kind](config, row, take) for row in self.rows]
+        for row, part in zip(self.rows, self.parts, strict=True):
+            _place(self, row.name, part)
         self.output = Output(take, "output")
         frequencies = torch.tensor(structure.FREQUENCIES, dtype=torch.float64).to(device=device, dtype=dtype)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -79,15 +80,14 @@ class UNet3D(nn.Module):
             e = F.silu(_per_frame(self._embedding(torch.as_tensor(log_snr, device=z.device).to(dtype), cond), sizes))
         h = self.input(z.to(dtype).reshape(-1, *z.shape[2:]))
         skips = [h]
-        for part in self.parts:
-            row = part.row
+        for row, part in zip(self.rows, self.parts, strict=True):
             if row.pops:
                 h = torch.cat([h, skips.pop()], dim=-1)
             if row.kind == "block":
                 kept = self.checkpointing and torch.is_grad_enabled()
                 h = checkpoint(part, h, e, sizes, use_reentrant=False) if kept else part(h, e, sizes)
             else:
-                h = part(h, skips[-1].shape)
+                h = part(h, skips[-1].shape[1:3]) if row.kind == "up" else part(h)
             if row.pushes:
                 skips.append(h)
         return self.output(h).reshape(z.shape).to(z.dtype)
@@ -172,12 +172,23 @@ class Norm(nn.Module):
         return out.permute(0, 2, 3, 1).to(h.dtype)
 
 
+class LayerNorm(nn.Module):
+    """The norm of each token."""
+
+    def __init__(self, take: Take, name: str) -> None:
+        super().__init__()
+        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(tokens, tokens.shape[-1:], self.weight, self.bias, structure.EPSILON)
+
+
 class Block(nn.Module):
     """A residual block, then attention over space and over time where the level has it."""
 
     def __init__(self, config: UNet3DConfig, row: structure.Row, take: Take) -> None:
         super().__init__()
-        self.row, name = row, row.name
+        name = row.name
         self.norm1, self.conv1 = Norm(take, f"{name}.norm1"), Conv(take, f"{name}.conv1")
         self.embed = Linear(take, f"{name}.embed")
         self.norm2, self.conv2 = Norm(take, f"{name}.norm2"), Conv(take, f"{name}.conv2")
@@ -201,10 +212,6 @@ class Down(Conv):
 
     def __init__(self, config: UNet3DConfig, row: structure.Row, take: Take) -> None:
         super().__init__(take, row.name, stride=2)
-        self.row = row
-
-    def forward(self, h: torch.Tensor, skip: Any) -> torch.Tensor:
-        return super().forward(h)
 
 
 class Up(Conv):
@@ -212,13 +219,12 @@ class Up(Conv):
 
     def __init__(self, config: UNet3DConfig, row: structure.Row, take: Take) -> None:
         super().__init__(take, row.name)
-        self.row = row
 
-    def forward(self, h: torch.Tensor, skip: Any) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, size: Any = None) -> torch.Tensor:
         n, height, width, channels = h.shape
         twice = h[:, :, None, :, None].expand(n, height, 2, width, 2, channels)
         twice = twice.reshape(n, 2 * height, 2 * width, channels)
-        return super().forward(twice[:, : skip[1], : skip[2]])
+        return super().forward(twice[:, : size[0], : size[1]])
 
 
 class Output(Conv):
@@ -318,8 +324,7 @@ class TokenCondition(nn.Module):
 
     def __init__(self, config: UNet3DConfig, take: Take) -> None:
         super().__init__()
-        self.norm = nn.Module()
-        self.norm.weight, self.norm.bias = take("condition.norm.weight"), take("condition.norm.bias")
+        self.norm = LayerNorm(take, "condition.norm")
         self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
         self.query, self.null = take("condition.query"), take("condition.null")
 
@@ -327,7 +332,7 @@ class TokenCondition(nn.Module):
         if cond is None:
             return self.null
         tokens, mask = cond[0].to(self.null.dtype), cond[1].bool()
-        normed = F.layer_norm(tokens, tokens.shape[-1:], self.norm.weight, self.norm.bias, structure.EPSILON)
+        normed = self.norm(tokens)
         logits = self.keys(normed) @ self.query / len(self.query) ** 0.5
         share = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim=-1)
         pooled = (share[..., None] * self.values(normed)).sum(dim=-2)

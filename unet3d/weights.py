@@ -166,7 +166,11 @@ def read_arrays(function: str, path: str | os.PathLike[str]) -> tuple[Arrays, di
     try:
         arrays = numpy.load(data)
         metadata = json.loads(data[8 : 8 + _header_size(data)]).get("__metadata__", {})
-    except Exception as error:  # the library raises its own kinds, and others for dtypes that NumPy lacks
+    except KeyError as error:  # which the library raises for a dtype that NumPy lacks
+        raise ValueError(
+            f"{function}: {target.name} has arrays of dtype {error.args[0]}, but takes one of {sorted(DTYPES)}"
+        ) from None
+    except Exception as error:  # of kinds of the library's own
         # only now: a safetensors file begins with the size of its header, whose first byte may be that of a pickle
         if data[:1] == b"\x80" or zipfile.is_zipfile(target):
             raise ValueError(

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ SCHEDULE = dc.schedules.Cosine()
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 
 
-def clips_of(split: str, count: int | None = None) -> tuple[Float32, npt.NDArray[np.int64]]:
+def clips_of(split: Literal["train", "test"], count: int | None = None) -> tuple[Float32, npt.NDArray[np.int64]]:
     """Return clips in [-1, 1] and labels of the training set, or held-out ones."""
     source = moving_digits.source(split, count or moving_digits.CLIPS)
     assert source.labels is not None

@@ -20,8 +20,8 @@ from diffcore.unet3d.jax_unet import UNet3D
 from diffcore.unet3d.training.objective import Drawn, loss
 from diffcore.unet3d.training.settings import Settings
 
-Arrays = dict[str, jax.Array]
-"""By canonical name."""
+Arrays = dict[str, Any]
+"""By canonical name: of JAX, or on their way there."""
 
 
 class State(NamedTuple):
@@ -87,8 +87,8 @@ class Trainer:
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take up the state that `state` returned."""
-        parts = ({name: state[f"{kind}/{name}"] for name in self._state.model} for kind in State._fields[:-1])
-        self._place(State(*parts, count=state["count"]))
+        parts = [{name: state[f"{kind}/{name}"] for name in self._state.model} for kind in State._fields[:-1]]
+        self._place(State(*parts, state["count"]))
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return the averaged weights by canonical name."""
@@ -117,7 +117,7 @@ def _advance(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(low), high), number)
 
     def objective(weights: Arrays) -> jax.Array:
-        flat = {tuple(name.split(".")): nnx.Param(array) for name, array in weights.items()}
+        flat: Any = {tuple(name.split(".")): nnx.Param(array) for name, array in weights.items()}
         predict = partial(nnx.merge(graph, nnx.from_flat_state(flat)), rngs=key)
         value: jax.Array = loss(predict, settings, config, Drawn(x, t, cond, settings.images), number)
         return value

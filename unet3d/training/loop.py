@@ -164,8 +164,8 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
 
 def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[str, str]) -> int:
     """Return the step to go on from, with the state and the log as they were there."""
-    for part in kept.parent.glob(".*.part"):  # of a run that was killed while it wrote
-        part.unlink()
+    for half in kept.parent.glob(".*.part"):  # of a run that was killed while it wrote
+        half.unlink()
     step = 0
     if kept.is_file():
         state, metadata = weights.read_arrays(function, kept)
@@ -179,9 +179,7 @@ def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[s
         step = int(metadata["step"])
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
     whole = ""
-    for line in (
-        text.splitlines()
-    ):  # what was logged after the checkpoint is logged again; a killed run may have left half a line
+    for line in text.splitlines():  # what came after the checkpoint will come again; the last line may be half a one
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
                 whole += line + "\n"

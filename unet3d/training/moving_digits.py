@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from diffcore.unet3d import data, load, preset, save, training
 
@@ -12,7 +13,7 @@ CLIPS = 8192
 """Of the training set: a finite one, so that the exact denoiser of it is a bound on the loss."""
 
 
-def source(split: str = "train", count: int = CLIPS) -> data.Source:
+def source(split: Literal["train", "test"] = "train", count: int = CLIPS) -> data.Arrays:
     """Return the clips that the model is trained on, or held-out ones."""
     config = preset("moving_digits")
     return data.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
