@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import json
 import math
 import os
@@ -191,8 +192,8 @@ def test_what_a_run_leaves(backend: str, unbroken: Any) -> None:
 
 def _half_written(patch: Any, target: Any) -> None:
     """Fail at the second file, once its bytes are written and before it has its name."""
-    calls: list[int] = []
-    stop(patch, target, "fsync", lambda number: bool(calls.append(number)) or len(calls) == 2)
+    calls = itertools.count(1)
+    stop(patch, target, "fsync", lambda number: next(calls) == 2)
 
 
 PLACES: dict[str, Callable[[pytest.MonkeyPatch, Any], None]] = {

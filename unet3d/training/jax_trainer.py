@@ -87,8 +87,8 @@ class Trainer:
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take up the state that `state` returned."""
-        parts = [{name: state[f"{kind}/{name}"] for name in self._state.model} for kind in State._fields[:-1]]
-        self._place(State(*parts, state["count"]))
+        of = lambda kind: {name: state[f"{kind}/{name}"] for name in self._state.model}  # noqa: E731
+        self._place(State(of("model"), of("averaged"), of("mu"), of("nu"), state["count"]))
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return the averaged weights by canonical name."""
