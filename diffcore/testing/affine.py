@@ -88,7 +88,7 @@ def drawn_by(
     else:
         rows = flat(begun)
         offset, response = rows[0], (rows - rows[0])[1:]
-        response[parts * size : (parts + 1) * size] *= scale
+        response[parts * size : (parts + 1) * size] *= scale[:, None]
         mean, covariance = offset, response.T @ response
     state = given._replace(z=split(0), saved=split(1) if plan.saves else None)
     state = state._replace(estimates=tuple(split(1 + int(plan.saves) + back) for back in range(plan.history)))
