@@ -30,6 +30,7 @@ import numpy.typing as npt
 from diffcore._array import Array
 
 if TYPE_CHECKING:
+    from diffcore._known import Held
     from diffcore.plan import Plan
     from diffcore.sampling import State
 
@@ -43,6 +44,7 @@ class Run:
 
     `coefficients` is (stages, *lead, 2 + 2 columns) in float64 on the host: the two coefficients of x-hat in the state
     and the prediction, then the two rows of `Plan.update`. `noise` is None where the seeds of the state make the noise.
+    `held` is what is known of x: after every stage `diffcore._known.after` sets it.
     """
 
     denoise: Callable[[Array, Array], Array]
@@ -52,6 +54,7 @@ class Run:
     noise: Draw | None = None
     callback: Callable[[State], object] | None = None
     compile: bool | None = None
+    held: Held | None = None
 
 
 @runtime_checkable
@@ -104,6 +107,9 @@ class Backend(Protocol):
         """Return true(*operands) or false(*operands) by a 0-d boolean, without waiting for a device; a library that
         cannot branch there computes both and selects.
         """
+
+    def repeat(self, times: int, body: Callable[[Any], Any], carry: Any) -> Any:
+        """Return body(... body(carry)), `times` times; a library that traces may trace the body once."""
 
     def gradient(self, function: Callable[[Array], Array], z: Array) -> tuple[Array, Callable[[Array], Array]]:
         """Return function(z) and its pullback, cotangent -> gradient with respect to z.

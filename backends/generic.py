@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _philox, sampling
+from diffcore import _array, _known, _philox, sampling
 from diffcore._array import Array
 from diffcore.backends.contract import Draw, Run
 from diffcore.sampling import State
@@ -63,7 +63,10 @@ class ArrayAPIBackend:
             y = denoise(state.z, at[stage, ...])
             sampling.check_prediction(y, state.z)
             noisy = bool(np.any(run.coefficients[stage, ..., sampling.NOISE_COLUMN]))
+            before = state
             state = self.advance(state, y, rows[stage], run.noise, stochastic=noisy, transform_x=run.transform_x)
+            if run.held is not None:
+                state = _known.after(self, run.held, before, state, run.noise)
             if run.callback is not None:
                 run.callback(state)
         return state
@@ -79,6 +82,11 @@ class ArrayAPIBackend:
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
     ) -> Array:
         return true(*operands) if bool(predicate) else false(*operands)
+
+    def repeat(self, times: int, body: Callable[[Any], Any], carry: Any) -> Any:
+        for _ in range(times):
+            carry = body(carry)
+        return carry
 
     def gradient(self, function: Callable[[Array], Array], z: Array) -> tuple[Array, Callable[[Array], Array]]:
         raise TypeError(

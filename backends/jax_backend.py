@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import io_callback
 
-from diffcore import sampling
+from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore.backends import jax_noise
 from diffcore.backends.contract import Draw, Run
@@ -72,6 +72,10 @@ class JAXBackend(ArrayAPIBackend):
         table = sampling.table_for(run.coefficients[first:], state.z)
         levels = sampling.levels_for(run.plan, state.z)[first:]
         indices = jnp.arange(first, len(run.plan), dtype=jnp.int32)
+        held, known = None, None
+        if run.held is not None:
+            held = (run.held.x, run.held.known, len(run.plan))
+            known = sampling.table_for(run.held.rows[first + 1 :], state.z)
         if run.callback is not None or not run.compile:
             scan: Callable[..., Carry] = partial(
                 _scan, run.denoise, run.transform_x, run.noise, run.callback, run.plan.stochastic
@@ -79,13 +83,17 @@ class JAXBackend(ArrayAPIBackend):
             scan = scan if isinstance(state.z, jax.core.Tracer) else jax.jit(scan)
         else:
             scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic)
-        z, saved, estimates = scan((state.z, state.saved, state.estimates), state.seeds, table, levels, indices)
+        carry = (state.z, state.saved, state.estimates)
+        z, saved, estimates = scan(carry, state.seeds, table, levels, indices, held, known)
         return State(z, saved, estimates, len(run.plan), state.seeds)
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
     ) -> Array:
         return jax.lax.cond(predicate, true, false, *operands)
+
+    def repeat(self, times: int, body: Callable[[Any], Any], carry: Any) -> Any:
+        return jax.lax.fori_loop(0, times, lambda _, carried: body(carried), carry)
 
     def gradient(
         self, function: Callable[[jax.Array], jax.Array], z: jax.Array
@@ -107,13 +115,20 @@ def _stage(
     eps: jax.Array | None,
     seeds: jax.Array | None,
     draw: Any,
+    held: tuple[Any, ...] | None = None,
     *,
     transform_x: Callable[[Array], Array] | None,
 ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]:
+    """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it."""
     if seeds is not None:
         eps = jax_noise.normal(seeds, draw, tuple(z.shape), dtype=z.dtype)
     after = sampling.advance(State(z, saved, estimates, 0, None), y, row, eps, transform_x)
-    return after.z, after.saved, after.estimates
+    if held is None:
+        return after.z, after.saved, after.estimates
+    x, known, known_row, known_eps, known_seeds = held
+    if known_seeds is not None:
+        known_eps = jax_noise.normal(known_seeds, draw, tuple(z.shape), dtype=z.dtype, stream=_known.STREAM)
+    return _known.overwrite(after.z, z, x, known, known_row, known_eps), after.saved, after.estimates
 
 
 Carry = tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]
@@ -130,22 +145,30 @@ def _scan(
     table: jax.Array,
     levels: jax.Array,
     indices: jax.Array,
+    held: tuple[jax.Array, jax.Array, int] | None,
+    known: jax.Array | None,
 ) -> Carry:
     """Scan the stages; the barriers keep the stage apart from the denoiser, so that its bits do not depend on it."""
 
-    def body(carry: Carry, stage: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Carry, None]:
-        row, level, index = stage
+    def body(carry: Carry, stage: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> tuple[Carry, None]:
+        row, level, index, known_row = stage
         y = denoise(carry[0], level)
         sampling.check_prediction(y, carry[0])
         eps = sampling.draw_noise(None, State(*carry, index, None), noise) if stochastic and noise is not None else None
         drawn = seeds if stochastic and noise is None else None
-        carry, y, row, index = jax.lax.optimization_barrier((carry, y, row, index))
-        after = jax.lax.optimization_barrier(_stage(*carry, y, row, eps, drawn, index + 1, transform_x=transform_x))
+        fixed = None
+        if held is not None:
+            x, mask, stages = held
+            known_eps = None if noise is None else _known.draw(None, State(*carry, 0, None), noise, index + 1, stages)
+            fixed = (x, mask, known_row, known_eps, seeds if noise is None else None)
+        carry, y, row, index, fixed = jax.lax.optimization_barrier((carry, y, row, index, fixed))
+        after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, transform_x=transform_x)
+        after = jax.lax.optimization_barrier(after)
         if callback is not None:
             io_callback(lambda *parts: callback(State(*parts)) and None, None, *after, index + 1, seeds, ordered=True)
         return after, None
 
-    return jax.lax.scan(body, carry, (table, levels, indices))[0]
+    return jax.lax.scan(body, carry, (table, levels, indices, known))[0]
 
 
 class _ById:

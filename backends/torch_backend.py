@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffcore import sampling
+from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore.backends import torch_noise
 from diffcore.backends.contract import Run
@@ -55,6 +55,7 @@ class TorchBackend(ArrayAPIBackend):
         at = sampling.levels_for(plan, state.z).unbind(0)
         rows = sampling.table_for(run.coefficients, state.z).unbind(0)
         draws = torch.arange(1, len(plan) + 1, device=state.z.device).unbind(0)
+        known = () if run.held is None else sampling.table_for(run.held.rows, state.z).unbind(0)
         first = int(state.index)
         for stage in range(first, len(plan)):
             denoise = run.denoise.at(plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
@@ -64,7 +65,13 @@ class TorchBackend(ArrayAPIBackend):
             if plan.stochastic and run.noise is not None:
                 eps = sampling.draw_noise(self, state._replace(index=stage), run.noise)
             words = state.seeds if plan.stochastic and run.noise is None else None
-            arrays = (state.z, state.saved, state.estimates, y, rows[stage], eps, words, draws[stage])
+            held = None
+            if run.held is not None:
+                drawn = None
+                if run.noise is not None:
+                    drawn = _known.draw(self, state, run.noise, stage + 1, len(plan))
+                held = (run.held.x, run.held.known, known[stage + 1], drawn, None if run.noise else state.seeds)
+            arrays = (state.z, state.saved, state.estimates, y, rows[stage], eps, words, draws[stage], held)
             try:
                 z, saved, estimates = _fused()(*arrays, transform_x=run.transform_x)
             except Exception as error:
@@ -91,8 +98,19 @@ class TorchBackend(ArrayAPIBackend):
     def gradient(
         self, function: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        def watched(z: torch.Tensor) -> torch.Tensor:
+            value = function(z)
+            if not torch.compiler.is_compiling() and not value.requires_grad:
+                warnings.warn(
+                    "diffcore: a gradient is needed, but what the function returns carries none, so it counts as 0; is "
+                    "there a torch.no_grad, a detach or a constant in the denoiser or the measurement?",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return value
+
         with torch.enable_grad():
-            value, pullback = torch.func.vjp(function, z)[:2]
+            value, pullback = torch.func.vjp(watched, z)[:2]
         return value.detach(), lambda cotangent: pullback(cotangent)[0]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,13 +127,21 @@ def _stage(
     eps: torch.Tensor | None,
     words: torch.Tensor | None,
     draw: torch.Tensor,
+    held: tuple[Any, ...] | None,
     *,
     transform_x: Callable[[Array], Array] | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it."""
+    like: dict[str, Any] = {"dtype": z.dtype, "device": z.device}
     if words is not None:
-        eps = torch_noise.normal(words, draw, tuple(z.shape), dtype=z.dtype, device=z.device)
+        eps = torch_noise.normal(words, draw, tuple(z.shape), **like)
     after = sampling.advance(State(z, saved, estimates, 0, None), y, row, eps, transform_x)
-    return after.z, after.saved, after.estimates
+    if held is None:
+        return after.z, after.saved, after.estimates
+    x, known, known_row, known_eps, known_words = held
+    if known_words is not None:
+        known_eps = torch_noise.normal(known_words, draw, tuple(z.shape), **like, stream=_known.STREAM)
+    return _known.overwrite(after.z, z, x, known, known_row, known_eps), after.saved, after.estimates
 
 
 @cache

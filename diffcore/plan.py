@@ -71,9 +71,15 @@ class Plan:
     tables: Mapping[str, Float64] = field(init=False, repr=False)
     """The `coefficients` of every named prediction that x follows from at each level: plain data, for compilers."""
 
+    known: Mapping[str, Float64] = field(init=False, repr=False)
+    """What becomes of known elements, (1 + stages, *lead, 3) for each variant of `conditioning.replacement`: the
+    coefficients of the state before, of x and of fresh noise, at the start and after each stage."""
+
     FORMAT: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        from diffcore import _known
+
         levels.check_scaling("Plan", self.scaling)
         for name in ("log_snr", "next_log_snr", "update"):
             array = np.array(getattr(self, name), dtype=np.float64)
@@ -98,6 +104,7 @@ class Plan:
         object.__setattr__(self, "saves", bool(np.any(self.update[..., 1, :] != 0.0)))
         tables = {kind: self._coefficients(row) for kind, row in predictions.table().items()}
         object.__setattr__(self, "tables", {kind: t for kind, t in tables.items() if np.all(np.isfinite(t))})
+        object.__setattr__(self, "known", _known.table(self))
 
     def __len__(self) -> int:
         return int(self.log_snr.shape[0])

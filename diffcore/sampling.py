@@ -7,6 +7,7 @@ stopped, saved and resumed, and sample i of a batch does not know of the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffcore.plan import NOISE, SAVED, Plan, X, Z
 
 if TYPE_CHECKING:
     from diffcore.backends.contract import Draw
+    from diffcore.conditioning import Replacement as Constraint
 
 NOISE_COLUMN = 2 + NOISE
 """Where a stage's coefficients (x-hat from z, x-hat from y, state row, saved row) hold that of the noise."""
@@ -51,6 +53,7 @@ def start(
     like: Array | None = None,
     seed: Any = 0,
     noise: Draw | None = None,
+    constraint: Constraint | None = None,
 ) -> State:
     r"""Return the state at the start of a run: from the given noisy data, or from pure noise z = sigma eps.
 
@@ -61,6 +64,7 @@ def start(
         like: an array that gives the library, dtype and device of a start from noise; NumPy float32 without one.
         seed: one int (sample i gets seed + i), or one int per sample, in [0, 2^64).
         noise: a source of noise (draw, shape) -> array of one's own instead of the seeds.
+        constraint: what is known of x, from `conditioning.replacement`: the start is at its noised value there.
 
     Raises:
         ValueError: neither or both of z and shape; a bad seed; levels that do not align with the shape.
@@ -71,7 +75,7 @@ def start(
     >>> dc.start(plan, shape=(2, 3), seed=7).z.shape
     (2, 3)
     """
-    from diffcore import backends
+    from diffcore import _known, backends
 
     if not isinstance(plan, Plan):
         raise TypeError(f"start: `plan` is {type(plan).__name__}, but takes a diffcore.Plan; see diffcore.samplers")
@@ -86,8 +90,7 @@ def start(
         backend = backends.of(like)
         words = None if noise is not None else backend.seeds(_seed_words(seed, dims[0]), like)
         if noise is not None:
-            eps = noise(0, dims)
-            _check_noise(eps, dims, like)
+            eps = drawn_from(noise, 0, dims, like)
         else:
             eps = backend.normal(words, 0, dims, dtype=like.dtype, device=_array.device(like))
         wide = _array.widen(xp, eps)
@@ -102,7 +105,10 @@ def start(
     _array.check_lead("start", "plan", plan.lead, tuple(z.shape))
     saved = xp.zeros_like(z) if plan.saves else None
     estimates = tuple(xp.zeros_like(z) for _ in range(plan.history))  # arrays of their own: aliases are another graph
-    return State(z, saved, estimates, backend.index(0), words)
+    state = State(z, saved, estimates, backend.index(0), words)
+    if constraint is None:
+        return state
+    return _known.begin(backend, _known.hold("start", constraint, plan, z), state, noise)
 
 
 def step(
@@ -113,6 +119,7 @@ def step(
     prediction: predictions.Prediction,
     transform_x: Callable[[Array], Array] | None = None,
     noise: Draw | None = None,
+    constraint: Constraint | None = None,
 ) -> State:
     r"""Return the state after one stage of a plan, given what the denoiser said at `plan.log_snr[state.index]`.
 
@@ -125,6 +132,7 @@ def step(
         prediction: what `y` is: "x", "eps", "v", "score", "flow", "edm" or a row function.
         transform_x: applied to x-hat before everything else is computed from it, such as `guidance.clip(-1.0, 1.0)`.
         noise: a source of noise (draw, shape) -> array instead of the state's seeds; stage k draws number k + 1.
+        constraint: what is known of x, from `conditioning.replacement`; the same in `start`.
 
     Returns:
         A new `State`; the old one stays as it is.
@@ -141,7 +149,7 @@ def step(
     >>> state.z
     array([[0.5, 0.5]])
     """
-    from diffcore import backends
+    from diffcore import _known, backends
 
     backend = backends.of(state.z)
     check_prediction(y, state.z)
@@ -158,7 +166,10 @@ def step(
             raise ValueError(f"step: the run is over, all {len(plan)} stages of {plan.sampler} are done; see `start`")
         row = table[stage].tolist() if not plan.lead else table_for(table[stage], state.z)
         stochastic = bool(np.any(table[stage, ..., NOISE_COLUMN]))
-    return backend.advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
+    after = backend.advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
+    if constraint is None:
+        return after
+    return _known.after(backend, _known.hold("step", constraint, plan, state.z), state, after, noise)
 
 
 def sample(
@@ -172,6 +183,7 @@ def sample(
     seed: Any = 0,
     noise: Draw | None = None,
     transform_x: Callable[[Array], Array] | None = None,
+    constraint: Constraint | None = None,
     progress: bool = False,
     callback: Callable[[State], object] | None = None,
     compile: bool | None = None,
@@ -187,6 +199,8 @@ def sample(
             out where the denoiser has an attribute `prediction` that says so.
         shape, like, seed, noise: see `start`. Equal seeds give equal noise on every backend, device and batch.
         transform_x: applied to x-hat before everything else is computed from it; see `guidance.clip`.
+        constraint: what is known of x, from `conditioning.replacement(observed, mask)`: it comes back exactly, and the
+            denoiser sees it noised at the level of each stage.
         progress: show a bar (needs tqdm: diffcore[progress]).
         callback: called with the `State` after every stage.
         compile: fuse each stage. On torch None means yes on CUDA, no on a CPU. On JAX a whole run is always one trace;
@@ -210,7 +224,7 @@ def sample(
     >>> dc.sample(data, plan, shape=(3, 2), seed=[7, 8, 9]).shape
     (3, 2)
     """
-    from diffcore import backends
+    from diffcore import _known, backends
     from diffcore.backends.contract import Run
 
     denoise = _for_scaling(denoise, plan)
@@ -221,10 +235,13 @@ def sample(
             f"sample: `prediction` is missing; say what the denoiser returns, one of {sorted(predictions.table())}"
         )
     state = z if isinstance(z, State) else start(plan, z, shape=shape, like=like, seed=seed, noise=noise)
-    _check_resumed(plan, state, noise)
+    held = None if constraint is None else _known.hold("sample", constraint, plan, state.z)
+    _check_resumed(plan, state, noise, held is not None)
     table = plan.coefficients(prediction)
     backend = backends.of(state.z)
-    run = Run(denoise, plan, table, transform_x, noise, callback, compile)
+    if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
+        state = _known.begin(backend, held, state, noise)
+    run = Run(denoise, plan, table, transform_x, noise, callback, compile, held)
     if not progress:
         return backend.run(run, state).z
     with _bar(len(plan), state) as bar:
@@ -234,7 +251,7 @@ def sample(
             if callback is not None:
                 callback(reached)
 
-        return backend.run(Run(denoise, plan, table, transform_x, noise, advance_bar, compile), state).z
+        return backend.run(replace(run, callback=advance_bar), state).z
 
 
 def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Callable[[Array], Array] | None) -> State:
@@ -259,15 +276,15 @@ def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Ca
     count = (len(at) - 2) // 2
     z, saved, noisy = (None if part is None else _array.widen(xp, part) for part in (state.z, state.saved, eps))
     past = tuple(_array.widen(xp, estimate) for estimate in state.estimates)
-    x = _combine(xp, z, [(at[0], z), (at[1], _array.widen(xp, y))])
+    x = combine(xp, z, [(at[0], z), (at[1], _array.widen(xp, y))])
     if transform_x is not None:
         x = transform_x(x)
     terms: dict[int, Array | None] = {Z: z, SAVED: saved, NOISE: noisy, X: x}
     terms.update({X + 1 + back: estimate for back, estimate in enumerate(past)})
-    new_z = _combine(xp, z, [(at[2 + column], terms[column]) for column in range(count)])
+    new_z = combine(xp, z, [(at[2 + column], terms[column]) for column in range(count)])
     new_saved = None
     if state.saved is not None:
-        new_saved = _combine(xp, z, [(at[2 + count + column], terms[column]) for column in range(count)])
+        new_saved = combine(xp, z, [(at[2 + count + column], terms[column]) for column in range(count)])
     kept = (x, *past)[: len(past)]
     finish = lambda array: xp.astype(array, dtype, copy=False)  # noqa: E731
     return State(
@@ -279,7 +296,8 @@ def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Ca
     )
 
 
-def _combine(xp: Any, like: Array, terms: list[tuple[Any, Array | None]]) -> Array:
+def combine(xp: Any, like: Array, terms: list[tuple[Any, Array | None]]) -> Array:
+    """Return the sum of coefficients times arrays; a Python coefficient of 0 costs nothing, one of 1 keeps every bit."""
     total = None
     for coefficient, array in terms:
         if array is None or (isinstance(coefficient, float) and coefficient == 0.0):
@@ -302,8 +320,13 @@ def draw_noise(backend: Any, state: State, source: Array | Draw | None) -> Array
         return backend.normal(state.seeds, state.index + 1, shape, dtype=dtype, device=device)
     if not callable(source):
         return source
-    eps = source(state.index + 1, shape)
-    _check_noise(eps, shape, state.z)
+    return drawn_from(source, state.index + 1, shape, state.z)
+
+
+def drawn_from(source: Draw, draw: Any, shape: tuple[int, ...], like: Array) -> Array:
+    """Return a draw of a caller's source of noise, checked."""
+    eps = source(draw, shape)
+    _check_noise(eps, shape, like)
     return eps
 
 
@@ -351,12 +374,12 @@ def _check_noise(eps: Array, shape: tuple[int, ...], like: Array) -> None:
         raise ValueError(f"sample: `noise` returned shape {tuple(eps.shape)}, but was asked for {shape}")
 
 
-def _check_resumed(plan: Plan, state: State, source: object) -> None:
+def _check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
     if (state.saved is not None) != plan.saves or len(state.estimates) != plan.history:
         raise ValueError(
             f"sample: the state to resume does not belong to {plan.sampler}; start one with `start(plan, ...)`"
         )
-    if state.seeds is None and source is None and plan.stochastic:
+    if state.seeds is None and source is None and (plan.stochastic or held):
         raise ValueError("sample: the state to resume has no seeds, so give `noise`, or start with `seed`")
 
 

@@ -1,0 +1,33 @@
+r"""Conditional sampling without a conditional model: part of x is known, or something measured of it.
+
+| what | how it is used | gradients | on Gaussian data |
+|---|---|---|---|
+| `replacement(observed, mask)` | `dc.sample(..., constraint=...)` | none | biased: the rest does not see what is known |
+| `reconstruction(denoise, ...)` | in place of `denoise`, beside replacement | one pullback a call | close at its best weight |
+| `moment_matching(denoise, ...)` | in place of `denoise` | one pullback an iteration | exact for any linear measurement |
+
+`frames` makes masks of whole frames; `downsample` and `frame_average` are measurements, and so is any differentiable
+function x -> array. See docs/conditioning.md for how far each is from the truth.
+
+Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1; Finzi et al. 2023 (arXiv 2306.07261); Boys et al. 2023 (arXiv
+2310.06721); Rozet et al. 2024 (arXiv 2405.13712).
+"""
+
+from diffcore.conditioning.measurements import Downsample, FrameAverage, downsample, frame_average, frames
+from diffcore.conditioning.moment_matching import MomentMatching, moment_matching
+from diffcore.conditioning.reconstruction import Reconstruction, reconstruction
+from diffcore.conditioning.replacement import Replacement, replacement
+
+__all__ = [
+    "Downsample",
+    "FrameAverage",
+    "MomentMatching",
+    "Reconstruction",
+    "Replacement",
+    "downsample",
+    "frame_average",
+    "frames",
+    "moment_matching",
+    "reconstruction",
+    "replacement",
+]

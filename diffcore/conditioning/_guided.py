@@ -1,0 +1,231 @@
+r"""What the two guided denoisers share: the terms they are conditioned on, and x-hat with its Jacobian.
+
+A denoiser says y at z. x-hat = p z + q y, so a change of x-hat by delta is a change of y by delta / q, and
+
+    J^T u = p u + (dy/dz)^T (q u),    J = d x-hat / dz.
+
+Neither p nor 1 / q is finite at every level: where x does not follow from y (eps at alpha = 0) nothing is known of
+x-hat, and where it follows from z alone (sigma = 0) y cannot change it. Both leave y as it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from diffcore import _array, levels, predictions
+from diffcore._array import Array
+from diffcore.conditioning._observed import Host, beside, check, known_of
+from diffcore.levels import Level
+from diffcore.predictions import Prediction
+from diffcore.schedules import Schedule
+
+Pull = Callable[[Array], Array]
+"""A linear map as a function: a pullback u -> J^T u, or a product v -> A v."""
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One condition: A(x) = observed where the mask says so; A is the identity where `measure` is None."""
+
+    observed: Any
+    mask: Any
+    measure: Callable[[Array], Array] | None
+    strength: Any
+    """The weight of reconstruction guidance, or the standard deviation of the observation's noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guided(ABC):
+    """A denoiser (z, log_snr) -> prediction that is conditioned on terms."""
+
+    denoise: Callable[[Array, Array], Array]
+    terms: tuple[Term, ...]
+    prediction: Prediction
+    scaling: str | None
+
+    def with_scaling(self, scaling: str) -> Self:
+        """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` asks where no schedule was given."""
+        levels.check_scaling("conditioning", scaling)
+        return replace(self, denoise=_scaled(self.denoise, scaling), scaling=scaling)
+
+    def at(self, log_snr: Any) -> Self:
+        """Return the denoiser for a stage whose log-SNR is known on the host; see `guidance.ClassifierFree.at`."""
+        return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self
+
+
+class Given(NamedTuple):
+    """The part of every wrapper that is checked alike."""
+
+    denoise: Callable[[Array, Array], Array]
+    terms: tuple[Term, ...]
+    prediction: Prediction
+    scaling: str | None
+
+
+def given(
+    function: str,
+    kind: type[Guided],
+    denoise: Any,
+    term: Term,
+    prediction: Prediction | None,
+    schedule: Schedule | None,
+) -> Given:
+    """Check the arguments of a wrapper; a denoiser that is wrapped alike gives its terms too."""
+    if not callable(denoise):
+        raise TypeError(f"{function}: `denoise` is {type(denoise).__name__}, but takes a callable (z, log_snr)")
+    if term.measure is not None and not callable(term.measure):
+        raise TypeError(f"{function}: `measure` is {type(term.measure).__name__}, but takes a function x -> array")
+    check(function, term.observed, term.mask)
+    said = getattr(denoise, "prediction", None)
+    prediction = said if prediction is None else prediction
+    if prediction is None:
+        raise TypeError(
+            f"{function}: `prediction` is missing; say what the denoiser returns, one of {sorted(predictions.table())}"
+        )
+    if said is not None and said != prediction:
+        raise ValueError(f"{function}: `prediction` is {prediction!r}, but the denoiser says that it is {said!r}")
+    predictions.row_function(function, "prediction", prediction)
+    scaling = getattr(denoise, "scaling", None)
+    if schedule is not None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")
+        if scaling is not None and scaling != schedule.scaling:
+            raise ValueError(
+                f"{function}: `schedule` has scaling {schedule.scaling!r}, but the denoiser is for {scaling!r}"
+            )
+        scaling = schedule.scaling
+        denoise = _scaled(denoise, scaling)
+    if isinstance(denoise, kind):
+        return Given(denoise.denoise, (*denoise.terms, term), prediction, scaling)
+    return Given(denoise, (term,), prediction, scaling)
+
+
+def _scaled(denoise: Any, scaling: str) -> Any:
+    if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
+        return denoise.with_scaling(scaling)
+    return denoise
+
+
+class Linear(NamedTuple):
+    """A denoiser at z: what it says, x-hat, u -> J^T u, the step of y for a step of x-hat, and the level; all wide."""
+
+    y: Array
+    x: Array
+    pull: Pull
+    from_x: Any
+    level: Level
+
+
+def linearise(function: str, guided: Guided, z: Array, log_snr: Array) -> Linear:
+    """Call the denoiser once, and return it with its Jacobian."""
+    xp = _array.namespace(function, z=z)
+    _array.check_floating(function, z=z)
+    if guided.scaling is None:
+        raise ValueError(
+            f"{function}: the scaling is not known; give `schedule`, or call it through diffcore.sample, whose plan "
+            f"says it"
+        )
+    wide = _array.widen(xp, z)
+    level = levels.level(log_snr, guided.scaling)
+    p, q, from_x = (along(function, part, wide) for part in _coefficients(level, guided.prediction))
+    y, pull_y = _jacobian(function, guided, z, wide, log_snr, level)
+    return Linear(y, p * wide + q * y, lambda u: p * u + pull_y(q * u), from_x, level)
+
+
+def _coefficients(level: Level, prediction: Prediction) -> tuple[Any, Any, Any]:
+    """Return (p, q, dy/dx-hat), 0 where they are not finite."""
+    xp = _array.namespace("conditioning", log_snr=level.log_snr)
+    level = Level(*(xp.asarray(part) if _array.library(part) is None else part for part in level))
+    row, row_x = predictions.row_function("conditioning", "prediction", prediction), predictions.table()["x"]
+    with _array.quiet(xp):
+        p, q = predictions.solve(xp, level, row, row_x)
+        back = predictions.solve(xp, level, row_x, row).from_y
+        finite = xp.isfinite(p) & xp.isfinite(q)
+        zero = xp.zeros_like(p)
+        solved = (xp.where(finite, p, zero), xp.where(finite, q, zero), xp.where(xp.isfinite(back), back, zero))
+    return tuple(_array.scalar(part) for part in solved)
+
+
+def along(function: str, value: Any, data: Array) -> Any:
+    """Return a level's part, in any library, as a float or lined up with the data."""
+    xp = _array.library(data)
+    if isinstance(value, np.ndarray):
+        value = xp.asarray(value, dtype=data.dtype, device=_array.device(data))
+    return _array.along(function, "log_snr", value, data, xp)
+
+
+def _jacobian(
+    function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level
+) -> tuple[Array, Pull]:
+    """Return y and u -> (dy/dz)^T u: by the library's gradients, or in closed form for an exact denoiser on NumPy."""
+    from diffcore import backends
+
+    xp, denoise = _array.library(z), guided.denoise
+
+    def said(at: Array) -> Array:
+        y = denoise(xp.astype(at, z.dtype, copy=False), log_snr)
+        if tuple(y.shape) != tuple(z.shape):
+            raise ValueError(
+                f"{function}: the denoiser returned shape {tuple(y.shape)} for z of shape {tuple(z.shape)}"
+            )
+        return _array.widen(xp, y)
+
+    if not isinstance(z, np.ndarray) or not hasattr(denoise, "posterior_covariance") or guided.prediction != "x":
+        return backends.of(z).gradient(said, wide)
+    covariance = _array.widen(np, denoise.posterior_covariance(z, log_snr))  # = J diag(sigma^2 / alpha), symmetric
+    sigma, alpha = (along(function, part, wide) for part in (level.sigma, level.alpha))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.where(np.asarray(sigma) > 0.0, alpha / np.square(sigma), 0.0).astype(wide.dtype)
+
+    def pull(u: Array) -> Array:
+        flat = np.reshape(u, (u.shape[0], covariance.shape[-1], 1))
+        return np.asarray(scale * np.reshape(np.matmul(covariance, flat), u.shape))
+
+    return said(wide), pull
+
+
+class Seen(NamedTuple):
+    """A term at x-hat: observed - A(x-hat), 0 where it does not count; u -> A^T u; v -> A v, at first order."""
+
+    residual: Array
+    adjoint: Pull
+    product: Pull
+
+
+def see(function: str, term: Term, x: Array) -> Seen:
+    """Return what a term sees of x-hat."""
+    from diffcore import backends
+
+    xp = _array.library(x)
+    if term.measure is None:
+        truth, known = known_of(function, term.observed, term.mask, x)
+        masked: Pull = lambda u: xp.where(known, u, xp.zeros_like(u))  # noqa: E731
+        return Seen(masked(truth - x), masked, masked)
+    measure, backend = term.measure, backends.of(x)
+    found, pull = backend.gradient(measure, x)
+    try:
+        truth, known = known_of(function, term.observed, term.mask, found)
+    except ValueError as error:
+        raise ValueError(f"{error}; here the data is what `measure` makes of x of shape {tuple(x.shape)}") from None
+    only: Pull = lambda u: xp.where(known, u, xp.zeros_like(u))  # noqa: E731
+
+    def product(v: Array) -> Array:
+        # the pullback is linear in its cotangent, so that its own pullback is A: no forward mode is needed
+        transposed = backend.gradient(lambda u: backend.gradient(measure, x)[1](u), xp.zeros_like(found))[1]
+        return only(transposed(v))
+
+    return Seen(only(truth - found), lambda u: pull(only(u)), product)
+
+
+def moved(z: Array, at: Linear, delta: Array) -> Array:
+    """Return what the denoiser would have said for x-hat + delta, in its own kind of prediction."""
+    xp = _array.library(z)
+    return xp.astype(at.y + at.from_x * delta, z.dtype, copy=False)
+
+
+__all__ = ["Given", "Guided", "Host", "Linear", "Seen", "Term", "along", "beside", "given", "linearise", "moved", "see"]

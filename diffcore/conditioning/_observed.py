@@ -1,0 +1,104 @@
+"""What is observed and where: checked where it is given, and brought to the library of the data where it is used."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+
+Host = np.ndarray | list | tuple | bool | int | float | np.generic
+
+
+def check(function: str, observed: Any, mask: Any) -> None:
+    """Raise where observed and mask cannot be meant; values are looked at where that does not wait for a trace.
+
+    Raises:
+        TypeError: integer data, or no array.
+        ValueError: shapes that do not broadcast together; a mask of other numbers than 0 and 1; something observed that
+            is not finite.
+    """
+    for argument, value in (("observed", observed), ("mask", mask)):
+        if value is None and argument == "mask":
+            continue
+        array = np.asarray(value) if isinstance(value, Host) else value
+        _array.namespace(function, **{argument: array})
+        if argument == "observed" and not isinstance(value, float):
+            _array.check_floating(function, **{argument: array})
+    given, known = _look(observed), True if mask is None else _look(mask)
+    if known is not None and not isinstance(known, bool):
+        if known.dtype != np.bool_ and not np.all((known == 0) | (known == 1)):
+            raise ValueError(
+                f"{function}: `mask` takes booleans, or 0 and 1: true (1) is known. Some of its entries are other "
+                f"numbers; for a soft condition give a measurement with `measure`"
+            )
+        shapes = tuple(np.shape(observed)), tuple(known.shape)
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ValueError(
+                f"{function}: `observed` has shape {shapes[0]} and `mask` has {shapes[1]}, which do not broadcast; "
+                f"both must broadcast to the data. A mask of T frames takes trailing axes, (T, 1, 1, 1): see "
+                f"diffcore.conditioning.frames"
+            ) from None
+    if given is not None and known is not None:
+        bad = ~np.isfinite(given) & np.asarray(known, dtype=np.bool_)
+        if np.any(bad):
+            raise ValueError(
+                f"{function}: `observed` has {int(bad.sum())} known entries that are not finite; what is not known may "
+                f"hold anything, so mask them"
+            )
+
+
+def _look(value: Any) -> Any:
+    """Return a value on the host, or None where it is traced or on another device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if torch.compiler.is_compiling() or value.device.type != "cpu":
+            return None
+        value = value.detach()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+    try:
+        array = np.asarray(value)
+        return array if array.dtype == np.bool_ else array.astype(np.float64)
+    except Exception:  # a tracer, or a tensor hidden in a transformation: each library raises its own
+        return None
+
+
+def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bool) -> Array:
+    """Return a host array, or one of the data's library, broadcast to the data: booleans, or its computing dtype.
+
+    Raises:
+        TypeError: an array of another library.
+        ValueError: it does not broadcast.
+    """
+    xp = _array.namespace(function, data=like)
+    if isinstance(value, Host):
+        host = np.array(value)  # a copy: torch warns of read-only arrays
+        value = xp.asarray(host != 0 if boolean else host, device=_array.device(like))
+    _array.namespace(function, **{"the data": like, argument: value})
+    shape, of = tuple(value.shape), tuple(like.shape)
+    padded = (1,) * (len(of) - len(shape)) + shape
+    if len(shape) > len(of) or any(n not in (1, m) for n, m in zip(padded, of, strict=True)):
+        raise ValueError(
+            f"{function}: `{argument}` has shape {shape}, which does not broadcast to data of shape {of}; a mask of "
+            f"T frames takes trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
+        )
+    if boolean:
+        value = value if value.dtype == xp.bool else value != 0
+    else:
+        value = xp.astype(value, _array.widen(xp, like).dtype, copy=False)
+    return xp.broadcast_to(value, of)
+
+
+def known_of(function: str, observed: Any, mask: Any, like: Array) -> tuple[Array, Array]:
+    """Return (x^a, known) of the data's shape, x^a 0 where it is not known: whatever lies there, NaN too, is not read."""
+    xp = _array.namespace(function, data=like)
+    given = beside(function, "observed", observed, like, boolean=False)
+    if mask is None:
+        return given, xp.ones_like(given, dtype=xp.bool)
+    known = beside(function, "mask", mask, like, boolean=True)
+    return xp.where(known, given, xp.zeros_like(given)), known

@@ -1,0 +1,72 @@
+r"""Replacement: the known elements of the state are overwritten after each stage by a noised version of what is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffcore._known import Held
+from diffcore.conditioning._observed import check, known_of
+from diffcore.plan import Plan
+
+VARIANTS = ("marginal", "posterior")
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What is known of x, for `diffcore.sample(..., constraint=...)`: see `replacement`, which documents the fields."""
+
+    observed: Any
+    mask: Any
+    variant: str = "marginal"
+
+    def __post_init__(self) -> None:
+        function = "conditioning.replacement"
+        if self.variant not in VARIANTS:
+            raise ValueError(f"{function}: `variant` is {self.variant!r}, but takes one of {list(VARIANTS)}")
+        check(function, self.observed, self.mask)
+
+    def hold(self, plan: Plan, z: Any) -> Held:
+        """Return what a run of the plan holds, in the library and shape of its states; the loop asks."""
+        return Held(*known_of("conditioning.replacement", self.observed, self.mask, z), plan.known[self.variant])
+
+
+def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Replacement:
+    r"""Return a constraint that holds the known elements of a run, x = (x^a, x^b) with x^a known.
+
+        marginal:   z_s^a ~ q(z_s^a | x^a)           = N(alpha_s x^a, sigma_s^2)
+        posterior:  z_s^a ~ q(z_s^a | x^a, z_t^a),   see `process.posterior`
+
+    with s the level that a stage t -> s goes to; so at every call the denoiser sees z^a at its level. The start is at
+    q(z^a | x^a). The run ends on x^a exactly, also where the plan ends before clean data; only a plan whose last stage
+    goes towards more noise ends on noised x^a. The noise is a stream of its own: independent of the sampler's, of a
+    corrector's, and of the start's.
+
+    By itself replacement is biased: z^b is denoised by E[x^b | z_t], which knows x^a only through its noise. Use it with
+    `reconstruction`; `moment_matching` needs it no more.
+
+    Args:
+        observed: x^a, a floating array that broadcasts to the data (B, T, H, W, C); what is not under the mask is not
+            read. Taken as it is, in or out of [-1, 1]. NumPy, or of the data's library.
+        mask: booleans, or 0 and 1, that broadcast to the data by NumPy's rule; true (1) is known. `frames` makes one.
+        variant: "marginal", or "posterior", which keeps the noise of z^a correlated from level to level.
+
+    Returns:
+        `Replacement`, for `constraint=` of `diffcore.sample`, `start` and `step`. Past estimates and saved states are
+        left alone: a plan acts element by element, so those of z^a reach no other.
+
+    Raises:
+        TypeError: `observed` has an integer dtype; it or the mask is no array.
+        ValueError: another variant; a mask with other numbers than 0 and 1; shapes that do not broadcast, together, or
+            to the data; a known element that is not finite.
+
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1; Song et al. 2021 (arXiv 2011.13456), app. I.2.
+
+    >>> import diffcore as dc, numpy as np
+    >>> data = dc.exact.Gaussian(np.zeros(3), 1.0)
+    >>> known = dc.conditioning.replacement(np.array([0.5, np.nan, np.nan]), np.array([True, False, False]))
+    >>> plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=8)
+    >>> dc.sample(data, plan, shape=(2, 3), seed=7, constraint=known)[:, 0]
+    array([0.5, 0.5], dtype=float32)
+    """
+    return Replacement(observed, mask, variant)

@@ -1,0 +1,105 @@
+r"""What a run draws when every stage is affine, by algebra and without a random number: any denoiser, any constraint.
+
+`exact.moments` follows a plan in the eigenbasis of the data; here the loop itself is taken apart. A stage maps the state
+u = (z, saved, past estimates) and its noises to a new state; if that map is affine it is known from its values at zero
+and at the basis vectors, and mean and covariance follow from it exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import diffcore as dc
+from diffcore._array import Array
+from diffcore.plan import Plan
+from diffcore.predictions import Prediction
+from diffcore.sampling import State
+from diffcore.testing._arrays import Float64, host, put
+
+__all__ = ["Drawn", "drawn_by"]
+
+
+class Drawn(NamedTuple):
+    """Mean (D,) and covariance (D, D) of what a run draws, on the host."""
+
+    mean: Float64
+    covariance: Float64
+
+
+def drawn_by(
+    denoise: Callable[[Array, Array], Array],
+    plan: Plan,
+    event: Sequence[int],
+    *,
+    prediction: Prediction | None = None,
+    constraint: Any = None,
+    like: Array | None = None,
+) -> Drawn:
+    """Return the exact moments of what `diffcore.sample` draws, if the denoiser is affine in z.
+
+    Each stage is run once through `diffcore.step`, on a batch of basis vectors.
+
+    Args:
+        denoise: (z, log_snr) -> prediction, affine in z; a condition in it must fit any batch.
+        plan: whose levels are shared by all samples.
+        event: the shape of a sample, D elements.
+        prediction: what the denoiser returns; may be left out where it says so.
+        constraint: as for `diffcore.sample`.
+        like: an array that gives the library and dtype to run in; NumPy float64 without one.
+
+    Raises:
+        ValueError: levels per sample.
+
+    >>> from diffcore import exact, samplers, schedules
+    >>> data, plan = exact.Gaussian(np.zeros(2), np.diag([1.0, 0.25])), samplers.ancestral(schedules.Cosine(), steps=16)
+    >>> bool(np.allclose(drawn_by(data, plan, (2,)).covariance, exact.moments(plan, data).covariance))
+    True
+    """
+    if plan.lead and plan.lead[0] != 1:
+        raise ValueError(f"testing.drawn_by: `plan` has levels of shape {plan.lead}, but takes () or (1, T)")
+    if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
+        denoise = denoise.with_scaling(plan.scaling)
+    kind = getattr(denoise, "prediction", None) if prediction is None else prediction
+    like = np.zeros(()) if like is None else like
+    size, parts = math.prod(event), 1 + int(plan.saves) + plan.history
+    count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known
+    basis = np.concatenate([np.zeros((1, count)), np.eye(count)])
+    split = lambda column: put(basis[:, column * size : (column + 1) * size].reshape(-1, *event), like)  # noqa: E731
+    noises = [split(parts), split(parts + 1)]
+
+    def source(draw: int, shape: tuple[int, ...]) -> Array:  # noqa: ARG001
+        return noises[int(draw) > len(plan)]
+
+    def flat(state: State) -> Float64:
+        arrays = [state.z, *([state.saved] if plan.saves else []), *state.estimates]
+        return np.concatenate([host(array).reshape(count + 1, size) for array in arrays], axis=1)
+
+    begun = dc.start(plan, split(parts), noise=source, constraint=constraint)  # z = eps of the start
+    given = dc.start(plan, split(0), noise=source, constraint=constraint)
+    sigma = np.broadcast_to(host(plan.start.sigma).reshape(-1)[..., None], (max(plan.lead[-1:] or (1,)), 1))
+    scale = np.repeat(sigma.ravel(), size // sigma.size)
+    if constraint is None:
+        mean, covariance = np.zeros(parts * size), np.zeros((parts * size,) * 2)
+        covariance[:size, :size] = np.diag(scale**2)
+    else:
+        rows = flat(begun)
+        offset, response = rows[0], (rows - rows[0])[1:]
+        response[parts * size : (parts + 1) * size] *= scale[:, None]
+        mean, covariance = offset, response.T @ response
+    state = given._replace(z=split(0), saved=split(1) if plan.saves else None)
+    state = state._replace(estimates=tuple(split(1 + int(plan.saves) + back) for back in range(plan.history)))
+    for stage, log_snr in enumerate(plan.log_snr):
+        at = put(np.broadcast_to(log_snr, (count + 1, *plan.lead[1:])), like)
+        y = denoise(state.z, at)
+        rows = flat(
+            dc.step(plan, state._replace(index=stage), y, prediction=kind, noise=source, constraint=constraint)
+        )
+        response = (rows - rows[0])[1:]
+        own, noise = response[: parts * size], response[parts * size :]
+        mean = rows[0] + mean @ own
+        covariance = own.T @ covariance @ own + noise.T @ noise
+    return Drawn(mean[:size], covariance[:size, :size])
