@@ -79,10 +79,11 @@ def _covariance(at: Linear, *, exact: bool) -> Pull:
 def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: Parts, iterations: int) -> Parts:
     """Return an approximate solution of system(u) = right, sample by sample, after a fixed number of iterations.
 
-    The residual never grows, whatever the system is; a sample stays as it is once its residual is down to rounding.
+    The residual never grows, whatever the system is. A sample stays as it is once its residual is down to rounding, and
+    is not moved in directions of which the system leaves no more than rounding (a singular system: the least solution).
     """
     xp = _array.library(right[0])
-    rounding = float(xp.finfo(right[0].dtype).eps) ** 2
+    rounding = (10.0 * float(xp.finfo(right[0].dtype).eps)) ** 2
 
     def dot(a: Parts, b: Parts) -> Array:
         sums = [xp.sum(xp.reshape(p * q, (p.shape[0], -1)), axis=1) for p, q in zip(a, b, strict=True)]
@@ -92,26 +93,29 @@ def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: P
         return tuple(p + xp.reshape(factor, (-1,) + (1,) * (q.ndim - 1)) * q for p, q in zip(a, b, strict=True))
 
     first = dot(right, right)
+    zero, one = xp.zeros_like(first), xp.ones_like(first)
 
-    def iterate(carry: tuple[Parts, Parts, Parts, Parts]) -> tuple[Parts, Parts, Parts, Parts]:
-        solution, residual, direction, image = carry
-        squared = dot(image, image)
-        going = (squared > 0) & (dot(residual, residual) > rounding * first)
-        zero, safe = xp.zeros_like(squared), xp.where(going, squared, xp.ones_like(squared))
-        length = xp.where(going, dot(residual, image) / safe, zero)
-        solution, residual = step(solution, length, direction), step(residual, -length, image)
+    def move(solution: Parts, residual: Parts, direction: Parts, image: Parts, largest: Array) -> tuple[Any, ...]:
+        """Go along a direction with a known image; also return the division that turns the next one."""
+        squared, against = dot(image, image), dot(direction, direction)
+        gain = squared / xp.where(against > 0, against, one)
+        largest = xp.where(gain > largest, gain, largest)  # of the squared norm of the system, from below
+        going = (gain > rounding * largest) & (dot(residual, residual) > rounding * first)
+        inverse = xp.where(going, one / xp.where(going, squared, one), zero)
+        length = dot(residual, image) * inverse
+        return step(solution, length, direction), step(residual, -length, image), largest, inverse
+
+    def iterate(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, _, direction, image, _ = carry
+        solution, residual, largest, inverse = move(*carry)
         turned = system(residual)
-        turn = xp.where(going, -dot(turned, image) / safe, zero)
-        return solution, residual, step(residual, turn, direction), step(turned, turn, image)
+        turn = -dot(turned, image) * inverse
+        return solution, residual, step(residual, turn, direction), step(turned, turn, image), largest
 
     nothing = tuple(xp.zeros_like(part) for part in right)
-    start = (nothing, right, right, system(right))
-    solution, residual, direction, image = backend.repeat(iterations - 1, iterate, start)
-    squared = dot(image, image)  # the last step needs no further direction
-    going = (squared > 0) & (dot(residual, residual) > rounding * first)
-    safe = xp.where(going, squared, xp.ones_like(squared))
-    length = xp.where(going, dot(residual, image) / safe, xp.zeros_like(squared))
-    return step(solution, length, direction)
+    start = (nothing, right, right, system(right), zero)
+    solution: Parts = move(*backend.repeat(iterations - 1, iterate, start))[0]  # the last needs no next direction
+    return solution
 
 
 def moment_matching(
