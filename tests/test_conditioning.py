@@ -53,9 +53,7 @@ def coded(draw: Any, shape: tuple[int, ...]) -> Any:
 
 @every_sampler
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
-def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(
-    make: Callable[..., Any], scaling: str
-) -> None:
+def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Callable[..., Any], scaling: str) -> None:
     """z_k^a = alpha_k x^a + sigma_k eps with its own draw, at the start, in a corrector, and between two stages."""
     plan = make(schedule_of(scaling), steps=5)
     seen = []
@@ -372,7 +370,7 @@ def test_bad_input_says_what_to_do(call: Callable[[dc.Plan], Any], error: type[E
 def test_a_state_without_seeds_asks_for_noise() -> None:
     plan = SAMPLERS["ddim"](schedule_of("vp"), steps=4)
     state = dc.start(plan, CLIP, noise=coded)
-    with pytest.raises(ValueError, match="no seeds.*`noise`"):
+    with pytest.raises(ValueError, match=r"no seeds.*`noise`"):
         dc.sample(denoise, plan, state, prediction="v", constraint=given())
 
 

@@ -168,7 +168,9 @@ def test_moment_matching_is_exact_for_any_linear_measurement_and_for_several() -
             guided = guided.with_scaling("vp")
             gain = covariance @ a.T @ np.linalg.pinv(a @ covariance @ a.T + noise**2 * np.eye(len(a)), rcond=1e-12)
             want = x + (gain @ (y - x @ a.T)[..., None])[..., 0]
-            np.testing.assert_allclose(host(guided(z, at)).reshape(2, SIZE), want, atol=1e-6, err_msg=f"{names} {noise}")
+            np.testing.assert_allclose(
+                host(guided(z, at)).reshape(2, SIZE), want, atol=1e-6, err_msg=f"{names} {noise}"
+            )
 
 
 def test_a_measurement_that_is_not_linear_is_taken_by_its_derivative() -> None:
@@ -406,7 +408,7 @@ def test_the_scaling_comes_from_the_schedule_the_denoiser_or_the_plan() -> None:
         assert torch.equal(clips[0], clips[2])
         with pytest.raises(ValueError, match=r"'vp'.*'flow'"):
             dc.sample(make(DATA, GIVEN, MASK, schedule=schedule()), plan, **kept)
-        with pytest.raises(ValueError, match="scaling is not known.*`schedule`"):
+        with pytest.raises(ValueError, match=r"scaling is not known.*`schedule`"):
             guided[2](torch.from_numpy(Z), 0.0)
         with pytest.raises(ValueError, match=r"'vp'.*'flow'"):
             make(DATA.with_scaling("flow"), GIVEN, MASK, schedule=schedule())

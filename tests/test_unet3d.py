@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -81,7 +82,7 @@ def draw(*shape: int, seed: int = 0) -> Any:
 @functools.cache
 def weights_of(config: UNet3DConfig) -> dict[str, Any]:
     return {
-        name: array.fill + draw(*array.shape, seed=number) * max(0.2, np.prod(array.shape[:-1])) ** -0.5
+        name: array.fill + draw(*array.shape, seed=number) * max(0.2, float(np.prod(array.shape[:-1]))) ** -0.5
         for number, (name, array) in enumerate(structure.arrays(config).items())
     }
 
@@ -421,11 +422,8 @@ def test_beyond_the_longest_distance_positions_stay_the_same(backend: str) -> No
 
 @compiled_backends
 def test_temporal_attention_in_parts_is_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend == "torch":
-        from diffcore.unet3d import torch_unet as module
-    else:
-        from diffcore.unet3d import jax_unet as module
-
+    module: Any = importlib.import_module(f"diffcore.unet3d.{backend}_unet")
+    if backend == "jax":
         monkeypatch.setattr(module, "_forward", module._forward.__wrapped__)  # one that has traced nothing yet
     rows: list[int] = []
     mixed = module.TimeAttention._mixed
@@ -546,7 +544,7 @@ def test_jax_traces_a_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     traces: list[Any] = []
     embedding = UNet3D.embedding
-    monkeypatch.setattr(UNet3D, "embedding", lambda self, *given: traces.append(0) or embedding(self, *given))
+    monkeypatch.setattr(UNet3D, "embedding", lambda self, *given: (traces.append(0), embedding(self, *given))[1])
     config = replace(BASE, attention=(), embedding=8)  # of its own: one that is traced already is not traced again
     model = model_of(config, "jax", "float32")
     z = jnp.asarray(draw(1, 2, 4, 4, 2), dtype=jnp.float32)
@@ -613,7 +611,7 @@ def test_a_run_is_one_trace_of_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 
     traces: list[Any] = []
     calls = UNet3D.__call__
-    monkeypatch.setattr(UNet3D, "__call__", lambda self, *given: traces.append(0) or calls(self, *given))
+    monkeypatch.setattr(UNet3D, "__call__", lambda self, *given: (traces.append(0), calls(self, *given))[1])
     model = build(preset("tiny", attention=()), "jax")
     plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=5)
     for seed in (0, 1):

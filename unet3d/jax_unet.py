@@ -78,7 +78,7 @@ class UNet3D(nnx.Module):
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the weights by canonical name in the canonical layouts, on the host."""
-        found = {".".join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(self))}
+        found = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(self))}
         return {name: np.asarray(found[name][...]) for name in structure.arrays(self.config)}
 
     def __call__(self, z: Any, log_snr: Any, cond: Any = None, images: int = 0, rngs: Any = None) -> jax.Array:
@@ -298,12 +298,21 @@ class ClassCondition(nnx.Module):
         return self.classes[-1 if cond is None else cond]
 
 
+class LayerNorm(nnx.Module):
+    """The norm of each token."""
+
+    def __init__(self, take: Take, name: str) -> None:
+        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jax.nn.standardize(tokens, epsilon=structure.EPSILON) * self.weight[...] + self.bias[...]
+
+
 class TokenCondition(nnx.Module):
     """Tokens pooled by attention with a learned query; a learned vector where no token counts."""
 
     def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        self.norm = nnx.Module()
-        self.norm.weight, self.norm.bias = take("condition.norm.weight"), take("condition.norm.bias")
+        self.norm = LayerNorm(take, "condition.norm")
         self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
         self.query, self.null = take("condition.query"), take("condition.null")
 
@@ -312,7 +321,7 @@ class TokenCondition(nnx.Module):
         if cond is None:
             return null
         tokens, mask = jnp.asarray(cond[0], null.dtype), jnp.asarray(cond[1], bool)
-        normed = jax.nn.standardize(tokens, epsilon=structure.EPSILON) * self.norm.weight[...] + self.norm.bias[...]
+        normed = self.norm(tokens)
         logits = self.keys(normed) @ query / len(query) ** 0.5
         share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
         pooled = jnp.einsum("...l,...ld->...d", share, self.values(normed))

@@ -104,7 +104,7 @@ class UNet3D:
         logits = self.linear("condition.keys", normed) @ w["condition.query"] / np.sqrt(self.config.embedding)
         share = softmax(np.where(mask, logits, np.finfo(logits.dtype).min))
         pooled = np.einsum("...l,...ld->...d", share, self.linear("condition.values", normed))
-        return np.where(mask.any(axis=-1)[..., None], pooled, w["condition.null"])
+        return np.where(np.any(mask, axis=-1, keepdims=True), pooled, w["condition.null"])
 
     def block(self, row: structure.Row, h: Floats, e: Floats, sizes: _inputs.Sizes) -> Floats:
         """Return a residual block, and the attention after it, of h (B * T, H, W, inputs); e is (B * T, embedding)."""
