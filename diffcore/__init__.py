@@ -13,7 +13,7 @@ from diffcore.plan import Plan
 from diffcore.sampling import State, sample, start, step
 
 if TYPE_CHECKING:
-    from diffcore import backends, conditioning, exact, likelihood, testing, unet3d
+    from diffcore import backends, conditioning, exact, likelihood, metrics, testing, unet3d
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "levels",
     "likelihood",
     "losses",
+    "metrics",
     "noise",
     "predictions",
     "process",
@@ -44,7 +45,7 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = ("backends", "conditioning", "exact", "likelihood", "testing", "unet3d")
+_LAZY = ("backends", "conditioning", "exact", "likelihood", "metrics", "testing", "unet3d")
 
 
 def __getattr__(name: str) -> Any:

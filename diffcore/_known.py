@@ -1,4 +1,4 @@
-r"""Known elements of a state, and how a run holds them: after every stage they are overwritten,
+r"""Known elements of a state, and how a run holds them: after every stage they are overwritten.
 
     z^a <- c_z z^a + c_x x^a + c_eps eps,
 
@@ -112,9 +112,7 @@ def draw(backend: Any, state: State, source: Draw | None, number: Any, stages: i
         return sampling.drawn_from(source, stages + 1 + number, shape, state.z)
     if state.seeds is None:
         raise ValueError("step: the state has no seeds, so give `noise`, or start with `seed`")
-    return backend.normal(
-        state.seeds, number, shape, dtype=state.z.dtype, device=_array.device(state.z), stream=STREAM
-    )
+    return backend.normal(state.seeds, number, shape, dtype=state.z.dtype, device=_array.device(state.z), stream=STREAM)
 
 
 def overwrite(z: Array, before: Array, x: Array, known: Array, row: Any, eps: Array | None) -> Array:

@@ -9,7 +9,23 @@ import sys
 
 import pytest
 
-LATER = ("av", "hypothesis", "jax", "jaxlib", "matplotlib", "PIL", "pytest", "scipy", "sklearn", "torch", "tqdm")
+LATER = (
+    "av",
+    "flax",
+    "hypothesis",
+    "jax",
+    "jaxlib",
+    "matplotlib",
+    "optax",
+    "PIL",
+    "pytest",
+    "safetensors",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "torch",
+    "tqdm",
+)
 
 IN_A_FRESH_PROCESS = """
 import json, sys, time

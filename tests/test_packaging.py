@@ -36,11 +36,11 @@ def _project() -> dict[str, Any]:
 
 
 def _modules_on_disk() -> dict[str, Path]:
-    """Every Python file and type marker of the packages, by the path that it is installed under."""
+    """Every Python file, type marker and shipped model of the packages, by the path that it is installed under."""
     found = {}
     for package, folder in PLACES.items():
         for path in (ROOT / folder).rglob("*"):  # does not follow the symlinks inside diffcore/
-            if path.suffix == ".py" or path.name == "py.typed":
+            if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "models":
                 found[f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"] = path
     return found
 

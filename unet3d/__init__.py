@@ -1,7 +1,8 @@
-"""The space-time 3D U-Net: one config, one weight layout, and an implementation each for NumPy, PyTorch and JAX.
+"""The space-time 3D U-Net of Ho et al. 2022: one config, one weights file, an implementation each for NumPy, PyTorch and JAX.
 
-The folder lies at the top of the checkout and is installed as `diffcore.unet3d`. The models are yet to come; the name
-is taken so that code can already be written against it.
+`preset("tiny")` or `UNet3DConfig(...)` says what the network is, `build(config, backend="torch")` makes it, and
+`model(z, log_snr, cond=None, images=0)` is its prediction for z (B, T, H, W, C). `save` and `load` keep it in a file that
+all three read; `training.train` trains it; `pretrained("moving_digits")` is one that is trained.
 """
 
 if __name__ != "diffcore.unet3d":
@@ -9,3 +10,34 @@ if __name__ != "diffcore.unet3d":
         f"this folder is the package diffcore.unet3d and was imported as {__name__!r}; "
         "run `pip install -e .` and use `import diffcore.unet3d`"
     )
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from diffcore.unet3d.build import build
+from diffcore.unet3d.config import PRESETS, UNet3DConfig, preset
+from diffcore.unet3d.pretrained import MODELS, pretrained
+from diffcore.unet3d.weights import load, save
+
+if TYPE_CHECKING:
+    from diffcore.unet3d import data, digit_features, training
+
+__all__ = [
+    "MODELS",
+    "PRESETS",
+    "UNet3DConfig",
+    "build",
+    "data",
+    "digit_features",
+    "load",
+    "preset",
+    "pretrained",
+    "save",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"data", "digit_features", "training"}:
+        return import_module(f"diffcore.unet3d.{name}")
+    raise AttributeError(f"module 'diffcore.unet3d' has no attribute {name!r}")

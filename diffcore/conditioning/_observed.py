@@ -10,7 +10,7 @@ import numpy as np
 from diffcore import _array
 from diffcore._array import Array
 
-Host = np.ndarray | list | tuple | bool | int | float | np.generic
+Host = np.ndarray[Any, Any] | list[Any] | tuple[Any, ...] | bool | int | float | np.generic
 
 
 def check(function: str, observed: Any, mask: Any) -> None:
@@ -25,8 +25,7 @@ def check(function: str, observed: Any, mask: Any) -> None:
         if value is None and argument == "mask":
             continue
         array = np.asarray(value) if isinstance(value, Host) else value
-        if _array.library(array) is None or not hasattr(array, "dtype"):
-            raise TypeError(f"{function}: `{argument}` is {type(value).__name__}, but takes an array")
+        _array.namespace(function, **{argument: array})
         if argument == "observed" and not isinstance(value, float):
             _array.check_floating(function, **{argument: array})
     given, known = _look(observed), True if mask is None else _look(mask)

@@ -88,8 +88,8 @@ def reconstruction(
             carry no gradients, unless the denoiser is one of `diffcore.exact`.
         ValueError: a weight that is not finite; a mask with other numbers than 0 and 1; shapes that do not broadcast.
 
-    Source: Ho et al. 2022 (arXiv 2204.03458), eq. 7 and 8; Chung et al. 2023 (arXiv 2209.14687), eq. 16, for measurements
-    that are not linear.
+    Source: Ho et al. 2022 (arXiv 2204.03458), eq. 7 and 8; Chung et al. 2023 (arXiv 2209.14687) for measurements that are
+    not linear.
 
     >>> import diffcore as dc, numpy as np
     >>> data = dc.exact.Gaussian(np.zeros(2), np.array([[1.0, 0.8], [0.8, 1.0]]))

@@ -1,1 +1,1 @@
-"""`python -m diffcore.demo`: fit an exact mixture to real video, and sample new clips from it on every backend there is."""
+"""`python -m diffcore.demo`: draw clips of moving digits from the shipped model, on every library there is, from one seed."""

@@ -63,7 +63,7 @@ def drawn_by(
         raise ValueError(f"testing.drawn_by: `plan` has levels of shape {plan.lead}, but takes () or (1, T)")
     if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
         denoise = denoise.with_scaling(plan.scaling)
-    kind = getattr(denoise, "prediction", None) if prediction is None else prediction
+    kind: Any = getattr(denoise, "prediction", None) if prediction is None else prediction
     like = np.zeros(()) if like is None else like
     size, parts = math.prod(event), 1 + int(plan.saves) + plan.history
     count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known
@@ -88,16 +88,14 @@ def drawn_by(
     else:
         rows = flat(begun)
         offset, response = rows[0], (rows - rows[0])[1:]
-        response[parts * size : (parts + 1) * size] *= scale
+        response[parts * size : (parts + 1) * size] *= scale[:, None]
         mean, covariance = offset, response.T @ response
     state = given._replace(z=split(0), saved=split(1) if plan.saves else None)
     state = state._replace(estimates=tuple(split(1 + int(plan.saves) + back) for back in range(plan.history)))
     for stage, log_snr in enumerate(plan.log_snr):
         at = put(np.broadcast_to(log_snr, (count + 1, *plan.lead[1:])), like)
         y = denoise(state.z, at)
-        rows = flat(
-            dc.step(plan, state._replace(index=stage), y, prediction=kind, noise=source, constraint=constraint)
-        )
+        rows = flat(dc.step(plan, state._replace(index=stage), y, prediction=kind, noise=source, constraint=constraint))
         response = (rows - rows[0])[1:]
         own, noise = response[: parts * size], response[parts * size :]
         mean = rows[0] + mean @ own

@@ -10,16 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = list[tuple[str, npt.NDArray[np.float32]]]
+"""A label, and frames (columns, H, W, C) or clips (columns, T, H, W, C) in [-1, 1], of 1 or 3 channels."""
+
 LABEL, GAP = 14, 4
 
 
 def _pixels(frame: npt.NDArray[np.float32], zoom: int) -> npt.NDArray[np.uint8]:
     values = np.clip((np.nan_to_num(frame) + 1.0) * 127.5, 0.0, 255.0).round().astype(np.uint8)
+    if values.shape[-1] == 1:
+        values = np.repeat(values, 3, axis=-1)
     return np.repeat(np.repeat(values, zoom, axis=0), zoom, axis=1)
 
 
 def _page(rows: Rows, zoom: int) -> Any:
-    """Return a picture of rows of frames: (label, (columns, H, W, 3))."""
+    """Return a picture of rows of frames: (label, (columns, H, W, C))."""
     from PIL import Image, ImageDraw
 
     columns = max(frames.shape[0] for _, frames in rows)
@@ -44,7 +48,7 @@ def _replace(path: Path, write: Any) -> None:
 
 
 def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) -> None:
-    """Write rows of clips, (label, (columns, T, H, W, 3)), as one moving picture, forwards and back."""
+    """Write rows of clips, (label, (columns, T, H, W, C)), as one moving picture, forwards and back."""
     length = rows[0][1].shape[1]
     pages = [_page([(label, clips[:, frame]) for label, clips in rows], zoom) for frame in range(length)]
     order = [*range(length), *range(length - 2, 0, -1)]
@@ -58,6 +62,6 @@ def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) 
 
 
 def write_sheet(path: Path, rows: Rows, *, zoom: int = 2) -> None:
-    """Write rows of frames, (label, (columns, H, W, 3)), as a contact sheet."""
+    """Write rows of frames, (label, (columns, H, W, C)), as a contact sheet."""
     page = _page(rows, zoom)
     _replace(path, lambda to: page.save(to, format="PNG"))

@@ -1,0 +1,147 @@
+"""The U-Net, forward and one training step, against lucidrains' video-diffusion-pytorch of the same number of parameters.
+
+One clip of 16x64x64x3, in float32 on the CPU and in bfloat16 (autocast) on CUDA where there is one. Ours has base 64, multipliers
+1, 2, 4, 8 and 49.1 million parameters; the peer, at the same multipliers, 45.2 million at dim=72 (8 % fewer) and 35.7 million at
+dim=64. A step is forward, mean square and backward, without an optimiser, which is the same for all. `extra_info` has
+parameters, frames per second, peak memory (on the CPU that of a process of its own, `python -m benchmarks.bench_unet3d
+WHO WHAT`), and for ours the floating-point operations per second, a step counted as three forward passes.
+
+The peer is not installed with the rest, since it asks for torchvision, of which its network needs nothing:
+
+    .venv/bin/pip install --no-deps video-diffusion-pytorch==0.7.0 einops einops-exts rotary-embedding-torch
+    make bench ARGS="-k unet3d"
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+SHAPE = (1, 16, 64, 64, 3)
+WHO = ("torch", "torch compiled", "jax", "peer", "peer compiled", "peer dim=64")
+WHAT = ("forward", "step")
+Case = tuple[Callable[[], Any], int]
+"""A call to time, and the number of parameters."""
+
+
+def config() -> Any:
+    from diffcore import unet3d
+
+    return unet3d.UNet3DConfig(frames=16, size=64, blocks=1, head_dim=32, embedding=256, mlp_layers=2)
+
+
+def case(who: str, what: str, device: str = "cpu") -> Case:
+    """Return what is timed; it has compiled once called."""
+    if who == "jax":
+        return _jax(what, device)
+    import torch
+
+    if who.startswith("peer"):
+        model: Any = _peer(64 if "64" in who else 72)
+        z = torch.randn(SHAPE[0], SHAPE[4], *SHAPE[1:4])
+    else:
+        from diffcore import unet3d
+
+        model, z = unet3d.build(config(), "torch"), torch.randn(SHAPE)
+    model, z, at = model.to(device), z.to(device), torch.zeros(1, device=device)
+    count = sum(p.numel() for p in model.parameters())
+    compiled = torch.compile(model) if "compiled" in who else model
+
+    def call() -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            return compiled(z, at)
+
+    def forward() -> None:
+        with torch.no_grad():
+            call()
+        _wait(device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        call().float().square().mean().backward()
+        _wait(device)
+
+    return (step if what == "step" else forward), count
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _peer(dim: int) -> Any:
+    if importlib.util.find_spec("video_diffusion_pytorch") is None:
+        pytest.skip("the peer is not installed; the head of this file says how")
+    if (
+        "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None
+    ):  # a stand-in for what only the peer's trainer uses
+        vision = types.ModuleType("torchvision")
+        vision.transforms = types.SimpleNamespace(ToTensor=lambda: None, ToPILImage=lambda: None)  # type: ignore[attr-defined]
+        vision.utils = None  # type: ignore[attr-defined]
+        sys.modules["torchvision"] = vision
+    return importlib.import_module("video_diffusion_pytorch.video_diffusion_pytorch").Unet3D(dim=dim)
+
+
+def _jax(what: str, device: str) -> Case:
+    jax = pytest.importorskip("jax")
+    nnx = pytest.importorskip("flax.nnx")
+    from diffcore import unet3d
+
+    if device == "cuda" and jax.default_backend() != "gpu":
+        pytest.skip("JAX sees no GPU")
+    model = unet3d.build(config(), "jax")
+    model.compute_dtype = jax.numpy.dtype("bfloat16" if device == "cuda" else "float32")
+    graph, weights = nnx.split(model)
+    z, at = jax.random.normal(jax.random.key(0), SHAPE), jax.numpy.zeros(1)
+
+    def predict(weights: Any, z: Any) -> Any:
+        return nnx.merge(graph, weights)(z, at)
+
+    forward = jax.jit(predict)
+    step = jax.jit(jax.grad(lambda weights, z: (predict(weights, z) ** 2).mean()))
+    call = step if what == "step" else forward
+    return lambda: jax.block_until_ready(call(weights, z)), sum(leaf.size for leaf in jax.tree.leaves(weights))
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_unet3d(benchmark: Any, device: str, what: str, who: str) -> None:
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    call, count = case(who, what, device)
+    call()  # compiles
+    benchmark.group = f"unet3d, {what}, {SHAPE[1]}x{SHAPE[2]}x{SHAPE[3]}, {device}"
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    benchmark.pedantic(call, rounds=5 if device == "cpu" else 30, warmup_rounds=1)
+    seconds = benchmark.stats.stats.min
+    info = {"parameters": count, "frames_per_second": round(SHAPE[1] / seconds, 2)}
+    if not who.startswith("peer"):
+        info["gflops"] = round(config().summary().total.flops * (3 if what == "step" else 1) / seconds / 1e9)
+    if device == "cuda" and who != "jax":
+        info["peak_megabytes"] = torch.cuda.max_memory_allocated() // 2**20
+    elif device == "cpu":
+        command = [sys.executable, "-m", "benchmarks.bench_unet3d", who, what]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
+        info["peak_megabytes"] = json.loads(done.stdout.splitlines()[-1])
+    benchmark.extra_info.update(info)
+
+
+if __name__ == "__main__":
+    call, _ = case(sys.argv[1], sys.argv[2])
+    for _ in range(3):
+        call()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -1,0 +1,338 @@
+"""Runs of training in torch and in JAX: what they leave, what they go on from, and what they refuse."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from training_cases import (
+    CONFIG,
+    SETTINGS,
+    STILL,
+    TOKENS,
+    Stopped,
+    both,
+    copied,
+    digits,
+    every_backend,
+    left,
+    module_of,
+    rows,
+    stop,
+    tokens,
+)
+from training_cases import quick as quick
+
+from diffcore import schedules, weights
+from diffcore.unet3d import UNet3DConfig, build, data, load, training
+from diffcore.unet3d import weights as files
+from diffcore.unet3d.training import loop, train
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a run that was never stopped."""
+
+    @functools.cache
+    def of(backend: str) -> Path:
+        folder = tmp_path_factory.mktemp(backend)
+        train(CONFIG, SETTINGS, digits(), folder, backend=backend)
+        return folder
+
+    return of
+
+
+# A run that was stopped
+
+
+@every_backend
+def test_what_a_run_leaves(backend: str, unbroken: Any) -> None:
+    folder = unbroken(backend)
+    assert set(left(folder)) == {"checkpoint.safetensors", "log.jsonl", "model.safetensors"}
+    assert [row["step"] for row in rows(folder)] == [2, 3, 4, 6, 7]
+    assert all(set(row) == {"step", "loss", "gradient_norm", "learning_rate"} for row in rows(folder))
+    content = files.read(folder / "model.safetensors")
+    assert content.config == CONFIG
+    assert content.metadata["steps"] == "7"
+    assert load(folder / "model.safetensors").config == CONFIG
+
+
+def _half_written(patch: Any, target: Any) -> None:
+    """Fail at the second file, once its bytes are written and before it has its name."""
+    calls = itertools.count(1)
+    stop(patch, target, "fsync", lambda number: next(calls) == 2)
+
+
+PLACES: dict[str, Callable[[pytest.MonkeyPatch, Any], None]] = {
+    **{
+        f"before step {n}": lambda patch, trainer, n=n: stop(patch, trainer, "step", lambda _, at, *__: at == n)
+        for n in range(7)
+    },
+    "after step 4": lambda patch, trainer: stop(patch, trainer, "step", lambda _, at, *__: at == 4, after=True),
+    "before a checkpoint": lambda patch, trainer: stop(
+        patch, files, "write", lambda _, __, metadata: metadata.get("step") == "6"
+    ),
+    "in the middle of a checkpoint": lambda patch, trainer: _half_written(patch, os),
+    "after a checkpoint": lambda patch, trainer: stop(
+        patch, files, "write", lambda _, __, metadata: metadata.get("step") == "3", after=True
+    ),
+    "after the last checkpoint": lambda patch, trainer: stop(
+        patch, files, "write", lambda _, __, metadata: metadata.get("step") == "7", after=True
+    ),
+    "before the weights": lambda patch, trainer: stop(patch, trainer, "weights", lambda _: True),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("place", PLACES)
+def test_a_stopped_run_goes_on_bit_for_bit(backend: str, place: str, unbroken: Any, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        PLACES[place](patch, module_of(backend).Trainer)
+        with pytest.raises(Stopped):
+            train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
+    assert not list(tmp_path.glob(".*"))
+    train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
+    assert left(tmp_path) == left(unbroken(backend))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("rest", ['{"step": 4, "lo', '{"step": 5, "loss": 1.0}', "null\n", '{"loss": 1}\n', "\n"])
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_taken_back(rest: str, unbroken: Any, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        PLACES["before step 5"](patch, module_of("torch").Trainer)
+        with pytest.raises(Stopped):
+            train(CONFIG, SETTINGS, digits(), tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write(rest)
+    (tmp_path / ".checkpoint.safetensors.1.part").write_bytes(b"half of it")
+    train(CONFIG, SETTINGS, digits(), tmp_path)
+    assert left(tmp_path) == left(unbroken("torch"))
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from dataclasses import replace
+from training_cases import CONFIG, SETTINGS
+from diffcore.unet3d import data
+from diffcore.unet3d.training import torch_trainer, train
+
+folders, seed = [Path(name) for name in sys.argv[1:3]], int(sys.argv[3])
+settings, rng = replace(SETTINGS, steps=24), random.Random(seed)
+source = data.Arrays(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
+
+def start(folder):
+    child = os.fork()
+    if child == 0:
+        try:
+            train(CONFIG, settings, source, folder)
+        finally:
+            os._exit(int(not (folder / "model.safetensors").is_file()))
+    return child
+
+began = time.monotonic()
+assert os.waitpid(start(folders[0]), 0)[1] == 0
+whole, killed = time.monotonic() - began, 0
+for _ in range(5):
+    child = start(folders[1])
+    time.sleep(whole * rng.uniform(0.02, 0.4))
+    os.kill(child, signal.SIGKILL)
+    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+assert os.waitpid(start(folders[1]), 0)[1] == 0
+print(killed)
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_run_that_is_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    seed = int.from_bytes(os.urandom(4))
+    given = [sys.executable, "-c", KILLED, str(tmp_path / "one"), str(tmp_path / "other"), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(given, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, (seed, done.stderr)
+    assert int(done.stdout) >= 1, seed
+    assert left(tmp_path / "one") == left(tmp_path / "other"), seed
+
+
+@every_backend
+def test_steps_may_be_raised_and_not_lowered(backend: str, unbroken: Any, tmp_path: Path) -> None:
+    train(CONFIG, replace(SETTINGS, steps=4), digits(), tmp_path, backend=backend)
+    train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
+    for name in ("model.safetensors", "checkpoint.safetensors"):
+        assert left(tmp_path)[name] == left(unbroken(backend))[name]
+    with pytest.raises(ValueError, match=r"`steps` is 5, but the folder .* holds a run at step 7"):
+        train(CONFIG, replace(SETTINGS, steps=5), digits(), tmp_path, backend=backend)
+
+
+@every_backend
+def test_a_finished_run_returns_at_once(
+    backend: str, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(unbroken(backend), tmp_path / "copy")
+    stop(monkeypatch, module_of(backend).Trainer, "step", lambda *_: True)
+    assert train(CONFIG, SETTINGS, digits(), folder, backend=backend) == folder / "model.safetensors"
+    assert left(folder) == left(unbroken(backend))
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "config": ({"config": replace(CONFIG, dropout=0.1)}, "another config: dropout 0.2 instead of 0.1"),
+    "settings": (
+        {"settings": replace(SETTINGS, learning_rate=0.5, seed=3)},
+        "another settings: learning_rate 0.01 instead of 0.5, seed 0 instead of 3",
+    ),
+    "a schedule": (
+        {"settings": replace(SETTINGS, schedule=schedules.Sigmoid())},
+        r"schedule Cosine\(.* instead of Sigmoid\(",
+    ),
+    "the end, where the rate depends on it": ({"settings": replace(SETTINGS, cool_down=2)}, "cool_down 0 instead of 2"),
+    "source": ({"source": digits}, "another source: clips 24 instead of 25"),
+    "backend": ({"backend": "jax"}, "another backend: torch instead of jax"),
+}
+
+
+@pytest.mark.parametrize("other", [pytest.param(name, marks=both) for name in OTHERS])
+def test_the_checkpoint_of_another_run_is_refused(other: str, unbroken: Any, tmp_path: Path) -> None:
+    folder = copied(unbroken("torch"), tmp_path / "copy")
+    changes, message = OTHERS[other]
+    given = {"config": CONFIG, "settings": SETTINGS, "source": digits(), "backend": "torch", **changes}
+    given["source"] = digits(25) if other == "source" else given["source"]
+    with pytest.raises(ValueError, match=message):
+        train(given["config"], given["settings"], given["source"], folder, backend=given["backend"])
+    assert left(folder) == left(unbroken("torch"))
+
+
+@pytest.mark.torch
+def test_a_weight_of_ones_own_is_told_by_its_name_and_not_by_its_place_in_memory(tmp_path: Path) -> None:
+    of = [replace(SETTINGS, weight=lambda level, slope: weights.V()(level)) for _ in range(2)]
+    assert repr(of[0].weight) != repr(of[1].weight)
+    assert loop._identity(CONFIG, of[0], digits(), "torch") == loop._identity(CONFIG, of[1], digits(), "torch")
+
+
+@pytest.mark.torch
+def test_a_damaged_checkpoint_is_told(unbroken: Any, tmp_path: Path) -> None:
+    folder = copied(unbroken("torch"), tmp_path / "copy")
+    kept = folder / "checkpoint.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"training.train: checkpoint.safetensors is no whole safetensors file"):
+        train(CONFIG, SETTINGS, digits(), folder)
+
+
+@every_backend
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_a_sound_checkpoint(backend: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, learning_rate=1e30, warm_up=0, log_every=100, checkpoint_every=1)
+    with pytest.raises(ValueError, match=r"the loss is .* near step 2; .* lower learning rate"):
+        train(STILL, settings, digits(), tmp_path, backend=backend)
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+    arrays, metadata = files.read_arrays("test", tmp_path / "checkpoint.safetensors")
+    assert metadata["step"] == "1"
+    assert all(np.all(np.isfinite(array)) for array in arrays.values())
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.torch
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of("torch").Trainer, "step", lambda self, number, drawn: (1.0, math.inf))
+    with pytest.raises(ValueError, match="the norm of its gradient inf near step 2"):
+        train(STILL, SETTINGS, digits(), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+# What does not fit
+
+
+def clips(frames: int = 2, channels: int = 1, labels: Any = (0, 1, 9)) -> data.Arrays:
+    some = np.zeros((3, 2, 8, 8, channels), dtype=np.uint8)
+    return data.Arrays(some, None if labels is None else list(labels), frames=frames)
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "of_labels", "message"),
+    [
+        (CONFIG, clips(frames=1), None, "1 frames and 1 channels, but `config` takes 2 and 1"),
+        (CONFIG, clips(channels=3), None, "2 frames and 3 channels, but `config` takes 2 and 1"),
+        (CONFIG, clips(labels=None), None, "condition 'class', but `source` has no labels"),
+        (TOKENS, clips(labels=None), tokens(), "condition 'tokens', but `source` has no labels"),
+        (CONFIG, clips(labels=(0, 1, 2)), None, "3 classes, but `config` takes 10"),
+        (CONFIG, clips(), tokens(), "`tokens` is given, but the condition is 'class'"),
+        (TOKENS, clips(), None, "`tokens` is missing, but the condition is 'tokens'"),
+        (TOKENS, clips(), tuple(some[:9] for some in tokens()), r"`tokens` has \[9, 9\] rows, but takes .* 10 labels"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_refused(
+    config: UNet3DConfig, source: data.Arrays, of_labels: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(config, SETTINGS, source, tmp_path / "new", tokens=of_labels)
+    assert not (tmp_path / "new").exists()
+
+
+def test_numpy_has_no_gradients(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`backend` is 'numpy', but takes .* NumPy has no gradients"):
+        train(CONFIG, SETTINGS, digits(), tmp_path, backend="numpy")
+
+
+@pytest.mark.parametrize(("backend", "library"), [("torch", "torch"), ("jax", "optax")])
+def test_a_missing_library_is_named(
+    backend: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"diffcore.unet3d.training.{backend}_trainer", raising=False)
+    with pytest.raises(ImportError, match=rf"training.train: .*; install diffcore\[{backend}\]"):
+        train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
+
+
+# Samples, the bar, the command
+
+
+@every_backend
+def test_samples_are_written_as_a_sheet(backend: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    settings = replace(SETTINGS, steps=3, sample_every=2, sample_steps=1, checkpoint_every=9)
+    train(STILL, settings, digits(), tmp_path, backend=backend)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0000002.png", "0000003.png"]
+    with image.open(tmp_path / "samples" / "0000003.png") as sheet:
+        assert sheet.size == (2 * (2 * 8 + 4) + 4, 4 * (2 * 8 + 14 + 4) + 4)
+
+
+def test_samples_of_any_condition(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    for number, config in enumerate([STILL, TOKENS, replace(STILL, condition="none", classes=0)]):
+        loop.write_samples(build(config), np.zeros(1, np.float32), SETTINGS, tmp_path / f"{number}.png", count=1)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.torch
+def test_the_bar_counts_on_from_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    for steps in (2, 4):
+        train(STILL, replace(SETTINGS, steps=steps), digits(), tmp_path, progress=True)
+    assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+def test_the_shipped_model_is_trained_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffcore.unet3d.training import moving_digits
+
+    monkeypatch.setattr(moving_digits, "preset", lambda name: STILL)
+    monkeypatch.setitem(training.PRESETS, "moving_digits", replace(SETTINGS, cool_down=1))
+    moving_digits.main(["--out", str(tmp_path), "--steps", "2"])
+    assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
+    assert rows(tmp_path)[-1]["step"] == 2

@@ -1,0 +1,113 @@
+"""Making a model: the same seed gives the same weights in every backend."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore.unet3d import structure
+from diffcore.unet3d.config import UNet3DConfig
+
+BACKENDS = {"numpy": "numpy_unet", "torch": "torch_unet", "jax": "jax_unet"}
+
+STREAM = 16
+"""Of the noise that weights start from: no sampler and no training time uses it."""
+
+
+def initial(config: UNet3DConfig, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the weights that a network starts from, by canonical name: a pure function of (config, seed).
+
+    >>> from diffcore.unet3d.config import PRESETS
+    >>> initial(PRESETS["tiny"])["input.weight"].shape
+    (3, 3, 1, 8)
+    """
+    from diffcore import noise
+
+    found = {}
+    for number, (name, array) in enumerate(structure.arrays(config).items()):
+        if array.deviation:
+            drawn = noise.normal(seed, number, (1, *array.shape), dtype=np.float32, stream=STREAM)
+            found[name] = np.float32(array.deviation) * drawn[0]
+        else:
+            found[name] = np.full(array.shape, array.fill, dtype=np.float32)
+    return found
+
+
+def build(
+    config: UNet3DConfig,
+    backend: str = "numpy",
+    seed: int = 0,
+    *,
+    dtype: Any = "float32",
+    device: Any = None,
+    checkpointing: bool = False,
+) -> Any:
+    r"""Return a new model, with weights drawn from a seed.
+
+        y = model(z, log_snr, cond=None, images=0)
+
+    `z` is (B, T, H, W, C), of any number of frames and any height and width; `log_snr` (), (B,) or (B, T), infinities
+    included; `cond` the condition: labels (B,) or (B, T), or a pair of tokens (B, L, D) and their mask (B, L), or None,
+    which says nothing; `images` how many of the last frames are independent images, which see no other frame. `y` has
+    the shape and dtype of `z`, and is what `config.prediction` says. `model.null(cond)` is the condition that says
+    nothing, in the structure of `cond`.
+
+    Args:
+        config: what the network is.
+        backend: "numpy" (forward only), "torch" (an `nn.Module`) or "jax" (an `nnx.Module`).
+        seed: of the weights, an int in [0, 2^64); the same weights in every backend.
+        dtype: of the weights and the computation, "float32" or "float64".
+        device: where the weights live, as torch or JAX names it.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations.
+
+    Raises:
+        ValueError: an unknown backend or dtype.
+        TypeError: `config` is none.
+        ImportError: the backend's library is missing; install diffcore[torch] or diffcore[jax].
+
+    >>> import numpy as np
+    >>> from diffcore.unet3d.config import preset
+    >>> model = build(preset("tiny"))
+    >>> model(np.zeros((2, 4, 8, 8, 1), dtype=np.float32), np.zeros(2)).shape
+    (2, 4, 8, 8, 1)
+    """
+    if not isinstance(config, UNet3DConfig):
+        raise TypeError(
+            f"unet3d.build: `config` is {type(config).__name__}, but takes a UNet3DConfig; see unet3d.preset"
+        )
+    return assemble("unet3d.build", config, initial(config, seed), backend, dtype, device, checkpointing)
+
+
+def assemble(
+    function: str,
+    config: UNet3DConfig,
+    weights: Any,
+    backend: str,
+    dtype: Any = "float32",
+    device: Any = None,
+    checkpointing: bool = False,
+) -> Any:
+    """Return a model of a backend with the given weights."""
+    if backend not in BACKENDS:
+        raise ValueError(f"{function}: `backend` is {backend!r}, but takes one of {sorted(BACKENDS)}")
+    kind = str(dtype).rsplit(".", maxsplit=1)[-1].removesuffix("'>")
+    if kind not in {"float32", "float64"}:
+        raise ValueError(
+            f'{function}: `dtype` is {dtype!r}, but takes "float32" or "float64"; for bfloat16 keep float32 weights and '
+            f"use autocast (torch) or compute_dtype (JAX)"
+        )
+    if backend == "numpy":
+        from diffcore.unet3d import numpy_unet
+
+        return numpy_unet.UNet3D(config, {name: np.asarray(array, dtype=kind) for name, array in weights.items()})
+    try:
+        module = importlib.import_module(f"diffcore.unet3d.{BACKENDS[backend]}")
+    except ImportError as error:
+        raise ImportError(
+            f"{function}: the backend {backend!r} needs {error.name}; install diffcore[{backend}]"
+        ) from error
+    kind = getattr(module.torch, kind) if backend == "torch" else kind
+    return module.UNet3D(config, weights, dtype=kind, device=device, checkpointing=checkpointing)

@@ -1,0 +1,242 @@
+"""The configuration of a space-time U-Net, and the presets of the paper's six models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from diffcore import predictions
+
+if TYPE_CHECKING:
+    from diffcore.unet3d.summary import Summary
+
+CONDITIONS = ("none", "class", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet3DConfig:
+    """All that defines the network: the same config and weights give the same function in every backend.
+
+    Args:
+        frames: frames of a training clip; temporal attention tells distances up to frames - 1 apart, and takes longer
+            clips, in which what is further apart counts as that far.
+        size: side of a training frame in pixels; level k works at size / 2^k. The network takes frames of any size,
+            square or not; this one only says which levels have attention.
+        channels: of the data, in and out.
+        base_channels: channels of level 0.
+        multipliers: channels of level k are base_channels * multipliers[k]; as many levels as entries.
+        blocks: residual blocks of a level on the way down; one more on the way up.
+        attention: the resolutions, as size / 2^k, whose blocks have spatial and temporal attention. The middle has it
+            always.
+        head_dim: channels of an attention head; divides the channels of every level that has attention.
+        embedding: width of what log-SNR and condition are turned into.
+        mlp_layers: layers that turn them into it, at least 1.
+        dropout: in [0, 1), in each residual block while training.
+        condition: "none", "class" (labels), or "tokens" (vectors of a text encoder, pooled by attention).
+        classes: how many labels there are, where condition is "class".
+        token_width: of a token vector, where condition is "tokens"; 1024 for BERT-large.
+        prediction: what the network is trained to say: "x", "eps", "v", "score", "flow" or "edm".
+
+    Raises:
+        ValueError: a field out of its range, or a head_dim that does not divide; the message names the field.
+
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3 and app. A.
+
+    >>> config = UNet3DConfig(frames=4, size=16, base_channels=32, multipliers=(1, 2), attention=(8,), head_dim=32)
+    >>> config.widths, config.attends(0), config.attends(1)
+    ((32, 64), False, True)
+    """
+
+    frames: int = 16
+    size: int = 64
+    channels: int = 3
+    base_channels: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    blocks: int = 2
+    attention: tuple[int, ...] = (8, 16, 32)
+    head_dim: int = 64
+    embedding: int = 1024
+    mlp_layers: int = 4
+    dropout: float = 0.0
+    condition: str = "none"
+    classes: int = 0
+    token_width: int = 0
+    prediction: str = "v"
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "channels", "base_channels", "blocks", "head_dim", "embedding", "mlp_layers"):
+            self._check_count(name, getattr(self, name), 1)
+        for name in ("multipliers", "attention"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise ValueError(_says(name, value, "a tuple of ints >= 1"))
+            for entry in value:
+                self._check_count(name, entry, 1)
+            object.__setattr__(self, name, tuple(value))
+        if not self.multipliers:
+            raise ValueError(_says("multipliers", self.multipliers, "at least one entry, one per level"))
+        at = {self.size >> level: level for level in range(len(self.multipliers))}
+        if unknown := [side for side in self.attention if side not in at]:
+            raise ValueError(_says("attention", unknown, f"resolutions of its levels, which are {sorted(at)}"))
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(_says("dropout", self.dropout, "a number in [0, 1)"))
+        object.__setattr__(self, "dropout", float(self.dropout))
+        self._check_condition()
+        if self.prediction not in predictions.table():
+            raise ValueError(_says("prediction", self.prediction, f"one of {sorted(predictions.table())}"))
+        for level, width in enumerate(self.widths):
+            last = level == len(self.widths) - 1  # the middle
+            if (self.attends(level) or last) and width % self.head_dim:
+                raise ValueError(
+                    _says(
+                        "head_dim", self.head_dim, f"a divisor of the {width} channels of level {level}, which attends"
+                    )
+                )
+
+    def _check_count(self, name: str, value: object, least: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(_says(name, value, f"an int >= {least}"))
+
+    def _check_condition(self) -> None:
+        if self.condition not in CONDITIONS:
+            raise ValueError(_says("condition", self.condition, f"one of {CONDITIONS}"))
+        for name, kind in (("classes", "class"), ("token_width", "tokens")):
+            wanted = self.condition == kind
+            self._check_count(name, getattr(self, name), 1 if wanted else 0)
+            if getattr(self, name) and not wanted:
+                raise ValueError(
+                    f"UNet3DConfig: `{name}` is {getattr(self, name)} but `condition` is {self.condition!r}; "
+                    f'give condition="{kind}"'
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels per level."""
+        return tuple(self.base_channels * multiplier for multiplier in self.multipliers)
+
+    def attends(self, level: int) -> bool:
+        """Return whether the blocks of a level have attention."""
+        return self.size >> level in self.attention
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, C) of a training clip."""
+        return self.frames, self.size, self.size, self.channels
+
+    def summary(self) -> Summary:
+        """Return parameters, activations and floating-point operations per level of one forward pass; print it.
+
+        >>> PRESETS["tiny"].summary().total.parameters
+        51689
+        """
+        from diffcore.unet3d.summary import summarise
+
+        return summarise(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; `from_dict` reads them back."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> UNet3DConfig:
+        """Return the config of `to_dict`.
+
+        Raises:
+            ValueError: a field that this version does not know, or one out of range.
+
+        >>> UNet3DConfig.from_dict(PRESETS["tiny"].to_dict()) == PRESETS["tiny"]
+        True
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(
+                f"UNet3DConfig: unknown fields {sorted(unknown)}; a newer version of diffcore wrote them, "
+                f"or they are misspelt; it takes {sorted(known)}"
+            )
+        return cls(**values)
+
+
+def _says(name: str, value: object, takes: str) -> str:
+    return f"UNet3DConfig: `{name}` is {value!r}, but takes {takes}"
+
+
+_PAPER = UNet3DConfig(frames=16, size=64, multipliers=(1, 2, 4, 8), blocks=2, head_dim=64, mlp_layers=4)
+_TOKENS: dict[str, Any] = {"condition": "tokens", "token_width": 1024}
+
+PRESETS: dict[str, UNet3DConfig] = {
+    "ucf101": replace(_PAPER, base_channels=256, dropout=0.1, prediction="eps"),
+    "bair": replace(
+        _PAPER, base_channels=128, multipliers=(1, 2, 3, 4), blocks=3, mlp_layers=2, dropout=0.1, prediction="v"
+    ),
+    "kinetics600": replace(_PAPER, base_channels=256, mlp_layers=2, dropout=0.1, prediction="v"),
+    "text_small": replace(_PAPER, base_channels=128, prediction="eps", **_TOKENS),
+    "text_large_16x64x64": replace(_PAPER, base_channels=256, prediction="eps", **_TOKENS),
+    "text_large_9x128x128": replace(
+        _PAPER,
+        frames=9,
+        size=128,
+        base_channels=128,
+        multipliers=(1, 2, 4, 8, 16),
+        head_dim=128,
+        prediction="eps",
+        **_TOKENS,
+    ),
+    "tiny": UNet3DConfig(
+        frames=4,
+        size=8,
+        channels=1,
+        base_channels=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(4,),
+        head_dim=8,
+        embedding=32,
+        mlp_layers=2,
+    ),
+    "moving_digits": UNet3DConfig(
+        frames=16,
+        size=32,
+        channels=1,
+        base_channels=16,
+        multipliers=(2, 3, 6),
+        blocks=1,
+        attention=(8, 16),
+        head_dim=48,
+        embedding=128,
+        mlp_layers=2,
+        condition="class",
+        classes=10,
+    ),
+}
+"""The models of Ho et al. 2022, app. A, by the names of its tables; a tiny one for first trials; and the shipped one."""
+
+
+def preset(name: str, **changes: Any) -> UNet3DConfig:
+    """Return a preset, with fields of it replaced.
+
+    Args:
+        name: "ucf101", "bair", "kinetics600", "text_small", "text_large_16x64x64", "text_large_9x128x128" (Ho et al.
+            2022, app. A), "moving_digits" (the shipped model), or "tiny".
+        changes: fields of `UNet3DConfig`.
+
+    Raises:
+        ValueError: an unknown name, or a field out of range.
+
+    >>> preset("bair", frames=20).widths
+    (128, 256, 384, 512)
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unet3d.preset: `name` is {name!r}, but takes one of {sorted(PRESETS)}")
+    return replace(PRESETS[name], **changes)
+
+
+def groups(channels: int) -> int:
+    """Return how many groups a norm of so many channels has: at most 32, of at least four channels each.
+
+    >>> groups(256), groups(96), groups(32), groups(8)
+    (32, 16, 8, 2)
+    """
+    return max(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))

@@ -1,0 +1,167 @@
+"""Clips that lie in an array: in memory, or in a file that is read as it is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore.unet3d.data.source import Float32, Source, integer
+
+_LOOKED_AT = 16
+_SLACK = 1e-4  # what resampling in half precision may have added to 1
+
+
+class Arrays(Source):
+    r"""A source over an array of clips, which are cut in time at random.
+
+        uint8:     x = u / 127.5 - 1
+        floating:  x, which has to be in [-1, 1]
+
+    Args:
+        clips: (N, T', H, W, C) with T' >= frames, uint8 or floating. It is neither copied nor read whole: of floating
+            clips some are checked here, and each where it is drawn.
+        labels: (N,) integers in [0, classes), or None.
+        frames: T, how many frames are cut from a clip, >= 1.
+        classes: how many there are; from the labels, the greatest + 1.
+
+    Raises:
+        TypeError: `clips` is no NumPy array, or is neither uint8 nor floating; labels that are no integers.
+        ValueError: clips of another rank, none, or too short; values outside [-1, 1]; labels that do not fit.
+
+    >>> import numpy as np
+    >>> source = Arrays(np.full((5, 20, 8, 8, 1), 255, dtype=np.uint8), frames=16)
+    >>> source.shape, len(source), source.classes
+    ((16, 8, 8, 1), 5, None)
+    >>> float(source.frame(0, np.random.default_rng(0)).max())
+    1.0
+    """
+
+    def __init__(
+        self,
+        clips: npt.NDArray[Any],
+        labels: npt.ArrayLike | None = None,
+        *,
+        frames: int,
+        classes: int | None = None,
+    ) -> None:
+        function = "data.Arrays"
+        if not isinstance(clips, np.ndarray):
+            raise TypeError(f"{function}: `clips` is {type(clips).__name__}, but takes a NumPy array (N, T, H, W, C)")
+        if clips.ndim != 5:
+            grey = "; grey clips take a last axis of one channel: clips[..., None]" if clips.ndim == 4 else ""
+            raise ValueError(f"{function}: `clips` has shape {clips.shape}, but takes (N, T, H, W, C){grey}")
+        if 0 in clips.shape:
+            raise ValueError(f"{function}: `clips` is empty, of shape {clips.shape}")
+        if clips.dtype != np.uint8 and not np.issubdtype(clips.dtype, np.floating):
+            raise TypeError(
+                f"{function}: `clips` has dtype {clips.dtype}, but takes uint8 from 0 to 255 or floats in [-1, 1]"
+            )
+        frames = integer(function, "frames", frames, 1)
+        if clips.shape[1] < frames:
+            raise ValueError(
+                f"{function}: `frames` is {frames}, but the clips have {clips.shape[1]}; take frames <= {clips.shape[1]}"
+            )
+        self.clips = clips
+        self.labels, self._classes = _labels(function, labels, clips.shape[0], classes)
+        self._frames = frames
+        for index in np.unique(np.linspace(0, clips.shape[0] - 1, _LOOKED_AT).astype(int)):
+            self._scaled(int(index), clips[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, C) of a clip."""
+        return (self._frames, *self.clips.shape[2:])
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, or None without labels."""
+        return self._classes
+
+    def __len__(self) -> int:
+        return int(self.clips.shape[0])
+
+    def clip(self, index: int, rng: np.random.Generator) -> Float32:
+        """Return T consecutive frames of clip `index`, (T, H, W, C) in [-1, 1]; every start is as likely."""
+        start = int(rng.integers(self.clips.shape[1] - self._frames + 1))
+        return self._scaled(index, self.clips[index, start : start + self._frames])
+
+    def frame(self, index: int, rng: np.random.Generator) -> Float32:
+        """Return one of the T' frames of clip `index`, (H, W, C) in [-1, 1]."""
+        return self._scaled(index, self.clips[index, int(rng.integers(self.clips.shape[1]))])
+
+    def label(self, index: int) -> int | None:
+        """Return the label of clip `index`, or None."""
+        return None if self.labels is None else int(self.labels[index])
+
+    def _scaled(self, index: int, pixels: npt.NDArray[Any]) -> Float32:
+        if pixels.dtype == np.uint8:
+            return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # so written that NaN is outside
+            raise ValueError(
+                f"data.Arrays: `clips` has values from {low:g} to {high:g} in clip {index}, but takes floats in [-1, 1]; "
+                f"scale them, x * 2 - 1 from [0, 1] or x / 127.5 - 1 from [0, 255], or give uint8"
+            )
+        return pixels.astype(np.float32)
+
+
+def array_file(path: str | os.PathLike[str], *, frames: int, classes: int | None = None) -> Arrays:
+    """Return a source over a file of clips: .npy, memory-mapped, or .npz with "clips" and, if there are any, "labels".
+
+    Args:
+        path: a .npy file (N, T', H, W, C), which is read as it is needed and may be larger than memory; or a .npz
+            file, which is read whole.
+        frames: T, how many frames are cut from a clip.
+        classes: how many there are; from the labels, the greatest + 1.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of NumPy arrays, a .npz without "clips", or what `Arrays` refuses.
+        TypeError: what `Arrays` refuses.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(folder + "/some.npz", clips=np.zeros((3, 8, 4, 4, 1), np.uint8), labels=[0, 2, 1])
+    ...     source = array_file(folder + "/some.npz", frames=8)
+    >>> len(source), source.classes
+    (3, 3)
+    """
+    function = "data.array_file"
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{function}: `path` is {str(path)!r}, and there is no such file")
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{function}: {path.name} is no .npy or .npz file of numbers ({error})") from None
+    if isinstance(found, np.ndarray):
+        return Arrays(found, frames=frames, classes=classes)
+    with found:
+        if "clips" not in found.files:
+            raise ValueError(f"{function}: {path.name} holds {found.files}, but takes an array named 'clips'")
+        return Arrays(
+            found["clips"], found["labels"] if "labels" in found.files else None, frames=frames, classes=classes
+        )
+
+
+def _labels(
+    function: str, labels: npt.ArrayLike | None, count: int, classes: int | None
+) -> tuple[npt.NDArray[np.int64] | None, int | None]:
+    if labels is None:
+        if classes is not None:
+            raise ValueError(f"{function}: `classes` is {classes!r}, but there are no labels; give `labels` (N,)")
+        return None, None
+    found = np.asarray(labels)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise TypeError(f"{function}: `labels` has dtype {found.dtype}, but takes integers")
+    if found.shape != (count,):
+        raise ValueError(f"{function}: `labels` has shape {found.shape}, but takes one for each clip, ({count},)")
+    low, high = int(found.min()), int(found.max())
+    classes = high + 1 if classes is None else integer(function, "classes", classes, 1)
+    if low < 0 or high >= classes:
+        raise ValueError(f"{function}: `labels` goes from {low} to {high}, but takes 0 to {classes - 1}")
+    return found.astype(np.int64), classes

@@ -1,0 +1,35 @@
+"""The models that are shipped with the library, trained by it; docs/moving_digits.md is the card of the one there is."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from diffcore.unet3d import weights
+
+MODELS = ("moving_digits",)
+
+
+def pretrained(
+    name: str, backend: str = "numpy", *, dtype: Any = "float32", device: Any = None, checkpointing: bool = False
+) -> Any:
+    """Return a shipped model.
+
+    Args:
+        name: "moving_digits": clips of 16 frames of 32x32, one handwritten digit that glides and bounces; the
+            condition is its class, an int in [0, 10), or 10 for any.
+        backend, dtype, device, checkpointing: as in `unet3d.build`.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a library is missing; the message says which extra to install.
+
+    >>> import numpy as np
+    >>> model = pretrained("moving_digits")
+    >>> model(np.zeros((1, 2, 32, 32, 1), dtype=np.float32), 0.0, np.array([3])).shape
+    (1, 2, 32, 32, 1)
+    """
+    if name not in MODELS:
+        raise ValueError(f"unet3d.pretrained: `name` is {name!r}, but takes one of {sorted(MODELS)}")
+    with resources.as_file(resources.files("diffcore.unet3d") / "models" / f"{name}.safetensors") as path:
+        return weights.load(path, backend, dtype=dtype, device=device, checkpointing=checkpointing)

@@ -1,0 +1,238 @@
+"""The loop of a training run: log, samples, and checkpoints from which a killed run goes on bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import diffcore as dc
+from diffcore import _array
+from diffcore.unet3d import weights
+from diffcore.unet3d.config import UNet3DConfig
+from diffcore.unet3d.data import Source
+from diffcore.unet3d.training.objective import draw
+from diffcore.unet3d.training.settings import Settings
+
+FREE = ("steps", "log_every", "checkpoint_every", "sample_every", "sample_steps")
+"""The settings that a run may change when it goes on."""
+
+
+def train(
+    config: UNet3DConfig,
+    settings: Settings,
+    source: Source,
+    folder: str | Path,
+    *,
+    backend: str = "torch",
+    tokens: Any = None,
+    progress: bool = False,
+    **options: Any,
+) -> Path:
+    r"""Train a network, and return the path of its weights file, folder/model.safetensors.
+
+    The folder also gets `log.jsonl` (a line every `log_every` steps and at each checkpoint: step, means of loss and
+    gradient_norm since the line before, learning_rate, seconds), `samples/STEP.png` where `sample_every` is set, and
+    `checkpoint.safetensors`. A run that finds its checkpoint goes on from there: batches, times, noise and dropout are
+    pure functions of (seed, step), so that on a CPU it ends with the very bits of a run that was never stopped. Every
+    file appears whole or not at all, but for a line of the log, which the next run mends.
+
+    Args:
+        config: the network.
+        settings: how it is trained.
+        source: of `unet3d.data`; its clips have the config's frames and channels.
+        folder: made where it is missing.
+        backend: "torch" or "jax".
+        tokens: where the condition is "tokens", a pair (K, L, D) and (K, L): the tokens and masks that the labels of
+            the source are indices of.
+        progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]).
+        options: of the backend's trainer: device, checkpointing; for torch, compile.
+
+    Raises:
+        ValueError: a source that does not fit the config; a folder with the checkpoint of another run, or of more
+            steps; a backend without gradients; a loss or gradient that is not finite, which ends the run and leaves
+            the last checkpoint, which is sound.
+        ImportError: a library is missing.
+
+    Source: Ho et al. 2022 (arXiv 2204.03458), app. A.
+    """
+    function = "training.train"
+    if backend not in {"torch", "jax"}:
+        raise ValueError(f'{function}: `backend` is {backend!r}, but takes "torch" or "jax"; NumPy has no gradients')
+    _check_source(function, config, source, tokens)
+    try:
+        module = importlib.import_module(f"diffcore.unet3d.training.{backend}_trainer")
+    except ImportError as error:
+        raise ImportError(
+            f"{function}: training in {backend} needs {error.name}; install diffcore[{backend}]"
+        ) from error
+    trainer = module.Trainer(config, settings, **options)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
+    first = _resume(function, trainer, kept, log, _identity(config, settings, source, backend))
+    if first > settings.steps:
+        raise ValueError(
+            f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take at "
+            f"least as many, or another folder"
+        )
+    pending: list[tuple[Any, Any]] = []
+    began = time.perf_counter()
+    with _bar(progress, first, settings.steps) as bar, log.open("a", encoding="utf-8") as lines:
+        for step in range(first, settings.steps):
+            pending.append(trainer.step(step, draw(config, settings, source, tokens, step)))
+            done, last = step + 1, step + 1 == settings.steps
+            keeps = done % settings.checkpoint_every == 0 or last
+            if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
+                row = _means(function, done, pending) | {"learning_rate": settings.rate(step)}
+                pending = []
+                lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+                lines.flush()
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if settings.sample_every and (done % settings.sample_every == 0 or last):
+                write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
+            if keeps:
+                identity = _identity(config, settings, source, backend)
+                weights.write(kept, trainer.state(), {**identity, "step": str(done)})
+            bar.update(1)
+    path = folder / "model.safetensors"
+    metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
+    weights.write(path, trainer.weights(), metadata)
+    return path
+
+
+def _means(function: str, done: int, pending: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the mean loss and norm of the gradient of some steps, or raise where one is not finite."""
+    pairs = np.array([[float(part) for part in pair] for pair in pending])
+    if not np.all(np.isfinite(pairs)):
+        value, norm = pairs[~np.isfinite(pairs).all(axis=1)][0]
+        raise ValueError(
+            f"{function}: the loss is {value} and the norm of its gradient {norm} near step {done}; start in a new folder "
+            f"with a lower learning rate or a longer warm-up. The last checkpoint is from before"
+        )
+    value, norm = pairs.mean(axis=0)
+    return {"step": done, "loss": float(value), "gradient_norm": float(norm)}
+
+
+def _check_source(function: str, config: UNet3DConfig, source: Source, tokens: Any) -> None:
+    frames, _, _, channels = source.shape
+    if (frames, channels) != (config.frames, config.channels):
+        raise ValueError(
+            f"{function}: `source` has clips of {frames} frames and {channels} channels, but `config` takes "
+            f"{config.frames} and {config.channels}"
+        )
+    if config.condition != "none" and source.classes is None:
+        raise ValueError(f"{function}: `config` has the condition {config.condition!r}, but `source` has no labels")
+    if config.condition == "class" and source.classes != config.classes:
+        raise ValueError(
+            f"{function}: `source` has {source.classes} classes, but `config` takes {config.classes}; make them equal"
+        )
+    if (config.condition == "tokens") != (tokens is not None):
+        raise ValueError(
+            f"{function}: `tokens` is {'missing' if tokens is None else 'given'}, but the condition is "
+            f'{config.condition!r}; tokens come with condition="tokens" and only with it'
+        )
+    if tokens is not None and any(len(part) < (source.classes or 0) for part in tokens):
+        raise ValueError(
+            f"{function}: `tokens` has {[len(part) for part in tokens]} rows, but takes one for each of the "
+            f"{source.classes} labels of `source`"
+        )
+
+
+def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend: str) -> dict[str, str]:
+    """Return what two parts of one run have in common."""
+    fixed = {field.name: repr(getattr(settings, field.name)) for field in fields(settings) if field.name not in FREE}
+    fixed = {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in fixed.items()}  # a function's place in memory
+    if settings.cool_down:
+        fixed["steps"] = str(settings.steps)  # the end of the learning rate depends on it
+    data = {"clips": len(source), "shape": list(source.shape)}
+    return {
+        "config": json.dumps(config.to_dict()),
+        "settings": json.dumps(fixed),
+        "source": json.dumps(data),
+        "backend": backend,
+    }
+
+
+def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[str, str]) -> int:
+    """Return the step to go on from, with the state and the log as they were there."""
+    for half in kept.parent.glob(".*.part"):  # of a run that was killed while it wrote
+        half.unlink()
+    step = 0
+    if kept.is_file():
+        state, metadata = weights.read_arrays(function, kept)
+        for part, value in identity.items():
+            if metadata.get(part) != value:
+                raise ValueError(
+                    f"{function}: the folder {kept.parent.name!r} holds a run with another {part}: "
+                    f"{_difference(metadata.get(part), value)}; go on with what it was, or take another folder"
+                )
+        trainer.restore(state)
+        step = int(metadata["step"])
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    whole = ""
+    for line in text.splitlines():  # what came after the checkpoint will come again; the last line may be half a one
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                whole += line + "\n"
+    if whole != text:
+        weights.replace(log, lambda file: file.write(whole.encode()))
+    return step
+
+
+def _difference(found: str | None, wanted: str) -> str:
+    try:
+        old, new = json.loads(found or "{}"), json.loads(wanted)
+        names = [name for name in new if old.get(name) != new[name]] + [name for name in old if name not in new]
+        return ", ".join(f"{name} {old.get(name)} instead of {new.get(name)}" for name in names)
+    except (ValueError, AttributeError):
+        return f"{found} instead of {wanted}"
+
+
+@contextlib.contextmanager
+def _bar(progress: bool, first: int, steps: int) -> Iterator[Any]:
+    if not progress:
+        yield _NoBar()
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("training.train: `progress` needs tqdm; install diffcore[progress]") from error
+    with tqdm(initial=first, total=steps, unit="step") as bar:
+        yield bar
+
+
+class _NoBar:
+    def update(self, count: int) -> None: ...
+    def set_postfix(self, **values: Any) -> None: ...
+
+
+def write_samples(model: Any, like: Any, settings: Settings, path: Path, count: int = 4) -> None:
+    """Write clips that a model draws, the same seeds each time, as a contact sheet."""
+    from diffcore import _pictures
+
+    plan = dc.samplers.dpm_solver_pp(settings.schedule, steps=settings.sample_steps)
+    cond = None
+    if model.config.condition == "class":
+        labels = np.arange(count) % model.config.classes
+        cond = _array.library(like).asarray(labels, device=_array.device(like))
+    clips = dc.sample(
+        lambda z, log_snr: model(z, log_snr, cond),
+        plan,
+        shape=(count, *model.config.shape),
+        like=like,
+        seed=settings.seed,
+        prediction=model.config.prediction,
+        transform_x=dc.guidance.clip(),
+    )
+    host = np.asarray(clips.cpu() if hasattr(clips, "cpu") else clips)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _pictures.write_sheet(path, [(f"seed {settings.seed + i}", clip) for i, clip in enumerate(host)])

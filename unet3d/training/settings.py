@@ -1,0 +1,146 @@
+"""How a network is trained, and the settings of the paper's six models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from diffcore import schedules, weights
+from diffcore.schedules._base import Schedule
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    r"""All that a training run does, but for the network and the data.
+
+        minimise  mean over t ~ U[0, 1], x, eps  of  w(lambda_t) |x - x-hat(alpha_t x + sigma_t eps, lambda_t)|^2
+
+    by AdamW, with averaged weights  theta-bar <- d theta-bar + (1 - d) theta,  d = min(ema, (1 + step) / (10 + step)).
+
+    Args:
+        steps: how many.
+        batch: clips a step.
+        images: independent frames appended to each clip.
+        flip: mirror clips left to right, half of the time.
+        learning_rate: after the warm-up.
+        warm_up: steps over which it rises linearly from 0.
+        cool_down: steps at the end over which it falls linearly to 0; none keeps it constant, as the paper does.
+        beta1, beta2, weight_decay: of AdamW.
+        clip_norm: the norm of the gradient is clipped to it; inf clips nothing.
+        ema: d, in [0, 1).
+        condition_dropout: how often a condition is replaced by the null condition, for guidance, in [0, 1].
+        schedule: of `diffcore.schedules`.
+        weight: of `diffcore.weights`; on x, so the loss is the same number whatever the network predicts.
+        precision: "float32", or "bfloat16" for convolutions and matrix products.
+        seed: of weights, batches, times, noise and dropout.
+        log_every, checkpoint_every, sample_every: in steps; 0 leaves samples out. All three are also due at the end.
+        sample_steps: calls of the network for a sample.
+
+    Raises:
+        ValueError, TypeError: a field out of its range; the message names it.
+
+    Source: Ho et al. 2022 (arXiv 2204.03458), app. A; Loshchilov & Hutter 2019 (arXiv 1711.05101).
+
+    >>> settings = Settings(steps=100, warm_up=10, cool_down=20, learning_rate=1e-3)
+    >>> [round(settings.rate(step), 6) for step in (0, 9, 50, 99)]
+    [0.0001, 0.001, 0.001, 5e-05]
+    """
+
+    steps: int
+    batch: int = 8
+    images: int = 0
+    flip: bool = False
+    learning_rate: float = 3e-4
+    warm_up: int = 1000
+    cool_down: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema: float = 0.9999
+    condition_dropout: float = 0.1
+    schedule: Schedule = field(default_factory=schedules.Cosine)
+    weight: Any = field(default_factory=weights.V)
+    precision: str = "float32"
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    sample_every: int = 0
+    sample_steps: int = 32
+
+    def __post_init__(self) -> None:
+        counts = {"steps": 1, "batch": 1, "images": 0, "warm_up": 0, "cool_down": 0, "seed": 0, "log_every": 1}
+        for name, least in {**counts, "checkpoint_every": 1, "sample_every": 0, "sample_steps": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(_says(name, value, f"an int >= {least}"))
+        if self.seed >= 2**64:
+            raise ValueError(_says("seed", self.seed, "an int in [0, 2^64)"))
+        ranges = {"beta1": (0.0, 1.0), "beta2": (0.0, 1.0), "ema": (0.0, 1.0), "learning_rate": (0.0, math.inf)}
+        for name, (low, high) in {**ranges, "weight_decay": (0.0, math.inf)}.items():
+            self._check_number(name, low, high)
+        if not _is_number(self.clip_norm) or not self.clip_norm > 0.0:
+            raise ValueError(_says("clip_norm", self.clip_norm, "a number > 0, or inf"))
+        if not _is_number(self.condition_dropout) or not 0.0 <= self.condition_dropout <= 1.0:
+            raise ValueError(_says("condition_dropout", self.condition_dropout, "a number in [0, 1]"))
+        if not isinstance(self.flip, bool):
+            raise ValueError(_says("flip", self.flip, "True or False"))
+        if self.precision not in PRECISIONS:
+            raise ValueError(_says("precision", self.precision, f"one of {PRECISIONS}"))
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(_says("schedule", self.schedule, "a schedule, such as schedules.Cosine()"))
+        if not callable(self.weight):
+            raise TypeError(_says("weight", self.weight, "a weight, such as weights.V()"))
+
+    def _check_number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not _is_number(value) or not low <= value < high:
+            raise ValueError(_says(name, value, f"a number in [{low}, {high})"))
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        fall = min(1.0, (self.steps - step) / self.cool_down) if self.cool_down else 1.0
+        return self.learning_rate * min(rise, fall)
+
+    def decay(self, step: int) -> float:
+        """Return how much of the averaged weights a step keeps."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _says(name: str, value: object, takes: str) -> str:
+    return f"training.Settings: `{name}` is {value!r}, but takes {takes}"
+
+
+_PAPER = Settings(steps=60_000, batch=128, images=8, flip=True, learning_rate=3e-4, weight=weights.Eps())
+
+PRESETS: dict[str, Settings] = {
+    "ucf101": _PAPER,
+    "bair": replace(
+        _PAPER, steps=660_000, learning_rate=2e-4, beta2=0.999, ema=0.999, weight_decay=0.01, weight=weights.V()
+    ),
+    "kinetics600": replace(_PAPER, steps=220_000, batch=256, learning_rate=2e-4, weight=weights.V()),
+    "text_small": replace(_PAPER, steps=200_000),
+    "text_large_16x64x64": replace(_PAPER, steps=700_000),
+    "text_large_9x128x128": replace(_PAPER, steps=800_000, images=7, learning_rate=2e-4),
+    "moving_digits": Settings(
+        steps=3000,
+        batch=8,
+        learning_rate=1e-3,
+        warm_up=100,
+        cool_down=750,
+        ema=0.998,
+        precision="bfloat16",
+        log_every=20,
+        checkpoint_every=250,
+        sample_every=250,
+    ),
+}
+"""The settings of Ho et al. 2022, app. A, and of the shipped model, by the names of `unet3d.PRESETS`."""
