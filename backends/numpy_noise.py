@@ -181,16 +181,17 @@ def _pair(x: Array, y: Array, first: U32, second: U32, free: U32) -> None:
     a, b, c, d = free
     radius, other, cosine, sine = (part.view(np.float32) for part in (a, b, c, d))
     # radius: u or 1 - u, whichever is smaller, then its logarithm or log1p of its negative
-    np.right_shift(first.view(np.int32), 31, out=a.view(np.int32))
-    upper = first > np.uint32(0x7FFFFFFF)
-    np.bitwise_xor(first, a, out=b)
+    np.right_shift(first.view(np.int32), 31, out=c.view(np.int32))
+    np.bitwise_xor(first, c, out=b)
     radius[...] = b.view(np.int32)
     radius += np.float32(0.5)
     radius *= np.float32(2.0**-32)
     np.negative(radius, out=other)
     np.log1p(other, out=other)
     np.log(radius, out=radius)
-    np.copyto(radius, other, where=upper)
+    b ^= a  # a masked copy would take longer than both logarithms
+    b &= c
+    a ^= b
     radius *= np.float32(-2.0)
     np.sqrt(radius, out=radius)
     # angle: the words' remainder from the nearest quadrant, four times, as a signed integer

@@ -21,6 +21,10 @@ from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.sampling import State
 
 
+FUSED = 1 << 12
+"""Elements from which a compiled stage pays on a CPU; below, guards cost more than the stage."""
+
+
 class TorchBackend(ArrayAPIBackend):
     """The contract on torch tensors."""
 
@@ -48,7 +52,7 @@ class TorchBackend(ArrayAPIBackend):
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
             fuse = state.z.is_cuda if run.compile is None else run.compile
-            if fuse:
+            if fuse and (state.z.is_cuda or state.z.numel() >= FUSED):
                 return self._run_fused(run, state)
             reached = None
             if not torch.is_grad_enabled() and not _is_traced():

@@ -312,9 +312,12 @@ def test_on_jax_and_torch_ones_own_noise_is_asked_for_what_is_known() -> None:
     np.testing.assert_allclose(host(other), want, atol=1e-6)
 
 
-def test_on_torch_one_graph_serves_every_stage_and_both_variants() -> None:
+def test_on_torch_one_graph_serves_every_stage_and_both_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
+    from diffcore.backends import torch_backend
+
+    monkeypatch.setattr(torch_backend, "FUSED", 0)
     torch._dynamo.reset()
     counters.clear()
     z = torch.from_numpy(CLIP)

@@ -206,9 +206,12 @@ def test_on_jax_a_run_goes_under_jit_grad_and_vmap() -> None:
     np.testing.assert_allclose(host(both[0]), host(run(z)), atol=1e-6)
 
 
-def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same() -> None:
+def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
+    from diffcore.backends import torch_backend
+
+    monkeypatch.setattr(torch_backend, "FUSED", 0)
     torch._dynamo.reset()
     counters.clear()
     z = start_of(torch.from_numpy)
@@ -224,6 +227,18 @@ def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same() ->
         plain = dc.sample(denoise, plan, z, seed=9, prediction="v")
         np.testing.assert_allclose(host(fused), host(plain), atol=2e-4)
     assert counters["stats"]["unique_graphs"] == 4
+
+
+def test_on_torch_a_small_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffcore.backends import torch_backend
+
+    monkeypatch.setattr(torch_backend, "_fused", lambda: pytest.fail("compiled"))
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=3)
+    z = start_of(torch.from_numpy)
+    plain = dc.sample(denoise, plan, z, prediction="v")
+    assert torch.equal(dc.sample(denoise, plan, z, prediction="v", compile=True), plain)
+    with pytest.raises(pytest.fail.Exception):
+        dc.sample(denoise, plan, torch.zeros(2, torch_backend.FUSED), prediction="v", compile=True)
 
 
 def test_on_torch_a_step_of_ones_own_compiles_to_one_graph() -> None:

@@ -1,0 +1,73 @@
+"""(a) One step of a sampler, from 4 numbers to 1e8, with x-hat clipped, against diffusers, k-diffusion and azula; (g) a copy.
+
+Every call is a run of 10 stages (200 of small arrays) in the middle of a schedule with a denoiser that always says the same, so that what is
+timed is the step: for us all that `diffcore.sample` does, for diffusers `Scheduler.step`, for the others their loop. k-diffusion
+and azula do not clip, and UniPC and DPM-Solver++ of diffusers neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import diffcore as dc
+from benchmarks import arrays, peers
+
+SCHEDULE = dc.schedules.Cosine()
+SAMPLERS = {
+    "ancestral": lambda grid: dc.samplers.ancestral(SCHEDULE, grid=grid, gamma=0.0),
+    "ddim": lambda grid: dc.samplers.ddim(SCHEDULE, grid=grid),
+    "dpm++2m": lambda grid: dc.samplers.dpm_solver_pp(SCHEDULE, grid=grid, order=2),
+    "unipc": lambda grid: dc.samplers.unipc(SCHEDULE, grid=grid, order=2),
+}
+OURS = {"numpy": ("numpy", None), "torch": ("torch", False), "torch fused": ("torch", True), "jax": ("jax", True)}
+"""Row -> library, and what `compile` is."""
+
+CLIP = dc.guidance.clip()
+HALF = ("bfloat16", "float16")
+
+
+def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
+    """Return the rows of this call."""
+    sizes = [4, int(np.prod(arrays.GOAL))] if quick else [4, 2**14, 2**20, int(np.prod(arrays.GOAL)), 10**8]
+    samplers = ["ancestral", "ddim"] if quick else list(SAMPLERS)
+    whos = [who for who in (*OURS, *peers.PEERS, "copy") if device == "cpu" or who != "numpy"]
+    rows = [(size, sampler, "float32", who) for size in sizes for sampler in samplers for who in whos]
+    goal = int(np.prod(arrays.GOAL))
+    halves = [
+        (goal, sampler, dtype, who)
+        for sampler in ("ancestral", "ddim")
+        for dtype in HALF
+        for who in ("torch", "torch fused", "jax", "diffusers", "copy")
+    ]
+    return {"size,sampler,dtype,who": rows if quick and device == "cpu" else rows + halves}
+
+
+def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who: str) -> None:
+    shape = arrays.GOAL if size == int(np.prod(arrays.GOAL)) else arrays.shape_of(size)
+    group = f"step, {sampler}, {size} numbers, {dtype}, {device}"
+    library, fuse = OURS.get(who, ("torch", None))
+    if who == "copy" and device == "cpu":
+        library = "numpy"
+        dtype = "float16" if dtype == "bfloat16" else dtype
+    steps = peers.MANY if size < 2**12 else peers.STEPS
+    z, y = (arrays.array(library, shape, dtype, device, seed) for seed in (0, 1))
+    if who == "copy":  # of one array; a step reads two or more and writes one or more
+        to = z.copy() if library == "numpy" else z.clone()
+        copy = (lambda: np.copyto(to, z)) if library == "numpy" else (lambda: arrays.ready(to.copy_(z)))
+        timed(copy, group, who, "ceiling", bytes=2 * z.nbytes)
+        return
+    if who in peers.PEERS:
+        run = peers.PEERS[who](sampler, z, y, steps)
+        timed(lambda: arrays.ready(run()), group, who, "peer", calls=steps)
+        return
+    plan = SAMPLERS[sampler](np.linspace(-6.0, 4.0, steps + 1))
+
+    def denoise(z: Any, log_snr: Any) -> Any:
+        return y
+
+    def ours() -> Any:
+        return arrays.ready(dc.sample(denoise, plan, z, prediction="eps", seed=7, transform_x=CLIP, compile=fuse))
+
+    timed(ours, group, who, "ours", calls=len(plan))
