@@ -446,7 +446,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: downsample(0), ValueError, "`factor` is 0"),
     (lambda: frame_average(2)(Z), ValueError, "multiple of 2"),
 ]
-T = torch.from_numpy(Z)
+T: Any = torch.from_numpy(Z)
 
 
 @pytest.mark.parametrize(("call", "error", "words"), BAD)

@@ -79,6 +79,16 @@ def draw(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng([seed, *shape]).normal(size=shape)
 
 
+def counted(calls: list[Any], function: Any) -> Any:
+    """Return a function that also notes each call."""
+
+    def call(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        return function(*given, **options)
+
+    return call
+
+
 @functools.cache
 def weights_of(config: UNet3DConfig) -> dict[str, Any]:
     return {
@@ -544,7 +554,7 @@ def test_jax_traces_a_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     traces: list[Any] = []
     embedding = UNet3D.embedding
-    monkeypatch.setattr(UNet3D, "embedding", lambda self, *given: (traces.append(0), embedding(self, *given))[1])
+    monkeypatch.setattr(UNet3D, "embedding", counted(traces, embedding))
     config = replace(BASE, attention=(), embedding=8)  # of its own: one that is traced already is not traced again
     model = model_of(config, "jax", "float32")
     z = jnp.asarray(draw(1, 2, 4, 4, 2), dtype=jnp.float32)
@@ -611,7 +621,7 @@ def test_a_run_is_one_trace_of_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 
     traces: list[Any] = []
     calls = UNet3D.__call__
-    monkeypatch.setattr(UNet3D, "__call__", lambda self, *given: (traces.append(0), calls(self, *given))[1])
+    monkeypatch.setattr(UNet3D, "__call__", counted(traces, calls))
     model = build(preset("tiny", attention=()), "jax")
     plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=5)
     for seed in (0, 1):

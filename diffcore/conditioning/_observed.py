@@ -10,7 +10,7 @@ import numpy as np
 from diffcore import _array
 from diffcore._array import Array
 
-Host = np.ndarray[Any, Any] | list[Any] | tuple[Any, ...] | bool | int | float | np.generic
+Host = (np.ndarray, list, tuple, bool, int, float, np.generic)
 
 
 def check(function: str, observed: Any, mask: Any) -> None:

@@ -34,7 +34,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path("demo-output"), help="where pictures go (default: demo-output)"
     )
     parser.add_argument("--seed", type=int, default=7, help="clip i has seed + i (default: 7)")
-    parser.add_argument("--steps", type=int, default=20, help="calls of the network, times two (default: 20)")
+    parser.add_argument("--steps", type=int, default=16, help="calls of the network, times two (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="(1 + w) c - w u; 0 is off (default: 1)")
     parser.add_argument("--weights", type=Path, help="a weights file of one's own instead of the shipped model")
     parser.add_argument("--backends", nargs="+", choices=["numpy", "torch", "jax"], help="default: all that are there")
