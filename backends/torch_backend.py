@@ -20,7 +20,6 @@ from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.sampling import State
 
-
 FUSED = 1 << 12
 """Elements from which a compiled stage pays on a CPU; below, guards cost more than the stage."""
 

@@ -41,7 +41,15 @@ def main() -> int:
             "python_files=bench_*.py",
             "--benchmark-only",
         ]
-        command += ["-q", "-p", "no:xdist", "--benchmark-columns=min,median,rounds", f"--device={given.device}"]
+        command += [
+            "--override-ini",
+            "addopts=",
+            "-q",
+            "-p",
+            "no:xdist",
+            "--benchmark-columns=min,median,rounds",
+            f"--device={given.device}",
+        ]
         command += [f"--benchmark-json={raw}", f"--junit-xml={notes}"]
         command += ["--quick"] if given.quick else []
         command += ["-k", given.k] if given.k else []

@@ -1,52 +1,41 @@
-"""What a normal drawn by counter costs, next to each library's own generator: 2**20 float32 numbers on the CPU."""
+"""(b) What a normal drawn by counter costs, next to each library's own generator; half precision rounds the same draw."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import diffcore as dc
+from benchmarks import arrays
 
-SHAPE = (1, 2**20)
-Call = Callable[[], Any]
-
-
-def _numpy() -> tuple[Call, Call]:
-    like = np.zeros(1, dtype=np.float32)
-    generator = np.random.default_rng(7)
-    return lambda: dc.noise.normal(7, 0, SHAPE, like=like), lambda: generator.standard_normal(SHAPE, dtype=np.float32)
+CASES = [("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16"), ("jax", "float32"), ("jax", "bfloat16")]
 
 
-def _torch() -> tuple[Call, Call]:
-    torch = importlib.import_module("torch")
-    like = torch.zeros(1)
-    compiled = torch.compile(lambda draw: dc.noise.normal(7, draw, SHAPE, like=like), fullgraph=True)
-    draw = torch.tensor(0)
-    return lambda: compiled(draw), lambda: torch.randn(SHAPE)
+def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
+    """Return the rows of this call."""
+    sizes = [2**20] if quick else [4, 2**20, int(np.prod(arrays.GOAL))]
+    cases = [case for case in CASES if device == "cpu" or case[0] != "numpy"]
+    return {"size": sizes, "library,dtype": cases, "whose": ["diffcore", "diffcore compiled", "native"]}
 
 
-def _jax() -> tuple[Call, Call]:
-    jax = importlib.import_module("jax")
-    like = jax.numpy.zeros(1)
-    jitted = jax.jit(lambda draw: dc.noise.normal(7, draw, SHAPE, like=like))
-    own = jax.jit(lambda key: jax.random.normal(key, SHAPE))
-    key, draw = jax.random.key(7), jax.numpy.uint32(0)
-    return lambda: jitted(draw).block_until_ready(), lambda: own(key).block_until_ready()
+def test_noise(timed: Any, device: str, size: int, library: str, dtype: str, whose: str) -> None:
+    shape = arrays.shape_of(size)
+    like = arrays.array(library, (1,), dtype, device)
+    draw: Any = 3
 
+    def ours(draw: Any, shape: tuple[int, ...]) -> Any:
+        return dc.noise.normal(7, draw, shape, like=like)
 
-MAKERS = {"numpy": _numpy, "torch": _torch, "jax": _jax}
-
-
-@pytest.mark.parametrize("whose", ["diffcore", "own"])
-@pytest.mark.parametrize("library", MAKERS)
-def test_normal(benchmark: Any, library: str, whose: str) -> None:
-    pytest.importorskip(library)
-    ours, own = MAKERS[library]()
-    call = ours if whose == "diffcore" else own
-    call()  # compiles
-    benchmark.group = f"normal, {library}"
-    benchmark(call)
+    call = dc.noise.native(7, like=like) if whose == "native" else ours
+    if library == "jax" and whose != "diffcore":
+        call = importlib.import_module("jax").jit(call, static_argnums=1)
+    elif whose == "diffcore compiled":
+        if library == "numpy":
+            pytest.skip("NumPy has no compiler")
+        torch = importlib.import_module("torch")
+        call, draw = torch.compile(ours, fullgraph=True), torch.tensor(3)
+    group = f"noise, {library}, {size} numbers, {dtype}, {device}"
+    timed(lambda: arrays.ready(call(draw, shape)), group, whose, "peer" if whose == "native" else "ours")

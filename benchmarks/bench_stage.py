@@ -1,8 +1,8 @@
 """(a) One step of a sampler, from 4 numbers to 1e8, with x-hat clipped, against diffusers, k-diffusion and azula; (g) a copy.
 
-Every call is a run of 10 stages (200 of small arrays) in the middle of a schedule with a denoiser that always says the same, so that what is
-timed is the step: for us all that `diffcore.sample` does, for diffusers `Scheduler.step`, for the others their loop. k-diffusion
-and azula do not clip, and UniPC and DPM-Solver++ of diffusers neither.
+Every call is a run of 10 stages (200 of small arrays) in the middle of a schedule, with a denoiser that always says the same,
+so that what is timed is the step: for us all that `diffcore.sample` does, for diffusers `Scheduler.step`, for the others their
+loop. k-diffusion and azula do not clip, and UniPC and DPM-Solver++ of diffusers neither. The copy is of one array.
 """
 
 from __future__ import annotations

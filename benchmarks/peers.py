@@ -51,17 +51,17 @@ def diffusers(sampler: str, z: Any, y: Any, steps: int) -> Callable[[], Any]:
 def k_diffusion(sampler: str, z: Any, y: Any, steps: int) -> Callable[[], Any]:
     """Return a run of k-diffusion, whose samplers own the loop; no clipping."""
     for name in ("torchsde", "torchdiffeq"):  # only its SDE and likelihood need them
-        if importlib.util.find_spec(name) is None and name not in sys.modules:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
             stand_in = types.ModuleType(name)
             stand_in.odeint = None  # type: ignore[attr-defined]
             sys.modules[name] = stand_in
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip(f"k-diffusion is not installed; {HOW}")
-    if (
-        "k_diffusion" not in sys.modules
-    ):  # its __init__ asks for torchvision, wandb and more, which a sampler does not need
-        package = types.ModuleType("k_diffusion")
+    if "k_diffusion" not in sys.modules:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None:
+            pytest.skip(f"k-diffusion is not installed; {HOW}")
+        package = types.ModuleType(
+            "k_diffusion"
+        )  # its __init__ asks for torchvision, wandb and more, its samplers do not
         package.__path__ = list(spec.submodule_search_locations or [])
         utils = types.ModuleType("k_diffusion.utils")
         utils.append_dims = lambda x, dims: x[(...,) + (None,) * (dims - x.ndim)]  # type: ignore[attr-defined]
@@ -69,9 +69,8 @@ def k_diffusion(sampler: str, z: Any, y: Any, steps: int) -> Callable[[], Any]:
         package.utils = utils  # type: ignore[attr-defined]
     sampling = importlib.import_module("k_diffusion.sampling")
     sigmas = sampling.get_sigmas_karras(steps, 0.02, 20.0, device=z.device)[: steps + 1]
-    function = {"ancestral": "sample_euler_ancestral", "ddim": "sample_euler", "dpm++2m": "sample_dpmpp_2m"}.get(
-        sampler
-    )
+    names = {"ancestral": "sample_euler_ancestral", "ddim": "sample_euler", "dpm++2m": "sample_dpmpp_2m"}
+    function = names.get(sampler)
     if function is None:
         pytest.skip(f"k-diffusion has no {sampler}")
     return lambda: getattr(sampling, function)(lambda x, sigma: y, z, sigmas, disable=True)

@@ -23,6 +23,8 @@ def result(raw: Result, notes: Path, device: str, quick: bool) -> Result:
         info = dict(bench["extra_info"])
         calls = info.pop("calls", 1)
         seconds = {name: bench["stats"][name] / calls for name in ("min", "median")}
+        if "seconds" in info:  # measured in a process of its own
+            seconds = dict.fromkeys(seconds, info.pop("seconds"))
         who, role = info.pop("who", bench["name"]), info.pop("role", "ours")
         rows.append({"group": bench["group"], "who": who, "role": role, **seconds, **info})
     for row in rows:
@@ -54,11 +56,17 @@ def markdown(result: Result) -> str:
     ]
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["group"] == group]
-        lines += ["", f"**{group}**", "", "| who | time | against peers | against the ceiling |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"**{group}**",
+            "",
+            "| who | time | against peers | against the ceiling | more |",
+            "|---|---|---|---|---|",
+        ]
         for row in rows:
             who = row["who"] if row["role"] == "ours" else f"{row['who']} ({row['role']})"
             peers, ceilings = (_ratios(row.get(name, {})) for name in ("peers", "ceilings"))
-            lines.append(f"| {who} | {duration(row['min'])} | {peers} | {ceilings} |")
+            lines.append(f"| {who} | {duration(row['min'])} | {peers} | {ceilings} | {_more(row)} |")
     if result["missing"]:
         lines += ["", "Not run:", ""]
     for reason, names in result["missing"].items():
@@ -89,6 +97,11 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e9:.3g} ns"
+
+
+def _more(row: Result) -> str:
+    known = ("group", "who", "role", "min", "median", "peers", "ceilings")
+    return ", ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in known and value is not None)
 
 
 def _ratios(ratios: dict[str, float]) -> str:

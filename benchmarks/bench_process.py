@@ -1,0 +1,75 @@
+"""(e) Peak memory of a run, and (f) the time of an import, each in a process of its own; (g) a matrix product."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks import arrays, peers
+
+MEMORY = """
+import importlib, json, resource, sys
+import numpy as np
+import diffcore as dc
+from benchmarks import arrays
+library, fuse = sys.argv[1], sys.argv[2] == "fused"
+z = arrays.array(library, (8, 16, 64, 64, 3), "float32", "cpu")
+plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=8)
+denoise = lambda z, log_snr: z
+small = z[:1, :1]
+run = lambda z: arrays.ready(dc.sample(denoise, plan, z, prediction="v", seed=7, compile=fuse, transform_x=dc.guidance.clip()))
+run(small)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(z)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([(after - before) * 1024 / z.nbytes]))
+"""
+
+IMPORT = "import time, numpy; t = time.process_time(); import {name}; print(time.process_time() - t)"
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+def test_memory(benchmark: Any, library: str) -> None:
+    """How many arrays of the state's size a run adds; the state itself and its successor are two."""
+    pytest.importorskip(library)
+    found: list[float] = []
+
+    def measure() -> None:
+        command = [sys.executable, "-c", MEMORY, library, "plain"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        found.append(json.loads(done.stdout)[0])
+
+    benchmark.group = "peak memory of a run of 8 stages, cpu"
+    benchmark.pedantic(measure, rounds=1)
+    benchmark.extra_info.update(who=library, role="ours", arrays=round(min(found), 2))
+
+
+@pytest.mark.parametrize(("name", "role"), [("diffcore", "ours"), ("diffusers", "peer"), ("azula", "peer")])
+def test_import(benchmark: Any, name: str, role: str) -> None:
+    """CPU time of an import after that of NumPy."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed; {peers.HOW}")
+    found: list[float] = []
+
+    def measure() -> None:
+        command = [sys.executable, "-W", "ignore", "-c", IMPORT.format(name=name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        found.append(float(done.stdout.splitlines()[-1]))
+
+    benchmark.group = "import, after numpy"
+    benchmark.pedantic(measure, rounds=5)
+    benchmark.extra_info.update(who=name, role=role, seconds=min(found))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+def test_product(timed: Any, device: str, library: str) -> None:
+    size = 1024 if device == "cpu" else 8192
+    if library == "numpy" and device != "cpu":
+        pytest.skip("NumPy runs on the CPU")
+    a = arrays.array(library, (size, size), "float32" if device == "cpu" else "bfloat16", device)
+    timed(lambda: arrays.ready(a @ a), f"matrix product of {size}^2, {device}", library, "ceiling", flops=2 * size**3)
