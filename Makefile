@@ -43,8 +43,8 @@ format: $(VENV)/.dev  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## time what benchmarks/README.md lists
-	$(BIN)/python -m pytest benchmarks --override-ini 'python_files=bench_*.py' --benchmark-only $(ARGS)
+bench: $(VENV)/.dev  ## time what benchmarks/README.md lists; ARGS="--help" tells more
+	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.dev  ## write the reference from the docstrings to .cache/docs
 	$(BIN)/pdoc --math --output-directory .cache/docs diffcore

@@ -28,7 +28,7 @@ def _word(value: Any) -> jax.Array:
     return jnp.uint32(value) if isinstance(value, int) else jnp.asarray(value).astype(jnp.uint32)
 
 
-LARGE = 1 << 16
+LARGE = 1 << 13
 """Elements from which noise is made tile by tile, which compiles more slowly and runs several times faster."""
 
 Finish = Callable[[list[jax.Array]], list[jax.Array]]

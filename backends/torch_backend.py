@@ -52,6 +52,14 @@ class TorchBackend(ArrayAPIBackend):
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
             fuse = state.z.is_cuda if run.compile is None else run.compile
             if fuse and (state.z.is_cuda or state.z.numel() >= FUSED):
+                kernel = _kernel() if state.z.is_cuda and run.compile is not True and run.noise is None else None
+                if kernel is not None and run.held is None and kernel.serves(state, run.transform_x):
+                    try:
+                        return self._run_kernel(run, state, kernel)
+                    except Exception as error:
+                        if not _is_compiler_error(error):
+                            raise
+                        _warn("the Triton kernel", error, "compiled by torch.compile")
                 return self._run_fused(run, state)
             reached = None
             if not torch.is_grad_enabled() and not _is_traced():
@@ -74,6 +82,28 @@ class TorchBackend(ArrayAPIBackend):
             if found is not None:
                 return found
         return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
+
+    def _run_kernel(self, run: Run, state: State, kernel: Any) -> State:
+        """Run with the Triton kernel; nothing is copied from the host but what `kernel` keeps from an earlier run."""
+        plan, where, watched = run.plan, state.z.device, run.callback is not None
+        at = kernel.constant(sampling.host_levels(plan, state.z.shape[0]), where).unbind(0)
+        table, numbers = kernel.constant(run.coefficients, where), kernel.numbers(len(plan), where)
+        noisy = (run.coefficients[..., sampling.NOISE_COLUMN] != 0.0).reshape(len(plan), -1).any(axis=-1).tolist()
+        first = int(state.index)
+        for stage in range(first, len(plan)):
+            denoise = run.denoise.at(plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
+            y = denoise(state.z, at[stage])
+            sampling.check_prediction(y, state.z)
+            settings = {"stochastic": noisy[stage], "transform_x": run.transform_x}
+            if y.dtype not in kernel.DTYPES or y.device != where:
+                state = super().advance(state._replace(index=stage), y, table[stage], None, **settings)
+            else:
+                state = kernel.stage(state, y.contiguous(), table, numbers[stage], plan.lead, **settings)
+            if watched or stage + 1 == len(plan):
+                state = state._replace(index=torch.tensor(stage + 1))
+            if run.callback is not None:
+                run.callback(state)
+        return state
 
     def _run_fused(self, run: Run, state: State) -> State:
         """Run with each stage as one compiled graph; everything that differs between stages is a tensor."""
@@ -103,13 +133,7 @@ class TorchBackend(ArrayAPIBackend):
             except Exception as error:
                 if stage > first or not _is_compiler_error(error):
                     raise
-                warnings.warn(
-                    f"diffcore: torch.compile does not work here ({type(error).__name__}: "
-                    f"{str(error).splitlines()[0]}); "
-                    f"each stage runs uncompiled, which is slower but equal",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                _warn("torch.compile", error, "uncompiled, which is slower but equal")
                 return super().run(run, state)
             state = State(z, saved, estimates, torch.tensor(stage + 1), state.seeds)
             if run.callback is not None:
@@ -171,9 +195,28 @@ def _stage(
 
 
 @cache
+def _kernel() -> Any:
+    """Return the module of the Triton kernel, or None where Triton is not installed."""
+    try:
+        from diffcore.backends import torch_triton
+    except ImportError:
+        return None
+    return torch_triton
+
+
+@cache
 def _fused() -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(_stage, fullgraph=True)
     return compiled
+
+
+def _warn(what: str, error: Exception, instead: str) -> None:
+    warnings.warn(
+        f"diffcore: {what} does not work here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+        f"each stage runs {instead}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _is_traced() -> bool:

@@ -47,6 +47,8 @@ def main() -> int:
             "-q",
             "-p",
             "no:xdist",
+            "-W",
+            "ignore",
             "--benchmark-columns=min,median,rounds",
             f"--device={given.device}",
         ]
@@ -54,9 +56,10 @@ def main() -> int:
         command += ["--quick"] if given.quick else []
         command += ["-k", given.k] if given.k else []
         code = subprocess.run(command, check=False, cwd=HERE.parent).returncode
-        if not raw.exists() or not raw.stat().st_size:
+        if not notes.exists():
             return code or 1
-        result = report.result(json.loads(raw.read_text(encoding="utf-8")), notes, given.device, given.quick)
+        text = raw.read_text(encoding="utf-8") if raw.exists() else ""
+        result = report.result(json.loads(text or '{"benchmarks": []}'), notes, given.device, given.quick)
     text = report.markdown(result)
     print(text)
     for path, content in ((given.json, json.dumps(result, indent=1) + "\n"), (given.markdown, text)):

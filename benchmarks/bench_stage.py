@@ -7,6 +7,8 @@ loop. k-diffusion and azula do not clip, and UniPC and DPM-Solver++ of diffusers
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ SAMPLERS = {
 OURS = {"numpy": ("numpy", None), "torch": ("torch", False), "torch fused": ("torch", True), "jax": ("jax", True)}
 """Row -> library, and what `compile` is."""
 
+ON_CUDA = {"torch kernel": ("torch", None), "torch graph": ("torch", None), **OURS}
+"""The same on CUDA: with the Triton kernel, and all stages replayed as one graph."""
+
 CLIP = dc.guidance.clip()
 HALF = ("bfloat16", "float16")
 
@@ -32,14 +37,16 @@ def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
     """Return the rows of this call."""
     sizes = [4, int(np.prod(arrays.GOAL))] if quick else [4, 2**14, 2**20, int(np.prod(arrays.GOAL)), 10**8]
     samplers = ["ancestral", "ddim"] if quick else list(SAMPLERS)
-    whos = [who for who in (*OURS, *peers.PEERS, "copy") if device == "cpu" or who != "numpy"]
+    ours = OURS if device == "cpu" else {who: how for who, how in ON_CUDA.items() if who != "numpy"}
+    whos = [*ours, *peers.PEERS, "copy"]
     rows = [(size, sampler, "float32", who) for size in sizes for sampler in samplers for who in whos]
     goal = int(np.prod(arrays.GOAL))
     halves = [
         (goal, sampler, dtype, who)
         for sampler in ("ancestral", "ddim")
         for dtype in HALF
-        for who in ("torch", "torch fused", "jax", "diffusers", "copy")
+        for who in (*ours, "diffusers", "copy")
+        if who != "numpy"
     ]
     return {"size,sampler,dtype,who": rows if quick and device == "cpu" else rows + halves}
 
@@ -47,7 +54,7 @@ def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
 def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who: str) -> None:
     shape = arrays.GOAL if size == int(np.prod(arrays.GOAL)) else arrays.shape_of(size)
     group = f"step, {sampler}, {size} numbers, {dtype}, {device}"
-    library, fuse = OURS.get(who, ("torch", None))
+    library, fuse = ON_CUDA.get(who, ("torch", None))
     if who == "copy" and device == "cpu":
         library = "numpy"
         dtype = "float16" if dtype == "bfloat16" else dtype
@@ -68,6 +75,28 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
         return y
 
     def ours() -> Any:
-        return arrays.ready(dc.sample(denoise, plan, z, prediction="eps", seed=7, transform_x=CLIP, compile=fuse))
+        return dc.sample(denoise, plan, start, prediction="eps", transform_x=CLIP, compile=fuse)
 
-    timed(ours, group, who, "ours", calls=len(plan))
+    start = dc.start(plan, z, seed=7)
+    moved = (
+        3 + 2 * plan.saves + plan.history + (plan.history > 0)
+    )  # arrays: read z and y, write z, and what the plan keeps
+    call = _replayed(ours) if who == "torch graph" else lambda: arrays.ready(ours())
+    timed(call, group, who, "ours", calls=len(plan), bytes=moved * z.nbytes)
+
+
+def _replayed(run: Callable[[], Any]) -> Callable[[], None]:
+    """Return the replay of a run that was captured in a CUDA graph."""
+    torch = importlib.import_module("torch")
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay

@@ -17,7 +17,10 @@ Result = dict[str, Any]
 
 
 def result(raw: Result, notes: Path, device: str, quick: bool) -> Result:
-    """Return the result: `rows` with seconds a unit and ratios, `missing` with the reasons, versions, machine and date."""
+    """Return the result: `rows` with seconds a unit and ratios, `missing` with the reasons, versions, machine and date.
+
+    The ratio to a copy is that of the bytes a second.
+    """
     rows = []
     for bench in raw["benchmarks"]:
         info = dict(bench["extra_info"])
@@ -31,7 +34,11 @@ def result(raw: Result, notes: Path, device: str, quick: bool) -> Result:
         others = [other for other in rows if other["group"] == row["group"]]
         if row["role"] == "ours":
             row["peers"] = {o["who"]: o["min"] / row["min"] for o in others if o["role"] == "peer"}
-            row["ceilings"] = {o["who"]: o["min"] / row["min"] for o in others if o["role"] == "ceiling"}
+            row["ceilings"] = {
+                o["who"]: o["min"] / row["min"] * row.get("bytes", 1) / o.get("bytes", 1)
+                for o in others
+                if o["role"] == "ceiling"
+            }
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": _device(device),
@@ -52,7 +59,7 @@ def markdown(result: Result) -> str:
     lines = [
         f"{result['date']}, {result['device']}, {result['threads']} threads, load {result['load'][0]}; Python "
         f"{result['python']}, {versions}{'; quick' if result['quick'] else ''}. The shortest time of each row; `x` says "
-        f"how many times as long the other one takes.",
+        f"how many times as long the other one takes, for a copy which part of its bytes a second is reached.",
     ]
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["group"] == group]
@@ -123,7 +130,7 @@ def _device(device: str) -> str:
     if device == "cuda":
         import torch
 
-        return str(torch.cuda.get_device_name())
+        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "no CUDA device"
     for line in (
         Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     ):

@@ -339,12 +339,15 @@ def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
 
 def levels_for(plan: Plan, like: Array) -> Array:
     """Return the log-SNRs of all stages as the denoiser gets them: (stages, B), or (stages, *lead)."""
+    return table_for(host_levels(plan, like.shape[0]), like)
+
+
+def host_levels(plan: Plan, batch: int) -> npt.NDArray[np.float64]:
+    """Return the same on the host."""
     levels = plan.log_snr
     if not plan.lead or plan.lead[0] == 1:
-        levels = np.broadcast_to(
-            levels.reshape(len(plan), *(plan.lead or (1,))), (len(plan), like.shape[0], *plan.lead[1:])
-        )
-    return table_for(np.array(levels), like)  # a copy: torch warns of read-only arrays
+        levels = np.broadcast_to(levels.reshape(len(plan), *(plan.lead or (1,))), (len(plan), batch, *plan.lead[1:]))
+    return np.array(levels)  # a copy: torch warns of read-only arrays
 
 
 def check_prediction(y: Array, z: Array) -> None:

@@ -1,0 +1,248 @@
+"""CUDA: one Triton kernel for a stage, which reads and writes every array once and makes its noise in registers.
+
+A program is one tile of `diffcore._philox`: T blocks of four words, which are 4 T elements in a row, so that no word is made
+twice and every access is contiguous. Stage, coefficients and draw number come from device memory: a whole run can be captured
+in a CUDA graph and replayed. `diffcore.sampling.advance` is what it is held to, and what runs where it does not serve.
+
+Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 the kernel runs on a CPU, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+
+from diffcore import _philox
+from diffcore._threshold import Clip
+from diffcore.sampling import State
+
+TILE = tl.constexpr(_philox.TILE)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HISTORY_READ = 3
+"""How many past estimates the kernel reads."""
+
+
+@triton.jit
+def _words(c0, c1, c2, c3, k0, k1):
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(c0, 0xD2511F53), tl.umulhi(c2, 0xCD9E8D57)
+        low0, low1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _pair(first, second):
+    """Two normals of two words, as `_philox.pair`; log(1 - u) by the series of atanh, since the fast logarithm is not
+    right next to 1.
+    """
+    upper = first > 0x7FFFFFFF
+    nearest = tl.where(upper, first ^ 0xFFFFFFFF, first).to(tl.int32, bitcast=True)
+    tail = (nearest.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    ratio = tail / (2.0 - tail)
+    square = ratio * ratio
+    series = square * 0.06666666666666667 + 0.07692307692307693
+    series = series * square + 0.09090909090909091
+    series = series * square + 0.1111111111111111
+    series = series * square + 0.14285714285714285
+    series = series * square + 0.2
+    series = series * square + 0.3333333333333333
+    series = series * square + 1.0
+    radius = tl.sqrt(-2.0 * tl.where(upper, -2.0 * ratio * series, tl.log(tail)))
+    shifted = second + 0x20000000
+    quadrant = shifted >> 30
+    remainder = (shifted & 0x3FFFFFFF).to(tl.int32, bitcast=True) - 0x20000000
+    angle = (remainder.to(tl.float32) + 0.5) * 1.4629180792671596e-9
+    square = angle * angle
+    sine = ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1) * square * angle + angle
+    cosine = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2
+    cosine = cosine * square * square - 0.5 * square + 1.0
+    odd = (quadrant & 1) == 1
+    x, y = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    x = tl.where(((quadrant + 1) & 2) == 2, -x, x)
+    y = tl.where((quadrant & 2) == 2, -y, y)
+    return radius * x, radius * y
+
+
+@triton.jit
+def _coefficient(row, which, mask, LEAD: tl.constexpr):
+    if LEAD == 2:  # a frame is a run of elements, so that these are few lines of the cache
+        return tl.load(row + which, mask=mask, other=0.0)
+    return tl.load(row + which)
+
+
+# fmt: off
+@triton.jit
+def _lane(
+    eps, inside, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x,
+    weight, low, high,
+    COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
+    CLIPS: tl.constexpr, GUIDED: tl.constexpr,
+):
+    """One lane of a tile: `diffcore.sampling.advance`, for elements `inside` of a sample."""
+    mask = inside < size
+    at = sample * size + inside
+    row = table
+    if LEAD == 2:
+        row = table + (inside // frame_size) * (2 + 2 * COLUMNS)
+    z = tl.load(z_p + at, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(y_p + at, mask=mask, other=0.0).to(tl.float32)
+    if GUIDED:
+        y = (1.0 + weight) * y - weight * tl.load(other_p + at, mask=mask, other=0.0).to(tl.float32)
+    x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
+    if CLIPS:
+        x = tl.minimum(tl.maximum(x, low), high)
+    new = _coefficient(row, 2, mask, LEAD) * z
+    kept = z
+    if SAVES:
+        saved = tl.load(saved_p + at, mask=mask, other=0.0).to(tl.float32)
+        new += _coefficient(row, 3, mask, LEAD) * saved
+        kept = _coefficient(row, 2 + COLUMNS, mask, LEAD) * z + _coefficient(row, 3 + COLUMNS, mask, LEAD) * saved
+        kept += _coefficient(row, 5 + COLUMNS, mask, LEAD) * x
+    if NOISY:
+        new += _coefficient(row, 4, mask, LEAD) * eps
+    new += _coefficient(row, 5, mask, LEAD) * x
+    if HISTORY > 0:
+        past = tl.load(e1_p + at, mask=mask, other=0.0).to(tl.float32)
+        new += _coefficient(row, 6, mask, LEAD) * past
+        if SAVES:
+            kept += _coefficient(row, 6 + COLUMNS, mask, LEAD) * past
+    if HISTORY > 1:
+        past = tl.load(e2_p + at, mask=mask, other=0.0).to(tl.float32)
+        new += _coefficient(row, 7, mask, LEAD) * past
+        if SAVES:
+            kept += _coefficient(row, 7 + COLUMNS, mask, LEAD) * past
+    if HISTORY > 2:
+        past = tl.load(e3_p + at, mask=mask, other=0.0).to(tl.float32)
+        new += _coefficient(row, 8, mask, LEAD) * past
+        if SAVES:
+            kept += _coefficient(row, 8 + COLUMNS, mask, LEAD) * past
+    tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
+    if SAVES:
+        tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
+    if HISTORY > 0:
+        tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _stage(
+    z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x, table_p, number_p, seeds_p,
+    size, tiles, rows, stride, frame_size, weight, low, high,
+    COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
+    CLIPS: tl.constexpr, GUIDED: tl.constexpr,
+):
+    """One tile of one sample. `rows` is how many rows of coefficients a stage has, `stride` how many a sample has."""
+    program = tl.program_id(0).to(tl.int64)
+    sample, tile = program // tiles, program % tiles
+    number = tl.load(number_p).to(tl.int64)
+    table = table_p + (number * rows + sample * stride) * (2 + 2 * COLUMNS)
+    block = tile * TILE + tl.arange(0, TILE)
+    e0, e1, e2, e3 = 0.0, 0.0, 0.0, 0.0
+    if NOISY:
+        k0, k1 = tl.load(seeds_p + 2 * sample).to(tl.uint32), tl.load(seeds_p + 2 * sample + 1).to(tl.uint32)
+        zero = tl.zeros((TILE,), tl.uint32)
+        draw = zero + (number + 1).to(tl.uint32)
+        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), draw, zero, zero + k0, zero + k1)
+        e0, e1 = _pair(w0, w1)
+        e2, e3 = _pair(w2, w3)
+    inside = tile * (4 * TILE) + tl.arange(0, TILE)
+    _lane(e0, inside, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
+          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
+    _lane(e1, inside + TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
+          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
+    _lane(e2, inside + 2 * TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
+          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
+    _lane(e3, inside + 3 * TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
+          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
+# fmt: on
+
+
+def stage(
+    state: State,
+    y: torch.Tensor,
+    table: torch.Tensor,
+    number: torch.Tensor,
+    lead: tuple[int, ...],
+    *,
+    stochastic: bool,
+    transform_x: Clip | None = None,
+    other: torch.Tensor | None = None,
+    weight: float = 0.0,
+    in_place: bool = False,
+) -> State:
+    """Return the state after a stage; the index stays as it is.
+
+    Args:
+        state: z, saved and estimates of one dtype, in one piece; see `serves`.
+        y: the prediction, or the conditional one where `other` is given: then (1 + weight) y - weight other is used.
+        table: the coefficients of all stages (stages, *lead, n) in float32.
+        number: the number of the stage, an integer tensor of one element on the device; it draws noise number + 1.
+        lead: the leading shape of the plan's levels.
+        stochastic: whether the stage may add noise.
+        transform_x: a clip of x-hat.
+        other, weight: see y.
+        in_place: write the new z and saved over the old ones, and x-hat over the oldest estimate.
+    """
+    z, past = state.z, state.estimates
+    size = math.prod(z.shape[1:])
+    frames = lead[1] if len(lead) > 1 else 1
+    to_z = z if in_place else torch.empty_like(z)
+    to_saved = state.saved if in_place or state.saved is None else torch.empty_like(z)
+    to_x = None if not past else past[-1] if in_place else torch.empty_like(z)
+    tiles = -(-size // (4 * _philox.TILE))
+    if z.numel():
+        given = [past[k] if k < len(past) else z for k in range(HISTORY_READ)]
+        _stage[(z.shape[0] * tiles,)](
+            z, y, z if other is None else other, z if state.saved is None else state.saved, *given,
+            to_z, z if to_saved is None else to_saved, z if to_x is None else to_x,
+            table, number, number if state.seeds is None else state.seeds,
+            size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, max(size // frames, 1),
+            weight, 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
+            COLUMNS=(table.shape[-1] - 2) // 2,
+            LEAD=2 if frames > 1 else 1,
+            HISTORY=len(past),
+            NOISY=stochastic,
+            SAVES=state.saved is not None,
+            CLIPS=transform_x is not None,
+            GUIDED=other is not None,
+            num_warps=2 if z.element_size() == 4 else 1,  # 16 bytes a thread
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    estimates = () if to_x is None else (to_x, *past[:-1])
+    return State(to_z, to_saved, estimates, state.index, state.seeds)
+
+
+def serves(state: State, transform_x: Any) -> bool:
+    """Return whether the kernel takes this: float32 or half precision in one piece each, no transform but a clip."""
+    arrays = [state.z, *state.estimates, *([] if state.saved is None else [state.saved])]
+    return (
+        (transform_x is None or isinstance(transform_x, Clip))
+        and state.z.dtype in DTYPES
+        and len(state.estimates) <= HISTORY_READ
+        and all(array.dtype == state.z.dtype and array.is_contiguous() for array in arrays)
+    )
+
+
+def constant(table: npt.NDArray[np.float64], device: torch.device) -> torch.Tensor:
+    """Return a table of the host on the device in float32. It is kept: a run made once can then be captured in a graph,
+    which forbids copies from the host."""
+    return _kept(table.tobytes(), table.shape, device)
+
+
+@lru_cache(maxsize=64)
+def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(np.frombuffer(data).reshape(shape), dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=8)
+def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return the numbers of the stages, a tensor of one element each; kept as well."""
+    return tuple(torch.arange(stages, device=device).split(1))

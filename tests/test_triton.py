@@ -1,0 +1,176 @@
+"""The Triton kernel is the plain function: on the GPU where there is one, else interpreted, in a process of its own.
+
+Triton decides when it is first imported whether it interprets, so that the cases below run in a second pytest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffcore as dc
+from diffcore import noise, sampling
+from diffcore.backends import Run
+from diffcore.backends.torch_backend import backend
+from diffcore.testing.conformance import plans
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed: diffcore[triton]", allow_module_level=True)
+case = pytest.mark.skipif(False, reason="") if INTERPRETED else pytest.mark.gpu
+CLIP = dc.guidance.clip(-0.8, 0.8)
+ULPS = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+"""What one rounding to the dtype, and a few in float32, may differ by, relative to 1 + the largest number."""
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the second pytest")
+def test_the_cases_interpreted() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
+
+
+def kernel() -> Any:
+    from diffcore.backends import torch_triton
+
+    return torch_triton
+
+
+def stages(
+    plan: dc.Plan, dtype: torch.dtype, shape: tuple[int, ...], seed: Any = 7, **settings: Any
+) -> list[tuple[dc.State, dc.State, dc.State]]:
+    """Return (before, by the kernel, by the plain function) for every stage of a plan."""
+    state = dc.start(plan, shape=shape, like=torch.zeros(1, dtype=dtype, device=DEVICE), seed=seed)
+    coefficients = plan.coefficients("v")
+    table = torch.tensor(coefficients, dtype=torch.float32, device=DEVICE)
+    found = []
+    for k in range(len(plan)):
+        y, number = (-0.5 * state.z.float()).to(dtype), torch.tensor([k], device=DEVICE)
+        got = kernel().stage(state, y, table, number, plan.lead, stochastic=plan.stochastic, **settings)
+        drawn = sampling.draw_noise(backend, state, None) if plan.stochastic else None
+        want = sampling.advance(state, y, table[k], drawn, settings.get("transform_x"))
+        found.append((state, got, want))
+        state = want
+    return found
+
+
+def agree(got: dc.State, want: dc.State) -> None:
+    pairs = [(got.z, want.z), *zip(got.estimates, want.estimates, strict=True)]
+    pairs += [] if want.saved is None else [(got.saved, want.saved)]
+    for a, b in pairs:
+        assert a.dtype == b.dtype
+        allowed = ULPS[a.dtype] * (1.0 + float(b.float().abs().max()))
+        torch.testing.assert_close(a.float(), b.float(), rtol=0.0, atol=allowed)
+
+
+@case
+@pytest.mark.parametrize("dtype", list(ULPS), ids=str)
+@pytest.mark.parametrize("name", list(plans()))
+def test_a_stage_is_the_plain_function(name: str, dtype: torch.dtype) -> None:
+    for transform_x in (None, CLIP):
+        for _, got, want in stages(plans()[name], dtype, (2, 3, 411), [5, 2**64 - 1], transform_x=transform_x):
+            agree(got, want)
+
+
+@case
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1023, 1024, 1025, 2500])
+def test_the_noise_is_that_of_numpy(size: int) -> None:
+    plan = dc.Plan(
+        sampler="noise",
+        scaling="vp",
+        log_snr=np.zeros(2),
+        next_log_snr=np.zeros(2),
+        update=np.broadcast_to([[0.0, 0.0, 1.0, 0.0], [0.0] * 4], (2, 2, 4)),
+    )
+    for (_, got, _), draw in zip(stages(plan, torch.float32, (2, size), [3, 2**63 + 5]), (1, 2), strict=True):
+        want = noise.normal([3, 2**63 + 5], draw, (2, size))
+        np.testing.assert_allclose(got.z.cpu().numpy(), want, rtol=2e-6, atol=1e-6)
+
+
+@case
+def test_the_words_are_those_of_numpy() -> None:
+    import kernels_for_tests
+
+    want = noise.bits([2**64 - 3], 2**32 - 2, (1, 1024), stream=0)
+    got = kernels_for_tests.words(2**64 - 3, 2**32 - 2, DEVICE)
+    np.testing.assert_array_equal(got, want.reshape(-1))
+
+
+@case
+@pytest.mark.parametrize("lead", [(2,), (2, 3), (1,), (1, 3)])
+def test_levels_per_sample_and_per_frame(lead: tuple[int, ...]) -> None:
+    schedule = dc.schedules.Cosine(log_snr_min=-8.0, log_snr_max=8.0)
+    start = np.linspace(1.0, 0.5, int(np.prod(lead))).reshape(lead)
+    plan = dc.samplers.ancestral(schedule, grid=dc.grids.uniform(schedule, 3, start=start), gamma=0.1)
+    for _, got, want in stages(plan, torch.float32, (2, 3, 500)):
+        agree(got, want)
+
+
+@case
+def test_guidance_is_fused_and_a_stage_may_be_in_place() -> None:
+    plan = plans()["dpm3_sde"]
+    state = dc.start(plan, shape=(2, 700), like=torch.zeros(1, device=DEVICE), seed=1)
+    state = state._replace(estimates=tuple(torch.randn_like(e) for e in state.estimates))
+    table = torch.tensor(plan.coefficients("v"), dtype=torch.float32, device=DEVICE)
+    y, other, number = torch.randn_like(state.z), torch.randn_like(state.z), torch.tensor([1], device=DEVICE)
+    given: dict[str, Any] = {"stochastic": True, "transform_x": CLIP}
+    want = kernel().stage(state, 3.0 * y - 2.0 * other, table, number, (), **given)
+    guided = kernel().stage(state, y, table, number, (), other=other, weight=2.0, **given)
+    agree(guided, want)
+    pointers = state.z.data_ptr(), state.estimates[-1].data_ptr()
+    here = kernel().stage(state, y, table, number, (), other=other, weight=2.0, in_place=True, **given)
+    assert (here.z.data_ptr(), here.estimates[0].data_ptr()) == pointers
+    assert torch.equal(here.z, guided.z)
+    assert all(torch.equal(a, b) for a, b in zip(here.estimates, guided.estimates, strict=True))
+
+
+@case
+@pytest.mark.parametrize("name", list(plans()))
+def test_a_run_with_the_kernel_is_the_plain_run(name: str) -> None:
+    plan = plans()[name]
+    state = dc.start(plan, shape=(2, 40), like=torch.zeros(1, device=DEVICE), seed=1)
+    seen: list[int] = []
+    run = Run(
+        lambda z, log_snr: -0.5 * z,
+        plan,
+        plan.coefficients("v"),
+        CLIP,
+        callback=lambda reached: seen.append(int(reached.index)),
+    )
+    end = backend._run_kernel(run, state, kernel())
+    assert seen == list(range(1, len(plan) + 1))
+    want = dc.sample(run.denoise, plan, state, prediction="v", transform_x=CLIP, compile=False)
+    torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
+    assert kernel().serves(state, CLIP)
+    assert not kernel().serves(state, lambda x: x)
+    assert not kernel().serves(state._replace(z=state.z.double()), None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="a graph needs a device")
+def test_a_run_replays_as_one_graph() -> None:
+    plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=32)
+    state = dc.start(plan, shape=(2, 5000), like=torch.zeros(1, device="cuda"), seed=1)
+
+    def run() -> torch.Tensor:
+        return dc.sample(lambda z, log_snr: -0.5 * z, plan, state, prediction="v", transform_x=CLIP)
+
+    want = run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run()
+    got.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got, want)
