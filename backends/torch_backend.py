@@ -52,8 +52,10 @@ class TorchBackend(ArrayAPIBackend):
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
             fuse = state.z.is_cuda if run.compile is None else run.compile
             if fuse and (state.z.is_cuda or state.z.numel() >= FUSED):
-                kernel = _kernel() if state.z.is_cuda and run.compile is not True and run.noise is None else None
-                if kernel is not None and run.held is None and kernel.serves(state, run.transform_x):
+                followed = torch.is_grad_enabled() or _is_traced()
+                takes = state.z.is_cuda and run.compile is None and run.noise is None and run.held is None
+                kernel = _kernel() if takes and not followed else None
+                if kernel is not None and kernel.serves(state, run.transform_x):
                     try:
                         return self._run_kernel(run, state, kernel)
                     except Exception as error:
@@ -220,8 +222,12 @@ def _warn(what: str, error: Exception, instead: str) -> None:
 
 
 def _is_traced() -> bool:
-    """Return whether a compiler, or forward-mode differentiation, follows what happens to tensors."""
-    return torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", -1) >= 0
+    """Return whether a compiler, forward-mode differentiation or a transformation follows what happens to tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or getattr(forward_ad, "_current_level", -1) >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _shared(tensor: Any) -> Any:
