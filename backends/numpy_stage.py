@@ -20,8 +20,8 @@ from diffcore.backends import numpy_noise
 LARGE = 1 << 15
 """Elements from which an array goes through the cache in pieces; below, a call costs more than it saves."""
 
-PIECE = 1 << 15
-"""Elements of a piece: 128 KiB a buffer in float32."""
+PIECE = 1 << 17
+"""Elements of a piece: 512 KiB a buffer in float32; see `numpy_noise.CHUNK`."""
 
 AHEAD = 1 << 14
 """Numbers of noise that are drawn ahead."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
+from types import FunctionType
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -131,7 +132,7 @@ class TorchBackend(ArrayAPIBackend):
                 held = (run.held.x, run.held.known, known[stage + 1], drawn, None if run.noise else state.seeds)
             arrays = (state.z, state.saved, state.estimates, y, rows[stage], eps, words, draws[stage], held)
             try:
-                z, saved, estimates = _fused()(*arrays, transform_x=run.transform_x)
+                z, saved, estimates = _fused(*_kind(arrays))(*arrays, transform_x=run.transform_x)
             except Exception as error:
                 if stage > first or not _is_compiler_error(error):
                     raise
@@ -206,10 +207,23 @@ def _kernel() -> Any:
     return torch_triton
 
 
-@cache
-def _fused() -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(_stage, fullgraph=True)
+@lru_cache(maxsize=64)
+def _fused(*signature: Any) -> Callable[..., Any]:
+    """Return the compiled stage for arrays of one kind: shape, dtype, device and which there are.
+
+    The compiler counts recompilations of a code object and gives up at eight, and sizes that vary make it write loops for
+    sizes that vary, which are many times slower: so each kind has a code object of its own.
+    """
+    own = FunctionType(_stage.__code__.replace(), _stage.__globals__)
+    compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False)
     return compiled
+
+
+def _kind(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what `_fused` tells apart."""
+    z, saved, estimates, y, _, eps, words, _, held = arrays
+    there = tuple(array is not None for array in (saved, eps, words, held))
+    return tuple(z.shape), z.dtype, y.dtype, z.device, len(estimates), there
 
 
 def _warn(what: str, error: Exception, instead: str) -> None:

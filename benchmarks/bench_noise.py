@@ -36,6 +36,6 @@ def test_noise(timed: Any, device: str, size: int, library: str, dtype: str, who
         if library == "numpy":
             pytest.skip("NumPy has no compiler")
         torch = importlib.import_module("torch")
-        call, draw = torch.compile(ours, fullgraph=True), torch.tensor(3)
+        call, draw = torch.compile(ours, fullgraph=True, dynamic=False), torch.tensor(3)
     group = f"noise, {library}, {size} numbers, {dtype}, {device}"
     timed(lambda: arrays.ready(call(draw, shape)), group, whose, "peer" if whose == "native" else "ours")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,11 +51,8 @@ def main() -> int:
                 ]
             else:
                 command = ["benchmarks", "--device=cuda", "--quick", "-k", part, "--json", str(path)]
-            try:
-                code = subprocess.run(
-                    [sys.executable, "-m", *command], check=False, cwd=HERE.parent, timeout=max(left, 1)
-                ).returncode
-            except subprocess.TimeoutExpired:
+            code = _run(command, left)
+            if code is None:
                 found["cut"].append(part)
                 continue
             if not path.exists():
@@ -73,6 +72,17 @@ def main() -> int:
     print(json.dumps({"tests": found["tests"], "cut": found["cut"]}))
     tests = found["tests"]
     return int(bool(found["cut"]) or tests is None or bool(tests["failed"]))
+
+
+def _run(command: list[str], seconds: float) -> int | None:
+    """Return a command's exit status, or None where the time was up and it was ended with all that it started."""
+    started = subprocess.Popen([sys.executable, "-m", *command], cwd=HERE.parent, start_new_session=True)
+    try:
+        return started.wait(timeout=max(seconds, 1.0))
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+        return None
 
 
 def _counts(path: Path) -> dict[str, Any]:

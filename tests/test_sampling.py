@@ -229,10 +229,21 @@ def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monk
     assert counters["stats"]["unique_graphs"] == 4
 
 
+def test_on_torch_ten_sizes_are_ten_graphs_and_none_falls_back() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
+    for size in range(4096, 4106):  # the compiler alone would give up at eight, with a warning, which is an error here
+        dc.sample(denoise, plan, torch.ones(1, size), prediction="v", compile=True)
+    assert counters["stats"]["unique_graphs"] == 10
+
+
 def test_on_torch_a_small_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcore.backends import torch_backend
 
-    monkeypatch.setattr(torch_backend, "_fused", lambda: pytest.fail("compiled"))
+    monkeypatch.setattr(torch_backend, "_fused", lambda *_: pytest.fail("compiled"))
     plan = SAMPLERS["ddim"](schedule_of("vp"), steps=3)
     z = start_of(torch.from_numpy)
     plain = dc.sample(denoise, plan, z, prediction="v")
