@@ -172,7 +172,10 @@ def tables(by_steps: dict[str, dict[int, dict[str, float]]], by_plan: dict[str, 
         )
     for name, plans_found in by_plan.items():
         text += [f"**{name.capitalize()}**, KL in nats by sampler\n"]
-        text += ["| | none | replacement | reconstruction, best w | moment matching | exact |", "|---|---|---|---|---|---|"]
+        text += [
+            "| | none | replacement | reconstruction, best w | moment matching | exact |",
+            "|---|---|---|---|---|---|",
+        ]
         for plan, found in plans_found.items():
             cells = [found["none"], found["replacement"], found[best(found)], found["moment matching"]]
             numbers = [f"{value:.3g}" for value in (*cells, found["exact conditional denoiser"])]

@@ -1,6 +1,6 @@
-r"""Known elements of a state, and how a run holds them: after every stage they are overwritten,
+r"""Known elements of a state, and how a run holds them: after every stage they are overwritten.
 
-    z^a <- c_z z^a + c_x x^a + c_eps eps,
+    z^a <- c_z z^a + c_x x^a + c_eps eps
 
 where z^a on the right is the state before the stage and eps is noise of its own. So what holds them is, like a sampler,
 a table: three numbers a stage, worked out on the host in float64. Its first row is for the state that a run starts from.
@@ -112,9 +112,7 @@ def draw(backend: Any, state: State, source: Draw | None, number: Any, stages: i
         return sampling.drawn_from(source, stages + 1 + number, shape, state.z)
     if state.seeds is None:
         raise ValueError("step: the state has no seeds, so give `noise`, or start with `seed`")
-    return backend.normal(
-        state.seeds, number, shape, dtype=state.z.dtype, device=_array.device(state.z), stream=STREAM
-    )
+    return backend.normal(state.seeds, number, shape, dtype=state.z.dtype, device=_array.device(state.z), stream=STREAM)
 
 
 def overwrite(z: Array, before: Array, x: Array, known: Array, row: Any, eps: Array | None) -> Array:

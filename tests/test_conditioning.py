@@ -53,9 +53,7 @@ def coded(draw: Any, shape: tuple[int, ...]) -> Any:
 
 @every_sampler
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
-def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(
-    make: Callable[..., Any], scaling: str
-) -> None:
+def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Callable[..., Any], scaling: str) -> None:
     """z_k^a = alpha_k x^a + sigma_k eps with its own draw, at the start, in a corrector, and between two stages."""
     plan = make(schedule_of(scaling), steps=5)
     seen = []
@@ -322,9 +320,10 @@ def test_on_torch_one_graph_serves_every_stage_and_both_variants() -> None:
     z = torch.from_numpy(CLIP)
     for name, variant in (("ancestral0", "marginal"), ("predictor_corrector", "posterior")):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
+        mixes = lambda z, log_snr: 0.3 * z.mean(1, keepdim=True) - 0.6 * z  # noqa: E731  # so that z^a reaches z^b
         kept: dict[str, Any] = {"seed": 9, "prediction": "v", "constraint": given(variant)}
-        fused = dc.sample(denoise, plan, z, compile=True, **kept)
-        np.testing.assert_allclose(host(fused), host(dc.sample(denoise, plan, z, **kept)), atol=2e-6)
+        fused = dc.sample(mixes, plan, z, compile=True, **kept)
+        np.testing.assert_allclose(host(fused), host(dc.sample(mixes, plan, z, **kept)), atol=5e-6)
         np.testing.assert_array_equal(host(fused)[KNOWN], CLIP[KNOWN])
     assert counters["stats"]["unique_graphs"] == 1
 
@@ -372,7 +371,7 @@ def test_bad_input_says_what_to_do(call: Callable[[dc.Plan], Any], error: type[E
 def test_a_state_without_seeds_asks_for_noise() -> None:
     plan = SAMPLERS["ddim"](schedule_of("vp"), steps=4)
     state = dc.start(plan, CLIP, noise=coded)
-    with pytest.raises(ValueError, match="no seeds.*`noise`"):
+    with pytest.raises(ValueError, match=r"no seeds.*`noise`"):
         dc.sample(denoise, plan, state, prediction="v", constraint=given())
 
 

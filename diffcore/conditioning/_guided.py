@@ -159,9 +159,7 @@ def along(function: str, value: Any, data: Array) -> Any:
     return _array.along(function, "log_snr", value, data, xp)
 
 
-def _jacobian(
-    function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level
-) -> tuple[Array, Pull]:
+def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level) -> tuple[Array, Pull]:
     """Return y and u -> (dy/dz)^T u: by the library's gradients, or in closed form for an exact denoiser on NumPy."""
     from diffcore import backends
 

@@ -95,9 +95,7 @@ def drawn_by(
     for stage, log_snr in enumerate(plan.log_snr):
         at = put(np.broadcast_to(log_snr, (count + 1, *plan.lead[1:])), like)
         y = denoise(state.z, at)
-        rows = flat(
-            dc.step(plan, state._replace(index=stage), y, prediction=kind, noise=source, constraint=constraint)
-        )
+        rows = flat(dc.step(plan, state._replace(index=stage), y, prediction=kind, noise=source, constraint=constraint))
         response = (rows - rows[0])[1:]
         own, noise = response[: parts * size], response[parts * size :]
         mean = rows[0] + mean @ own
