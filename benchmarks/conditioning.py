@@ -1,6 +1,6 @@
 """How far conditioning is from the truth: Gaussian videos whose conditional distribution is known.
 
-    python -m benchmarks.conditioning            # about three minutes; rewrites the table and figure of docs/conditioning.md
+    python -m benchmarks.conditioning            # about a minute; rewrites the table and figure of docs/conditioning.md
     python -m benchmarks.conditioning --steps 64 # a part, printed only
 
 The divergence is KL(drawn || q(x^b given x^a)) in nats, of the unknown elements, averaged over x^a from the data. No
@@ -173,7 +173,7 @@ def tables(by_steps: dict[str, dict[int, dict[str, float]]], by_plan: dict[str, 
     for name, plans_found in by_plan.items():
         text += [f"**{name.capitalize()}**, KL in nats by sampler\n"]
         text += [
-            "| | none | replacement | reconstruction, best w | moment matching | exact |",
+            "| | none | replacement, marginal | reconstruction, best w | moment matching | exact conditional |",
             "|---|---|---|---|---|---|",
         ]
         for plan, found in plans_found.items():
@@ -211,7 +211,12 @@ def draw(by_steps: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
         right.set(xscale="log", yscale="log", xlabel="steps, ancestral sampler")
         left.set_title(name)
         right.set_title(name)
-    panels[0, 0].legend(fontsize="small")
+    for panel in panels.ravel():
+        ticks = (1, 2, 5, 10, 20, 50) if "weight" in panel.get_xlabel() else STEPS
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        panel.minorticks_off()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=110)
 
 

@@ -1,6 +1,6 @@
 r"""Known elements of a state, and how a run holds them: after every stage they are overwritten.
 
-    z^a <- c_z z^a + c_x x^a + c_eps eps,
+    z^a <- c_z z^a + c_x x^a + c_eps eps
 
 where z^a on the right is the state before the stage and eps is noise of its own. So what holds them is, like a sampler,
 a table: three numbers a stage, worked out on the host in float64. Its first row is for the state that a run starts from.

@@ -66,6 +66,13 @@ CASES = {
     "no tokens": Case(TOKENS, (2, 2, 4, 4), [-4.0, 4.0]),
 }
 BUSY = "tokens, none of them in a sample"
+SLOPES = [  # every kind of weight and of call
+    BUSY,
+    "some frames are images, both ends",
+    "one level",
+    "three levels, no multiple of their stride",
+    "labels per frame",
+]
 every_case = pytest.mark.parametrize("name", CASES)
 every_backend = pytest.mark.parametrize("backend", FRAMEWORKS)
 compiled_backends = pytest.mark.parametrize("backend", [TORCH, JAX])
@@ -204,6 +211,11 @@ def differentiate(name: str, backend: str, checkpointing: bool = False) -> Run:
         return Run(host(y), host(z.grad), found)
 
 
+def answer(name: str, backend: str) -> Any:
+    """Return what a backend says, from the run that is differentiated where there is one."""
+    return differentiate(name, backend).y if name in SLOPES else say(config_of(name), backend, *arguments(name))
+
+
 @functools.cache
 def reference(name: str) -> Any:
     return say(config_of(name), "numpy", *arguments(name))
@@ -222,12 +234,12 @@ def error(found: Any, truth: Any) -> float:
 @every_case
 @compiled_backends
 def test_every_backend_is_the_reference(name: str, backend: str) -> None:
-    assert error(differentiate(name, backend).y, reference(name)) < 1e-10
+    assert error(answer(name, backend), reference(name)) < 1e-10
 
 
 @pytest.mark.torch
 @pytest.mark.jax
-@every_case
+@pytest.mark.parametrize("name", SLOPES)
 def test_the_gradients_of_torch_and_jax_are_equal(name: str) -> None:
     one, two = differentiate(name, "torch"), differentiate(name, "jax")
     np.testing.assert_allclose(one.z_gradient, two.z_gradient, rtol=1e-8, atol=1e-8)
@@ -454,7 +466,7 @@ def test_temporal_attention_in_parts_is_the_same(backend: str, monkeypatch: pyte
 
 @compiled_backends
 def test_checkpointing_changes_no_gradient(backend: str) -> None:
-    kept, again = (differentiate(BUSY, backend, checkpointing=checkpointing) for checkpointing in (False, True))
+    kept, again = (differentiate("one level", backend, checkpointing=checkpointing) for checkpointing in (False, True))
     np.testing.assert_allclose(again.z_gradient, kept.z_gradient, rtol=1e-10, atol=1e-10)
     for name, truth in kept.gradients.items():
         np.testing.assert_allclose(again.gradients[name], truth, rtol=1e-10, atol=1e-10, err_msg=name)
@@ -575,7 +587,7 @@ def test_the_transforms_of_nnx_take_the_network() -> None:
     import jax.numpy as jnp
     from flax import nnx
 
-    config = preset("tiny", attention=())
+    config = preset("tiny", multipliers=(1,), attention=())
     model = model_of(config, "jax", "float32")
     z = jnp.asarray(draw(1, 2, 4, 4, 1), dtype=jnp.float32)
 

@@ -61,7 +61,8 @@ class UNet3D(nnx.Module):
         take: Take = lambda name: nnx.Param(jax.device_put(np.array(weights[name], self.dtype), device))  # noqa: E731
         for layer in range(config.mlp_layers):
             _place(self, f"embed.{layer}", Linear(take, f"embed.{layer}"))
-        self.condition = _CONDITIONS[config.condition](config, take)
+        if config.condition != "none":
+            self.condition = _CONDITIONS[config.condition](config, take)
         self.input = Conv(take, "input")
         for row in structure.rows(config):
             _place(self, row.name, Block(config, row, take) if row.kind == "block" else Conv(take, row.name))
@@ -88,15 +89,15 @@ class UNet3D(nnx.Module):
         """
         sizes = _inputs.check(self.config, z, log_snr, cond, images)
         key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else rngs
-        return _forward(self, z, log_snr, cond, key if self.config.dropout else None, sizes=sizes)
+        return _forward(self, jnp.asarray(z), log_snr, cond, key if self.config.dropout else None, sizes=sizes)
 
     def embedding(self, log_snr: jax.Array, cond: Any) -> jax.Array:
         """Return what log-SNR and condition are turned into, (..., embedding), the leading axes those of both."""
         limit = structure.LOG_SNR_LIMIT
         angles = jnp.clip(log_snr, -limit, limit)[..., None] * jnp.asarray(structure.FREQUENCIES, log_snr.dtype)
         e = self.part("embed.0")(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))
-        c = self.condition(cond)
-        if c is not None:
+        if self.config.condition != "none":
+            c = self.condition(cond)
             e, c = _lead(e, c), _lead(c, e)
             e = e + c
         for layer in range(1, self.config.mlp_layers):
@@ -110,7 +111,6 @@ class UNet3D(nnx.Module):
 
 @partial(jax.jit, static_argnames="sizes")
 def _forward(model: UNet3D, z: Any, log_snr: Any, cond: Any, key: Any, *, sizes: _inputs.Sizes) -> jax.Array:
-    z = jnp.asarray(z)
     e = _per_frame(model.embedding(jnp.asarray(log_snr, model.dtype), cond), sizes)
     e = jax.nn.silu(e).astype(model.compute_dtype)
     h = model.input(z.astype(model.compute_dtype).reshape(-1, *z.shape[2:]))
@@ -164,8 +164,8 @@ class Conv(Affine):
     """A 3x3 convolution of each frame."""
 
     def __call__(self, h: jax.Array, stride: int = 1) -> jax.Array:
-        weight, steps, border = self.weight[...].astype(h.dtype), (stride, stride), ((1, 1), (1, 1))
-        out = lax.conv_general_dilated(h, weight, steps, border, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        weight, layouts = self.weight[...].astype(h.dtype), ("NHWC", "HWIO", "NHWC")
+        out = lax.conv_general_dilated(h, weight, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layouts)
         return out + self.bias[...].astype(h.dtype)
 
 
@@ -278,16 +278,6 @@ class TimeAttention(Attention):
         return jnp.concatenate([mixed, alone], axis=1).reshape(tokens.shape)
 
 
-class NoCondition(nnx.Module):
-    """No condition."""
-
-    def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        pass
-
-    def __call__(self, cond: Any) -> None:
-        return None
-
-
 class ClassCondition(nnx.Module):
     """A vector per class; the last one is that of the null condition."""
 
@@ -298,11 +288,8 @@ class ClassCondition(nnx.Module):
         return self.classes[-1 if cond is None else cond]
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(Affine):
     """The norm of each token."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return jax.nn.standardize(tokens, epsilon=structure.EPSILON) * self.weight[...] + self.bias[...]
@@ -320,22 +307,21 @@ class TokenCondition(nnx.Module):
         query, null = self.query[...], self.null[...]
         if cond is None:
             return null
-        tokens, mask = jnp.asarray(cond[0], null.dtype), jnp.asarray(cond[1], bool)
-        normed = self.norm(tokens)
+        normed, mask = self.norm(jnp.asarray(cond[0], null.dtype)), jnp.asarray(cond[1], bool)
         logits = self.keys(normed) @ query / len(query) ** 0.5
         share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
         pooled = jnp.einsum("...l,...ld->...d", share, self.values(normed))
         return jnp.where(mask.any(axis=-1)[..., None], pooled, null)
 
 
-_CONDITIONS: dict[str, Any] = {"none": NoCondition, "class": ClassCondition, "tokens": TokenCondition}
+_CONDITIONS: dict[str, Any] = {"class": ClassCondition, "tokens": TokenCondition}
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("nihd,njhd->nhij", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
-    return jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    return jnp.einsum("njhd,nhij->nihd", v, jax.nn.softmax(logits, axis=-1).astype(v.dtype))
 
 
 def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffcore import _array, levels, predictions
 from diffcore._array import Array
-from diffcore.conditioning._observed import Host, beside, check, known_of
+from diffcore.conditioning._observed import check, known_of
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -224,6 +224,3 @@ def moved(z: Array, at: Linear, delta: Array) -> Array:
     """Return what the denoiser would have said for x-hat + delta, in its own kind of prediction."""
     xp = _array.library(z)
     return xp.astype(at.y + at.from_x * delta, z.dtype, copy=False)
-
-
-__all__ = ["Given", "Guided", "Host", "Linear", "Seen", "Term", "along", "beside", "given", "linearise", "moved", "see"]

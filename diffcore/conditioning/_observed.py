@@ -10,7 +10,7 @@ import numpy as np
 from diffcore import _array
 from diffcore._array import Array
 
-Host = (np.ndarray, list, tuple, bool, int, float, np.generic)
+HOST: tuple[type, ...] = (np.ndarray, list, tuple, bool, int, float, np.generic)
 
 
 def check(function: str, observed: Any, mask: Any) -> None:
@@ -24,7 +24,7 @@ def check(function: str, observed: Any, mask: Any) -> None:
     for argument, value in (("observed", observed), ("mask", mask)):
         if value is None and argument == "mask":
             continue
-        array = np.asarray(value) if isinstance(value, Host) else value
+        array = np.asarray(value) if isinstance(value, HOST) else value
         _array.namespace(function, **{argument: array})
         if argument == "observed" and not isinstance(value, float):
             _array.check_floating(function, **{argument: array})
@@ -76,7 +76,7 @@ def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bo
         ValueError: it does not broadcast.
     """
     xp = _array.namespace(function, data=like)
-    if isinstance(value, Host):
+    if isinstance(value, HOST):
         host = np.array(value)  # a copy: torch warns of read-only arrays
         value = xp.asarray(host != 0 if boolean else host, device=_array.device(like))
     _array.namespace(function, **{"the data": like, argument: value})

@@ -144,7 +144,8 @@ def moment_matching(
         denoise, observed, mask, measure, prediction, schedule: as for `reconstruction`.
         noise_std: s >= 0, the standard deviation of the noise in what was observed.
         iterations: of conjugate residuals, at least 1; each takes one pullback of the denoiser, about twice the cost of
-            calling it. As many as there are observed numbers solve the system exactly; 5 come close.
+            calling it. As many as there are observed numbers solve the system exactly; fewer leave part of the way from
+            x-hat to go.
 
     Returns:
         `MomentMatching`, a callable (z, log_snr) -> prediction with the attributes `prediction` and `scaling`.

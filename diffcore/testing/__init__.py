@@ -11,6 +11,8 @@
   `check_interleaved`, `check_resumed`
 * noise, a backend: `check_noise`, `check_backend`
 
+and `drawn_by`, the exact moments of what a run draws with any affine denoiser and any constraint.
+
 A check raises AssertionError with a message that says which identity, where, and by how much. It needs no test runner;
 the Hypothesis strategies in `diffcore.testing.strategies`, which draw what to check it on, need diffcore[test].
 """
@@ -18,6 +20,7 @@ the Hypothesis strategies in `diffcore.testing.strategies`, which draw what to c
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diffcore.testing.affine import drawn_by
 from diffcore.testing.conformance import check_backend
 from diffcore.testing.convergence import Convergence, check_order, order_of_convergence
 from diffcore.testing.estimates import (
@@ -89,6 +92,7 @@ __all__ = [
     "check_schedule",
     "conformance",
     "convergence",
+    "drawn_by",
     "estimates",
     "identities",
     "order_of_convergence",

@@ -53,6 +53,7 @@ def drawn_by(
 
     Raises:
         ValueError: levels per sample.
+        TypeError: `prediction` is missing and the denoiser does not say.
 
     >>> from diffcore import exact, samplers, schedules
     >>> data, plan = exact.Gaussian(np.zeros(2), np.diag([1.0, 0.25])), samplers.ancestral(schedules.Cosine(), steps=16)
@@ -63,7 +64,9 @@ def drawn_by(
         raise ValueError(f"testing.drawn_by: `plan` has levels of shape {plan.lead}, but takes () or (1, T)")
     if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
         denoise = denoise.with_scaling(plan.scaling)
-    kind: Any = getattr(denoise, "prediction", None) if prediction is None else prediction
+    kind = getattr(denoise, "prediction", None) if prediction is None else prediction
+    if kind is None:
+        raise TypeError("testing.drawn_by: `prediction` is missing; say what the denoiser returns")
     like = np.zeros(()) if like is None else like
     size, parts = math.prod(event), 1 + int(plan.saves) + plan.history
     count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known
