@@ -10,6 +10,7 @@ import pytest
 
 import diffcore as dc
 from benchmarks import arrays
+from diffcore import backends
 
 CASES = [("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16"), ("jax", "float32"), ("jax", "bfloat16")]
 
@@ -25,9 +26,10 @@ def test_noise(timed: Any, device: str, size: int, library: str, dtype: str, who
     shape = arrays.shape_of(size)
     like = arrays.array(library, (1,), dtype, device)
     draw: Any = 3
+    words = backends.of(like).seeds(dc.noise.seed_words(7, shape[0]), like)  # once a run, as `dc.sample` does
 
     def ours(draw: Any, shape: tuple[int, ...]) -> Any:
-        return dc.noise.normal(7, draw, shape, like=like)
+        return dc.noise.normal(words, draw, shape, like=like)
 
     call = dc.noise.native(7, like=like) if whose == "native" else ours
     if library == "jax" and whose != "diffcore":
