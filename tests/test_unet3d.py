@@ -707,3 +707,17 @@ def test_a_model_of_no_condition_has_no_null(backend: str) -> None:
 def test_float64_on_jax_needs_its_64_bits() -> None:
     with pytest.raises(ValueError, match=r"`dtype` is 'float64'.*enable_x64"):
         build(preset("tiny"), "jax", dtype="float64")
+
+
+@every_backend
+def test_a_label_out_of_range_is_never_taken_for_another(backend: str) -> None:
+    model = model_of(preset("tiny", condition="class", classes=3, attention=()), backend, "float32")
+    z, label = draw(1, 1, 4, 4, 1).astype("float32"), np.array([4])
+    if backend == "jax":
+        assert np.isnan(np.asarray(model(z, 0.0, label))).all()
+        return
+    if backend == "torch":
+        torch = importlib.import_module("torch")
+        z, label = torch.from_numpy(z), torch.from_numpy(label)
+    with pytest.raises(IndexError):
+        model(z, 0.0, label)

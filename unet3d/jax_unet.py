@@ -285,7 +285,8 @@ class ClassCondition(nnx.Module):
         self.classes = take("condition.classes")
 
     def __call__(self, cond: Any) -> jax.Array:
-        return self.classes[-1 if cond is None else cond]
+        classes = self.classes[...]
+        return classes[-1] if cond is None else jnp.take(classes, cond, axis=0, mode="fill")  # NaN where out of range
 
 
 class LayerNorm(Affine):
