@@ -120,3 +120,8 @@ class Backend(Protocol):
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function compiled (torch.compile, jax.jit), or itself where there is no compiler."""
+
+    def trace(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of arrays (and of None and tuples of them) that is traced once for all arrays of the same
+        shapes, where the library traces whole runs; elsewhere the function itself.
+        """

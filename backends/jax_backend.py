@@ -104,6 +104,9 @@ class JAXBackend(ArrayAPIBackend):
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function)
 
+    def trace(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function)
+
 
 @partial(jax.jit, static_argnames="transform_x")
 def _stage(

@@ -13,7 +13,7 @@ from diffcore.plan import Plan
 from diffcore.sampling import State, sample, start, step
 
 if TYPE_CHECKING:
-    from diffcore import backends, conditioning, exact, likelihood, metrics, testing, unet3d
+    from diffcore import backends, conditioning, exact, likelihood, metrics, testing, unet3d, video
 
 __version__ = "0.1.0"
 
@@ -42,10 +42,11 @@ __all__ = [
     "testing",
     "times",
     "unet3d",
+    "video",
     "weights",
 ]
 
-_LAZY = ("backends", "conditioning", "exact", "likelihood", "metrics", "testing", "unet3d")
+_LAZY = ("backends", "conditioning", "exact", "likelihood", "metrics", "testing", "unet3d", "video")
 
 
 def __getattr__(name: str) -> Any:

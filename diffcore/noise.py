@@ -45,6 +45,30 @@ def seed_words(seeds: int | Sequence[int] | npt.NDArray[Any], batch: int) -> npt
     return np.array([(value & 0xFFFFFFFF, value >> 32) for value in values], dtype=np.uint32).reshape(batch, 2)
 
 
+def fold_in(seeds: int | Sequence[int] | npt.NDArray[Any], number: int, batch: int, *, stream: int = 5) -> list[int]:
+    """Return a seed for each sample that belongs to (its seed, number): for the parts of something that has one seed.
+
+    Args:
+        seeds: as in `seed_words`.
+        number: of the part, an int in [0, 2^32).
+        batch: how many samples.
+        stream: a small int that sets independent uses apart.
+
+    Returns:
+        `batch` ints in [0, 2^64): 64 bits of Philox keyed by the seed, so that parts are as independent as seeds are.
+
+    Raises:
+        TypeError, ValueError: as `seed_words`; a number out of range.
+
+    >>> fold_in(7, 0, 2)[1] == fold_in(8, 0, 1)[0], fold_in(7, 0, 1) == fold_in(7, 1, 1)
+    (True, False)
+    """
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < 2**32:
+        raise ValueError(f"noise.fold_in: `number` is {number!r}, but takes an int in [0, 2^32)")
+    words = bits(seed_words(seeds, batch), int(number), (batch, 2), stream=stream)
+    return [int(low) | int(high) << 32 for low, high in words]
+
+
 def _check_seed(seed: object) -> int:
     if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer):
         raise TypeError(f"noise: `seed` has {seed!r}, but takes ints in [0, 2^64)")

@@ -3,6 +3,7 @@ r"""Conditional sampling without a conditional model: part of x is known, or som
 | what | how it is used | gradients | on Gaussian data |
 |---|---|---|---|
 | `replacement(observed, mask)` | `dc.sample(..., constraint=...)` | none | biased: the rest does not see what is known |
+| `projection(observed, ...)` | `dc.sample(..., transform_x=...)` | none | the same, for averages over pixels or frames |
 | `reconstruction(denoise, ...)` | in place of `denoise`, beside replacement | one pullback a call | close at its best weight |
 | `moment_matching(denoise, ...)` | in place of `denoise` | one pullback an iteration | exact for any linear measurement |
 
@@ -15,6 +16,7 @@ Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1; Finzi et al. 2023 (arXiv 23
 
 from diffcore.conditioning.measurements import Downsample, FrameAverage, downsample, frame_average, frames
 from diffcore.conditioning.moment_matching import MomentMatching, moment_matching
+from diffcore.conditioning.projection import Projection, projection
 from diffcore.conditioning.reconstruction import Reconstruction, reconstruction
 from diffcore.conditioning.replacement import Replacement, replacement
 
@@ -22,12 +24,14 @@ __all__ = [
     "Downsample",
     "FrameAverage",
     "MomentMatching",
+    "Projection",
     "Reconstruction",
     "Replacement",
     "downsample",
     "frame_average",
     "frames",
     "moment_matching",
+    "projection",
     "reconstruction",
     "replacement",
 ]

@@ -32,6 +32,15 @@ class Downsample:
         blocks = xp.reshape(x, (*lead, height // f, f, width // g, g, channels))
         return xp.mean(blocks, axis=(-4, -2))
 
+    def spread(self, y: Array) -> Array:
+        """Return the least x, (..., H, W, C), that has these means: each pixel of a block has the block's."""
+        xp = _array.namespace("conditioning.downsample", y=y)
+        f, g = self.factor
+        *lead, height, width, channels = y.shape
+        blocks = xp.reshape(y, (*lead, height, 1, width, 1, channels))
+        whole = xp.broadcast_to(blocks, (*lead, height, f, width, g, channels))
+        return xp.reshape(whole, (*lead, height * f, width * g, channels))
+
 
 def downsample(factor: int | tuple[int, int]) -> Downsample:
     """Return the measurement of super-resolution: the mean over blocks of pixels, (..., H, W, C) -> (..., H/f, W/f, C).
@@ -67,6 +76,13 @@ class FrameAverage:
             )
         batch, frames, *rest = x.shape
         return xp.mean(xp.reshape(x, (batch, frames // self.count, self.count, *rest)), axis=2)
+
+    def spread(self, y: Array) -> Array:
+        """Return the least x, (B, T, ...), that has these means: each frame of a block has the block's."""
+        xp = _array.namespace("conditioning.frame_average", y=y)
+        batch, blocks, *rest = y.shape
+        whole = xp.broadcast_to(xp.reshape(y, (batch, blocks, 1, *rest)), (batch, blocks, self.count, *rest))
+        return xp.reshape(whole, (batch, blocks * self.count, *rest))
 
 
 def frame_average(count: int) -> FrameAverage:

@@ -108,7 +108,7 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
 def check_contract(backend: Backend) -> None:
     """Check that a backend has every member of the contract, and takes the arguments that the loop passes."""
     members = ("name", "seeds", "normal", "bits", "index", "traces", "advance", "run", "cond", "repeat", "gradient")
-    for name in (*members, "compile"):
+    for name in (*members, "compile", "trace"):
         fail_unless(hasattr(backend, name), "contract", f"{type(backend).__name__} has no {name!r}")
     fail_unless(isinstance(backend, Backend), "contract", f"{type(backend).__name__} is no diffcore.backends.Backend")
     fail_unless(isinstance(backend.name, str) and backend.name, "contract", f"`name` is {backend.name!r}, not a text")

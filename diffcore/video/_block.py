@@ -1,0 +1,131 @@
+"""One block: a run of the sampler that is conditioned on known frames, and on a smaller version of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array, conditioning, noise, sampling
+from diffcore._array import Array
+from diffcore.plan import Plan
+from diffcore.predictions import Prediction, table
+
+METHODS = ("reconstruction", "replacement", "moment_matching")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sampler:
+    """What draws a block: the arguments that `extend`, `interpolate` and `upscale` share; `extend` documents them."""
+
+    function: str
+    stream: int
+    denoise: Callable[[Array, Array], Array]
+    plan: Plan
+    method: str
+    weight: Any
+    iterations: int
+    seed: Any
+    prediction: Prediction | None
+    transform_x: Callable[[Array], Array] | None
+    compile: bool | None
+    callback: Callable[[sampling.State], object] | None
+    traced: dict[Any, Callable[..., Array]] = field(default_factory=dict)
+    """A run for each pattern of known frames: a stream has two or three, and its blocks share their traces."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"{self.function}: `method` is {self.method!r}, but takes one of {list(METHODS)}")
+        if not callable(self.denoise):
+            raise TypeError(
+                f"{self.function}: `denoise` is {type(self.denoise).__name__}, but takes a callable (z, log_snr)"
+            )
+        if not isinstance(self.plan, Plan):
+            raise TypeError(
+                f"{self.function}: `plan` is {type(self.plan).__name__}, but takes a diffcore.Plan; see diffcore.samplers"
+            )
+        if self.prediction is None and getattr(self.denoise, "prediction", None) is None:
+            raise TypeError(
+                f"{self.function}: `prediction` is missing; say what the denoiser returns, one of {sorted(table())}"
+            )
+
+    def draw(
+        self,
+        number: int,
+        shape: tuple[int, ...],
+        known: list[tuple[int, Array]],
+        like: Array,
+        low: Array | None = None,
+        measure: Callable[[Array], Array] | None = None,
+    ) -> Array:
+        """Return a block with known frames in their places.
+
+        Args:
+            number: of its first new frame in the video, which sets its noise apart from that of all others.
+            shape: (B, T, H, W, C) of the block.
+            known: (place, frames (B, n, H, W, C)).
+            like: any array of the video.
+            low, measure: what is measured of the block.
+        """
+        from diffcore import backends
+
+        xp, backend = _array.library(like), backends.of(like)
+        which, given = np.zeros(shape[1], dtype=np.bool_), None
+        if known:
+            blank = xp.zeros((shape[0], 1, *shape[2:]), dtype=like.dtype, device=_array.device(like))
+            places = [blank] * shape[1]
+            for place, frames in known:
+                for k in range(frames.shape[1]):
+                    places[place + k], which[place + k] = frames[:, k : k + 1, ...], True
+            given = xp.concat(places, axis=1)
+        mask = which.reshape(-1, 1, 1, 1)
+        start = sampling.start(
+            self.plan, shape=shape, like=like, seed=noise.fold_in(self.seed, number, shape[0], stream=self.stream)
+        )
+        key = (shape, which.tobytes())
+        if key not in self.traced:
+
+            def run(z: Array, saved: Any, estimates: Any, seeds: Array, given: Any, low: Any) -> Array:
+                state = sampling.State(z, saved, estimates, backend.index(0), seeds)
+                compile = self.compile if z is start.z else None  # what is traced is compiled with what is round it
+                return self._sample(state, mask, given, low, measure, compile)
+
+            self.traced[key] = backend.trace(run)
+        return self.traced[key](start.z, start.saved, start.estimates, start.seeds, given, low)
+
+    def _sample(
+        self, state: sampling.State, mask: Any, given: Any, low: Any, measure: Any, compile: bool | None
+    ) -> Array:
+        denoise, constraint, transform_x = self.denoise, None, self.transform_x
+        if given is not None:
+            denoise = self._guided(denoise, given, mask, None, self.weight)
+            constraint = conditioning.replacement(given, mask)
+        if low is not None and self.method == "replacement":
+            transform_x = conditioning.projection(low, measure=measure, after=transform_x)
+        elif low is not None:
+            denoise = self._guided(denoise, low, None, measure, self._weight_of_means(measure))
+        return sampling.sample(
+            denoise,
+            self.plan,
+            state,
+            prediction=self.prediction,
+            transform_x=transform_x,
+            constraint=constraint,
+            compile=compile,
+            callback=self.callback,
+        )
+
+    def _guided(self, denoise: Any, observed: Array, mask: Any, measure: Any, weight: Any) -> Any:
+        if self.method == "replacement":
+            return denoise
+        how: dict[str, Any] = {"measure": measure, "prediction": self.prediction}
+        if self.method == "reconstruction":
+            return conditioning.reconstruction(denoise, observed, mask, weight=weight, **how)
+        return conditioning.moment_matching(denoise, observed, mask, iterations=self.iterations, **how)
+
+    def _weight_of_means(self, measure: Any) -> Any:
+        """Return the weight of a measurement that is a mean of n pixels: so many times as certain as one of them."""
+        count, weight = measure.factor[0] * measure.factor[1], self.weight
+        return (lambda log_snr: count * weight(log_snr)) if callable(weight) else count * weight

@@ -1,0 +1,119 @@
+"""What goes in and out: a video as an array or as blocks of frames, and an iterator of blocks that can be stopped."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from diffcore import _array
+from diffcore._array import Array
+
+
+class State(NamedTuple):
+    """Where a stream is between two blocks; give it as `resume` to go on.
+
+    Fields:
+        read: how many frames of the given video were read.
+        made: how many frames were handed out.
+        given: frames (B, n, ...) that were read and are needed further, or None.
+        context: the last frames that were handed out (B, n, ...), as many as the next block knows, or None.
+
+    A tuple of numbers and arrays: save it with `numpy.savez`, `torch.save` or any checkpointer.
+    """
+
+    read: int = 0
+    made: int = 0
+    given: Array | None = None
+    context: Array | None = None
+
+
+class Stream(Iterator[Array]):
+    """An iterator of blocks of frames, (B, n, H, W, C) with n >= 1, each made when it is asked for.
+
+    `state` is where the stream is after the last block that it handed out.
+    """
+
+    def __init__(self, blocks: Iterator[tuple[Array, State]], state: State) -> None:
+        self._blocks, self.state = blocks, state
+
+    def __next__(self) -> Array:
+        frames, self.state = next(self._blocks)
+        return frames
+
+    def all(self) -> Array:
+        """Return all blocks that are left as one video (B, T, H, W, C).
+
+        Raises:
+            ValueError: there are none.
+        """
+        blocks = list(self)
+        if not blocks:
+            raise ValueError("video.Stream.all: there are no frames left")
+        return joined(blocks)
+
+
+def blocks_of(function: str, video: Any) -> Iterator[Array]:
+    """Yield a video as blocks (B, n, H, W, C), each checked.
+
+    Raises:
+        TypeError: no floating array, nor an iterable of them; blocks of more than one library.
+        ValueError: another number of axes; blocks that do not fit together.
+    """
+    whole = hasattr(video, "ndim")
+    if not whole and not isinstance(video, Iterable):
+        raise TypeError(
+            f"{function}: the video is {type(video).__name__}, but takes an array (B, T, H, W, C), or an iterable of them"
+        )
+    first: Array = None
+    for block in (video,) if whole else video:
+        _array.namespace(function, **{"the video": block} | ({} if first is None else {"its first block": first}))
+        _array.check_floating(function, **{"the video": block})
+        if block.ndim != 5:
+            raise ValueError(
+                f"{function}: the video has shape {tuple(block.shape)}, but takes (B, T, H, W, C); one clip (T, H, W, C) "
+                f"needs an axis more, clip[None]"
+            )
+        first = block if first is None else first
+        if _but_frames(block) != _but_frames(first) or block.dtype != first.dtype:
+            raise ValueError(
+                f"{function}: a block has shape {tuple(block.shape)} and dtype {block.dtype}, but the first one has "
+                f"{tuple(first.shape)} and {first.dtype}; they may differ in the number of frames alone"
+            )
+        yield block
+
+
+def _but_frames(block: Array) -> tuple[int, ...]:
+    return (block.shape[0], *block.shape[2:])
+
+
+def joined(blocks: list[Array]) -> Array:
+    """Return blocks as one, along the frames."""
+    return blocks[0] if len(blocks) == 1 else _array.library(blocks[0]).concat(blocks, axis=1)
+
+
+def last(frames: Array, count: int) -> Array:
+    """Return the last frames, as many as there are up to a count, in memory of their own."""
+    xp = _array.library(frames)
+    return xp.asarray(frames[:, max(0, frames.shape[1] - count) :], copy=True)
+
+
+def whole(function: str, argument: str, value: Any, low: int) -> int:
+    """Return an int >= low, or raise."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low:
+        raise ValueError(f"{function}: `{argument}` is {value!r}, but takes a whole number >= {low}")
+    return number
+
+
+def overlap_of(function: str, overlap: Any, window: int) -> int:
+    """Return how many frames a block knows of the ones before: a quarter of the window if none is given."""
+    number = window // 4 if overlap is None else whole(function, "overlap", overlap, 0)
+    if number >= window:
+        raise ValueError(
+            f"{function}: `overlap` is {number} and `window` {window}, so that a block would make no new frame; takes less"
+        )
+    return number

@@ -1,0 +1,119 @@
+"""A longer video: blocks after the frames that are there, each of which knows the last frames before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from diffcore import _array, sampling
+from diffcore._array import Array
+from diffcore.plan import Plan
+from diffcore.predictions import Prediction
+from diffcore.video._block import Sampler
+from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, whole
+
+FUNCTION = "video.extend"
+STREAM = 5
+
+
+def extend(
+    denoise: Callable[[Array, Array], Array],
+    plan: Plan,
+    video: Array | Iterable[Array],
+    *,
+    frames: int | None,
+    window: int,
+    overlap: int | None = None,
+    method: str = "reconstruction",
+    weight: float | Callable[[Array], Array] = 9.0,
+    iterations: int = 10,
+    seed: Any = 0,
+    prediction: Prediction | None = None,
+    transform_x: Callable[[Array], Array] | None = None,
+    compile: bool | None = None,
+    callback: Callable[[sampling.State], object] | None = None,
+    resume: State | None = None,
+) -> Stream:
+    r"""Return a video, made longer block by block: the frames given, as they are, then new ones.
+
+        x^(k+1) ~ p(x | its first `overlap` frames = the last ones of x^(k))
+
+    Args:
+        denoise: a denoiser of clips of `window` frames, (z, log_snr) -> prediction.
+        plan: from `diffcore.samplers`.
+        video: (B, T, H, W, C), T >= 0, or an iterable of such blocks. None at all, T = 0, starts from noise alone.
+        frames: how many in total; None never ends.
+        window: frames of a block, known ones included: what the denoiser was trained on.
+        overlap: how many of the last frames a block knows, in [0, window); a quarter of the window if not given.
+        method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`.
+        weight: of reconstruction guidance.
+        iterations: of moment matching.
+        seed: one int (sample i has seed + i), or one int per sample.
+        prediction: what the denoiser returns; may be left out where it says so.
+        transform_x, compile, callback: as in `diffcore.sample`, for each block.
+        resume: the state of a stream that was stopped, to go on after it; `video` then holds the frames from
+            `resume.read` on.
+
+    Returns:
+        A `Stream` of blocks (B, n, H, W, C). Nothing is computed before the first is asked for.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range; blocks that do not fit together; no gradients on NumPy.
+
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1.
+
+    >>> import diffcore as dc, numpy as np
+    >>> data = dc.exact.Gaussian(np.zeros((4, 2, 2, 1)), 0.25)
+    >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
+    >>> clip = np.zeros((1, 4, 2, 2, 1), dtype=np.float32)
+    >>> [block.shape[1] for block in extend(data, plan, clip, frames=9, window=4, overlap=1, seed=7)]
+    [4, 3, 2]
+    """
+    wide = whole(FUNCTION, "window", window, 1)
+    known = overlap_of(FUNCTION, overlap, wide)
+    total = None if frames is None else whole(FUNCTION, "frames", frames, 0)
+    sampler = Sampler(
+        function=FUNCTION,
+        stream=STREAM,
+        denoise=denoise,
+        plan=plan,
+        method=method,
+        weight=weight,
+        iterations=iterations,
+        seed=seed,
+        prediction=prediction,
+        transform_x=transform_x,
+        compile=compile,
+        callback=callback,
+    )
+    state = State() if resume is None else resume
+    return Stream(_blocks(sampler, video, total, wide, known, state), state)
+
+
+def _blocks(
+    sampler: Sampler, video: Any, total: int | None, window: int, overlap: int, state: State
+) -> Iterator[tuple[Array, State]]:
+    read, made, _, context = state
+    like = context
+    for block in blocks_of(FUNCTION, video):
+        like = block if like is None else like
+        given = block if total is None else block[:, : total - made, ...]
+        if given.shape[1]:
+            read, made = read + given.shape[1], made + given.shape[1]
+            context = last(given if context is None else joined([context, given]), overlap)
+            yield given, State(read, made, None, context)
+        if made == total:
+            return
+    if like is None:
+        raise ValueError(
+            f"{FUNCTION}: the video has no block at all, so that its size is not known; takes an array (B, T, H, W, C), "
+            f"where T may be 0"
+        )
+    while total is None or made < total:
+        there = 0 if context is None else context.shape[1]
+        shape = (like.shape[0], window, *like.shape[2:])
+        block = sampler.draw(made, shape, [] if not there else [(0, context)], like)
+        new = block[:, there:, ...] if total is None else block[:, there : there + total - made, ...]
+        made += new.shape[1]
+        context = last(block[:, : there + new.shape[1], ...], overlap)
+        yield _array.library(new).asarray(new, copy=True), State(read, made, None, context)

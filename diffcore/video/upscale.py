@@ -1,0 +1,116 @@
+"""A larger video: blocks whose average over pixels is known, and the last large frames before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from diffcore import _array, conditioning, sampling
+from diffcore._array import Array
+from diffcore.plan import Plan
+from diffcore.predictions import Prediction
+from diffcore.video._block import Sampler
+from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, whole
+
+FUNCTION = "video.upscale"
+STREAM = 7
+
+
+def upscale(
+    denoise: Callable[[Array, Array], Array],
+    plan: Plan,
+    video: Array | Iterable[Array],
+    factor: int | tuple[int, int],
+    *,
+    window: int,
+    overlap: int | None = None,
+    method: str = "reconstruction",
+    weight: float | Callable[[Array], Array] = 9.0,
+    iterations: int = 10,
+    seed: Any = 0,
+    prediction: Prediction | None = None,
+    transform_x: Callable[[Array], Array] | None = None,
+    compile: bool | None = None,
+    callback: Callable[[sampling.State], object] | None = None,
+    resume: State | None = None,
+) -> Stream:
+    r"""Return a video with larger frames, whose averages over f x g pixels are the frames given.
+
+        x ~ p(x | Down(x) = the frames given, the first `overlap` frames = the last ones of the block before)
+
+    Args:
+        denoise: a denoiser of clips (B, window, f H, g W, C).
+        plan: from `diffcore.samplers`.
+        video: (B, T, H, W, C), T >= 0, or an iterable of such blocks.
+        factor: f >= 1, or one for the height and one for the width.
+        window: frames of a block, what the denoiser was trained on.
+        overlap: how many of the last large frames a block knows, in [0, window); a quarter of the window if not given.
+        method: "reconstruction" or "moment_matching", which need gradients; or "replacement", which sets the averages of
+            x-hat (`conditioning.projection`) and the known frames of the state.
+        weight: of reconstruction guidance by one pixel; the average of f g of them has f g times the weight, since it is
+            so many times as certain.
+        iterations, seed, prediction, transform_x, compile, callback, resume: as in `extend`.
+
+    Returns:
+        A `Stream` of blocks (B, n, f H, g W, C).
+
+    Raises:
+        ValueError, TypeError: as `extend`.
+
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1, spatial super-resolution.
+
+    >>> import diffcore as dc, numpy as np
+    >>> data = dc.exact.Gaussian(np.zeros((1, 4, 4, 1)), 0.25)
+    >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
+    >>> small = np.full((1, 3, 2, 2, 1), 0.5)
+    >>> large = upscale(data, plan, small, 2, window=1, method="replacement", seed=7).all()
+    >>> large.shape, bool(np.allclose(dc.conditioning.downsample(2)(large), small))
+    ((1, 3, 4, 4, 1), True)
+    """
+    wide = whole(FUNCTION, "window", window, 1)
+    known = overlap_of(FUNCTION, overlap, wide)
+    measure = conditioning.downsample(factor)
+    sampler = Sampler(
+        function=FUNCTION,
+        stream=STREAM,
+        denoise=denoise,
+        plan=plan,
+        method=method,
+        weight=weight,
+        iterations=iterations,
+        seed=seed,
+        prediction=prediction,
+        transform_x=transform_x,
+        compile=compile,
+        callback=callback,
+    )
+    state = State() if resume is None else resume
+    return Stream(_blocks(sampler, video, measure, wide, known, state), state)
+
+
+def _blocks(
+    sampler: Sampler, video: Any, measure: conditioning.Downsample, window: int, overlap: int, state: State
+) -> Iterator[tuple[Array, State]]:
+    """Yield blocks. `given` begins with the frames that `context` has large."""
+    read, made, given, context = state
+    blocks, over = blocks_of(FUNCTION, video), False
+    while True:
+        there = 0 if context is None else context.shape[1]
+        while not over and (given is None or given.shape[1] < window):
+            block = next(blocks, None)
+            over = block is None
+            if block is not None and block.shape[1]:
+                read += block.shape[1]
+                given = block if given is None else joined([given, block])
+        count = 0 if given is None else min(window, given.shape[1])
+        if count <= there:
+            return
+        batch, _, height, width, channels = given.shape
+        shape = (batch, count, height * measure.factor[0], width * measure.factor[1], channels)
+        known = [] if context is None else [(0, context)]
+        block = sampler.draw(made, shape, known, given, given[:, :count, ...], measure)
+        new = block[:, there:, ...]
+        made += new.shape[1]
+        context = last(block, overlap) if overlap else None
+        given = given[:, count - min(overlap, count) :, ...]
+        yield _array.library(new).asarray(new, copy=True), State(read, made, given, context)
