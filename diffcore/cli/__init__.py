@@ -6,6 +6,7 @@ diffcore[cli].
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -21,5 +22,6 @@ def main() -> NoReturn:
             raise
         sys.stderr.write(f"diffcore: the command line needs {error.name}; install diffcore[cli]\n")
         sys.exit(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no half-written file stays then either
     app(prog_name="diffcore")
     sys.exit(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,10 +80,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 @app.callback(invoke_without_command=True)
 def diffcore_(
     context: typer.Context,
@@ -99,11 +94,6 @@ def diffcore_(
     del version, debug
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-        return
-    try:
-        signal.signal(signal.SIGTERM, _terminated)  # so that no half-written file stays then either
-    except ValueError:
-        pass  # not in the main thread
 
 
 sample.add_to(app)

@@ -139,7 +139,7 @@ def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int)
     from diffcore import levels, losses, noise, process, weights
     from diffcore.unet3d import data
 
-    found = {level: 0.0 for level in LEVELS}
+    found = dict.fromkeys(LEVELS, 0.0)
     with report.Bar("loss", count * len(LEVELS)) as bar:
         for first in range(0, count, batch):
             some = [data.batch(source, 1, step=step, seed=seed) for step in range(first, min(first + batch, count))]

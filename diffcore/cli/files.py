@@ -192,7 +192,8 @@ def _array(path: Path) -> npt.NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise Failure(f"{path} is no .npy file of numbers: {_reason(error)}") from error
+        reason = "it holds objects or is no .npy file" if "pickle" in str(error) else _reason(error)
+        raise Failure(f"{path} cannot be read as numbers: {reason}; write it anew with numpy.save") from error
     if not isinstance(found, np.ndarray) or found.ndim not in (4, 5):
         shape = getattr(found, "shape", type(found).__name__)
         grey = "; a grey clip takes a last axis of one channel" if getattr(found, "ndim", 0) == 3 else ""

@@ -150,6 +150,8 @@ def _run(
         labels, _ = models.labels_for(config, job.label, video.clips)
         denoise = models.denoiser(model, labels, job.guidance)
         window = config.frames if job.window is None else job.window
+        if job.overlap is not None and job.overlap >= window:
+            report.usage(f"--overlap {job.overlap} leaves no new frame in a block of {window}; takes 0 to {window - 1}")
         how: dict[str, Any] = {
             "window": window,
             "overlap": job.overlap,

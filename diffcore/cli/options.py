@@ -9,13 +9,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffcore.cli import models
+from diffcore.cli import models, report
 
 Backends = Literal["numpy", "torch", "jax"]
 Dtypes = Literal["float32", "float64", "bfloat16"]
 Methods = Literal["auto", "reconstruction", "moment_matching", "replacement"]
 
 MODEL, SAMPLING, OUTPUT, LONG = "The model", "Sampling", "Output", "How it is done"
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise report.Usage(f"--seed is {value}, but takes an int in [0, 2^63)")
+    return value
+
 
 Out = Annotated[
     Path, typer.Argument(metavar="OUT", help="The file to write: .mp4, .gif, .png (a sheet of frames) or .npy.")
@@ -80,7 +87,10 @@ Settings = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Equal seeds, equal clips; clip i has seed + i.", rich_help_panel=SAMPLING)
+    int,
+    typer.Option(
+        callback=_seed, metavar="INT", help="Equal seeds, equal clips; clip i has seed + i.", rich_help_panel=SAMPLING
+    ),
 ]
 Size = Annotated[
     str | None,

@@ -9,7 +9,12 @@ import typer
 
 from diffcore.cli import battery, models, options, report
 
-EXAMPLES = "Examples:\n\n$ diffcore verify --quick\n\n$ diffcore verify --backend jax --device gpu\n\n$ diffcore verify --json > verified.json"
+EXAMPLES = (
+    "Examples:\n\n"
+    "$ diffcore verify --quick\n\n"
+    "$ diffcore verify --backend jax --device gpu\n\n"
+    "$ diffcore verify -k noise --json > verified.json"
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,7 +53,7 @@ def verify(
                 place, like = ("cpu", None) if one.host else likes[name]
                 bar.done(len(rows), one.name)
                 rows.append({"identity": one.name, "backend": name, "device": place, **_tried(one, like)})
-    failed = [row for row in rows if row["outcome"] == "failed"]
+    failed = [row for row in rows if row["outcome"] == "fail"]
     if as_json:
         report.result({"command": "verify", "passed": not failed, "checks": rows}, "", as_json=True)
     else:
@@ -62,13 +67,13 @@ def verify(
 def _tried(one: battery.Check, like: Any) -> report.Row:
     """Run a check, and return what came of it."""
     began = time.perf_counter()
-    outcome, message = "passed", ""
+    outcome, message = "pass", ""
     try:
         one.run(like)
     except ImportError as error:
-        outcome, message = "skipped", report.one_line(error)
+        outcome, message = "skip", report.one_line(error)
     except Exception as error:
-        outcome, message = "failed", report.one_line(error) or type(error).__name__
+        outcome, message = "fail", report.one_line(error) or type(error).__name__
     return {"outcome": outcome, "seconds": round(time.perf_counter() - began, 3), "message": message}
 
 
@@ -79,10 +84,10 @@ def _show(rows: list[report.Row], names: list[str]) -> None:
     for identity in dict.fromkeys(row["identity"] for row in rows):
         cells = [found.get((identity, name)) for name in columns]
         lines.append(
-            [identity, *("" if cell is None else f"{cell['outcome']} {cell['seconds']:.2f} s" for cell in cells)]
+            [identity, *("" if cell is None else f"{cell['outcome']} {cell['seconds']:.2f}" for cell in cells)]
         )
-    report.table("", ["identity", *columns], lines)
-    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("passed", "failed", "skipped")}
-    typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
-    for message in dict.fromkeys(row["message"] for row in rows if row["outcome"] == "skipped"):
+    report.table("", ["identity", *(f"{name}, s" for name in columns)], lines)
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("pass", "fail", "skip")}
+    typer.echo(f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped")
+    for message in dict.fromkeys(row["message"] for row in rows if row["outcome"] == "skip"):
         report.note(f"note: skipped: {message}")

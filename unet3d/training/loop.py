@@ -207,7 +207,7 @@ def _telling(progress: bool | Tell, first: int, steps: int) -> Iterator[Tell]:
         yield progress
         return
     if not progress:
-        yield lambda done, row: None
+        yield lambda *_: None
         return
     try:
         from tqdm.auto import tqdm
