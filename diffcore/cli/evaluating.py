@@ -12,6 +12,8 @@ import typer
 from diffcore.cli import files, models, options, report, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
+HELD_OUT = 2048
+"""Real clips that those which are drawn are compared with."""
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -80,7 +82,7 @@ def evaluate(
         with models.opened(what, backend, device, dtype) as model:
             if data == sources.DIGITS:
                 _check_digits(model.config)
-            source = sources.data(data, model.config, every=every, split="test", count=max(count, 2048))
+            source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
                    "device": model.device}  # fmt: skip
             row["loss"] = _losses(model, source, count, batch, seed)

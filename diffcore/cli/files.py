@@ -192,7 +192,7 @@ def _array(path: Path) -> npt.NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        reason = "it holds objects or is no .npy file" if "pickle" in str(error) else _reason(error)
+        reason = "it holds objects or is no .npy file" if "bject" in str(error) else _reason(error)
         raise Failure(f"{path} cannot be read as numbers: {reason}; write it anew with numpy.save") from error
     if not isinstance(found, np.ndarray) or found.ndim not in (4, 5):
         shape = getattr(found, "shape", type(found).__name__)

@@ -42,11 +42,11 @@ def verify(
     if unknown := [name for name in backend or [] if name not in models.BACKENDS]:
         report.usage(f"--backend is {unknown[0]}, but takes one of {', '.join(sorted(models.BACKENDS))}")
     names = sorted(backend or models.installed(), key=["numpy", "torch", "jax"].index)
-    likes = {name: models.placed(name, device if name != "numpy" or backend else None, "float32")[1:] for name in names}
     chosen = [one for one in battery.checks() if not (quick and one.slow) and (only or "").lower() in one.name.lower()]
     if not chosen:
         report.usage(f"-k {only}: no identity has that in its name; without -k all are run")
-    rows = []
+    likes = {name: models.placed(name, device if name != "numpy" or backend else None, "float32")[1:] for name in names}
+    rows: list[report.Row] = []
     with report.Bar("verify", sum(1 if one.host else len(names) for one in chosen)) as bar:
         for one in chosen:
             for name in ["host"] if one.host else names:

@@ -68,6 +68,7 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside a path; what was written there gets the name of the path at the end, or goes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()  # tells now whether the folder takes it
         yield temporary
         os.replace(temporary, path)
     finally:
