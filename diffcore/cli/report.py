@@ -122,8 +122,7 @@ class Bar:
     def done(self, units: float, text: str = "") -> None:
         """Say how much is done in total."""
 
-
-self._bar.update(self._task, completed=units, description=text or None)
+        self._bar.update(self._task, completed=units, description=text or None)
 
 
 @contextlib.contextmanager
