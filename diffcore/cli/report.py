@@ -121,7 +121,6 @@ class Bar:
 
     def done(self, units: float, text: str = "") -> None:
         """Say how much is done in total."""
-
         self._bar.update(self._task, completed=units, description=text or None)
 
 
