@@ -1,11 +1,11 @@
 """Digits from 16 to 64 frames by replacement and by reconstruction guidance: Table 6 of the paper in small.
 
-    python -m benchmarks.long_video FOLDER --out benchmarks/results/long-video.json    # an hour on two cores; FOLDER keeps clips
+    python -m benchmarks.long_video FOLDER --out benchmarks/results/long-video.json      # over an hour on one core
 
-The shipped model draws clips, and `video.extend` makes them longer by each method from the same 16 frames, with the same noise. Each window of 16 frames
-is compared to held-out clips by the Frechet distance in the space of `unet3d.digit_features`; beside it whether the digit
-is still the one asked for, whether it is held, and how evenly it moves across a seam. Clips are drawn a few at a time and
-kept in FOLDER: a run that was stopped goes on, and several may share one folder, each with clips of its own (--first).
+The shipped model draws clips, and `video.extend` makes them longer by each method, from the same 16 frames and with the
+same noise. Each window of 16 frames is compared to held-out clips by the Frechet distance in the space of
+`unet3d.digit_features`; beside it whether the digit is still the one asked for, whether it is held, and how evenly it
+moves across a seam. Clips are drawn a few at a time and kept in FOLDER: a run that was stopped goes on.
 """
 
 from __future__ import annotations
