@@ -255,3 +255,16 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
 def test_bad_input_says_what_to_give(call: Callable[[], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+@given(seed=st.integers(0, 2**64 - 1), number=st.integers(0, 2**32 - 1))
+def test_seeds_of_parts_are_the_first_words_of_their_draw(seed: int, number: int) -> None:
+    low, high = noise.bits(seed, number, (1, 2), stream=5)[0]
+    assert noise.fold_in(seed, number, 1) == [int(low) + 2**32 * int(high)]
+    assert noise.fold_in([seed, seed], number, 2) == 2 * noise.fold_in(seed, number, 1)
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, 1.5, True])
+def test_numbers_of_parts_out_of_range_are_refused(number: Any) -> None:
+    with pytest.raises(ValueError, match="number"):
+        noise.fold_in(7, number, 1)

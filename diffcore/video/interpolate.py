@@ -25,7 +25,7 @@ def interpolate(
     window: int,
     overlap: int | None = None,
     method: str = "reconstruction",
-    weight: float | Callable[[Array], Array] = 9.0,
+    weight: float | Callable[[Array], Array] = 5.0,
     iterations: int = 10,
     seed: Any = 0,
     prediction: Prediction | None = None,

@@ -25,7 +25,7 @@ def upscale(
     window: int,
     overlap: int | None = None,
     method: str = "reconstruction",
-    weight: float | Callable[[Array], Array] = 9.0,
+    weight: float | Callable[[Array], Array] = 1.0,
     iterations: int = 10,
     seed: Any = 0,
     prediction: Prediction | None = None,
@@ -48,7 +48,7 @@ def upscale(
         method: "reconstruction" or "moment_matching", which need gradients; or "replacement", which sets the averages of
             x-hat (`conditioning.projection`) and the known frames of the state.
         weight: of reconstruction guidance by one pixel; the average of f g of them has f g times the weight, since it is
-            so many times as certain.
+            so many times as certain. On Gaussian video 1 to 2 is best, and 5 diverges (docs/long_video.md).
         iterations, seed, prediction, transform_x, compile, callback, resume: as in `extend`.
 
     Returns:
@@ -102,9 +102,9 @@ def _blocks(
             if block is not None and block.shape[1]:
                 read += block.shape[1]
                 given = block if given is None else joined([given, block])
-        count = 0 if given is None else min(window, given.shape[1])
-        if count <= there:
+        if given is None or min(window, given.shape[1]) <= there:
             return
+        count = min(window, given.shape[1])
         batch, _, height, width, channels = given.shape
         shape = (batch, count, height * measure.factor[0], width * measure.factor[1], channels)
         known = [] if context is None else [(0, context)]
