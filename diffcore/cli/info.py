@@ -30,7 +30,7 @@ def info(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE|NAME]",
+            metavar="WHAT",
             help="A weights file or shipped model, a plan that was saved (.json), or a video; nothing for this machine.",
             autocompletion=models.shipped,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -58,8 +59,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    console.print(shown, width=None if console.is_terminal else 132)
+    Console(width=None if sys.stdout.isatty() else 132).print(shown)
 
 
 def _plain(value: Any) -> Any:
