@@ -32,11 +32,23 @@ def test_it_runs_from_end_to_end_and_is_reproducible(
         assert main([*given, "--out", str(tmp_path / out)]) == 0
     said = capsys.readouterr().out
     assert "new clips of the digits [3, 1]: DPM-Solver++ 2M, 4 steps, guidance 1.0" in said
-    for name in ("clips.gif", "sheet.png"):
+    assert "made longer, and its end small and large again, by replacement on numpy" in said
+    for name in ("clips.gif", "longer.gif", "sheet.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with Image.open(tmp_path / "a" / "clips.gif") as picture:
         assert picture.n_frames == 6  # four frames forwards, two back
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["clips.gif", "sheet.png"]
+    with Image.open(tmp_path / "a" / "longer.gif") as picture:
+        assert picture.n_frames == 12  # seven frames forwards, five back
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["clips.gif", "longer.gif", "sheet.png"]
+
+
+@pytest.mark.torch
+def test_where_there_are_gradients_guidance_goes_through_the_network(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--weights", weights, "--digits", "3", "--steps", "2", "--backends", "torch"]
+    assert main([*given, "--out", str(tmp_path)]) == 0
+    assert "by reconstruction guidance on torch" in capsys.readouterr().out
 
 
 @pytest.mark.torch

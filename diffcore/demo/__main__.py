@@ -5,18 +5,29 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
+from diffcore import _array
 from diffcore import _pictures as pictures
 
 Float32 = npt.NDArray[np.float32]
+
+FACTOR = 4
+"""By how much a clip is made small, and then large again."""
+
+WAYS = {
+    "numpy": "by replacement on numpy",
+    "torch": "by reconstruction guidance on torch",
+    "jax": "by reconstruction guidance on jax",
+}
 
 
 def say(text: str) -> None:
@@ -58,46 +69,90 @@ def installed(wanted: list[str] | None) -> list[str]:
     return found
 
 
-def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[Float32] | None = None) -> Float32:
-    """Return clips (B, T, H, W, C), one for each digit, drawn on a library; x-hat of each stage goes to `path`."""
-    unet3d, digits = dc.unet3d, np.array(settings.digits)
+class Ready(NamedTuple):
+    """A guided denoiser of some digits on a library, and what runs of it share."""
+
+    denoise: Any
+    like: Any
+    shape: tuple[int, ...]
+    prediction: str
+
+
+def ready(backend: str, settings: argparse.Namespace, digits: list[int]) -> Ready:
+    """Return the model on a library, with guidance towards the digits."""
+    unet3d, numbers = dc.unet3d, np.array(digits)
     if settings.weights is not None:
         model = unet3d.load(settings.weights, backend)
     else:
         model = unet3d.pretrained("moving_digits", backend)
     like: Any = np.zeros(1, dtype=np.float32)
-    labels: Any = digits
+    labels: Any = numbers
     if backend == "torch":
         import torch
 
         place = "cuda" if torch.cuda.is_available() else "cpu"
-        model, like, labels = model.to(place).eval(), torch.zeros(1, device=place), torch.tensor(digits, device=place)
+        model = model.to(place).eval().requires_grad_(False)
+        like, labels = torch.zeros(1, device=place), torch.tensor(numbers, device=place)
     elif backend == "jax":
         import jax.numpy as jnp
 
-        like, labels = jnp.zeros(1), jnp.asarray(digits)
+        like, labels = jnp.zeros(1), jnp.asarray(numbers)
+    guided = model
     if model.config.condition == "class":
         guided = dc.guidance.classifier_free(model, cond=labels, null=model.null(labels), weight=settings.guidance)
-    else:
-        guided = model
-    clip = dc.guidance.clip(-1.0, 1.0)
+    return Ready(guided, like, model.config.shape, model.prediction)
+
+
+def host(clips: Any) -> Float32:
+    """Return clips of any library on the host."""
+    return np.asarray(clips.cpu() if hasattr(clips, "cpu") else clips)
+
+
+def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[Float32] | None = None) -> Float32:
+    """Return clips (B, T, H, W, C), one for each digit, drawn on a library; x-hat of each stage goes to `path`."""
+    model, clip = ready(backend, settings, settings.digits), dc.guidance.clip(-1.0, 1.0)
 
     def watched(x: Any) -> Any:
         x = clip(x)
         if path is not None:
-            path.append(np.array(x[0]))
+            path.append(host(x[0]).copy())
         return x
 
     clips = dc.sample(
-        guided,
+        model.denoise,
         plan,
-        shape=(len(digits), *model.config.shape),
-        like=like,
+        shape=(len(settings.digits), *model.shape),
+        like=model.like,
         seed=settings.seed,
         prediction=model.prediction,
         transform_x=watched,
     )
-    return np.asarray(clips.cpu() if backend == "torch" else clips)
+    return host(clips)
+
+
+def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Float32, Float32, Float32]:
+    """Return the first clip made longer; a small version of the longer one's end; and that, made large again.
+
+    By guidance through the network where the library has gradients, else by replacement.
+    """
+    model = ready(backend, settings, settings.digits[:1])
+    start = _array.library(model.like).asarray(clip, device=_array.device(model.like))
+    window = clip.shape[1]
+    common: dict[str, Any] = {
+        "window": window,
+        "overlap": window // 4,
+        "method": "replacement" if backend == "numpy" else "reconstruction",
+        "seed": settings.seed,
+        "prediction": model.prediction,
+        "transform_x": dc.guidance.clip(-1.0, 1.0),
+    }
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=settings.steps, eta=1.0)
+    more = window + window - window // 4
+    longer = dc.video.extend(model.denoise, plan, start, frames=more, **common).all()
+    down = dc.conditioning.downsample(math.gcd(FACTOR, *clip.shape[2:4]))
+    small = down(longer[:, -window:])
+    large = dc.video.upscale(model.denoise, plan, small, down.factor, **common).all()
+    return host(longer), host(down.spread(small)), host(large)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -137,11 +192,22 @@ def main(given: list[str] | None = None) -> int:
         rows.append(
             ("x-hat of the first clip's middle frame, from noise to clip", np.stack([path[k][middle] for k in stages]))
         )
+    start, last = time.perf_counter(), next((name for name in ("torch", "jax") if name in names), names[0])
+    longer, small, large = go_on(last, settings, clips[:1])
+    frames = clips.shape[1]
+    for first in range(0, longer.shape[1], frames):
+        rows.append((f"the first clip made longer, from frame {first}", longer[0, first : first + frames]))
+    rows += [(f"its end, of {FACTOR} x {FACTOR} fewer pixels", small[0]), ("and made large again", large[0])]
+    say(
+        f"3. the first clip made longer, and its end small and large again, {WAYS[last]}: {time.perf_counter() - start:.1f} s"
+    )
+
     zoom = max(1, 96 // clips.shape[3])
     moving: pictures.Rows = [("one seed, one clip, on every library", clips)]
     pictures.write_gif(settings.out / "clips.gif", moving, zoom=2 * zoom, milliseconds=100)
+    pictures.write_gif(settings.out / "longer.gif", [("", longer)], zoom=2 * zoom, milliseconds=100)
     pictures.write_sheet(settings.out / "sheet.png", rows, zoom=zoom)
-    say(f"3. {settings.out / 'clips.gif'} (moving) and {settings.out / 'sheet.png'} (frames)")
+    say(f"4. in {settings.out}: clips.gif and longer.gif (moving), and sheet.png (frames)")
     say(f"done in {time.perf_counter() - began:.1f} s")
     return 0
 

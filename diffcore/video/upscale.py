@@ -25,7 +25,7 @@ def upscale(
     window: int,
     overlap: int | None = None,
     method: str = "reconstruction",
-    weight: float | Callable[[Array], Array] = 1.0,
+    weight: float | Callable[[Array], Array] = 2.0,
     iterations: int = 10,
     seed: Any = 0,
     prediction: Prediction | None = None,
@@ -48,7 +48,7 @@ def upscale(
         method: "reconstruction" or "moment_matching", which need gradients; or "replacement", which sets the averages of
             x-hat (`conditioning.projection`) and the known frames of the state.
         weight: of reconstruction guidance by one pixel; the average of f g of them has f g times the weight, since it is
-            so many times as certain. On Gaussian video 1 to 2 is best, and 5 diverges (docs/long_video.md).
+            so many times as certain. 1 to 2 is best on Gaussian video, 2 on digits, and 5 diverges (docs/long_video.md).
         iterations, seed, prediction, transform_x, compile, callback, resume: as in `extend`.
 
     Returns:
