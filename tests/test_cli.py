@@ -79,7 +79,7 @@ def test_extend_keeps_the_frames_that_were_given(tiny: str) -> None:
     assert row["method"] == "replacement"
     assert made.shape == (1, 9, 8, 8, 1)
     assert np.array_equal(made[0, :4], given)
-    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2)
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2, eta=1.0)
     truth = dc.video.extend(
         dc.unet3d.load(tiny),
         plan,

@@ -131,6 +131,15 @@ def upscale(
     _run("upscale", job, video, lambda dc, *given, **how: dc.video.upscale(*given, factor, **how), video.frames, factor)
 
 
+def _stochastic(job: Job) -> list[str]:
+    """Return the settings of the sampler, with fresh noise at each step unless it is said otherwise: that of known frames
+    is fresh, and an ODE's solver does not expect it."""
+    given = job.settings or []
+    if job.sampler not in {"dpm_solver_pp", "ddim"} or any(text.startswith("eta") for text in given):
+        return given
+    return ["eta=1", *given]
+
+
 def _looked(job: Job) -> files.Video:
     writers.check(job.out, job.force)
     return files.look(job.source)
@@ -143,7 +152,7 @@ def _run(
     import diffcore as dc
 
     began = time.perf_counter()
-    plan = models.plan(job.sampler, job.steps, job.settings)
+    plan = models.plan(job.sampler, job.steps, _stochastic(job))
     with models.opened(job.weights, job.backend, job.device, job.dtype) as model:
         config = model.config
         side = _side(job, video, config.size, enlarged)
