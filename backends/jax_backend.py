@@ -165,7 +165,8 @@ def _scan(
         after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, transform_x=transform_x)
         after = jax.lax.optimization_barrier(after)
         if callback is not None:
-            io_callback(lambda *parts: callback(State(*parts)) and None, None, *after, index + 1, seeds, ordered=True)
+            tell = lambda *parts: (callback(State(*parts)), None)[1]  # noqa: E731
+            io_callback(tell, None, *after, index + 1, seeds, ordered=True)
         return after, None
 
     return jax.lax.scan(body, carry, (table, levels, indices, known))[0]
