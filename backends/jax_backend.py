@@ -76,13 +76,15 @@ class JAXBackend(ArrayAPIBackend):
         if run.held is not None:
             held = (run.held.x, run.held.known, len(run.plan))
             known = sampling.table_for(run.held.rows[first + 1 :], state.z)
+        traced = isinstance(state.z, jax.core.Tracer)
+        donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
         if run.callback is not None or not run.compile:
             scan: Callable[..., Carry] = partial(
                 _scan, run.denoise, run.transform_x, run.noise, run.callback, run.plan.stochastic
             )
-            scan = scan if isinstance(state.z, jax.core.Tracer) else jax.jit(scan)
+            scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         else:
-            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic)
+            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic, donated)
         carry = (state.z, state.saved, state.estimates)
         z, saved, estimates = scan(carry, state.seeds, table, levels, indices, held, known)
         return State(z, saved, estimates, len(run.plan), state.seeds)
@@ -186,9 +188,11 @@ class _ById:
 
 
 @lru_cache(maxsize=8)
-def _kept(denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool) -> Callable[..., Carry]:
+def _kept(
+    denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool, donated: tuple[int, ...]
+) -> Callable[..., Carry]:
     kept: Callable[..., Carry] = jax.jit(
-        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic)
+        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic), donate_argnums=donated
     )
     return kept
 

@@ -241,7 +241,7 @@ def sample(
     backend = backends.of(state.z)
     if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
         state = _known.begin(backend, held, state, noise)
-    run = Run(denoise, plan, table, transform_x, noise, callback, compile, held)
+    run = Run(denoise, plan, table, transform_x, noise, callback, compile, held, owned=z is None)
     if not progress:
         return backend.run(run, state).z
     with _bar(len(plan), state) as bar:

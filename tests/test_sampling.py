@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -204,6 +205,31 @@ def test_on_jax_a_run_goes_under_jit_grad_and_vmap() -> None:
     assert slope.std() < 1e-5  # the run is linear in z: the same slope everywhere
     both = jax.vmap(run)(jnp.stack([z, 2.0 * z]))
     np.testing.assert_allclose(host(both[0]), host(run(z)), atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [True, None])
+def test_on_jax_a_run_writes_over_its_own_start_and_never_over_a_callers(keep: bool | None) -> None:
+    from diffcore.backends import Run
+    from diffcore.backends.jax_backend import backend
+
+    plan = SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=4)
+    z = start_of(jnp.asarray)
+    state = dc.start(plan, z, seed=3)
+    for start in (z, state):
+        first, second = (dc.sample(denoise, plan, start, seed=3, prediction="v", compile=keep) for _ in range(2))
+        np.testing.assert_array_equal(host(first), host(second))
+    run = Run(denoise, plan, plan.coefficients("v"), compile=keep)
+    fresh = dc.start(plan, shape=(2, 5), like=z, seed=3)
+    want = host(backend.run(run, fresh).z)
+    assert not fresh.z.is_deleted()
+    np.testing.assert_array_equal(host(backend.run(dataclasses.replace(run, owned=True), fresh).z), want)
+    assert all(array.is_deleted() for array in (fresh.z, *fresh.estimates))
+    cached = jnp.ones((2, 5))
+    drawn = [
+        dc.sample(denoise, plan, shape=(2, 5), like=z, noise=lambda *_: cached, prediction="v", compile=keep)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(host(drawn[0]), host(drawn[1]))
 
 
 def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
