@@ -185,7 +185,7 @@ def stage(
         state: z, saved and estimates of one dtype, in one piece; see `serves`.
         y: the prediction, or the conditional one where `other` is given: then y + weight (y - other) is used.
         table: the coefficients of all stages (stages, *lead, n) in float32.
-        number: the number of the stage, an integer tensor of one element on the device; it draws noise number + 1.
+        number: the number of the stage, the first element of an integer tensor on the device; it draws noise number + 1.
         lead: the leading shape of the plan's levels.
         stochastic: whether the stage may add noise.
         transform_x: a clip of x-hat.
@@ -267,5 +267,6 @@ def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Te
 
 @cache
 def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return the numbers of the stages, a tensor of one element each; kept as well."""
-    return tuple(torch.arange(stages, device=device).split(1))
+    """Return the numbers of the stages, each twice: 16 bytes apart, since Triton compiles anew for another alignment. Kept as
+    well."""
+    return torch.arange(stages, device=device).repeat_interleave(2).split(2)

@@ -290,6 +290,8 @@ def test_what_a_graph_reads_is_kept_for_good(monkeypatch: pytest.MonkeyPatch) ->
         kernel().constant(table + number, device)
     monkeypatch.setattr(kernel(), "_captures", lambda device: True)
     assert kernel().constant(table, device) is first
+    numbers = kernel().numbers(5, device)
+    assert [(int(number[0]), number.data_ptr() % 16) for number in numbers] == [(k, 0) for k in range(5)]
 
 
 @pytest.mark.gpu
