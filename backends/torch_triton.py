@@ -269,4 +269,4 @@ def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Te
 def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return the numbers of the stages, each twice: 16 bytes apart, since Triton compiles anew for another alignment. Kept as
     well."""
-    return torch.arange(stages, device=device).repeat_interleave(2).split(2)
+    return tuple(torch.arange(stages, device=device).repeat_interleave(2).split(2))
