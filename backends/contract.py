@@ -44,7 +44,8 @@ class Run:
 
     `coefficients` is (stages, *lead, 2 + 2 columns) in float64 on the host: the two coefficients of x-hat in the state
     and the prediction, then the two rows of `Plan.update`. `noise` is None where the seeds of the state make the noise.
-    `held` is what is known of x: after every stage `diffcore._known.after` sets it.
+    `held` is what is known of x: after every stage `diffcore._known.after` sets it. `owned` says that the arrays of the state
+    were made for this run alone, so that it may write over them.
     """
 
     denoise: Callable[[Array, Array], Array]
@@ -55,6 +56,7 @@ class Run:
     callback: Callable[[State], object] | None = None
     compile: bool | None = None
     held: Held | None = None
+    owned: bool = False
 
 
 @runtime_checkable

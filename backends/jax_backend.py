@@ -76,13 +76,15 @@ class JAXBackend(ArrayAPIBackend):
         if run.held is not None:
             held = (run.held.x, run.held.known, len(run.plan))
             known = sampling.table_for(run.held.rows[first + 1 :], state.z)
+        traced = isinstance(state.z, jax.core.Tracer)
+        donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
         if run.callback is not None or not run.compile:
             scan: Callable[..., Carry] = partial(
                 _scan, run.denoise, run.transform_x, run.noise, run.callback, run.plan.stochastic
             )
-            scan = scan if isinstance(state.z, jax.core.Tracer) else jax.jit(scan)
+            scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         else:
-            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic)
+            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic, donated)
         carry = (state.z, state.saved, state.estimates)
         z, saved, estimates = scan(carry, state.seeds, table, levels, indices, held, known)
         return State(z, saved, estimates, len(run.plan), state.seeds)
@@ -168,7 +170,8 @@ def _scan(
         after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, transform_x=transform_x)
         after = jax.lax.optimization_barrier(after)
         if callback is not None:
-            io_callback(lambda *parts: callback(State(*parts)) and None, None, *after, index + 1, seeds, ordered=True)
+            tell = lambda *parts: (callback(State(*parts)), None)[1]  # noqa: E731
+            io_callback(tell, None, *after, index + 1, seeds, ordered=True)
         return after, None
 
     return jax.lax.scan(body, carry, (table, levels, indices, known))[0]
@@ -188,9 +191,11 @@ class _ById:
 
 
 @lru_cache(maxsize=8)
-def _kept(denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool) -> Callable[..., Carry]:
+def _kept(
+    denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool, donated: tuple[int, ...]
+) -> Callable[..., Carry]:
     kept: Callable[..., Carry] = jax.jit(
-        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic)
+        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic), donate_argnums=donated
     )
     return kept
 

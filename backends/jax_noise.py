@@ -15,7 +15,9 @@ from diffcore._array import Array, is_half
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the high and low words of the product, from products of 16-bit halves."""
+    """Return the high and low words of the product; on a JAX without `mulhi` from products of 16-bit halves."""
+    if hasattr(jax.lax, "mulhi"):
+        return jax.lax.mulhi(words, jnp.full_like(words, constant)), words * jnp.uint32(constant)
     c_high, c_low = jnp.uint32(constant >> 16), jnp.uint32(constant & 0xFFFF)
     w_high, w_low = words >> 16, words & jnp.uint32(0xFFFF)
     low_low, low_high = w_low * c_low, w_low * c_high
@@ -31,8 +33,8 @@ def _word(value: Any) -> jax.Array:
 LARGE = 1 << 13
 """Elements from which noise is made tile by tile, which compiles more slowly and runs several times faster."""
 
-Finish = Callable[[list[jax.Array]], list[jax.Array]]
-"""Four words -> four lanes of elements."""
+Finish = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""(the two words of a pair of elements, whether it is the second of them) -> elements."""
 
 
 def _words(block: jax.Array, k0: jax.Array, k1: jax.Array, draw: jax.Array, stream: int) -> list[jax.Array]:
@@ -55,11 +57,11 @@ def _elements(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream:
         if rest:
             left = math.prod(shape[1:]) - 4 * _philox.TILE * full
             block = full * _philox.TILE + jnp.arange(rest, dtype=jnp.uint32)[None, :]
-            lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
+            lanes = _lanes(_words(block, words[:, 0:1], words[:, 1:2], draw, stream), finish)
             parts.append(jnp.concatenate(lanes, axis=1)[:, :left])
         return jnp.concatenate(parts, axis=1).reshape(shape)
     block = jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :]
-    lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
+    lanes = _lanes(_words(block, words[:, 0:1], words[:, 1:2], draw, stream), finish)
     assembled: jax.Array = _philox.assemble(jnp, lanes, shape)
     return assembled
 
@@ -69,17 +71,26 @@ def _tiles(words: jax.Array, draw: jax.Array, stream: int, finish: Finish, full:
     block = jnp.arange(full * _philox.TILE, dtype=jnp.uint32).reshape(1, full, 1, _philox.TILE)
     k0, k1 = (words[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
 
-    def lanes(draw: jax.Array) -> list[jax.Array]:
-        return finish(_words(block, k0, k1, draw, stream))
+    def make(draw: jax.Array) -> list[jax.Array]:
+        return _words(block, k0, k1, draw, stream)
 
-    def apart(draw: jax.Array) -> list[jax.Array]:
-        # On a CPU XLA fuses the words into each of the lanes that read them, and so makes them four times. A barrier does
-        # not keep it from that; a branch that it cannot decide does.
-        found: list[jax.Array] = jax.lax.cond(draw == jnp.uint32(_philox.MASK), lanes, lanes, draw)
-        return found
+    def by_lane(draw: jax.Array) -> jax.Array:
+        return jnp.concatenate(_lanes(make(draw), finish), axis=2)
 
-    found = jax.lax.platform_dependent(draw, cpu=apart, default=lanes)
-    return jnp.concatenate(found, axis=2).reshape(words.shape[0], -1)
+    def by_element(draw: jax.Array) -> jax.Array:
+        # On a CPU XLA fuses the words into each of the lanes that read them, and so makes them four times, and the lanes into
+        # what reads them. A barrier does not keep it from that; a branch that it cannot decide does.
+        w: list[jax.Array] = jax.lax.cond(draw == jnp.uint32(_philox.MASK), make, make, draw)
+        lane = jnp.arange(4, dtype=jnp.uint32).reshape(1, 1, 4, 1)
+        return finish(jnp.where(lane < 2, w[0], w[2]), jnp.where(lane < 2, w[1], w[3]), lane % 2 == 1)
+
+    found: jax.Array = jax.lax.platform_dependent(draw, cpu=by_element, default=by_lane)
+    return found.reshape(words.shape[0], -1)
+
+
+def _lanes(words: list[jax.Array], finish: Finish) -> list[jax.Array]:
+    """Return four lanes of elements."""
+    return [finish(words[i], words[i + 1], second) for i in (0, 2) for second in (False, True)]
 
 
 def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> jax.Array:
@@ -104,7 +115,7 @@ def normal(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _bits(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int) -> jax.Array:
-    found: jax.Array = _elements(words, draw, shape, stream, list)
+    found: jax.Array = _elements(words, draw, shape, stream, lambda a, b, second: jnp.where(second, b, a))
     return found
 
 
@@ -112,8 +123,9 @@ def _bits(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int
 def _normal(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], dtype: Any, stream: int) -> jax.Array:
     wide = jnp.float32 if is_half(dtype) else dtype
 
-    def pairs(w: list[jax.Array]) -> list[jax.Array]:
-        return [lane for i in (0, 2) for lane in _philox.pair(jnp, w[i], w[i + 1], wide, jnp.int32)]
+    def normals(radius: jax.Array, angle: jax.Array, second: Any) -> jax.Array:
+        x, y = _philox.pair(jnp, radius, angle, wide, jnp.int32)
+        return jnp.where(second, y, x)
 
-    found: jax.Array = _elements(words, draw, shape, stream, pairs).astype(dtype)
+    found: jax.Array = _elements(words, draw, shape, stream, normals).astype(dtype)
     return found

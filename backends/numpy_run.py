@@ -34,7 +34,12 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
     z, saved, words = take(state.z), take(state.saved), take(state.seeds)
     past = tuple(take(estimate) for estimate in state.estimates)
     held = [z, *past] if state.saved is None else [z, saved, *past]
-    if plan.lead or not numpy_stage.serves(z) or not all(numpy_stage.fits(array, z) for array in held):
+    if (
+        plan.lead
+        or first >= len(plan)
+        or not numpy_stage.serves(z)
+        or not all(numpy_stage.fits(array, z) for array in held)
+    ):
         return None
     if source is None and plan.stochastic and words is None:
         return None
@@ -54,7 +59,7 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
             denoise = at(plan.log_snr[stage])
         y = denoise(current, levels[stage])
         host, eps, drawn = take(y), None, None
-        fitting = host is not None and host.dtype == dtype and host.shape == shape
+        fitting = type(host) is np.ndarray and host.dtype == dtype and host.shape == shape
         if fitting and not host.flags.c_contiguous:
             host = np.ascontiguousarray(host)
         if noisy[stage]:

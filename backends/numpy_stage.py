@@ -87,6 +87,8 @@ def after(stage: Stage, transform_x: Callable[[Array], Array | None] | None, kee
     if eps is None and stage.words is not None:
         eps = numpy_noise.normal(stage.words, stage.draw, stage.z.shape, dtype=stage.z.dtype)
     x = _sum(stage.row.values, stage.row.x, (stage.z, stage.y), stage.z)
+    if x is stage.y:  # the denoiser's own memory, which it may write to again
+        x = x.copy()
     if isinstance(transform_x, Clip):
         x = x.clip(transform_x.low, transform_x.high)
     elif transform_x is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
+from subprocess import CalledProcessError
 from types import FunctionType
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch.autograd import forward_ad
 
 from diffcore import _known, sampling
 from diffcore._array import Array
+from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import numpy_run, numpy_stage, torch_noise
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
+from diffcore.guidance import ClassifierFree
 from diffcore.sampling import State
 
 FUSED = 1 << 12
@@ -51,21 +54,17 @@ class TorchBackend(ArrayAPIBackend):
 
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
+            if _is_traced():
+                return super().run(run, state)
             fuse = state.z.is_cuda if run.compile is None else run.compile
-            if fuse and (state.z.is_cuda or state.z.numel() >= FUSED):
-                followed = torch.is_grad_enabled() or _is_traced()
+            if fuse and state.z.numel() >= (1 if state.z.is_cuda else FUSED):
                 takes = state.z.is_cuda and run.compile is None and run.noise is None and run.held is None
-                kernel = _kernel() if takes and not followed else None
+                kernel = _kernel() if takes and not torch.is_grad_enabled() else None
                 if kernel is not None and kernel.serves(state, run.transform_x):
-                    try:
-                        return self._run_kernel(run, state, kernel)
-                    except Exception as error:
-                        if not _is_compiler_error(error):
-                            raise
-                        _warn("the Triton kernel", error, "compiled by torch.compile")
+                    return self._run_kernel(run, state, kernel)
                 return self._run_fused(run, state)
             reached = None
-            if not torch.is_grad_enabled() and not _is_traced():
+            if not torch.is_grad_enabled():
                 reached = numpy_run.run(self, run, state, _shared, torch.from_numpy)
             return super().run(run, state if reached is None else reached)
 
@@ -95,13 +94,25 @@ class TorchBackend(ArrayAPIBackend):
         first = int(state.index)
         for stage in range(first, len(plan)):
             denoise = run.denoise.at(plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
-            y = denoise(state.z, at[stage])
-            sampling.check_prediction(y, state.z)
+            pair = denoise.apart(state.z, at[stage]) if isinstance(denoise, ClassifierFree) else None
+            y, other, weight = (denoise(state.z, at[stage]), None, 0.0) if pair is None else pair
+            for prediction in (y,) if other is None else (y, other):
+                sampling.check_prediction(prediction, state.z)
             settings = {"stochastic": noisy[stage], "transform_x": run.transform_x}
-            if y.dtype not in kernel.DTYPES or y.device != where:
+            if not (kernel.takes(y, where) and (other is None or kernel.takes(other, where))):
+                y = y if other is None else y + weight * (y - other)
                 state = super().advance(state._replace(index=stage), y, table[stage], None, **settings)
             else:
-                state = kernel.stage(state, y.contiguous(), table, numbers[stage], plan.lead, **settings)
+                guidance = {} if other is None else {"other": other.contiguous(), "weight": weight}
+                try:
+                    state = kernel.stage(
+                        state, y.contiguous(), table, numbers[stage], plan.lead, **settings, **guidance
+                    )
+                except Exception as error:
+                    if not _is_compiler_error(error):
+                        raise
+                    _warn("the Triton kernel", error, "compiled by torch.compile")
+                    return self._run_fused(run, state._replace(index=torch.tensor(stage)))
             if watched or stage + 1 == len(plan):
                 state = state._replace(index=torch.tensor(stage + 1))
             if run.callback is not None:
@@ -132,7 +143,10 @@ class TorchBackend(ArrayAPIBackend):
                 held = (run.held.x, run.held.known, known[stage + 1], drawn, None if run.noise else state.seeds)
             arrays = (state.z, state.saved, state.estimates, y, rows[stage], eps, words, draws[stage], held)
             try:
-                z, saved, estimates = _fused(*_kind(arrays))(*arrays, transform_x=run.transform_x)
+                fused = _fused(
+                    run.transform_x if isinstance(run.transform_x, Clip | DynamicThreshold) else None, *_kind(arrays)
+                )
+                z, saved, estimates = fused(*arrays, transform_x=run.transform_x)
             except Exception as error:
                 if stage > first or not _is_compiler_error(error):
                     raise
@@ -209,7 +223,7 @@ def _kernel() -> Any:
 
 @lru_cache(maxsize=64)
 def _fused(*signature: Any) -> Callable[..., Any]:
-    """Return the compiled stage for arrays of one kind: shape, dtype, device and which there are.
+    """Return the compiled stage for arrays of one kind, shape, dtype, device and which there are, and one threshold.
 
     The compiler counts recompilations of a code object and gives up at eight, and sizes that vary make it write loops for
     sizes that vary, which are many times slower: so each kind has a code object of its own.
@@ -236,12 +250,13 @@ def _warn(what: str, error: Exception, instead: str) -> None:
 
 
 def _is_traced() -> bool:
-    """Return whether a compiler, forward-mode differentiation or a transformation follows what happens to tensors."""
-    return (
-        torch.compiler.is_compiling()
-        or getattr(forward_ad, "_current_level", -1) >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    """Return whether a compiler or forward-mode differentiation follows what happens to tensors; inside a transformation of
+    torch.func, tensors say so themselves, since they have no memory.
+
+    Only a private name tells of forward mode without a cost; on a torch without it the plain way is always right.
+    """
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return tracing or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def _shared(tensor: Any) -> Any:
@@ -255,7 +270,9 @@ def _shared(tensor: Any) -> Any:
 
 
 def _is_compiler_error(error: Exception) -> bool:
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    """Return whether an error says that code was not compiled; Triton's own, without a C compiler, are of Python."""
+    ours = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    return ours or isinstance(error, CalledProcessError) or "C compiler" in str(error)
 
 
 backend = TorchBackend(xp)

@@ -10,7 +10,7 @@ Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 t
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -96,10 +96,11 @@ def _lane(
     z = tl.load(z_p + at, mask=mask, other=0.0).to(tl.float32)
     y = tl.load(y_p + at, mask=mask, other=0.0).to(tl.float32)
     if GUIDED:
-        y = (1.0 + weight) * y - weight * tl.load(other_p + at, mask=mask, other=0.0).to(tl.float32)
+        y += weight * (y - tl.load(other_p + at, mask=mask, other=0.0).to(tl.float32))
     x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
     if CLIPS:
-        x = tl.minimum(tl.maximum(x, low), high)
+        x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
     new = _coefficient(row, 2, mask, LEAD) * z
     kept = z
     if SAVES:
@@ -182,9 +183,9 @@ def stage(
 
     Args:
         state: z, saved and estimates of one dtype, in one piece; see `serves`.
-        y: the prediction, or the conditional one where `other` is given: then (1 + weight) y - weight other is used.
+        y: the prediction, or the conditional one where `other` is given: then y + weight (y - other) is used.
         table: the coefficients of all stages (stages, *lead, n) in float32.
-        number: the number of the stage, an integer tensor of one element on the device; it draws noise number + 1.
+        number: the number of the stage, the first element of an integer tensor on the device; it draws noise number + 1.
         lead: the leading shape of the plan's levels.
         stochastic: whether the stage may add noise.
         transform_x: a clip of x-hat.
@@ -198,8 +199,8 @@ def stage(
     to_saved = state.saved if in_place or state.saved is None else torch.empty_like(z)
     to_x = None if not past else past[-1] if in_place else torch.empty_like(z)
     tiles = -(-size // (4 * _philox.TILE))
-    if z.numel():
-        given = [past[k] if k < len(past) else z for k in range(HISTORY_READ)]
+    given = [past[k] if k < len(past) else z for k in range(HISTORY_READ)]
+    with torch.cuda.device_of(z):  # Triton launches where the process is, not where the tensors are
         _stage[(z.shape[0] * tiles,)](
             z, y, z if other is None else other, z if state.saved is None else state.saved, *given,
             to_z, z if to_saved is None else to_saved, z if to_x is None else to_x,
@@ -223,18 +224,40 @@ def stage(
 def serves(state: State, transform_x: Any) -> bool:
     """Return whether the kernel takes this: float32 or half precision in one piece each, no transform but a clip."""
     arrays = [state.z, *state.estimates, *([] if state.saved is None else [state.saved])]
+    words = [] if state.seeds is None else [state.seeds]
     return (
         (transform_x is None or isinstance(transform_x, Clip))
-        and state.z.dtype in DTYPES
+        and state.z.numel() > 0
         and len(state.estimates) <= HISTORY_READ
-        and all(array.dtype == state.z.dtype and array.is_contiguous() for array in arrays)
+        and all(array.dtype == state.z.dtype and takes(array, state.z.device) for array in arrays)
+        and all(isinstance(array, torch.Tensor) and array.device == state.z.device for array in words)
+        and all(array.is_contiguous() for array in [*arrays, *words])
     )
+
+
+def takes(array: torch.Tensor, device: torch.device) -> bool:
+    """Return whether the kernel reads a tensor: of its dtypes, on its device, and with a memory of its own, which one
+    inside a transformation such as vmap has not."""
+    try:
+        return array.dtype in DTYPES and array.device == device and array.data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def constant(table: npt.NDArray[np.float64], device: torch.device) -> torch.Tensor:
     """Return a table of the host on the device in float32. It is kept: a run made once can then be captured in a graph,
-    which forbids copies from the host."""
-    return _kept(table.tobytes(), table.shape, device)
+    which forbids copies from the host. What a graph has captured is kept for good, since a replay reads it."""
+    get = _captured if _captures(device) else _kept
+    return get(table.tobytes(), table.shape, device)
+
+
+def _captures(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _captured(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return _kept(data, shape, device)
 
 
 @lru_cache(maxsize=64)
@@ -242,7 +265,8 @@ def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Te
     return torch.tensor(np.frombuffer(data).reshape(shape), dtype=torch.float32, device=device)
 
 
-@lru_cache(maxsize=8)
+@cache
 def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return the numbers of the stages, a tensor of one element each; kept as well."""
-    return tuple(torch.arange(stages, device=device).split(1))
+    """Return the numbers of the stages, each twice: 16 bytes apart, since Triton compiles anew for another alignment. Kept as
+    well."""
+    return tuple(torch.arange(stages, device=device).repeat_interleave(2).split(2))

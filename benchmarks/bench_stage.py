@@ -23,6 +23,13 @@ SAMPLERS = {
     "dpm++2m": lambda grid: dc.samplers.dpm_solver_pp(SCHEDULE, grid=grid, order=2),
     "unipc": lambda grid: dc.samplers.unipc(SCHEDULE, grid=grid, order=2),
 }
+MORE = {
+    "heun": lambda grid: dc.samplers.heun(SCHEDULE, grid=grid),
+    "dpm++3m sde": lambda grid: dc.samplers.dpm_solver_pp(SCHEDULE, grid=grid, order=3, eta=1.0),
+    "unipc3": lambda grid: dc.samplers.unipc(SCHEDULE, grid=grid, order=3),
+}
+"""What reads the most: timed on a few numbers, where every operation weighs, for the goal that holds for any sampler."""
+
 OURS = {"numpy": ("numpy", None), "torch": ("torch", False), "torch fused": ("torch", True), "jax": ("jax", True)}
 """Row -> library, and what `compile` is."""
 
@@ -40,6 +47,7 @@ def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
     ours = OURS if device == "cpu" else {who: how for who, how in ON_CUDA.items() if who != "numpy"}
     whos = [*ours, *peers.PEERS, "copy"]
     rows = [(size, sampler, "float32", who) for size in sizes for sampler in samplers for who in whos]
+    rows += [(4, sampler, "float32", who) for sampler in MORE for who in ours if who != "torch fused"]
     goal = int(np.prod(arrays.GOAL))
     halves = [
         (goal, sampler, dtype, who)
@@ -69,7 +77,7 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
         run = peers.PEERS[who](sampler, z, y, steps)
         timed(lambda: arrays.ready(run()), group, who, "peer", calls=steps)
         return
-    plan = SAMPLERS[sampler](np.linspace(-6.0, 4.0, steps + 1))
+    plan = (SAMPLERS | MORE)[sampler](np.linspace(-6.0, 4.0, steps + 1))
 
     def denoise(z: Any, log_snr: Any) -> Any:
         return y

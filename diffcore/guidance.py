@@ -163,6 +163,18 @@ class ClassifierFree:
             return source.conditional
         return replace(self, source=source, interval=None if np.all(active) else self.interval)
 
+    def apart(self, z: Array, log_snr: Array) -> tuple[Array, Array, float] | None:
+        """Return (c, u, w) where guidance is c + w (c - u) with a number w and nothing else, for a kernel that works it out
+        with the rest of a step; else None.
+
+        >>> guided = classifier_free(lambda z, l: z, lambda z, l: -z, weight=2.0)
+        >>> guided.apart(1.0, 0.0), replace(guided, rescale=0.5).apart(1.0, 0.0)
+        ((1.0, -1.0, 2.0), None)
+        """
+        if callable(self.weight) or self.weight == 0.0 or self.rescale != 0.0 or self.interval is not None:
+            return None
+        return *self.source.both(z, log_snr), self.weight
+
     def __getattr__(self, name: str) -> Any:
         if name in _FORWARDED or name == "with_scaling":
             models = object.__getattribute__(self, "source").models

@@ -241,7 +241,7 @@ def sample(
     backend = backends.of(state.z)
     if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
         state = _known.begin(backend, held, state, noise)
-    run = Run(denoise, plan, table, transform_x, noise, callback, compile, held)
+    run = Run(denoise, plan, table, transform_x, noise, callback, compile, held, owned=z is None)
     if not progress:
         return backend.run(run, state).z
     with _bar(len(plan), state) as bar:
@@ -277,6 +277,8 @@ def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Ca
     z, saved, noisy = (None if part is None else _array.widen(xp, part) for part in (state.z, state.saved, eps))
     past = tuple(_array.widen(xp, estimate) for estimate in state.estimates)
     x = combine(xp, z, [(at[0], z), (at[1], _array.widen(xp, y))])
+    if x is y:  # the denoiser's own memory, which it may write to again
+        x = xp.astype(x, x.dtype)
     if transform_x is not None:
         x = transform_x(x)
     terms: dict[int, Array | None] = {Z: z, SAVED: saved, NOISE: noisy, X: x}

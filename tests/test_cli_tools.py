@@ -211,7 +211,8 @@ def test_the_shell_completes_commands_and_names() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGINT")
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_interrupted_leaves_no_file(tiny: str, which: signal.Signals) -> None:
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background does not
+    # a job in the background, and what it starts, ignores an interrupt
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = ("sample", "out.mp4", "-w", tiny, "--backend", "numpy", "--steps", "2000", "--sampler", "ddim")
     process = _process(*command, code=f"{heeds}\nfrom diffcore.cli import main; main()")
     with process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -192,6 +193,51 @@ def test_a_tangent_is_carried_through_a_run() -> None:
     assert tangent is not None
     shifted = dc.sample(denoise, plan, z + 1.0, prediction="v") - dc.sample(denoise, plan, z, prediction="v")
     torch.testing.assert_close(tangent, shifted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_traced_run_is_no_constant() -> None:
+    plan = plans()["ddim"]
+    z = torch.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer itself, and of its deprecation
+        traced = torch.jit.trace(lambda z: dc.sample(denoise, plan, z, prediction="v"), z)
+    assert torch.equal(traced(2.0 * z), dc.sample(denoise, plan, 2.0 * z, prediction="v"))
+
+
+def test_a_torch_without_the_private_name_goes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans()["ancestral"]
+    want = dc.sample(denoise, plan, shape=(2, 5), like=torch.zeros(1), seed=1, prediction="v")
+    monkeypatch.delattr(torch.autograd.forward_ad, "_current_level")
+    monkeypatch.setattr(numpy_run, "run", lambda *_: pytest.fail("not the plain way"))
+    assert torch.equal(dc.sample(denoise, plan, shape=(2, 5), like=torch.zeros(1), seed=1, prediction="v"), want)
+
+
+@pytest.mark.parametrize("transformed", ["z", "denoiser"])
+def test_a_run_inside_a_transformation(transformed: str) -> None:
+    plan = plans()["ddim"]
+    z, weight = torch.linspace(-1.0, 1.0, 6).reshape(2, 3).double(), torch.tensor([-0.5, 0.25]).double()
+
+    def run(z: Any, weight: Any) -> Any:
+        return dc.sample(lambda z, log_snr: weight * z, plan, z, prediction="v")
+
+    if transformed == "z":
+        function, argument = (lambda scale: run(scale * z, -0.5)), weight
+    else:
+        function, argument = (lambda weight: run(z, weight)), weight
+    want = torch.stack([function(value) for value in argument])
+    torch.testing.assert_close(torch.func.vmap(function)(argument), want)
+    primal, tangent = torch.func.jvp(function, (argument[0],), (torch.ones_like(argument[0]),))
+    torch.testing.assert_close(primal, want[0])
+    slope = (function(argument[0] + 1e-6) - function(argument[0] - 1e-6)) / 2e-6
+    torch.testing.assert_close(tangent, slope, rtol=1e-6, atol=1e-6)
+    assert tangent.abs().max() > 0.0
+
+
+@every_library
+def test_a_prediction_that_is_no_array_is_refused_in_words(like: Any) -> None:
+    for plan in (plans()["ddim"], plans()["ancestral"]):
+        with pytest.raises(TypeError, match="step: `y` takes an array"):
+            dc.sample(lambda z, log_snr: [1.0], plan, shape=(2, 5), like=like, prediction="v")
 
 
 def test_the_fast_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

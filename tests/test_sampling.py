@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -206,6 +207,31 @@ def test_on_jax_a_run_goes_under_jit_grad_and_vmap() -> None:
     np.testing.assert_allclose(host(both[0]), host(run(z)), atol=1e-6)
 
 
+@pytest.mark.parametrize("keep", [True, None])
+def test_on_jax_a_run_writes_over_its_own_start_and_never_over_a_callers(keep: bool | None) -> None:
+    from diffcore.backends import Run
+    from diffcore.backends.jax_backend import backend
+
+    plan = SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=4)
+    z = start_of(jnp.asarray)
+    state = dc.start(plan, z, seed=3)
+    for start in (z, state):
+        first, second = (dc.sample(denoise, plan, start, seed=3, prediction="v", compile=keep) for _ in range(2))
+        np.testing.assert_array_equal(host(first), host(second))
+    run = Run(denoise, plan, plan.coefficients("v"), compile=keep)
+    fresh = dc.start(plan, shape=(2, 5), like=z, seed=3)
+    want = host(backend.run(run, fresh).z)
+    assert not fresh.z.is_deleted()
+    np.testing.assert_array_equal(host(backend.run(dataclasses.replace(run, owned=True), fresh).z), want)
+    assert all(array.is_deleted() for array in (fresh.z, *fresh.estimates))
+    cached = jnp.ones((2, 5))
+    drawn = [
+        dc.sample(denoise, plan, shape=(2, 5), like=z, noise=lambda *_: cached, prediction="v", compile=keep)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(host(drawn[0]), host(drawn[1]))
+
+
 def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
@@ -238,6 +264,79 @@ def test_on_torch_ten_sizes_are_ten_graphs_and_none_falls_back() -> None:
     for size in range(4096, 4106):  # the compiler alone would give up at eight, with a warning, which is an error here
         dc.sample(denoise, plan, torch.ones(1, size), prediction="v", compile=True)
     assert counters["stats"]["unique_graphs"] == 10
+
+
+def test_on_torch_each_clip_is_a_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffcore.backends import torch_backend
+
+    kinds: set[Any] = set()
+
+    def fused(*kind: Any) -> Any:
+        kinds.add(kind)
+        return torch_backend._stage
+
+    monkeypatch.setattr(torch_backend, "_fused", fused)
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
+    for bound in (0.5, 1.0, 1.0, 1.5):  # in one code object the compiler would give up at eight, and run uncompiled
+        clip = dc.guidance.clip(-bound, bound)
+        dc.sample(denoise, plan, torch.ones(1, 4096), prediction="v", compile=True, transform_x=clip)
+    assert len(kinds) == 3
+
+
+def test_on_torch_a_tangent_is_carried_through_a_run_that_would_be_compiled() -> None:
+    forward = torch.autograd.forward_ad
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
+    z = torch.linspace(-1.0, 1.0, 4096).reshape(1, -1)
+    with forward.dual_level():
+        dual = forward.make_dual(z, torch.ones_like(z))
+        ends = [dc.sample(denoise, plan, dual, prediction="v", compile=fuse) for fuse in (True, False)]
+        tangents = [forward.unpack_dual(end).tangent for end in ends]
+    assert tangents[0] is not None
+    torch.testing.assert_close(tangents[0], tangents[1])
+
+
+@every_library
+@pytest.mark.parametrize("result", [False, 0, np.zeros(2)], ids=str)
+def test_what_a_callback_returns_does_not_matter(result: Any, to: Callable[[Any], Any]) -> None:
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
+    seen: list[int] = []
+
+    def callback(state: dc.State) -> Any:
+        seen.append(int(state.index))
+        return result
+
+    dc.sample(denoise, plan, start_of(to), prediction="v", callback=callback)
+    assert seen == [1, 2]
+
+
+@every_library
+@every_sampler
+def test_a_run_that_is_over_is_returned_as_it_is(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
+    plan = make(schedule_of("vp"), steps=2)
+    states: list[dc.State] = []
+    clip = dc.sample(denoise, plan, start_of(to), prediction="v", callback=states.append)
+    np.testing.assert_array_equal(host(dc.sample(denoise, plan, states[-1], prediction="v")), host(clip))
+
+
+@pytest.mark.parametrize("size", [5, 1 << 15])
+@pytest.mark.parametrize("to", [LIBRARIES["numpy"], LIBRARIES["torch"]], ids=["numpy", "torch"])
+def test_a_denoiser_may_write_every_prediction_to_the_same_memory(size: int, to: Callable[[Any], Any]) -> None:
+    plan = SAMPLERS["dpm++3m"](schedule_of("vp"), steps=6)
+    z = to(np.linspace(-2.0, 2.0, size, dtype=np.float32).reshape(1, -1))
+    memory = z * 0.0
+
+    def again(z: Any, log_snr: Any) -> Any:
+        memory[...] = -0.6 * z
+        return memory
+
+    clip = dc.sample(again, plan, z, prediction="x")
+    state = dc.start(plan, z)
+    for log_snr in plan.log_snr:
+        state = dc.step(plan, state, again(state.z, log_snr), prediction="x")
+    memory[...] = 7.0
+    want = dc.sample(denoise, plan, z, prediction="x")
+    np.testing.assert_array_equal(host(clip), host(want))
+    np.testing.assert_array_equal(host(state.z), host(want))
 
 
 def test_on_torch_a_small_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

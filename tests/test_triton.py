@@ -17,7 +17,7 @@ import torch
 
 import diffcore as dc
 from diffcore import noise, sampling
-from diffcore.backends import Run
+from diffcore.backends import Run, torch_backend
 from diffcore.backends.torch_backend import backend
 from diffcore.testing.conformance import plans
 
@@ -154,6 +154,144 @@ def test_a_run_with_the_kernel_is_the_plain_run(name: str) -> None:
     assert kernel().serves(state, CLIP)
     assert not kernel().serves(state, lambda x: x)
     assert not kernel().serves(state._replace(z=state.z.double()), None)
+
+
+def calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows by what the kernel was called with, a dict for every stage."""
+    calls: list[Any] = []
+    stage = getattr(kernel(), name)
+
+    def taken(*args: Any, **settings: Any) -> Any:
+        calls.append(settings)
+        return stage(*args, **settings)
+
+    monkeypatch.setattr(kernel(), name, taken)
+    return calls
+
+
+def run_of(plan: dc.Plan, denoise: Any, **settings: Any) -> Run:
+    return Run(denoise, plan, plan.coefficients("v"), **settings)
+
+
+@case
+def test_nan_stays_nan_through_the_clip() -> None:
+    plan = plans()["dpm3_sde"]
+    state = dc.start(plan, shape=(1, 8), like=torch.zeros(1, device=DEVICE), seed=1)
+    state.z[0, 3] = float("nan")
+    table, number = (
+        torch.tensor(plan.coefficients("v"), dtype=torch.float32, device=DEVICE),
+        torch.tensor([0], device=DEVICE),
+    )
+    got = kernel().stage(state, 0.0 * state.z, table, number, (), stochastic=True, transform_x=CLIP)
+    for array in (got.z, got.estimates[0]):
+        assert torch.isnan(array[0]).tolist() == [False] * 3 + [True] + [False] * 4
+
+
+@case
+@pytest.mark.parametrize("form", ["two", "one"])
+@pytest.mark.parametrize("name", ["ancestral", "dpm3_sde"])
+def test_guidance_in_a_run_is_combined_by_the_kernel(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans()[name]
+    state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
+    calls = calls_of("stage", monkeypatch)
+    if form == "two":
+        guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: 0.25 * z.sin(), weight=1.5)
+    else:
+        ones = torch.ones(1, 1, device=DEVICE)
+        guided = dc.guidance.classifier_free(lambda z, at, c: c * z.sin(), cond=-0.5 * ones, null=ones, weight=1.5)
+    end = backend._run_kernel(run_of(plan, guided, transform_x=CLIP), state, kernel())
+    want = dc.sample(guided, plan, state, prediction="v", transform_x=CLIP, compile=False)
+    torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
+    assert [call["weight"] for call in calls] == [1.5] * len(plan)
+
+
+@case
+@pytest.mark.parametrize("how", ["rescale", "interval", "function", "off", "double"])
+def test_guidance_that_is_more_than_a_weight_is_not_taken_apart(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans()["ancestral"]
+    state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
+    calls = calls_of("stage", monkeypatch)
+    settings: dict[str, Any] = {"weight": 0.0 if how == "off" else 1.5}
+    if how == "function":
+        settings["weight"] = lambda log_snr: 0.0 * log_snr + 1.5
+    elif how in ("rescale", "interval"):
+        settings[how] = 0.7 if how == "rescale" else (-1.0, 1.0)
+    wide = torch.Tensor.double if how == "double" else torch.Tensor.float
+    guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: wide(0.25 * z.sin()), **settings)
+    end = backend._run_kernel(run_of(plan, guided), state, kernel())
+    torch.testing.assert_close(
+        end.z, dc.sample(guided, plan, state, prediction="v", compile=False), rtol=1e-4, atol=1e-4
+    )
+    inside = sum(-1.0 <= at <= 1.0 for at in plan.log_snr)
+    assert len([call for call in calls if "other" in call]) == (inside if how == "interval" else 0)
+
+
+@case
+def test_states_that_lie_otherwise_are_not_served() -> None:
+    plan = plans()["ancestral"]
+    state = dc.start(plan, shape=(4, 6), like=torch.zeros(1, device=DEVICE), seed=1)
+    assert state.seeds is not None
+    assert kernel().serves(state, None)
+    for other in (
+        state._replace(z=state.z[::2], seeds=state.seeds[::2]),
+        state._replace(z=state.z[:2], seeds=state.seeds[::2]),
+        state._replace(seeds=state.seeds.cpu().numpy()),
+        state._replace(z=state.z.t()),
+        state._replace(z=state.z[:0]),
+    ):
+        assert not kernel().serves(other, None)
+    torch.func.vmap(lambda z: [pytest.fail("served")] if kernel().serves(state._replace(z=z), None) else z)(state.z)
+
+
+@case
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_kernel_that_is_not_compiled_hands_over_to_the_graph(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans()["ancestral"]
+    state = dc.start(plan, shape=(2, 40), like=torch.zeros(1, device=DEVICE), seed=1)
+    stage, seen = kernel().stage, list[int]()
+
+    def fails(*args: Any, **settings: Any) -> Any:
+        if len(seen) == at:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+        return stage(*args, **settings)
+
+    monkeypatch.setattr(kernel(), "stage", fails)
+    monkeypatch.setattr(torch_backend, "_fused", lambda *_: torch_backend._stage)
+    run = run_of(plan, lambda z, at: -0.5 * z, callback=lambda reached: seen.append(int(reached.index)))
+    with pytest.warns(RuntimeWarning, match="the Triton kernel does not work here .*C compiler"):
+        end = backend._run_kernel(run, state, kernel())
+    assert seen == list(range(1, len(plan) + 1))
+    want = dc.sample(run.denoise, plan, state, prediction="v", compile=False)
+    torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
+
+
+@case
+def test_the_kernel_is_launched_where_the_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    where: list[torch.device] = []
+    guard = torch.cuda.device_of
+
+    def device_of(array: torch.Tensor) -> Any:
+        where.append(array.device)
+        return guard(array)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    stages(plans()["ddim"], torch.float32, (1, 4))
+    assert {device.type for device in where} == {DEVICE}
+
+
+@case
+def test_what_a_graph_reads_is_kept_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, table = torch.device(DEVICE), np.full((2, 8), 0.125)
+    first = kernel().constant(table, device)
+    monkeypatch.setattr(kernel(), "_captures", lambda device: True)
+    assert kernel().constant(table, device) is first
+    monkeypatch.setattr(kernel(), "_captures", lambda device: False)
+    for number in range(100):
+        kernel().constant(table + number, device)
+    monkeypatch.setattr(kernel(), "_captures", lambda device: True)
+    assert kernel().constant(table, device) is first
+    numbers = kernel().numbers(5, device)
+    assert [(int(number[0]), number.data_ptr() % 16) for number in numbers] == [(k, 0) for k in range(5)]
 
 
 @pytest.mark.gpu
