@@ -58,14 +58,15 @@ def draw(number: int, folder: Path) -> None:
         print(path.name, flush=True)
 
 
-def judge(clips: Any, labels: Any, reference: metrics.Moments) -> dict[str, Any]:
-    """Return what the windows of long clips are worth."""
+def judge(clips: Any, labels: Any, reference: metrics.Moments, whole: metrics.Moments) -> dict[str, Any]:
+    """Return what the windows of long clips are worth, and the clips as a whole."""
     windows = [clips[:, first : first + WINDOW] for first in range(0, FRAMES, WINDOW)]
     seams = [clips[:, seam - 3 : seam + 3] for seam in SEAMS]
     return {
         "frechet_distance": [
             metrics.frechet_distance(reference, metrics.moments(digit_features.features(window))) for window in windows
         ],
+        "frechet_distance_of_all": metrics.frechet_distance(whole, metrics.moments(digit_features.features(clips))),
         "accuracy": [digit_features.legibility(window, labels).accuracy for window in windows],
         "legibility": [digit_features.legibility(window).probability for window in windows],
         "speed": [digit_features.speed(window) for window in windows],
@@ -105,11 +106,12 @@ def main(given: list[str] | None = None) -> None:
         "guidance": GUIDANCE,
         "methods": METHODS,
     }
-    long = real().clips[: len(labels)].astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-    found["real"] = judge(long, None, reference)
+    long = real().clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    whole = metrics.moments(digit_features.features(long[len(labels) :]))
+    found["real"] = judge(long[: len(labels)], None, reference, whole)
     for method in METHODS:
         clips = np.concatenate([np.load(wanted.folder / f"{method}-{number:03}.npy") for number in numbers])
-        found[method] = judge(clips, labels, reference)
+        found[method] = judge(clips, labels, reference, whole)
     wanted.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
