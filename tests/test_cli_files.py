@@ -173,6 +173,34 @@ def test_a_sheet_reads_back_and_another_picture_is_one_frame() -> None:
     assert sheets.read(Path("plain.png")).shape == (1, 1, 3, 5, 3)
 
 
+def test_a_picture_of_16_bits_is_not_cut_off() -> None:
+    from PIL import Image
+
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    Image.fromarray(grey * 257).save("deep.png")
+    assert np.array_equal(sheets.read(Path("deep.png"))[0, 0], np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_a_picture_too_large_to_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save("large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "large.png cannot be read as a picture" in refused(1, "info", "large.png")
+
+
+def test_a_gif_of_more_frames_a_second_than_it_can_tell_is_slower(tiny: str) -> None:
+    found = done("sample", "fast.gif", "--fps", 240, "-w", tiny, *QUICK)
+    assert "gif takes at most 50 frames a second" in found.stderr
+    assert files.look(Path("fast.gif")).fps == 50.0
+
+
+def test_a_name_may_be_as_long_as_a_folder_takes(tiny: str) -> None:
+    name = 250 * "x" + ".npy"
+    done("sample", name, "-w", tiny, *QUICK)
+    assert os.listdir() == [name]
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_coded_file_keeps_equal_frames_colours_and_odd_sizes(suffix: str) -> None:
     frames = np.zeros((1, 7, 9, 13, 3), dtype=np.float32)

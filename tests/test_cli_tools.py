@@ -237,3 +237,6 @@ def test_without_its_libraries_the_command_says_what_to_install() -> None:
     assert process.returncode == 1
     assert out == ""
     assert err == "diffcore: the command line needs typer; install diffcore[cli]\n"
+    process = _process(code="import sys; sys.modules['rich.console'] = None\nfrom diffcore.cli import main\nmain()")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "diffcore: the command line needs rich; install diffcore[cli]\n")

@@ -109,3 +109,15 @@ def test_errors_say_what_is_wrong() -> None:
         projection(np.zeros((2, 3, 3, 1)), measure=downsample(2))(clip())
     with pytest.raises(ValueError, match="not finite"):
         projection(np.full((2, 2, 2, 1), np.nan), measure=downsample(2))
+
+
+def test_a_spread_of_another_shape_is_not_broadcast() -> None:
+    class First:
+        def __call__(self, x: Any) -> Any:
+            return x[:, :1]
+
+        def spread(self, y: Any) -> Any:
+            return y
+
+    with pytest.raises(ValueError, match=r"`spread` of `measure` returned shape \(2, 1, 4, 4, 1\)"):
+        projection(np.zeros((1, 1, 4, 4, 1)), measure=First())(clip())

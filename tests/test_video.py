@@ -339,6 +339,62 @@ def test_callbacks_are_called_after_every_stage_of_every_block() -> None:
     assert seen == list(range(1, len(PLAN) + 1)) * 2
 
 
+@EACH
+def test_the_denoiser_gets_clips_of_the_window_alone(name: str) -> None:
+    """Also at the end, where fewer frames are left: the exact denoiser of clips of one shape goes through."""
+    exact = dc.exact.Gaussian(np.zeros((5, SIDE, SIDE, 1)), covariance(5))
+    for frames in (1, 4, 7):
+        made = run(name, source(name, frames), denoise=exact).all()
+        assert made.shape[1] == {"extend": 12, "interpolate": 2 * frames - 1}.get(name, frames)
+
+
+@GRADIENTS
+@pytest.mark.parametrize("name", ["interpolate", "upscale"])
+@pytest.mark.parametrize("method", ["replacement", "reconstruction", "moment_matching"])
+def test_what_is_drawn_beyond_the_end_changes_nothing(name: str, library: str, method: str) -> None:
+    """For a denoiser that looks at each frame by itself: two frames in a window of five, and in one that they fill."""
+    own: dict[str, Any] = {"denoise": lambda z, log_snr: 0.5 * z, "prediction": "x", "method": method, "weight": 0.5}
+    with example(library) as like:
+        video = put(source(name, 2), like)
+        wide, tight = (
+            host(run(name, video, window=window, overlap=0, **own).all())
+            for window in (5, 3 if name == "interpolate" else 2)
+        )
+    np.testing.assert_allclose(wide, tight, atol=1e-5)
+
+
+@EACH
+def test_blocks_share_no_memory_with_the_video_nor_depend_on_it_any_more(name: str) -> None:
+    """A reader may give one buffer again and again."""
+
+    def reader(video: Any) -> Iterator[Any]:
+        buffer = np.empty_like(video[:, :1])
+        for k in range(video.shape[1]):
+            buffer[...] = video[:, k : k + 1]
+            yield buffer
+
+    video = source(name)
+    np.testing.assert_array_equal(run(name, reader(video)).all(), run(name, video).all())
+    for clip in (video, video[:, :1]):
+        assert not any(np.shares_memory(block, clip) for block in run(name, clip))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("compile", [None, False, True])
+def test_compile_is_for_every_block(compile: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    said, plain = [], dc.sampling.sample
+
+    def sample(*given: Any, **options: Any) -> Any:
+        said.append(options["compile"])
+        return plain(*given, **options | {"compile": None})
+
+    monkeypatch.setattr(dc.sampling, "sample", sample)
+    list(run("extend", torch.from_numpy(movie(5)), frames=14, compile=compile))
+    assert said == [compile] * 3
+
+
 # ends of the ranges
 
 
@@ -354,6 +410,9 @@ def test_extension_hands_out_no_more_than_was_asked_for() -> None:
     assert run("extend", movie(6), frames=6).all().shape[1] == 6
     assert list(run("extend", movie(6), frames=0)) == []
     assert run("extend", movie(6), frames=7).all().shape[1] == 7
+    begun = run("extend", movie(6), frames=12)
+    next(begun)
+    assert list(run("extend", movie(6), frames=4, resume=begun.state)) == []
 
 
 @pytest.mark.parametrize("frames", range(9))
@@ -422,6 +481,7 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
         ("video", [movie(2), movie(2, side=2)], ValueError, "may differ in the number of frames alone"),
         ("seed", [1, 2, 3], ValueError, "3 entries for a batch of 2"),
         ("seed", -1, ValueError, "-1"),
+        ("resume", 3, TypeError, "`resume` is int, but takes the `state`"),
     ],
 )
 def test_errors_say_what_is_wrong(argument: str, value: Any, kind: type[Exception], says: str) -> None:

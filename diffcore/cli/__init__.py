@@ -18,9 +18,10 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in {"typer", "rich"}:
+        needs = (error.name or "").split(".")[0]
+        if needs not in {"typer", "rich"}:
             raise
-        sys.stderr.write(f"diffcore: the command line needs {error.name}; install diffcore[cli]\n")
+        sys.stderr.write(f"diffcore: the command line needs {needs}; install diffcore[cli]\n")
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no half-written file stays then either
     app(prog_name="diffcore")

@@ -125,7 +125,8 @@ def upscale(
     """Make a video larger: the averages of the new frames over factor x factor pixels are the frames of the input.
 
     The model works at the large size. An input up to the model's size is taken as it is; a larger one is first scaled to
-    cover the model's size and cut to it, unless --size says otherwise ("keep": as it is).
+    cover the model's size and cut to it, unless --size says otherwise ("keep": as it is). --window 1 is quicker for a
+    single picture, and draws each frame by itself.
     """
     video = _looked(job)
     _run("upscale", job, video, lambda dc, *given, **how: dc.video.upscale(*given, factor, **how), video.frames, factor)

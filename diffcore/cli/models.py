@@ -161,8 +161,11 @@ def _jax_device(device: str | None, kind: str) -> tuple[Any, str, Any]:
 
     platform, _, number = (device or "").partition(":")
     try:
-        place = jax.devices("gpu" if platform == "cuda" else platform or None)[int(number or 0)]
-    except (RuntimeError, ValueError, IndexError) as error:
+        there = jax.devices("gpu" if platform == "cuda" else platform or None)
+        if number and number not in map(str, range(len(there))):
+            raise ValueError(f"JAX finds {len(there)} of these, counted from 0")
+        place = there[int(number or 0)]
+    except (RuntimeError, ValueError) as error:
         usage(f"--device {device}: {str(error).splitlines()[0]}; `diffcore info` lists the devices that are here")
     return place, f"{place.platform}:{place.id}", jnp.zeros(1, dtype=kind, device=place)
 

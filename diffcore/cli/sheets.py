@@ -39,9 +39,12 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
             text = getattr(picture, "text", {}).get(KEY)
-            pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+            deep = picture.mode.startswith("I")  # 16 bits, which `convert` would cut off at 255
+            pixels = np.asarray(picture if deep else picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Failure(f"{path} cannot be read as a picture: {error}") from error
+    if deep:
+        pixels = np.repeat((pixels.astype(np.uint32) // 257).astype(np.uint8)[..., None], 3, axis=-1)
     if text is None:
         return pixels[None, None]
     try:

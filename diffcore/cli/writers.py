@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -66,7 +67,7 @@ def opened(path: Path, fps: float, zoom: int = 1) -> Iterator[Writer]:
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside a path; what was written there gets the name of the path at the end, or goes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")  # a name may be as long as a folder takes
     try:
         temporary.touch()  # tells now whether the folder takes it
         yield temporary
@@ -86,11 +87,16 @@ class _Coded:
     """A file that PyAV writes, frame by frame, so that memory does not grow with its length."""
 
     def __init__(self, path: Path, fps: float, zoom: int) -> None:
-        self.path, self.rate, self.zoom, self.count = path, Fraction(fps).limit_denominator(1001), zoom, 0
+        if fps > self.fastest:
+            note(
+                f"note: {self.form} takes at most {self.fastest:g} frames a second; it is played at that, not at {fps:g}"
+            )
+        self.path, self.zoom, self.count = path, zoom, 0
+        self.rate = Fraction(min(fps, self.fastest)).limit_denominator(1001)
         self.container = _av().open(str(path), "w", format=self.form)
         self.stream: Any = None
 
-    form = "mp4"
+    form, fastest = "mp4", math.inf
 
     def write(self, block: Float32) -> None:
         for pixels in _pixels(block, self.zoom):
@@ -128,7 +134,7 @@ class _Coded:
 
 
 class _Gif(_Coded):
-    form = "gif"
+    form, fastest = "gif", 50.0  # it counts hundredths of a second, and of fewer than two viewers make ten
 
     def frame(self, pixels: npt.NDArray[np.uint8], grey: bool) -> Any:
         from PIL import Image

@@ -29,7 +29,13 @@ class Projection:
         found = self.measure(x)
         truth, known = known_of(FUNCTION, self.observed, self.mask, found)
         residual = xp.where(known, truth - found, xp.zeros_like(found))
-        return x + xp.astype(self.measure.spread(residual), x.dtype, copy=False)
+        moved = self.measure.spread(residual)
+        if tuple(moved.shape) != tuple(x.shape):
+            raise ValueError(
+                f"{FUNCTION}: the `spread` of `measure` returned shape {tuple(moved.shape)} for x of shape "
+                f"{tuple(x.shape)}; they must be equal"
+            )
+        return x + xp.astype(moved, x.dtype, copy=False)
 
 
 def projection(
@@ -55,7 +61,7 @@ def projection(
 
     Raises:
         TypeError: `measure` has no `spread`; something that is no array.
-        ValueError: a mask with other numbers than 0 and 1; shapes that do not broadcast.
+        ValueError: a mask with other numbers than 0 and 1; shapes that do not broadcast; a `spread` of another shape.
 
     Source: Wang, Yu & Zhang 2023 (arXiv 2212.00490), eq. 11 (range and null space).
 

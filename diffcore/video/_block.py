@@ -67,7 +67,7 @@ class Sampler:
             shape: (B, T, H, W, C) of the block.
             known: (place, frames (B, n, H, W, C)).
             like: any array of the video.
-            low, measure: what is measured of the block.
+            low, measure: what is measured of the block, of its first frames alone where `low` has fewer.
         """
         from diffcore import backends
 
@@ -80,32 +80,45 @@ class Sampler:
                 for k in range(frames.shape[1]):
                     places[place + k], which[place + k] = frames[:, k : k + 1, ...], True
             given = xp.concat(places, axis=1)
-        mask = which.reshape(-1, 1, 1, 1)
+        mask, measured = which.reshape(-1, 1, 1, 1), None
+        if low is not None and low.shape[1] < shape[1]:
+            measured = (np.arange(shape[1]) < low.shape[1]).reshape(-1, 1, 1, 1)
+            rest = (low.shape[0], shape[1] - low.shape[1], *low.shape[2:])
+            low = xp.concat([low, xp.zeros(rest, dtype=low.dtype, device=_array.device(low))], axis=1)
         start = sampling.start(
             self.plan, shape=shape, like=like, seed=noise.fold_in(self.seed, number, shape[0], stream=self.stream)
         )
-        key = (shape, which.tobytes())
+        key = (shape, which.tobytes(), None if measured is None else measured.tobytes())
         if key not in self.traced:
 
             def run(z: Array, saved: Any, estimates: Any, seeds: Array, given: Any, low: Any) -> Array:
                 state = sampling.State(z, saved, estimates, backend.index(0), seeds)
-                compile = self.compile if z is start.z else None  # what is traced is compiled with what is round it
-                return self._sample(state, mask, given, low, measure, compile)
+                compile = (
+                    None if backend.traces(z) else self.compile
+                )  # what is traced is compiled with what is round it
+                return self._sample(state, mask, given, low, measured, measure, compile)
 
             self.traced[key] = backend.trace(run)
         return self.traced[key](start.z, start.saved, start.estimates, start.seeds, given, low)
 
     def _sample(
-        self, state: sampling.State, mask: Any, given: Any, low: Any, measure: Any, compile: bool | None
+        self,
+        state: sampling.State,
+        mask: Any,
+        given: Any,
+        low: Any,
+        measured: Any,
+        measure: Any,
+        compile: bool | None,
     ) -> Array:
         denoise, constraint, transform_x = self.denoise, None, self.transform_x
         if given is not None:
             denoise = self._guided(denoise, given, mask, None, self.weight)
             constraint = conditioning.replacement(given, mask)
         if low is not None and self.method == "replacement":
-            transform_x = conditioning.projection(low, measure=measure, after=transform_x)
+            transform_x = conditioning.projection(low, measured, measure=measure, after=transform_x)
         elif low is not None:
-            denoise = self._guided(denoise, low, None, measure, self._weight_of_means(measure))
+            denoise = self._guided(denoise, low, measured, measure, self._weight_of_means(measure))
         return sampling.sample(
             denoise,
             self.plan,

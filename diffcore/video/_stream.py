@@ -54,7 +54,8 @@ class Stream(Iterator[Array]):
 
 
 def blocks_of(function: str, video: Any) -> Iterator[Array]:
-    """Yield a video as blocks (B, n, H, W, C), each checked.
+    """Yield a video as blocks (B, n, H, W, C), each checked; one of many in memory of its own, so that the next may lie in its
+    place.
 
     Raises:
         TypeError: no floating array, nor an iterable of them; blocks of more than one library.
@@ -80,7 +81,7 @@ def blocks_of(function: str, video: Any) -> Iterator[Array]:
                 f"{function}: a block has shape {tuple(block.shape)} and dtype {block.dtype}, but the first one has "
                 f"{tuple(first.shape)} and {first.dtype}; they may differ in the number of frames alone"
             )
-        yield block
+        yield block if whole else own(block)
 
 
 def _but_frames(block: Array) -> tuple[int, ...]:
@@ -92,10 +93,23 @@ def joined(blocks: list[Array]) -> Array:
     return blocks[0] if len(blocks) == 1 else _array.library(blocks[0]).concat(blocks, axis=1)
 
 
+def own(frames: Array) -> Array:
+    """Return frames in memory of their own."""
+    return _array.library(frames).asarray(frames, copy=True)
+
+
 def last(frames: Array, count: int) -> Array:
     """Return the last frames, as many as there are up to a count, in memory of their own."""
-    xp = _array.library(frames)
-    return xp.asarray(frames[:, max(0, frames.shape[1] - count) :], copy=True)
+    return own(frames[:, max(0, frames.shape[1] - count) :, ...])
+
+
+def resumed(function: str, resume: Any) -> State:
+    """Return the state that a stream begins from."""
+    if resume is None:
+        return State()
+    if not isinstance(resume, tuple) or len(resume) != len(State._fields):
+        raise TypeError(f"{function}: `resume` is {type(resume).__name__}, but takes the `state` of a video.Stream")
+    return State(*resume)
 
 
 def whole(function: str, argument: str, value: Any, low: int) -> int:

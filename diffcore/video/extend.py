@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _array, sampling
+from diffcore import sampling
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, whole
+from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.extend"
 STREAM = 5
@@ -39,7 +39,8 @@ def extend(
         x^(k+1) ~ p(x | its first `overlap` frames = the last ones of x^(k))
 
     Args:
-        denoise: a denoiser of clips of `window` frames, (z, log_snr) -> prediction.
+        denoise: a denoiser of clips of `window` frames, (z, log_snr) -> prediction. On JAX the blocks of a stream share
+            a trace, so that it must be pure, as for jax.jit.
         plan: from `diffcore.samplers`.
         video: (B, T, H, W, C), T >= 0, or an iterable of such blocks. None at all, T = 0, starts from noise alone.
         frames: how many in total; None never ends.
@@ -86,7 +87,7 @@ def extend(
         compile=compile,
         callback=callback,
     )
-    state = State() if resume is None else resume
+    state = resumed(FUNCTION, resume)
     return Stream(_blocks(sampler, video, total, wide, known, state), state)
 
 
@@ -97,12 +98,12 @@ def _blocks(
     like = context
     for block in blocks_of(FUNCTION, video):
         like = block if like is None else like
-        given = block if total is None else block[:, : total - made, ...]
+        given = block if total is None else block[:, : max(0, total - made), ...]
         if given.shape[1]:
             read, made = read + given.shape[1], made + given.shape[1]
             context = last(given if context is None else joined([context, given]), overlap)
-            yield given, State(read, made, None, context)
-        if made == total:
+            yield own(given), State(read, made, None, context)
+        if total is not None and made >= total:
             return
     if like is None:
         raise ValueError(
@@ -116,4 +117,4 @@ def _blocks(
         new = block[:, there:, ...] if total is None else block[:, there : there + total - made, ...]
         made += new.shape[1]
         context = last(block[:, : there + new.shape[1], ...], overlap)
-        yield _array.library(new).asarray(new, copy=True), State(read, made, None, context)
+        yield own(new), State(read, made, None, context)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _array, sampling
+from diffcore import sampling
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, whole
+from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.interpolate"
 STREAM = 6
@@ -38,10 +38,11 @@ def interpolate(
 
         T frames -> (T - 1) k + 1,   frame i of those given -> frame k i
 
-    A block holds as many whole gaps as fit into the window, and knows the frames at both ends of each.
+    A block makes as many whole gaps as fit into the window, and knows the frames at both ends of each. What is left of the
+    window is drawn too, and dropped, so that the denoiser gets clips of one length alone.
 
     Args:
-        denoise: a denoiser of clips at the higher frame rate.
+        denoise: a denoiser of clips of `window` frames at the higher frame rate.
         plan: from `diffcore.samplers`.
         video: (B, T, H, W, C), T >= 0, or an iterable of such blocks.
         factor: k >= 1.
@@ -87,16 +88,17 @@ def interpolate(
         compile=compile,
         callback=callback,
     )
-    state = State() if resume is None else resume
-    return Stream(_blocks(sampler, video, times, gaps, kept, state), state)
+    state = resumed(FUNCTION, resume)
+    return Stream(_blocks(sampler, video, times, wide, kept, state), state)
 
 
 def _blocks(
-    sampler: Sampler, video: Any, factor: int, gaps: int, kept: int, state: State
+    sampler: Sampler, video: Any, factor: int, window: int, kept: int, state: State
 ) -> Iterator[tuple[Array, State]]:
     """Yield blocks. `given` begins with the frame at which the next block begins, and so does `context`, which has the
     frames of its first `done` gaps."""
     read, made, given, context = state
+    gaps = (window - 1) // factor
     blocks, over = blocks_of(FUNCTION, video), False
     while True:
         done = 0 if context is None else (context.shape[1] - 1) // factor
@@ -111,7 +113,7 @@ def _blocks(
         if made == 0 and given.shape[1] == 1:
             first = given[:, :1, ...]
             made, context = 1, last(first, 1)
-            yield first, State(read, made, given, context)
+            yield own(first), State(read, made, given, context)
             continue
         now = min(gaps, given.shape[1] - 1)
         if now <= done:
@@ -121,10 +123,10 @@ def _blocks(
         else:
             known = [(factor * k, given[:, k : k + 1, ...]) for k in range(now + 1)]
             known += [] if context is None else [(0, context)]
-            shape = (given.shape[0], factor * now + 1, *given.shape[2:])
-            block = sampler.draw(made, shape, known, given)
+            shape = (given.shape[0], window, *given.shape[2:])
+            block = sampler.draw(made, shape, known, given)[:, : factor * now + 1, ...]
         new = block[:, 0 if context is None else factor * done + 1 :, ...]
         made += new.shape[1]
         again = min(kept, now)
         context, given = last(block, factor * again + 1), given[:, now - again :, ...]
-        yield _array.library(new).asarray(new, copy=True), State(read, made, given, context)
+        yield own(new), State(read, made, given, context)

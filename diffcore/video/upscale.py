@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _array, conditioning, sampling
+from diffcore import conditioning, sampling
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, whole
+from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.upscale"
 STREAM = 7
@@ -39,7 +39,7 @@ def upscale(
         x ~ p(x | Down(x) = the frames given, the first `overlap` frames = the last ones of the block before)
 
     Args:
-        denoise: a denoiser of clips (B, window, f H, g W, C).
+        denoise: a denoiser of clips (B, window, f H, g W, C); where fewer frames are left, those beyond are dropped.
         plan: from `diffcore.samplers`.
         video: (B, T, H, W, C), T >= 0, or an iterable of such blocks.
         factor: f >= 1, or one for the height and one for the width.
@@ -84,7 +84,7 @@ def upscale(
         compile=compile,
         callback=callback,
     )
-    state = State() if resume is None else resume
+    state = resumed(FUNCTION, resume)
     return Stream(_blocks(sampler, video, measure, wide, known, state), state)
 
 
@@ -106,11 +106,11 @@ def _blocks(
             return
         count = min(window, given.shape[1])
         batch, _, height, width, channels = given.shape
-        shape = (batch, count, height * measure.factor[0], width * measure.factor[1], channels)
+        shape = (batch, window, height * measure.factor[0], width * measure.factor[1], channels)
         known = [] if context is None else [(0, context)]
-        block = sampler.draw(made, shape, known, given, given[:, :count, ...], measure)
+        block = sampler.draw(made, shape, known, given, given[:, :count, ...], measure)[:, :count, ...]
         new = block[:, there:, ...]
         made += new.shape[1]
         context = last(block, overlap) if overlap else None
         given = given[:, count - min(overlap, count) :, ...]
-        yield _array.library(new).asarray(new, copy=True), State(read, made, given, context)
+        yield own(new), State(read, made, given, context)
