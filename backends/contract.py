@@ -1,6 +1,6 @@
 r"""The contract: what a backend supplies, with enough said to write a fourth one.
 
-Everything in `diffcore` but six things is plain array API code. A backend supplies those six. Derive from
+Everything in `diffcore` but a few things is plain array API code. A backend supplies those. Derive from
 `diffcore.backends.ArrayAPIBackend`, which has all of them for any library that follows the array API standard, and
 replace what the library does better:
 
@@ -61,7 +61,7 @@ class Run:
 
 @runtime_checkable
 class Backend(Protocol):
-    """The six things. Shapes and dtypes as in `diffcore`; every method is pure, and traces where the library traces."""
+    """What a backend supplies. Shapes and dtypes as in `diffcore`; every method is pure, and traces where the library traces."""
 
     name: str
     """What messages call the library."""

@@ -45,7 +45,7 @@ def seed_words(seeds: int | Sequence[int] | npt.NDArray[Any], batch: int) -> npt
     return np.array([(value & 0xFFFFFFFF, value >> 32) for value in values], dtype=np.uint32).reshape(batch, 2)
 
 
-def fold_in(seeds: int | Sequence[int] | npt.NDArray[Any], number: int, batch: int, *, stream: int = 5) -> list[int]:
+def fold_in(seeds: int | Sequence[int] | npt.NDArray[Any], number: int, batch: int, *, stream: int = 8) -> list[int]:
     """Return a seed for each sample that belongs to (its seed, number): for the parts of something that has one seed.
 
     Args:
