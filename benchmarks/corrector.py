@@ -3,9 +3,10 @@
     python -m benchmarks.corrector                                     # a Gaussian video, by algebra, in seconds
     python -m benchmarks.corrector --weights FILE --out FILE.json      # and digits drawn by a network
 
-On a Gaussian video the divergence KL(drawn || data), in nats, is exact: mean and covariance of what is drawn follow from the plan
-(`exact.moments`). On digits it is the Frechet distance to held-out clips in the space of `unet3d.digit_features`. A run of N evaluations
-is N ancestral steps, or (N + 1) / 2 of them with a correction after each but the last.
+On a Gaussian video the divergence KL(drawn || data), in nats, is exact: mean and covariance of what is drawn follow from
+the plan (`exact.moments`). On digits it is the Frechet distance to held-out clips in the space of
+`unet3d.digit_features`. A run of N evaluations is N ancestral steps, or (N + 1) / 2 of them with a correction after each
+but the last.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python -m benchmarks.images_per_video FOLDER --out FILE.json      # about an hour and a half on one core
 
-The paper trains on 0, 4 or 8 images a video for as many steps; there the images are extra work. Here the budget is the number of frames
-that the network sees, images included, so that all runs cost the same: `--same steps` gives the paper's comparison instead.
-Digits of 16x16, one small network, everything else equal; the measure is the Frechet distance of samples to held-out
-clips, in the feature space of `unet3d.digit_features`. A run that was stopped goes on from its checkpoint.
+The paper trains on 0, 4 or 8 images a video for as many steps; there the images are extra work. Here the budget is the
+number of frames that the network sees, images included, so that all runs cost the same: `--same steps` gives the paper's
+comparison instead. Digits of 16x16, one small network, everything else equal; the measure is the Frechet distance of
+samples to held-out clips, in the feature space of `unet3d.digit_features`. A run that was stopped goes on from its
+checkpoint.
 """
 
 from __future__ import annotations
