@@ -22,7 +22,7 @@ def _pixels(frame: npt.NDArray[np.float32], zoom: int) -> npt.NDArray[np.uint8]:
     return np.repeat(np.repeat(values, zoom, axis=0), zoom, axis=1)
 
 
-def _page(rows: Rows, zoom: int) -> Any:
+def page(rows: Rows, zoom: int) -> Any:
     """Return a picture of rows of frames: (label, (columns, H, W, C))."""
     from PIL import Image, ImageDraw
 
@@ -50,7 +50,7 @@ def _replace(path: Path, write: Any) -> None:
 def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) -> None:
     """Write rows of clips, (label, (columns, T, H, W, C)), as one moving picture, forwards and back."""
     length = rows[0][1].shape[1]
-    pages = [_page([(label, clips[:, frame]) for label, clips in rows], zoom) for frame in range(length)]
+    pages = [page([(label, clips[:, frame]) for label, clips in rows], zoom) for frame in range(length)]
     order = [*range(length), *range(length - 2, 0, -1)]
     still = [pages[frame].quantize(128) for frame in order]
     _replace(
@@ -63,5 +63,5 @@ def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) 
 
 def write_sheet(path: Path, rows: Rows, *, zoom: int = 2) -> None:
     """Write rows of frames, (label, (columns, H, W, C)), as a contact sheet."""
-    page = _page(rows, zoom)
-    _replace(path, lambda to: page.save(to, format="PNG"))
+    sheet = page(rows, zoom)
+    _replace(path, lambda to: sheet.save(to, format="PNG"))

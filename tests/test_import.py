@@ -19,12 +19,14 @@ LATER = (
     "optax",
     "PIL",
     "pytest",
+    "rich",
     "safetensors",
     "scipy",
     "skimage",
     "sklearn",
     "torch",
     "tqdm",
+    "typer",
 )
 
 IN_A_FRESH_PROCESS = """

@@ -162,7 +162,7 @@ class Videos(Source):
             file = self._files[(index + other) % len(self._files)]
             try:
                 run, aspect = _read(file, int(when * (file.length - span + 1)), span)
-                pixels = np.stack([_pixels(frame, aspect, self._size, where) for frame in run[:: self._every]])
+                pixels = np.stack([upright(frame, aspect, self._size, where) for frame in run[:: self._every]])
             except _broken() as error:
                 self._tell("took the next video for", file.path, error)
                 continue
@@ -266,7 +266,7 @@ def _window(frames: Iterator[Any], time: float, span: int, *, timed: bool, sough
     return [kept for _, kept in run][-span:] if len(run) >= span else None
 
 
-def _pixels(frame: Any, aspect: float, size: tuple[int, int], where: list[float]) -> npt.NDArray[np.uint8]:
+def upright(frame: Any, aspect: float, size: tuple[int, int], where: list[float]) -> npt.NDArray[np.uint8]:
     """Return a frame upright, scaled to cover `size`, and cut to it at `where`, two fractions: (H, W, 3)."""
     turns = round(frame.rotation / 90) % 4
     shape = np.array([frame.height, frame.width * aspect])

@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from diffcore.unet3d.training.settings import Settings
 FREE = ("steps", "log_every", "checkpoint_every", "sample_every", "sample_steps")
 """The settings that a run may change when it goes on."""
 
+Tell = Callable[[int, dict[str, Any]], object]
+"""What is told, after each step, how many are done, and the last line of the log, {} until there is one."""
+
 
 def train(
     config: UNet3DConfig,
@@ -34,7 +37,7 @@ def train(
     *,
     backend: str = "torch",
     tokens: Any = None,
-    progress: bool = False,
+    progress: bool | Tell = False,
     **options: Any,
 ) -> Path:
     r"""Train a network, and return the path of its weights file, folder/model.safetensors.
@@ -53,7 +56,8 @@ def train(
         backend: "torch" or "jax".
         tokens: where the condition is "tokens", a pair (K, L, D) and (K, L): the tokens and masks that the labels of
             the source are indices of.
-        progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]).
+        progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]); or a function that is
+            called after each step with how many are done and the last line of the log, {} until there is one.
         options: of the backend's trainer: device, checkpointing; for torch, compile.
 
     Raises:
@@ -85,8 +89,9 @@ def train(
             f"least as many, or another folder"
         )
     pending: list[tuple[Any, Any]] = []
+    row: dict[str, Any] = {}
     began = time.perf_counter()
-    with _bar(progress, first, settings.steps) as bar, log.open("a", encoding="utf-8") as lines:
+    with _telling(progress, first, settings.steps) as tell, log.open("a", encoding="utf-8") as lines:
         for step in range(first, settings.steps):
             pending.append(trainer.step(step, draw(config, settings, source, tokens, step)))
             done, last = step + 1, step + 1 == settings.steps
@@ -96,13 +101,12 @@ def train(
                 pending = []
                 lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
                 lines.flush()
-                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
             if settings.sample_every and (done % settings.sample_every == 0 or last):
                 write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
             if keeps:
                 identity = _identity(config, settings, source, backend)
                 weights.write(kept, trainer.state(), {**identity, "step": str(done)})
-            bar.update(1)
+            tell(done, row)
     path = folder / "model.safetensors"
     metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
     weights.write(path, trainer.weights(), metadata)
@@ -198,21 +202,25 @@ def _difference(found: str | None, wanted: str) -> str:
 
 
 @contextlib.contextmanager
-def _bar(progress: bool, first: int, steps: int) -> Iterator[Any]:
+def _telling(progress: bool | Tell, first: int, steps: int) -> Iterator[Tell]:
+    if callable(progress):
+        yield progress
+        return
     if not progress:
-        yield _NoBar()
+        yield lambda *_: None
         return
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError("training.train: `progress` needs tqdm; install diffcore[progress]") from error
     with tqdm(initial=first, total=steps, unit="step") as bar:
-        yield bar
 
+        def tell(done: int, row: dict[str, Any]) -> None:
+            if row:
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            bar.update(done - bar.n)
 
-class _NoBar:
-    def update(self, count: int) -> None: ...
-    def set_postfix(self, **values: Any) -> None: ...
+        yield tell
 
 
 def write_samples(model: Any, like: Any, settings: Settings, path: Path, count: int = 4) -> None:

@@ -1,0 +1,216 @@
+"""The table of identities that `diffcore verify` goes through: a name, and what to run on an array of a library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LAMBDAS = np.linspace(-6.0, 6.0, 7)
+CLEAN = np.array([-9.0, -4.0, -1.0, 0.5, 4.0, np.inf])
+SCALINGS = ("vp", "ve", "flow")
+
+
+class Check(NamedTuple):
+    """An identity.
+
+    Fields:
+        name: what the table calls it.
+        run: takes an array of the library, dtype and device; raises AssertionError where the identity does not hold.
+        host: whether it is about numbers on the host alone, so that once is enough.
+        slow: whether --quick leaves it out.
+    """
+
+    name: str
+    run: Callable[[Any], object]
+    host: bool = False
+    slow: bool = False
+
+
+def checks() -> list[Check]:
+    """Return the identities of `diffcore.testing`, on schedules, samplers and denoisers of every kind."""
+    from diffcore import testing
+
+    return [
+        Check("schedules are decreasing maps with inverses", _schedules),
+        Check("alpha and sigma keep their scaling", lambda like: _each(like, testing.check_scaling, named=True)),
+        Check("levels within 4 ulp of 60 digits", lambda like: _precise(testing.check_level_precision, like), slow=True),
+        Check("posterior within 16 ulp of 60 digits", lambda like: _precise(testing.check_posterior_precision, like),
+              slow=True),
+        Check("Chapman-Kolmogorov", lambda like: _ordered(like, testing.check_chapman_kolmogorov, 3)),
+        Check("Bayes: posterior from transition and marginal", lambda like: _ordered(like, testing.check_bayes, 2)),
+        Check("reverse variance between its bounds", lambda like: _ordered(like, testing.check_reverse_variance, 2)),
+        Check("predictions convert into one another", lambda like: _each(like, testing.check_conversions)),
+        Check("loss the same for all predictions", lambda like: _each(like, testing.check_loss_invariance)),
+        Check("guidance the same for all predictions", lambda like: _each(like, testing.check_guidance_invariance)),
+        Check("noise: Philox4x32-10 and Box-Muller", testing.check_noise),
+        Check("last step returns the estimate", lambda like: _plans(testing.check_last_step_returns_x, like)),
+        Check("runs repeat, bit for bit", lambda like: _runs(testing.check_deterministic, like)),
+        Check("a batch is its samples, bit for bit", lambda like: _runs(testing.check_batch_equals_singles, like)),
+        Check("a stopped run goes on, bit for bit", lambda like: _runs(testing.check_resumed, like, stages=(0, 2))),
+        Check("interleaved runs do not meet", _interleaved),
+        Check("contract of the backend, all plans and dtypes", _backend, slow=True),
+        Check("bound depends on the ends alone", _bounds, host=True),
+        Check("DDIM with eta = 1 is ancestral", lambda _: _grids(testing.check_ddim_eta1_is_ancestral), host=True),
+        Check("DPM-Solver++ 1 is DDIM", lambda _: _grids(testing.check_dpm1_is_ddim), host=True),
+        Check("steps compose for a fixed estimate", _compose, host=True),
+        Check("runs go through the marginals", _marginals, host=True),
+        Check("exact moments of every sampler", lambda _: _plans(testing.check_moments), host=True),
+        Check("the corrector's bias", lambda _: testing.check_corrector_bias(_cosine("vp")), host=True),
+        Check("exact denoisers agree with their likelihood", _denoisers, host=True),
+        Check("what replacement misses is a gradient", _conditionals, host=True),
+        Check("orders of convergence", _orders, host=True, slow=True),
+    ]  # fmt: skip
+
+
+def _cosine(scaling: str) -> Any:
+    from diffcore import schedules
+
+    return schedules.Cosine(scaling=scaling)
+
+
+def _put(values: Any, like: Any) -> Any:
+    from diffcore import _array
+
+    xp = _array.namespace("verify", like=like)
+    return xp.asarray(np.asarray(values), dtype=like.dtype, device=_array.device(like))
+
+
+def _level(values: Any, scaling: str, like: Any) -> Any:
+    from diffcore import levels
+
+    return levels.level(_put(values, like), scaling)
+
+
+def _schedules(like: Any) -> None:
+    from diffcore import schedules as s
+    from diffcore import testing
+
+    for schedule in (s.Cosine(), s.LinearBeta(), s.Flow(), s.Karras(), s.LinearLogSNR(), s.shift(s.Sigmoid(), -1.4)):
+        testing.check_schedule(schedule, like=like)
+
+
+def _each(like: Any, check: Callable[..., object], *, named: bool = False) -> None:
+    for scaling in SCALINGS:
+        level = _level(LAMBDAS, scaling, like)
+        check(level, scaling) if named else check(level)
+
+
+def _ordered(like: Any, check: Callable[..., object], count: int) -> None:
+    for scaling in SCALINGS:
+        check(*(_level(LAMBDAS[count - 1 - k : len(LAMBDAS) - k], scaling, like) for k in range(count)))
+
+
+def _precise(check: Callable[..., object], like: Any) -> None:
+    for scaling in SCALINGS:
+        check(like, scaling)
+
+
+def _named_plans() -> dict[str, Any]:
+    from diffcore.testing import conformance
+
+    return conformance.plans()
+
+
+def _plans(check: Callable[..., object], like: Any = None) -> None:
+    for plan in _named_plans().values():
+        check(plan) if like is None else check(plan, like=like)
+
+
+def _bounded(z: Any, log_snr: Any) -> Any:
+    """Predict v, linear in z, so that no library rounds it another way."""
+    del log_snr
+    return -0.5 * z
+
+
+def _runs(check: Callable[..., object], like: Any, **how: Any) -> None:
+    for name in ("ancestral", "unipc"):
+        check(_bounded, _named_plans()[name], like, prediction="v", **how)
+
+
+def _interleaved(like: Any) -> None:
+    from diffcore import testing
+
+    testing.check_interleaved(_bounded, list(_named_plans().values())[:2], like, prediction="v")
+
+
+def _backend(like: Any) -> None:
+    from diffcore import testing
+
+    testing.check_backend(like=like)
+
+
+def _bounds(_: Any) -> None:
+    from diffcore import schedules, testing
+
+    for schedule in (schedules.Cosine(), schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=7.0)):
+        testing.check_bound(schedule)
+
+
+def _grids(check: Callable[..., object]) -> None:
+    for scaling in SCALINGS:
+        check(_cosine(scaling), CLEAN)
+
+
+def _makers(scaling: str) -> dict[str, Callable[[Any], Any]]:
+    from diffcore import samplers
+
+    schedule = _cosine(scaling)
+    return {
+        "ancestral": lambda grid: samplers.ancestral(schedule, grid=grid),
+        "ddim": lambda grid: samplers.ddim(schedule, grid=grid),
+        "euler": lambda grid: samplers.euler(schedule, grid=grid),
+        "heun": lambda grid: samplers.heun(schedule, grid=grid),
+        "dpm_solver_pp": lambda grid: samplers.dpm_solver_pp(schedule, grid=grid),
+        "unipc": lambda grid: samplers.unipc(schedule, grid=grid),
+    }
+
+
+def _compose(_: Any) -> None:
+    from diffcore import testing
+
+    for scaling in SCALINGS:
+        for make in _makers(scaling).values():
+            testing.check_composes(make, LAMBDAS)
+
+
+def _marginals(_: Any) -> None:
+    from diffcore import testing
+
+    for scaling in SCALINGS:
+        for make in _makers(scaling).values():
+            testing.check_keeps_marginals(make(CLEAN))
+
+
+def _gaussian() -> Any:
+    from diffcore import exact
+
+    return exact.Gaussian(np.array([0.1, 0.2, 0.3]), np.array([[1.0, 0.5, 0.2], [0.5, 2.0, 0.3], [0.2, 0.3, 0.4]]))
+
+
+def _denoisers(_: Any) -> None:
+    from diffcore import exact, testing
+
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    for data in (
+        _gaussian(),
+        exact.Mixture([0.3, 0.7], points[:2], [np.eye(3), 0.3 * np.eye(3)]),
+        exact.Empirical(points),
+    ):
+        for log_snr in (-5.0, 0.0, 4.0):
+            testing.check_denoiser(data, log_snr, points[:2])
+
+
+def _conditionals(_: Any) -> None:
+    from diffcore import testing
+
+    for log_snr in (-5.0, 0.0, 3.0):
+        testing.check_conditional(_gaussian(), np.array([True, False, False]), log_snr)
+
+
+def _orders(_: Any) -> None:
+    from diffcore import testing
+
+    for name, order in (("ddim", 1), ("heun", 2), ("dpm_solver_pp", 2)):
+        testing.check_order(_makers("vp")[name], order)

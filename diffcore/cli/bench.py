@@ -1,0 +1,78 @@
+"""`diffcore bench`: the benchmarks of a checkout."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffcore.cli import options, report, writers
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "$ diffcore bench --quick\n\n"
+    "$ diffcore bench -k 'stage and ddim' --out mine.json\n\n"
+    "$ diffcore bench --device cuda --json > cuda.json"
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=options.help_of(bench), epilog=EXAMPLES)(bench)
+
+
+def checkout() -> Path:
+    """Return the folder of the checkout that has the benchmarks; refuse an installed package, which has none."""
+    import diffcore
+
+    root = Path(diffcore.__file__).resolve().parent.parent
+    if not (root / "benchmarks" / "__main__.py").is_file():
+        raise report.Failure(
+            "the benchmarks are in a checkout of the project only, and this diffcore is installed without them; clone it, run "
+            "`pip install -e .[cli,bench]` there, and try again"
+        )
+    return root
+
+
+def bench(
+    only: Annotated[
+        str | None,
+        typer.Option("-k", metavar="FILTER", help="Only rows whose name fits, as for pytest: 'stage and ddim'."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and repetitions.")] = False,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch and JAX rows run.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Time the library against its peers: what `python -m benchmarks` does in a checkout."""
+    del debug
+    root = checkout()
+    if out is not None:
+        writers.check_place(out, force)
+    for module in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(module) is None:
+            raise report.Failure(f"the benchmarks need {module}; install diffcore[bench,test]")
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "result.json")
+        command = [sys.executable, "-m", "benchmarks", "--device", device, "--json", str(found)]
+        command += ["-k", only] if only else []
+        command += ["--quick"] if quick else []
+        done = subprocess.run(command, cwd=root, check=False, stdout=sys.stderr.fileno() if as_json else None)
+        if not found.is_file():
+            raise report.Failure(f"the benchmarks ended with exit code {done.returncode} and no result; see above")
+        result = json.loads(found.read_text(encoding="utf-8"))
+    if out is not None:
+        with writers.whole(out) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        report.result(result, "", as_json=True)
+    if done.returncode:
+        raise report.Failure(f"some benchmarks failed, exit code {done.returncode}; see above")

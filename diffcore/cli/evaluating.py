@@ -1,0 +1,214 @@
+"""`diffcore evaluate`: a model by its loss at each noise level, or a video against the one that it should equal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from diffcore.cli import files, models, options, report, sources, writers
+
+LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
+HELD_OUT = 2048
+"""Real clips that those which are drawn are compared with."""
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "$ diffcore evaluate moving_digits --data digits --count 256\n\n"
+    "$ diffcore evaluate run/model.safetensors --data held_out_videos --json\n\n"
+    "$ diffcore evaluate made.mp4 --against real.mp4"
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=options.help_of(evaluate), epilog=EXAMPLES)(evaluate)
+
+
+def evaluate(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WEIGHTS|VIDEO",
+            help="A weights file or shipped model; or a video, with --against.",
+            autocompletion=models.shipped,
+        ),
+    ] = "moving_digits",
+    against: Annotated[
+        Path | None, typer.Option(metavar="VIDEO", help="The video that it should equal: PSNR and SSIM.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="FOLDER|digits", help='Real videos: a folder, or "digits" (held-out ones).')
+    ] = sources.DIGITS,
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="How many clips.")] = 64,
+    every: Annotated[int, typer.Option(min=1, help="Keep one frame of so many, of a folder of videos.")] = 2,
+    samples: Annotated[
+        bool, typer.Option("--samples/--no-samples", help="Draw clips too, and compare: Frechet distance, legibility.")
+    ] = True,
+    batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
+    backend: options.Backend = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    guidance: options.Guidance = None,
+    sampler: options.Sampler = "dpm_solver_pp",
+    steps: options.Steps = 16,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the result as JSON here too.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure a model, or a video.
+
+    A model: the squared error of x-hat, as the loss of v, at each noise level, on real clips. On digits clips are drawn too:
+    their Frechet distance to held-out ones, and how often a classifier reads the digit that was asked for.
+    A video, with --against: PSNR in decibels and SSIM, frame by frame.
+    """
+    del debug
+    if out is not None:
+        writers.check_place(out, force)
+    if against is not None:
+        row, text = _compared(Path(what), against)
+    else:
+        began = time.perf_counter()
+        plan = models.plan(sampler, steps, settings)
+        with models.opened(what, backend, device, dtype) as model:
+            if data == sources.DIGITS:
+                _check_digits(model.config)
+            source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))
+            row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
+                   "device": model.device}  # fmt: skip
+            row["loss"] = _losses(model, source, count, batch, seed)
+            if data == sources.DIGITS and samples:
+                row["samples"] = _samples(model, source, plan, count, batch, guidance, seed)
+            row["seconds"] = round(time.perf_counter() - began, 3)
+        text = ""
+    if out is not None:
+        with writers.whole(out) as temporary:
+            temporary.write_text(report.as_text(row) + "\n", encoding="utf-8")
+    if as_json or text:
+        report.result(row, text, as_json=as_json)
+        return
+    _show(row)
+
+
+# Two videos
+
+
+def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
+    from diffcore import metrics
+
+    first, second = files.look(made), files.look(real)
+    if first.clips != second.clips:
+        report.usage(f"{made} has {first.clips} clips and {real} has {second.clips}; takes two videos of as many")
+    size, channels = second.size, min(first.channels, second.channels)
+    if first.size != size:
+        report.note(
+            f"note: {made} is {first.size[0]}x{first.size[1]}; scaled to cover {size[0]}x{size[1]}, as {real}, and cut"
+        )
+    x, y = files.whole(first, size, channels), files.whole(second, size, channels)
+    frames = min(x.shape[1], y.shape[1])
+    if x.shape[1] != y.shape[1]:
+        report.note(f"note: {made} has {x.shape[1]} frames and {real} {y.shape[1]}; the first {frames} are compared")
+    pair = x[:, :frames], y[:, :frames]
+    psnr, side = metrics.psnr(*pair), min(size)
+    ssim = metrics.ssim(*pair, win_size=min(7, side - 1 + side % 2)) if side >= 3 else np.full(len(x), np.nan)
+    row = {"command": "evaluate", "made": str(made), "real": str(real), "frames": frames, "psnr": psnr, "ssim": ssim}
+    text = f"PSNR {float(np.mean(psnr)):.2f} dB, SSIM {float(np.mean(ssim)):.4f} over {frames} frames of {size[0]}x{size[1]}"
+    return row, text
+
+
+# A model
+
+
+def _check_digits(config: Any) -> None:
+    if config.channels != 1 or (config.condition == "class" and config.classes != 10):
+        report.usage(
+            f"--data digits has 1 channel and 10 classes, but the model has {config.channels} and {config.classes}; give "
+            f"--data a folder of videos"
+        )
+
+
+def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int) -> report.Row:
+    """Return the mean squared error of v at each level, on the first clips of a source."""
+    from diffcore import levels, losses, noise, process, weights
+    from diffcore.unet3d import data
+
+    found = dict.fromkeys(LEVELS, 0.0)
+    with report.Bar("loss", count * len(LEVELS)) as bar:
+        for first in range(0, count, batch):
+            some = [data.batch(source, 1, step=step, seed=seed) for step in range(first, min(first + batch, count))]
+            x = model.put(_in_channels(np.concatenate([one.x for one in some]), model.config.channels))
+            cond = None
+            if model.config.condition == "class" and some[0].labels is not None:
+                kind = np.int32 if model.backend == "jax" else np.int64
+                cond = model.put(np.concatenate([one.labels for one in some]).astype(kind))
+            eps = noise.normal(list(range(seed + first, seed + first + len(some))), 0, tuple(x.shape), like=x)
+            for level in LEVELS:
+                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), "vp")
+                y = model.net(process.diffuse(x, eps, at), at.log_snr, cond)
+                each = losses.denoising(y, x, eps, at, prediction=model.config.prediction, weight=weights.V())
+                found[level] += float(each.mean()) * len(some)
+                bar.made(len(some))
+    return {f"{level:g}": total / count for level, total in found.items()}
+
+
+def _in_channels(x: files.Float32, channels: int) -> files.Float32:
+    grey: files.Float32 = (x @ files.LUMA)[..., None] if (x.shape[-1], channels) == (3, 1) else x
+    return grey
+
+
+def _samples(
+    model: models.Model, source: Any, plan: Any, count: int, batch: int, guidance: float | None, seed: int
+) -> report.Row:
+    """Draw clips of all digits in turn, and return what a classifier and the Frechet distance say of them."""
+    import diffcore as dc
+    from diffcore import metrics
+    from diffcore.unet3d import digit_features
+
+    conditional = model.config.condition == "class"
+    labels = np.arange(count) % 10
+    drawn = []
+    with report.Bar("samples", count, stages=len(plan), block=min(batch, count)) as bar:
+        for first in range(0, count, batch):
+            some = labels[first : first + batch]
+            denoise = models.denoiser(model, some.tolist() if conditional else None, guidance)
+            shape = (len(some), *model.config.shape)
+            clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=seed + first, callback=bar.stage,
+                              prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip
+            drawn.append(models.sound(clips))
+            bar.made(len(some))
+    clips = np.concatenate(drawn)
+    with report.warnings_as_notes():
+        seen = digit_features.legibility(clips, labels if conditional else None)
+        held = source.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        real, fake = (metrics.moments(digit_features.features(some)) for some in (held, clips))
+        distance = metrics.frechet_distance(real, fake)
+    return {
+        "calls": len(plan),
+        "sampler": plan.sampler,
+        "frechet_distance": distance,
+        "legibility": seen.probability,
+        "accuracy": seen.accuracy if conditional else None,
+        "identity_held": digit_features.identity_held(clips),
+    }
+
+
+def _show(row: report.Row) -> None:
+    title = f"{row['weights']} on {row['clips']} clips of {row['data']}, {row['backend']} on {row['device']}"
+    report.table(title, ["log-SNR", "squared error of v"], [[at, f"{loss:.4f}"] for at, loss in row["loss"].items()])
+    if "samples" in row:
+        typer.echo()
+        cells = [
+            [key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)]
+            for key, value in row["samples"].items()
+            if value is not None
+        ]
+        report.table("clips that it draws", ["", ""], cells)

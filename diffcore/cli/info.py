@@ -1,0 +1,218 @@
+"""`diffcore info`: this machine's backends, a weights file, a plan, a video."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffcore.cli import files, models, options, report
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "$ diffcore info\n\n"
+    "$ diffcore info moving_digits\n\n"
+    "$ diffcore info run/model.safetensors --json\n\n"
+    "$ diffcore info --plan ancestral --steps 8 --set gamma=0.1\n\n"
+    "$ diffcore info clip.mp4"
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=options.help_of(info), epilog=EXAMPLES)(info)
+
+
+def info(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WHAT",
+            help="A weights file or shipped model, a plan that was saved (.json), or a video; nothing for this machine.",
+            autocompletion=models.shipped,
+        ),
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SAMPLER",
+            help=f"Print the plan of a sampler: {', '.join(models.samplers())}.",
+            autocompletion=models.samplers,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the plan.")] = 16,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the sampler, such as gamma=0.1."),
+    ] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Tell what there is: the backends of this machine, what a weights file holds, what a plan does, what a video is."""
+    del debug
+    if plan is not None:
+        if what is not None:
+            report.usage(f"takes {what} or --plan, not both")
+        _plan(models.plan(plan, steps, settings), as_json)
+    elif what is None:
+        _machine(as_json)
+    elif what.endswith(".json"):
+        _saved_plan(Path(what), as_json)
+    elif what in models.shipped() or Path(what).suffix == ".safetensors" or Path(what).is_dir():
+        _weights(what, as_json)
+    elif not Path(what).exists():
+        report.usage(f"there is no file {what}, nor a shipped model of that name; shipped are {models.shipped()}")
+    else:
+        _video(Path(what), as_json)
+
+
+# This machine
+
+
+def _machine(as_json: bool) -> None:
+    import diffcore
+
+    rows = [_numpy(), _torch(), _jax()]
+    if as_json:
+        report.result({"diffcore": diffcore.__version__, "backends": rows}, "", as_json=True)
+        return
+    shown = [
+        [
+            row["name"],
+            row["version"] or "-",
+            ", ".join(row["devices"]) or row["missing"],
+            "yes" if row["gradients"] else "no",
+            row["compiles"] or "no",
+        ]
+        for row in rows
+    ]
+    report.table(f"diffcore {diffcore.__version__}", ["backend", "version", "devices", "gradients", "compiles"], shown)
+    typer.echo(f"shipped models: {', '.join(models.shipped())}; the default backend here is {models.installed()[0]}")
+
+
+def _row(name: str, devices: list[str], *, gradients: bool, compiles: str | None) -> report.Row:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    here = name in models.installed()
+    return {
+        "name": name,
+        "installed": here,
+        "version": version,
+        "devices": devices,
+        "gradients": gradients,
+        "compiles": compiles,
+        "missing": None if here else f"install diffcore[{name}]",
+    }
+
+
+def _numpy() -> report.Row:
+    return _row("numpy", ["cpu"], gradients=False, compiles=None)
+
+
+def _torch() -> report.Row:
+    devices = []
+    if "torch" in models.installed():
+        import torch
+
+        devices = ["cpu"]
+        devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        devices += ["mps"] if torch.backends.mps.is_available() else []
+    return _row("torch", devices, gradients=True, compiles="torch.compile")
+
+
+def _jax() -> report.Row:
+    devices = []
+    if "jax" in models.installed():
+        import jax
+
+        devices = [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+    return _row("jax", devices, gradients=True, compiles="jax.jit")
+
+
+# A weights file
+
+
+def _weights(weights: str, as_json: bool) -> None:
+    from importlib import resources
+
+    from diffcore.unet3d.weights import read
+
+    path = models.weights_file(weights)
+    if path is None:
+        inside = resources.files("diffcore.unet3d") / "models" / f"{weights}.safetensors"
+        with resources.as_file(inside) as found:
+            content, size = read(found), found.stat().st_size
+    else:
+        content, size = read(path), path.stat().st_size
+    kinds = sorted({str(array.dtype) for array in content.arrays.values()})
+    count = sum(array.size for array in content.arrays.values())
+    if as_json:
+        row = {
+            "weights": weights,
+            "config": content.config.to_dict(),
+            "parameters": count,
+            "arrays": len(content.arrays),
+            "dtypes": kinds,
+            "bytes": size,
+            "metadata": content.metadata,
+        }
+        report.result(row, "", as_json=True)
+        return
+    typer.echo(
+        f"{weights}: {count:,} weights in {len(content.arrays)} arrays of {', '.join(kinds)}, {size / 1e6:.1f} MB\n"
+    )
+    typer.echo(f"{content.config.summary()}\n")
+    report.table("config", ["field", "value"], [[key, str(value)] for key, value in content.config.to_dict().items()])
+    if content.metadata:
+        typer.echo()
+        report.table("metadata", ["key", "value"], [[key, str(value)] for key, value in content.metadata.items()])
+
+
+# A plan
+
+
+def _saved_plan(path: Path, as_json: bool) -> None:
+    from diffcore import Plan
+
+    if not path.is_file():
+        report.usage(f"there is no file {path}")
+    _plan(Plan.load(path), as_json)
+
+
+def _plan(plan: Any, as_json: bool) -> None:
+    row = {
+        "sampler": plan.sampler,
+        "scaling": plan.scaling,
+        "calls": len(plan),
+        "stochastic": plan.stochastic,
+        "saves": plan.saves,
+        "history": plan.history,
+        "log_snr": plan.log_snr,
+        "next_log_snr": plan.next_log_snr,
+        "update": plan.update,
+    }
+    report.result(row, str(plan), as_json=as_json)
+
+
+# A video
+
+
+def _video(path: Path, as_json: bool) -> None:
+    video = files.look(path)
+    height, width = video.size
+    row = {
+        "file": str(path),
+        "clips": video.clips,
+        "frames": video.frames,
+        "size": [height, width],
+        "channels": video.channels,
+        "fps": video.fps,
+    }
+    rate = "" if video.fps is None or math.isnan(video.fps) else f", {video.fps:g} frames a second"
+    text = f"{path}: {video.clips} x {video.frames} frames of {height}x{width}, {video.channels} channels{rate}"
+    report.result(row, text, as_json=as_json)

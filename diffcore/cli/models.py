@@ -1,0 +1,266 @@
+"""A model, a denoiser and a plan from what was said on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore.cli.report import Failure, note, usage
+
+BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax"), "numpy": ()}
+"""By preference: what each takes."""
+
+
+class Model(NamedTuple):
+    """A network on a library and a device.
+
+    Fields:
+        net: (z, log_snr, cond) -> prediction.
+        config: of the network.
+        backend: "numpy", "torch" or "jax".
+        device: its name.
+        like: an array of the library, dtype and device of what is drawn.
+    """
+
+    net: Any
+    config: Any
+    backend: str
+    device: str
+    like: Any
+
+    def put(self, values: npt.NDArray[Any]) -> Any:
+        """Return values from the host as an array of the model's library and device; floats in the dtype of `like`."""
+        kind = self.like.dtype if np.issubdtype(values.dtype, np.floating) else None
+        if self.backend == "numpy":
+            return values.astype(kind) if kind is not None else values
+        if self.backend == "torch":
+            import torch
+
+            return torch.from_numpy(np.array(values)).to(device=self.like.device, dtype=kind)
+        import jax
+
+        return jax.device_put(values.astype(kind) if kind is not None else values, self.like.device)
+
+
+def host(array: Any) -> npt.NDArray[np.float32]:
+    """Return an array of any library on the host, in float32."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array, dtype=np.float32)
+
+
+def sound(block: Any) -> npt.NDArray[np.float32]:
+    """Return frames that a model drew, on the host; refuse NaN."""
+    frames = host(block)
+    if not np.all(np.isfinite(frames)):
+        raise Failure(
+            "the model drew numbers that are not finite; try more --steps, another --sampler, or --dtype float32"
+        )
+    return frames
+
+
+def shipped() -> list[str]:
+    """Return the names of the models that are shipped."""
+    from diffcore.unet3d import MODELS
+
+    return list(MODELS)
+
+
+def samplers() -> list[str]:
+    """Return the names of the samplers."""
+    from diffcore import samplers as there
+
+    return list(there.__all__)
+
+
+def installed() -> list[str]:
+    """Return the backends whose libraries are here, the preferred one first."""
+    return [name for name, needs in BACKENDS.items() if all(importlib.util.find_spec(need) for need in needs)]
+
+
+def weights_file(weights: str) -> Path | None:
+    """Return the path of a weights file, or None for a shipped model; refuse what is neither."""
+    if weights in shipped():
+        return None
+    path = Path(weights)
+    if path.is_dir():
+        inside = path / "model.safetensors"
+        if inside.is_file():
+            return inside
+        usage(f"{weights} is a folder without model.safetensors; --weights takes a .safetensors file or {shipped()}")
+    if not path.is_file():
+        usage(f"there is no weights file {weights}, nor a shipped model of that name; --weights takes a .safetensors file "
+              f"or one of {shipped()}")  # fmt: skip
+    return path
+
+
+def dtype_of(backend: str, dtype: str) -> str:
+    """Return the dtype of the weights for a dtype to compute in; refuse what the backend cannot."""
+    if dtype == "bfloat16" and backend == "numpy":
+        usage("--dtype bfloat16 needs --backend torch or jax; NumPy has float32 and float64")
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+@contextlib.contextmanager
+def opened(weights: str, backend: str | None, device: str | None, dtype: str = "float32") -> Iterator[Model]:
+    """Load a model for as long as it is used."""
+    path = weights_file(weights)
+    backend = installed()[0] if backend is None else backend
+    kind = dtype_of(backend, dtype)
+    with _wide() if backend == "jax" and kind == "float64" else contextlib.nullcontext():
+        place, name, like = placed(backend, device, kind)
+        yield _model(weights, path, backend, place, name, like, dtype)
+
+
+def _model(weights: str, path: Path | None, backend: str, place: Any, name: str, like: Any, dtype: str) -> Model:
+    from diffcore import unet3d
+
+    how: dict[str, Any] = {"dtype": dtype_of(backend, dtype), "device": place}
+    net = unet3d.pretrained(weights, backend, **how) if path is None else unet3d.load(path, backend, **how)
+    if backend == "torch":
+        net = net.eval().requires_grad_(False)
+    config = net.config
+    if dtype == "bfloat16":
+        net = _InBfloat16(net, backend)
+    return Model(net, config, backend, name, like)
+
+
+def placed(backend: str, device: str | None, kind: str) -> tuple[Any, str, Any]:
+    """Return a device in the form that a model takes, its name, and an array that is there."""
+    if backend == "numpy":
+        if device not in {None, "cpu"}:
+            usage(f"--device is {device}, but NumPy runs on the cpu; use --backend torch or jax")
+        return None, "cpu", np.zeros(1, dtype=kind)
+    if importlib.util.find_spec(backend) is None:
+        raise Failure(f"--backend {backend}: {backend} is not installed; install diffcore[{backend}]")
+    return _torch_device(device, kind) if backend == "torch" else _jax_device(device, kind)
+
+
+def _torch_device(device: str | None, kind: str) -> tuple[Any, str, Any]:
+    import torch
+
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("this torch finds no CUDA device")
+        like = torch.zeros(1, dtype=getattr(torch, kind), device=place)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        usage(f"--device {device}: {reason}; `diffcore info` lists the devices that are here")
+    return place, str(place), like
+
+
+def _jax_device(device: str | None, kind: str) -> tuple[Any, str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    platform, _, number = (device or "").partition(":")
+    try:
+        place = jax.devices("gpu" if platform == "cuda" else platform or None)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        usage(f"--device {device}: {str(error).splitlines()[0]}; `diffcore info` lists the devices that are here")
+    return place, f"{place.platform}:{place.id}", jnp.zeros(1, dtype=kind, device=place)
+
+
+def _wide() -> Any:
+    """Let JAX compute in float64."""
+    import jax
+
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return importlib.import_module("jax.experimental").enable_x64()
+
+
+class _InBfloat16:
+    """A network that computes in bfloat16 with weights, input and output in float32."""
+
+    def __init__(self, net: Any, backend: str) -> None:
+        self.net, self.backend = net, backend
+        self.prediction, self.null = net.prediction, net.null
+        if backend == "jax":
+            import jax.numpy as jnp
+
+            net.compute_dtype = jnp.dtype("bfloat16")
+
+    def __call__(self, z: Any, log_snr: Any, cond: Any = None) -> Any:
+        """Return the prediction, of the dtype of z."""
+        if self.backend == "jax":
+            return self.net(z, log_snr, cond).astype(z.dtype)
+        import torch
+
+        with torch.autocast(z.device.type, dtype=torch.bfloat16):
+            return self.net(z, log_snr, cond).to(z.dtype)
+
+
+def labels_for(config: Any, labels: list[int] | None, count: int | None) -> tuple[list[int] | None, int]:
+    """Return a label for each clip, or None, and how many clips there are."""
+    if not labels:
+        return None, 1 if count is None else count
+    if config.condition != "class":
+        usage(f"--label is given, but this model has the condition {config.condition!r}; leave it out")
+    if bad := [label for label in labels if not 0 <= label <= config.classes]:
+        usage(f"--label {bad[0]}: the model knows 0 to {config.classes - 1}, and {config.classes} for any")
+    count = len(labels) if count is None else count
+    if len(labels) not in {1, count}:
+        usage(f"--label is given {len(labels)} times for {count} clips; give one for each, or one for all")
+    return (labels * count if len(labels) == 1 else labels), count
+
+
+def denoiser(model: Model, labels: list[int] | None, guidance: float | None) -> Any:
+    """Return (z, log_snr) -> prediction under labels, with guidance."""
+    from diffcore.guidance import classifier_free
+
+    if labels is None:
+        if guidance:
+            usage(f"--guidance {guidance:g} needs --label: without one there is nothing to be guided to")
+        if model.config.condition != "none":
+            note(
+                f"note: this model has the condition {model.config.condition!r}; drawing without it, any clip may come"
+            )
+        return model.net
+    cond = model.put(np.asarray(labels, dtype=np.int32 if model.backend == "jax" else np.int64))
+    null = model.net.null(cond)
+    return classifier_free(model.net, cond=cond, null=null, weight=1.0 if guidance is None else guidance)
+
+
+def plan(sampler: str, steps: int, settings: list[str] | None = None) -> Any:
+    """Return the plan of a sampler by its name, on the paper's schedule."""
+    from diffcore import samplers as there
+    from diffcore.schedules import Cosine
+
+    if sampler not in samplers():
+        usage(f"--sampler is {sampler}, but takes one of {', '.join(samplers())}")
+    make = getattr(there, sampler)
+    takes = [name for name, given in inspect.signature(make).parameters.items() if given.kind is given.KEYWORD_ONLY]
+    takes = [name for name in takes if name not in {"grid", "churn_range"}]
+    given: dict[str, float] = {}
+    for text in settings or []:
+        name, _, value = text.partition("=")
+        if name not in takes:
+            usage(
+                f"--set {text}: {sampler} has the settings {', '.join(takes) or 'none'}, as in --set {(takes or ['x'])[0]}=1"
+            )
+        try:
+            given[name] = int(value) if name == "order" else float(value)
+        except ValueError:
+            usage(f"--set {text}: {value!r} is no number, as in --set {name}=1")
+    try:
+        return make(Cosine(), steps=steps, **given)
+    except (ValueError, TypeError) as error:
+        usage(str(error))
+
+
+def method_for(model: Model, method: str) -> str:
+    """Return how known frames are used; refuse what the backend cannot."""
+    if method == "auto":
+        return "replacement" if model.backend == "numpy" else "reconstruction"
+    if method != "replacement" and model.backend == "numpy":
+        usage(
+            f"--method {method} needs gradients, which NumPy has not; use --method replacement, or --backend torch or jax"
+        )
+    return method

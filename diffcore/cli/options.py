@@ -1,0 +1,134 @@
+"""The options that commands share, with their help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffcore.cli import models, report
+
+Backends = Literal["numpy", "torch", "jax"]
+Dtypes = Literal["float32", "float64", "bfloat16"]
+Methods = Literal["auto", "reconstruction", "moment_matching", "replacement"]
+
+MODEL, SAMPLING, OUTPUT, LONG = "The model", "Sampling", "Output", "How it is done"
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise report.Usage(f"--seed is {value}, but takes an int in [0, 2^63)")
+    return value
+
+
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The file to write: .mp4, .gif, .png (a sheet of frames) or .npy.")
+]
+In = Annotated[
+    Path, typer.Argument(metavar="IN", help="The video to start from: .mp4, .gif, .webm, ..., .png or .npy.")
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        metavar="FILE|NAME",
+        help="A weights file (.safetensors), or the name of a shipped model.",
+        autocompletion=models.shipped,
+        rich_help_panel=MODEL,
+    ),
+]
+Backend = Annotated[
+    Backends | None,
+    typer.Option(help="The library; without it torch, JAX or NumPy, the first there is.", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help='Where: "cpu", "cuda", "cuda:1" (torch); "cpu", "gpu" (JAX). A GPU if there is one.', rich_help_panel=MODEL
+    ),
+]
+Dtype = Annotated[
+    Dtypes, typer.Option(help="What the network computes in; bfloat16 on torch and JAX.", rich_help_panel=MODEL)
+]
+Label = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--label", "-l", help="The class of the clips; once for each clip, or once for all.", rich_help_panel=SAMPLING
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight w of classifier-free guidance, (1 + w) c - w u; 0 is off. 1 where there is a label.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Sampler = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"One of {', '.join(models.samplers())}.",
+        autocompletion=models.samplers,
+        rich_help_panel=SAMPLING,
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.", rich_help_panel=SAMPLING)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the sampler, such as gamma=0.1 (ancestral), eta=1 (ddim), order=3 (dpm_solver_pp).",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        callback=_seed, metavar="INT", help="Equal seeds, equal clips; clip i has seed + i.", rich_help_panel=SAMPLING
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW", help='Frames are scaled and cut to it: "64", "48x64", or "keep".', rich_help_panel=OUTPUT
+    ),
+]
+Fps = Annotated[
+    float | None, typer.Option(min=0.1, max=1000, help="Frames per second of .mp4 and .gif.", rich_help_panel=OUTPUT)
+]
+Zoom = Annotated[
+    int, typer.Option(min=1, max=64, help="Write each pixel as a square of so many.", rich_help_panel=OUTPUT)
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool, typer.Option("--json", help="The result as JSON on stdout; all else goes to stderr.", rich_help_panel=OUTPUT)
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", rich_help_panel=OUTPUT)]
+Method = Annotated[
+    Methods,
+    typer.Option(
+        help="How known frames are used: reconstruction and moment_matching need gradients (torch, JAX), replacement does "
+        "not. auto: reconstruction where there are gradients.",
+        rich_help_panel=LONG,
+    ),
+]
+Weight = Annotated[float | None, typer.Option(help="Weight of reconstruction guidance.", min=0.0, rich_help_panel=LONG)]
+Window = Annotated[
+    int | None, typer.Option(min=1, help="Frames of a block; without it the model's.", rich_help_panel=LONG)
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="How many of the last frames a block knows; a quarter of the window.", rich_help_panel=LONG
+    ),
+]
+
+
+def help_of(command: Callable[..., object]) -> str:
+    """Return the text of a command for --help: its docstring, each paragraph on one line."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))

@@ -1,0 +1,134 @@
+"""What a command says: results on stdout, all else on stderr; one line an error; a bar with the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+Row = dict[str, Any]
+
+
+class Failure(Exception):
+    """A run that failed for a reason that the message tells: exit code 1."""
+
+
+class Usage(Exception):
+    """A command that was wrongly asked: exit code 2."""
+
+
+def usage(message: str) -> NoReturn:
+    """Refuse what was asked for."""
+    raise Usage(message)
+
+
+def one_line(text: object) -> str:
+    """Return a text on one line."""
+    return " ".join(str(text).split())
+
+
+def note(text: str) -> None:
+    """Say something on stderr, on one line."""
+    typer.echo(one_line(text), err=True)
+
+
+def result(row: Row, text: str, *, as_json: bool) -> None:
+    """Say what came out, on stdout: the row as JSON, or the text."""
+    typer.echo(as_text(row) if as_json else text)
+
+
+def as_text(row: Row) -> str:
+    """Return a row as JSON on one line."""
+    return json.dumps(_plain(row), allow_nan=False)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Show a table on stdout."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 132).print(shown)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: no infinity, no NaN, no arrays."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+class Bar:
+    """A bar on stderr with the time left; silent where stderr is no terminal.
+
+    Args:
+        what: is being made.
+        total: units of work, or None where it is not known.
+        stages: how many calls of `stage` a block takes.
+        block: units that a block is expected to make, until one is done.
+    """
+
+    def __init__(self, what: str, total: float | None, *, stages: int = 1, block: float = 1.0) -> None:
+        from rich import progress
+
+        console = Console(stderr=True)
+        self._stages, self._block, self._made = stages, block, 0.0
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def stage(self, _: object = None) -> None:
+        """Move on by one stage of a block: a callback for `diffcore.sample`."""
+        self._bar.advance(self._task, self._block / self._stages)
+
+    def made(self, units: float) -> None:
+        """Say that a block is done that made so many units."""
+        self._block, self._made = units or self._block, self._made + units
+        self._bar.update(self._task, completed=self._made)
+
+    def done(self, units: float, text: str = "") -> None:
+        """Say how much is done in total."""
+        self._bar.update(self._task, completed=units, description=text or None)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Say warnings on one line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(one_line(warning.message) for warning in caught):
+        note(f"note: {text}")

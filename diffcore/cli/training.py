@@ -1,0 +1,161 @@
+"""`diffcore train`: a network of one's own, on a folder of videos or on moving digits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from diffcore.cli import models, options, report, sources
+
+NETWORK, TRAINING = "The network", "Training"
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "$ diffcore train run --data digits --preset tiny --steps 200\n\n"
+    "$ diffcore train run --data my_videos --preset bair --size 64 --frames 16 --images 8 --device cuda\n\n"
+    "$ diffcore train run --data my_videos --preset bair --size 64   # the same command goes on after Ctrl-C\n\n"
+    "$ diffcore sample clip.mp4 --weights run/model.safetensors"
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=options.help_of(train), epilog=EXAMPLES)(train)
+
+
+def train(
+    folder: Annotated[
+        Path, typer.Argument(help="Where weights, log, checkpoint and samples go; made if it is missing.")
+    ],
+    data: Annotated[str, typer.Option(metavar="FOLDER|digits", help='A folder of video files, or "digits".')],
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"The network and how it is trained, to start from: {', '.join(sources.presets())}.",
+            autocompletion=sources.presets,
+            rich_help_panel=NETWORK,
+        ),
+    ] = "moving_digits",
+    size: Annotated[int | None, typer.Option(min=1, help="Side of a frame.", rich_help_panel=NETWORK)] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.", rich_help_panel=NETWORK)] = None,
+    base_channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the finest level.", rich_help_panel=NETWORK)
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, help="Residual blocks of a level.", rich_help_panel=NETWORK)
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="What it predicts: v, eps, x, ...", rich_help_panel=NETWORK)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.", rich_help_panel=TRAINING)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips a step.", rich_help_panel=TRAINING)] = None,
+    images: Annotated[
+        int | None, typer.Option(min=0, help="Independent images beside each clip.", rich_help_panel=TRAINING)
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, rich_help_panel=TRAINING)] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(min=0, help="Steps over which the learning rate rises.", rich_help_panel=TRAINING)
+    ] = None,
+    every: Annotated[
+        int, typer.Option(min=1, help="Keep one frame of so many, of a folder of videos.", rich_help_panel=TRAINING)
+    ] = 2,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TRAINING)
+    ] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between sheets of samples; 0: none.", rich_help_panel=TRAINING)
+    ] = None,
+    precision: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and noise.", rich_help_panel=TRAINING)] = 0,
+    backend: Annotated[
+        Literal["torch", "jax"] | None, typer.Option(help="NumPy has no gradients.", rich_help_panel=TRAINING)
+    ] = None,
+    device: options.Device = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", "-f", help="Begin anew: delete the run in the folder.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a network on a folder of videos or on moving digits.
+
+    The folder gets model.safetensors, log.jsonl and checkpoint.safetensors. The same command goes on from the checkpoint
+    of a run that was stopped, and on a CPU ends with the very bits of one that was not.
+    """
+    del debug
+    from diffcore.unet3d import training
+
+    backend_ = _trains(backend)
+    network = {
+        "frames": frames,
+        "size": size,
+        "base_channels": base_channels,
+        "blocks": blocks,
+        "prediction": prediction,
+    }
+    config, source = sources.network_and_data(preset, network, data, every)
+    how = {"steps": steps, "batch": batch, "images": images, "learning_rate": learning_rate, "warm_up": warm_up,
+           "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed}  # fmt: skip
+    settings = _settings(preset, {name: value for name, value in how.items() if value is not None})
+    folder = _prepared(folder, force)
+    place, name, _ = models.placed(backend_, device, "float32")
+    took, last = time.perf_counter(), {}
+    with report.Bar("training", settings.steps) as bar:
+
+        def told(done: int, row: dict[str, Any]) -> None:
+            last.update(row)
+            bar.done(done, f"loss {row['loss']:.4f}" if row else "")
+
+        try:
+            path = training.train(config, settings, source, folder, backend=backend_, device=place, progress=told)
+        except KeyboardInterrupt:
+            report.note(f"stopped at step {last.get('step', 0)}; the same command goes on from the last checkpoint")
+            raise
+    seconds = time.perf_counter() - took
+    row = {"command": "train", "weights": str(path), "steps": settings.steps, "loss": last.get("loss"), "backend": backend_,
+           "device": name, "config": config.to_dict(), "seconds": round(seconds, 3)}  # fmt: skip
+    loss = f", loss {last['loss']:.4f}" if last else ", as it was"
+    report.result(row, f"{path}: {settings.steps} steps{loss}, {backend_} on {name}, {seconds:.1f} s", as_json=as_json)
+
+
+def _trains(backend: str | None) -> str:
+    """Return the backend to train on."""
+    able = [name for name in models.installed() if name != "numpy"]
+    if backend is None and not able:
+        raise report.Failure("training needs torch or JAX; install diffcore[torch] or diffcore[jax]")
+    return backend or able[0]
+
+
+def _settings(preset: str, given: dict[str, Any]) -> Any:
+    from diffcore.unet3d import training
+
+    base = training.PRESETS.get(preset)
+    try:
+        if base is not None:
+            if given.get("steps", base.steps) < base.cool_down:
+                given["cool_down"] = given["steps"] // 4
+            return replace(base, **given)
+        return training.Settings(**{"steps": 1000, "warm_up": 100, "ema": 0.99, "learning_rate": 1e-3, **given})
+    except (ValueError, TypeError) as error:
+        report.usage(str(error))
+
+
+def _prepared(folder: Path, force: bool) -> Path:
+    """Return the folder of a run, without the run in it where that is not wanted any more."""
+    if folder.exists() and not folder.is_dir():
+        report.usage(f"{folder} is a file; takes a folder for the run")
+    if not folder.parent.is_dir():
+        report.usage(f"there is no folder {folder.parent} for {folder.name}; make it first: mkdir -p {folder.parent}")
+    parts = [folder / name for name in ("model.safetensors", "checkpoint.safetensors", "log.jsonl")]
+    if force:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    elif parts[0].exists() and not parts[1].exists():
+        report.usage(f"{parts[0]} is there already, with no checkpoint to go on from; --force overwrites it")
+    return folder

@@ -1,0 +1,175 @@
+"""Writing videos block by block; a file gets its name once it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore.cli import sheets
+from diffcore.cli.files import Float32, _av
+from diffcore.cli.report import Failure, note, usage
+
+FPS = 10.0
+"""Frames per second where nothing says how many."""
+
+
+class Writer(Protocol):
+    """What blocks of a video are given to."""
+
+    def write(self, block: Float32) -> None:
+        """Take the next frames, (B, n, H, W, C) in [-1, 1]."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+def check(path: Path, force: bool) -> None:
+    """Refuse a name that cannot be written to."""
+    if path.suffix.lower() not in _KINDS:
+        usage(f"{path}: the suffix {path.suffix or '(none)'} is unknown; takes one of {' '.join(_KINDS)}")
+    check_place(path, force)
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Refuse a name in no folder, of a folder, or of a file that may not be overwritten."""
+    if not path.parent.is_dir():
+        usage(f"there is no folder {path.parent} for {path.name}; make it first: mkdir -p {path.parent}")
+    if path.is_dir():
+        usage(f"{path} is a folder; takes the name of a file")
+    if path.exists() and not force:
+        usage(f"{path} is there already; --force overwrites it")
+    if not os.access(path.parent, os.W_OK):
+        usage(f"the folder {path.parent} cannot be written to; take another one")
+
+
+@contextlib.contextmanager
+def opened(path: Path, fps: float, zoom: int = 1) -> Iterator[Writer]:
+    """Open a file to write a video to: it appears, whole, when the context is left without an error."""
+    with whole(path) as temporary:
+        writer = _KINDS[path.suffix.lower()](temporary, fps, zoom)
+        try:
+            yield writer
+        except BaseException:
+            with contextlib.suppress(Exception):
+                writer.abandon()
+            raise
+        writer.close()
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside a path; what was written there gets the name of the path at the end, or goes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()  # tells now whether the folder takes it
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pixels(block: Float32, zoom: int) -> npt.NDArray[np.uint8]:
+    """Return frames (n, H, W, C), the clips side by side."""
+    row = np.concatenate(list(block), axis=2)
+    pixels = np.clip((row + 1.0) * 127.5, 0.0, 255.0).round().astype(np.uint8)
+    return np.repeat(np.repeat(pixels, zoom, axis=1), zoom, axis=2)
+
+
+class _Coded:
+    """A file that PyAV writes, frame by frame, so that memory does not grow with its length."""
+
+    def __init__(self, path: Path, fps: float, zoom: int) -> None:
+        self.path, self.rate, self.zoom, self.count = path, Fraction(fps).limit_denominator(1001), zoom, 0
+        self.container = _av().open(str(path), "w", format=self.form)
+        self.stream: Any = None
+
+    form = "mp4"
+
+    def write(self, block: Float32) -> None:
+        for pixels in _pixels(block, self.zoom):
+            frame = self.frame(
+                pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1), pixels.shape[-1] == 1
+            )
+            frame.pts, frame.time_base = self.count, 1 / self.rate
+            self.count += 1
+            self.container.mux(self.stream.encode(frame))
+
+    def frame(self, pixels: npt.NDArray[np.uint8], grey: bool) -> Any:
+        del grey
+        height, width = pixels.shape[:2]
+        if height % 2 or width % 2:
+            pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self.stream is None:
+            if height % 2 or width % 2:
+                note(f"note: mp4 takes even sides; {height}x{width} becomes {pixels.shape[0]}x{pixels.shape[1]}, the last "
+                     f"row or column twice")  # fmt: skip
+            self.begin("libx264", "yuv420p", pixels.shape, {"crf": "10"})
+        return _av().VideoFrame.from_ndarray(pixels, format="rgb24")
+
+    def begin(self, codec: str, pixel: str, shape: tuple[int, ...], options: dict[str, str]) -> None:
+        self.stream = self.container.add_stream(codec, rate=self.rate, options=options)
+        self.stream.height, self.stream.width, self.stream.pix_fmt = shape[0], shape[1], pixel
+
+    def close(self) -> None:
+        if self.stream is None:
+            raise Failure("there is no frame to write")
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+    def abandon(self) -> None:
+        self.container.close()
+
+
+class _Gif(_Coded):
+    form = "gif"
+
+    def frame(self, pixels: npt.NDArray[np.uint8], grey: bool) -> Any:
+        from PIL import Image
+
+        if self.stream is None:
+            self.begin("gif", "gray" if grey else "pal8", pixels.shape, {})
+        if grey:
+            return _av().VideoFrame.from_ndarray(np.ascontiguousarray(pixels[..., 0]), format="gray")
+        picture = Image.fromarray(pixels).quantize(256)
+        colours = np.array(picture.getpalette(), dtype=np.uint8).reshape(-1, 3)
+        palette = np.full((256, 4), 255, dtype=np.uint8)  # alpha, red, green, blue
+        palette[: len(colours), 1:] = colours
+        return _av().VideoFrame.from_ndarray((np.array(picture), palette), format="pal8")
+
+
+class _Gathered:
+    """A file that is written at the end, from all blocks."""
+
+    def __init__(self, path: Path, fps: float, zoom: int) -> None:
+        del fps
+        self.path, self.zoom, self.blocks = path, zoom, list[Float32]()
+
+    def write(self, block: Float32) -> None:
+        self.blocks.append(np.array(block))
+
+    def close(self) -> None:
+        if not self.blocks:
+            raise Failure("there is no frame to write")
+        self.put(np.concatenate(self.blocks, axis=1))
+
+    def put(self, clips: Float32) -> None:
+        with self.path.open("wb") as file:
+            np.save(file, clips.astype(np.float32))
+
+    def abandon(self) -> None:
+        self.blocks = []
+
+
+class _Sheet(_Gathered):
+    def put(self, clips: Float32) -> None:
+        sheets.write(self.path, clips, self.zoom)
+
+
+_KINDS: dict[str, Any] = {".mp4": _Coded, ".gif": _Gif, ".png": _Sheet, ".npy": _Gathered}

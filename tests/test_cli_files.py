@@ -1,0 +1,219 @@
+"""What goes into the command line and out of it: files of every kind, whole or not at all, and one line for each error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cli_cases
+import numpy as np
+import pytest
+from cli_cases import QUICK, clip, coded, done, refused, run, whole
+
+import diffcore as dc
+from diffcore.cli import files, sheets, writers
+
+in_a_folder, tiny = cli_cases.in_a_folder, cli_cases.tiny
+
+
+def test_a_video_of_another_size_is_scaled_cut_and_made_grey(tiny: str) -> None:
+    coded("in.mp4", 5, (24, 40))
+    found = done("extend", "in.mp4", "out.npy", "--frames", 6, "-w", tiny, *QUICK)
+    assert [line for line in found.stderr.splitlines() if "24x40" in line]
+    assert np.load("out.npy").shape == (1, 6, 8, 8, 1)
+    even = np.broadcast_to(np.array([0.5, -0.5, 0.0], np.float32), (2, 16, 32, 3))
+    np.save("even.npy", even)
+    video = files.look(Path("even.npy"))
+    grey = files.whole(video, (8, 8), 1)
+    assert np.allclose(grey, 0.5 * 0.299 - 0.5 * 0.587, atol=1e-6)
+    halves = np.concatenate([np.full((1, 16, 16, 1), -1.0), np.full((1, 16, 16, 1), 1.0)], axis=2)
+    np.save("halves.npy", halves)
+    middle = files.whole(files.look(Path("halves.npy")), (8, 8), 1)[0, 0, :, :, 0]
+    assert np.all(middle[:, :3] < -0.9)
+    assert np.all(middle[:, 5:] > 0.9)
+
+
+def test_one_frame_is_a_video_too(tiny: str) -> None:
+    np.save("one.npy", clip(1))
+    done("extend", "one.npy", "longer.npy", "--frames", 5, "-w", tiny, *QUICK)
+    assert np.array_equal(np.load("longer.npy")[0, :1], np.load("one.npy"))
+    found = done("interpolate", "one.npy", "same.npy", "-w", tiny, *QUICK)
+    assert "one frame, and nothing lies between" in found.stderr
+    assert np.array_equal(np.load("same.npy")[0], np.load("one.npy"))
+
+
+def _bad(name: str) -> int:
+    """Write a file that cannot be used, and return the exit code that it leads to."""
+    arrays = {
+        "nan.npy": np.full((4, 8, 8, 1), np.nan),
+        "range.npy": np.full((4, 8, 8, 1), 3.0),
+        "rank.npy": np.zeros((4, 8, 8)),
+        "none.npy": np.zeros((0, 8, 8, 1)),
+        "whole.npy": np.zeros((4, 8, 8, 1), dtype=np.int64),
+        "two.npy": np.zeros((4, 8, 8, 2)),
+        "objects.npy": np.array([{}], dtype=object),
+    }
+    if name in arrays:
+        np.save(name, arrays[name])
+    elif name == "empty.mp4":
+        Path(name).touch()
+    elif name == "folder.mp4":
+        Path(name).mkdir()
+        return 2
+    elif name == "broken.png":
+        Path(name).write_bytes(b"\x89PNG no")
+    elif name == "text.txt":
+        Path(name).write_text("hello")
+        return 2
+    elif name == "missing.mp4":
+        return 2
+    else:
+        data = Path(coded("sound.mp4")).read_bytes()
+        Path(name).write_bytes({"cut.mp4": data[: len(data) // 2], "junk.mp4": os.urandom(2000)}[name])
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nan.npy", "values from nan to nan"),
+        ("range.npy", "x * 2 - 1 from"),
+        ("rank.npy", "takes (T, H, W, C)"),
+        ("none.npy", "at least one frame"),
+        ("whole.npy", "takes uint8"),
+        ("two.npy", "2 channels"),
+        ("objects.npy", "holds objects"),
+        ("empty.mp4", "0 bytes"),
+        ("folder.mp4", "is a folder"),
+        ("broken.png", "as a picture"),
+        ("text.txt", "no suffix of a video"),
+        ("missing.mp4", "there is no file"),
+        ("cut.mp4", "damaged or no video"),
+        ("junk.mp4", "damaged or no video"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(tiny: str, name: str, says: str) -> None:
+    code = _bad(name)
+    assert says in refused(code, "extend", name, "out.mp4", "--frames", 9, "-w", tiny, *QUICK)
+
+
+def test_a_video_that_breaks_off_leaves_no_output(tiny: str) -> None:
+    av = pytest.importorskip("av")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    with av.open("sound.mp4", "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = Path("sound.mp4").read_bytes()
+    Path("cut.mp4").write_bytes(data[: len(data) // 2])
+    assert "breaks off after" in refused(1, "interpolate", "cut.mp4", "out.mp4", "--factor", 1, "-w", tiny, *QUICK)
+
+
+def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
+    Path("out.npy").write_text("mine")
+    assert "--force overwrites it" in refused(2, "sample", "out.npy", "-w", tiny, *QUICK)
+    assert Path("out.npy").read_text() == "mine"
+    done("sample", "out.npy", "-w", tiny, *QUICK, "--force")
+    assert np.load("out.npy").shape == (1, 4, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("sample", "out.avi"), "takes one of .mp4 .gif .png .npy"),
+        (("sample", "no/out.mp4"), "mkdir -p no"),
+        (("sample", "out.mp4", "-w", "nope"), "moving_digits"),
+        (("sample", "out.mp4", "--sampler", "euler2"), "takes one of ancestral"),
+        (("sample", "out.mp4", "--set", "gamma=1"), "has the settings order, eta"),
+        (("sample", "out.mp4", "--set", "order=x"), "is no number"),
+        (("sample", "out.mp4", "--set", "order=9"), "takes 1, 2 or 3"),
+        (("sample", "out.mp4", "--steps", "0"), "greater than or equal to 1"),
+        (("sample", "out.mp4", "--size", "0x4"), "takes a side"),
+        (("sample", "out.mp4", "--seed", "-1"), "takes an int in"),
+        (("sample", "out.mp4", "--backend", "numpy", "--device", "cuda"), "runs on the cpu"),
+        (("sample",), "Missing argument"),
+        (("sampel", "out.mp4"), "No such command"),
+        (("info", "nope"), "there is no file nope"),
+        (("verify", "-b", "cupy"), "takes one of jax, numpy, torch"),
+        (("verify", "-k", "nothing of the kind"), "no identity has that"),
+        (("train", "run", "--data", "digits", "--preset", "huge"), "takes one of"),
+        (("train", "run", "--data", "nowhere"), "takes a folder of videos"),
+        (("evaluate", "--data", "nowhere"), "takes a folder of videos"),
+    ],
+)
+def test_what_is_wrongly_asked_is_refused_in_one_line(arguments: tuple[str, ...], says: str) -> None:
+    assert says in refused(2, *arguments)
+
+
+def test_extend_says_that_its_frames_are_the_total(tiny: str) -> None:
+    np.save("in.npy", clip())
+    common = ("extend", "in.npy", "out.npy", "-w", tiny, *QUICK)
+    assert "in.npy has 4 already" in refused(2, *common, "--frames", 4)
+    assert "leaves no new frame" in refused(2, *common, "--frames", 9, "--overlap", 4)
+
+
+def test_a_file_of_something_else_is_no_model(tiny: str) -> None:
+    Path("x.safetensors").write_text("nothing of the kind")
+    assert "damaged or cut off" in refused(1, "sample", "out.npy", "-w", "x.safetensors", *QUICK)
+    assert "damaged or cut off" in refused(1, "info", "x.safetensors")
+
+
+def test_a_sheet_reads_back_and_another_picture_is_one_frame() -> None:
+    clips = clip(19, (9, 7), 3, count=2)
+    with writers.opened(Path("sheet.png"), 1.0, zoom=2) as file:
+        file.write(clips[:, :4])
+        file.write(clips[:, 4:])
+    assert np.abs(whole("sheet.png") - clips).max() <= 1 / 127
+    from PIL import Image
+
+    Image.new("L", (5, 3), 255).save("plain.png")
+    assert sheets.read(Path("plain.png")).shape == (1, 1, 3, 5, 3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_coded_file_keeps_equal_frames_colours_and_odd_sizes(suffix: str) -> None:
+    frames = np.zeros((1, 7, 9, 13, 3), dtype=np.float32)
+    frames[:, 3:] = np.array([0.8, -0.6, 0.2])
+    with writers.opened(Path(f"out{suffix}"), 12.5) as file:
+        for block in (frames[:, :2], frames[:, 2:]):
+            file.write(block)
+    video = files.look(Path(f"out{suffix}"))
+    assert (video.frames, video.size) == (7, (10, 14) if suffix == ".mp4" else (9, 13))
+    assert video.fps == pytest.approx(12.5)
+    assert np.abs(whole(f"out{suffix}")[:, :, :9, :13] - frames).max() < 0.05
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png", ".npy"])
+def test_a_writer_that_is_left_by_an_error_leaves_nothing(suffix: str) -> None:
+    def stopped() -> None:
+        with writers.opened(Path(f"out{suffix}"), 5.0) as file:
+            file.write(clip()[None])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    with pytest.raises(Exception, match="no frame"), writers.opened(Path(f"out{suffix}"), 5.0):
+        pass
+    assert os.listdir() == []
+
+
+def test_numbers_that_are_not_finite_are_no_video(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+    monkeypatch.setattr(dc, "sample", lambda *given, **how: np.full((1, 4, 8, 8, 1), np.nan, np.float32))
+    assert "not finite" in refused(1, "sample", "out.mp4", "-w", tiny, *QUICK)
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    found = run("info", "nope", "--debug")
+    assert found.exit_code == 2
+    assert "Traceback" in found.stderr
+
+
+def test_an_unforeseen_error_names_its_kind_and_the_way_to_see_more(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+    def wrong(*given: Any, **how: Any) -> None:
+        raise KeyError("here")
+
+    monkeypatch.setattr(dc, "sample", wrong)
+    assert "KeyError 'here'; --debug shows" in refused(1, "sample", "out.mp4", "-w", tiny, *QUICK)

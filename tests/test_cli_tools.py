@@ -1,0 +1,238 @@
+"""Training, evaluation, information, identities, benchmarks, help, completion, and signals."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import cli_cases
+import numpy as np
+import pytest
+from cli_cases import QUICK, ROOT, clip, coded, done, refused, run
+
+import diffcore as dc
+from diffcore.cli import battery, bench, evaluating
+
+in_a_folder, tiny = cli_cases.in_a_folder, cli_cases.tiny
+
+
+@pytest.mark.torch
+def test_train_evaluate_and_sample_of_what_was_trained() -> None:
+    pytest.importorskip("sklearn")
+    common = (
+        "train",
+        "run",
+        "--data",
+        "digits",
+        "--preset",
+        "tiny",
+        "--backend",
+        "torch",
+        "--device",
+        "cpu",
+        "--batch",
+        2,
+    )
+    row = json.loads(done(*common, "--steps", 3, "--json").stdout)
+    assert row["weights"] == str(Path("run", "model.safetensors"))
+    assert row["loss"] > 0.0
+    done(*common, "--steps", 4)  # goes on
+    assert "at step 4" in run(*common, "--steps", 2).stderr
+    done(*common, "--steps", 2, "--force")
+    Path("run", "checkpoint.safetensors").unlink()
+    assert "--force overwrites it" in refused(2, *common, "--steps", 2)
+    row = json.loads(done("evaluate", "run", "-n", 2, "--no-samples", "--out", "found.json", "--json").stdout)
+    assert len(row["loss"]) == 7
+    assert all(np.isfinite(list(row["loss"].values())))
+    assert json.loads(Path("found.json").read_text())["loss"] == row["loss"]
+    done("sample", "clip.npy", "-w", "run", *QUICK)
+
+
+@pytest.mark.torch
+def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
+    Path("videos").mkdir()
+    for name in ("a", "b"):
+        coded(f"videos/{name}.mp4", frames=12)
+    Path("videos", "broken.mp4").write_bytes(b"no")
+    how = ("--preset", "tiny", "--steps", 1, "--batch", 1, "--every", 1, "--json")
+    found = done("train", "run", "--data", "videos", *how)
+    assert json.loads(found.stdout)["config"]["channels"] == 3
+    assert "skipped broken.mp4" in found.stderr
+    done("evaluate", "run", "--data", "videos", "-n", 2, "--every", 1, "--backend", "numpy")
+
+
+def test_evaluate_two_videos_by_psnr_and_ssim() -> None:
+    pytest.importorskip("skimage")
+    real = clip(4, (16, 16))
+    np.save("real.npy", real)
+    np.save("made.npy", np.clip(real + 0.1, -1, 1)[:3])
+    found = done("evaluate", "made.npy", "--against", "real.npy", "--json")
+    row = json.loads(found.stdout)
+    truth = float(dc.metrics.psnr(np.clip(real + 0.1, -1, 1)[None, :3], real[None, :3])[0])
+    assert row["psnr"][0] == pytest.approx(truth, abs=1e-3)
+    assert "the first 3 are compared" in found.stderr
+    same = done("evaluate", "real.npy", "--against", "real.npy")
+    assert "PSNR inf dB, SSIM 1.0000" in same.stdout
+    assert json.loads(done("evaluate", "real.npy", "--against", "real.npy", "--json").stdout)["psnr"] == [None]
+
+
+@pytest.mark.torch
+def test_evaluate_reads_the_digits_that_a_model_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(evaluating, "LEVELS", (0.0,))
+    monkeypatch.setattr(evaluating, "HELD_OUT", 64)
+    real = dc.unet3d.data.moving_digits(count=64, split="test")
+    assert real.labels is not None
+    first = [int(np.flatnonzero(real.labels == digit)[0]) for digit in range(10)]
+    drawn = real.clips[first].astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    monkeypatch.setattr(dc, "sample", lambda *given, **how: drawn[: how["shape"][0]])
+    found = done("evaluate", "-n", 4, "--backend", "torch", "--json", "--steps", 1)
+    row = json.loads(found.stdout)
+    assert row["samples"]["accuracy"] == 1.0
+    assert row["loss"]["0"] < 0.1
+    assert "covariance is singular" in found.stderr
+    assert "Frechet".lower() in done("evaluate", "-n", 4, "--backend", "torch", "--steps", 1).stdout
+
+
+def test_info_tells_of_machine_weights_and_plan(tiny: str) -> None:
+    rows = {row["name"]: row for row in json.loads(done("info", "--json").stdout)["backends"]}
+    assert rows["numpy"]["installed"]
+    assert not rows["numpy"]["gradients"]
+    assert rows["numpy"]["version"] == np.__version__
+    assert "gradients" in done("info").stdout
+    row = json.loads(done("info", tiny, "--json").stdout)
+    assert row["parameters"] == 51689
+    assert dc.unet3d.UNet3DConfig.from_dict(row["config"]) == dc.unet3d.preset("tiny")
+    assert "1,844,289 weights" in done("info", "moving_digits").stdout
+    plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=3, gamma=0.1)
+    options = ("info", "--plan", "ancestral", "--steps", 3, "--set", "gamma=0.1")
+    assert done(*options).stdout == f"{plan}\n"
+    assert np.allclose(json.loads(done(*options, "--json").stdout)["update"], plan.update)
+    plan.save("plan.json")
+    assert done("info", "plan.json").stdout == f"{plan}\n"
+
+
+def test_verify_passes_on_numpy_and_tabulates() -> None:
+    row = json.loads(done("verify", "--quick", "-b", "numpy", "--json").stdout)
+    assert row["passed"]
+    assert {one["outcome"] for one in row["checks"]} == {"pass"}
+    assert "1 passed, 0 failed" in done("verify", "-b", "numpy", "-k", "chapman").stdout
+
+
+@pytest.mark.torch
+@pytest.mark.jax
+def test_verify_runs_on_each_backend() -> None:
+    row = json.loads(done("verify", "-k", "scaling", "--json").stdout)
+    assert [one["backend"] for one in row["checks"]] == ["numpy", "torch", "jax"]
+
+
+def test_verify_fails_where_an_identity_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(like: Any) -> None:
+        raise AssertionError("off by\n0.5")
+
+    def missing(like: Any) -> None:
+        raise ImportError("install diffcore[test]")
+
+    rows = [battery.Check("one", wrong), battery.Check("two", missing), battery.Check("three", print)]
+    monkeypatch.setattr(battery, "checks", lambda: rows)
+    found = run("verify", "-b", "numpy")
+    assert found.exit_code == 1
+    assert "1 passed, 1 failed, 1 skipped" in found.stdout
+    assert "diffcore: one on numpy does not hold: off by 0.5" in found.stderr.splitlines()
+
+
+def test_every_identity_of_the_table_is_one_of_the_library() -> None:
+    names = [one.name for one in battery.checks()]
+    assert len(set(names)) == len(names) >= 25
+
+
+def test_bench_is_for_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert bench.checkout() == ROOT
+    monkeypatch.setattr(dc, "__file__", str(tmp_path / "diffcore" / "__init__.py"))
+    assert "in a checkout of the project only" in refused(1, "bench", "--quick")
+
+
+def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def instead(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        seen.append((command, how["cwd"]))
+        Path(command[command.index("--json") + 1]).write_text('{"rows": []}', encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", instead)
+    pytest.importorskip("pytest_benchmark")
+    done("bench", "--quick", "-k", "stage", "--out", "found.json")
+    ((command, where),) = seen
+    assert where == ROOT
+    assert command[1:3] == ["-m", "benchmarks"]
+    assert {"--quick", "stage"} <= set(command)
+    assert json.loads(Path("found.json").read_text()) == {"rows": []}
+
+
+def test_help_teaches_by_examples() -> None:
+    assert "diffcore sample clip.mp4" in done().stdout
+    for command in ("sample", "extend", "interpolate", "upscale", "train", "evaluate", "info", "verify", "bench"):
+        text = done(command, "--help").stdout
+        assert "Examples:" in text
+        assert f"$ diffcore {command}" in text
+        assert "--json" in text
+    assert done("--version").stdout == f"{dc.__version__}\n"
+
+
+def test_the_entry_point_is_there() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, name = scripts["diffcore"].split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def _process(*arguments: str, code: str = "", **extra: Any) -> subprocess.Popen[str]:
+    start = ["-c", code] if code else ["-m", "diffcore.cli"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **extra}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
+    return subprocess.Popen([sys.executable, *start, *arguments], **pipes)
+
+
+def test_the_shell_completes_commands_and_names() -> None:
+    words = {"_DIFFCORE_COMPLETE": "complete_bash", "COMP_WORDS": "diffcore sample --sampler d", "COMP_CWORD": "3"}
+    process = _process(code="from diffcore.cli import main; main()", **words)
+    out, _ = process.communicate(timeout=60)
+    assert out.split() == ["ddim", "dpm_solver_pp"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGINT")
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_leaves_no_file(tiny: str, which: signal.Signals) -> None:
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background does not
+    command = ("sample", "out.mp4", "-w", tiny, "--backend", "numpy", "--steps", "2000", "--sampler", "ddim")
+    process = _process(*command, code=f"{heeds}\nfrom diffcore.cli import main; main()")
+    with process:
+        try:
+            deadline = time.monotonic() + 60.0
+            while not list(Path().glob(".out.mp4.*.part")):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(which)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines() == ["diffcore: interrupted; no half-written file was left"]
+    assert os.listdir() == []
+
+
+def test_without_its_libraries_the_command_says_what_to_install() -> None:
+    process = _process(code="import sys; sys.modules['typer'] = None\nfrom diffcore.cli import main\nmain()")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert out == ""
+    assert err == "diffcore: the command line needs typer; install diffcore[cli]\n"
