@@ -27,7 +27,7 @@ TESTS_MAY := arg-type call-overload index misc no-any-return type-var
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo  ## draw new clips from the shipped model, in about a minute
+demo: $(VENV)/.demo  ## draw new clips from the shipped model, in a minute or two
 	$(BIN)/python -m diffcore.demo $(ARGS)
 
 test: lint  ## lint, type-check, run every test and doctest
