@@ -175,6 +175,21 @@ def test_a_long_video_has_the_covariance_of_the_data_by_moment_matching_and_not_
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("weight", [1.5, lambda log_snr: 1.5 + 0.0 * log_snr])
+def test_a_larger_block_is_the_run_that_is_guided_by_the_averages_with_so_many_times_the_weight(weight: Any) -> None:
+    import torch
+
+    denoise, video = Denoiser(), torch.from_numpy(source("upscale", 5))
+    made = upscale(denoise, PLAN, video, 2, window=5, weight=weight, seed=7).all()
+    guided = dc.conditioning.reconstruction(
+        denoise, video, measure=dc.conditioning.downsample(2), weight=4 * 1.5, prediction="x"
+    )
+    seed = dc.noise.fold_in(7, 0, 2, stream=7)
+    want = dc.sample(guided, PLAN, shape=(2, 5, SIDE, SIDE, 1), like=video, seed=seed)
+    torch.testing.assert_close(made, want, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("factor", [2, 4])
 def test_an_average_of_n_pixels_has_n_times_the_weight_of_one(factor: int) -> None:
     """By algebra: at its weights 1 and 2 what a block of `upscale` draws is close to the truth, and at 1/4 and 6 far."""
