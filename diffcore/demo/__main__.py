@@ -197,7 +197,7 @@ def main(given: list[str] | None = None) -> int:
     frames = clips.shape[1]
     for first in range(0, longer.shape[1], frames):
         rows.append((f"the first clip made longer, from frame {first}", longer[0, first : first + frames]))
-    rows += [(f"its end, of {FACTOR} x {FACTOR} fewer pixels", small[0]), ("and made large again", large[0])]
+    rows += [("its end, averaged over squares of pixels", small[0]), ("and made large again", large[0])]
     say(
         f"3. the first clip made longer, and its end small and large again, {WAYS[last]}: {time.perf_counter() - start:.1f} s"
     )

@@ -18,7 +18,7 @@ nest, and memory does not grow with the length of the video:
 A block's noise is a function of the seed and of the number of its first new frame in the video: the same call gives the same video,
 and one that was stopped between two blocks goes on from `Stream.state`.
 
-Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1 and app. B.
+Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1 and 4.3.3.
 """
 
 from diffcore.video._stream import State, Stream

@@ -93,9 +93,8 @@ class Sampler:
 
             def run(z: Array, saved: Any, estimates: Any, seeds: Array, given: Any, low: Any) -> Array:
                 state = sampling.State(z, saved, estimates, backend.index(0), seeds)
-                compile = (
-                    None if backend.traces(z) else self.compile
-                )  # what is traced is compiled with what is round it
+                # what is traced is compiled with what is round it
+                compile = None if backend.traces(z) else self.compile
                 return self._sample(state, mask, given, low, measured, measure, compile)
 
             self.traced[key] = backend.trace(run)
