@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffcore._array import Array
-from diffcore.backends import numpy_noise, numpy_run, numpy_stage
+from diffcore.backends import numpy_noise, numpy_run
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.sampling import State
@@ -35,10 +35,9 @@ class NumPyBackend(ArrayAPIBackend):
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
     ) -> State:
-        if state.z.size >= numpy_stage.LARGE:
-            found = numpy_run.advance(self, state, y, row, noise if stochastic else False, transform_x, _same, _same)
-            if found is not None:
-                return found
+        found = numpy_run.advance(self, state, y, row, noise if stochastic else False, transform_x, _same, _same)
+        if found is not None:
+            return found
         return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
 
     def run(self, run: Run, state: State) -> State:

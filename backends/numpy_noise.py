@@ -1,6 +1,6 @@
-"""Noise on NumPy arrays: packed words, in chunks that stay in the cache, in place, on as many threads as there are cores.
+"""Noise on NumPy arrays: by the compiled kernel where there is one, else in passes over chunks that stay in the cache.
 
-Two counter words travel in one 64-bit integer, W_0 = (c0 : c1) and W_1 = (c2 : c3), so that a round is
+In the passes, two counter words travel in one 64-bit integer, W_0 = (c0 : c1) and W_1 = (c2 : c3), so that a round is
 
     P_0 = M_0 (W_0 >> 32),   W_0 <- P_1 ^ (W_0 << 32) ^ (k0 : 0),
     P_1 = M_1 (W_1 >> 32),   W_1 <- P_0 ^ (W_1 << 32) ^ (k1 : 0).
@@ -11,10 +11,8 @@ The formulas are those of `diffcore._philox`; selections by a bit of a word are 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +20,7 @@ import numpy.typing as npt
 
 from diffcore import _philox
 from diffcore._array import Array
+from diffcore.backends import cpu_threads
 
 CHUNK = 256 * _philox.TILE
 """Blocks a pass: 65,536 blocks are 512 KiB a buffer, so that the handful of buffers stays in a third-level cache. In smaller
@@ -54,11 +53,22 @@ def normals(words: Array, draws: U64, shape: tuple[int, ...], *, dtype: Any) -> 
     return drawn.reshape(len(draws), *shape)
 
 
+def keys(words: Array) -> U32:
+    """Return the seed words of any integer dtype as the kernel takes them."""
+    return np.ascontiguousarray(np.asarray(words).astype(np.uint32, copy=False))
+
+
 def _fill(dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: int) -> Array:
-    """Fill the samples; the draw is a number, or one per sample, (B, 1)."""
-    out = np.empty((shape[0], math.prod(shape[1:])), dtype=dtype)
+    """Return noise for the samples; the draw is a number, or one per sample, (B, 1)."""
+    kernel, whole = cpu_threads.kernel, (shape[0], math.prod(shape[1:]))
+    if kernel is not None and np.ndim(draw) == 0:
+        drawn = np.empty(whole, dtype=np.float32 if dtype == np.float16 else dtype)
+        fill = partial(kernel.noise, drawn, keys(words), int(draw) & _philox.MASK, stream, whole[1])
+        cpu_threads.programs(whole, fill)
+        return drawn.astype(dtype, copy=False).reshape(shape)
+    out = np.empty(whole, dtype=dtype)
     store = writer(words, draw, stream)
-    spread(out.shape, lambda scratch, span: store(scratch, out[span.samples, span.elements], span))
+    spread(whole, lambda scratch, span: store(scratch, out[span.samples, span.elements], span))
     return out.reshape(shape)
 
 
@@ -102,19 +112,8 @@ def spread(shape: tuple[int, int], work: Callable[[Scratch, Span], None]) -> Non
             samples = slice(sample, min(sample + together, batch))
             spans.append(Span(samples, slice(4 * first, end), first, count))
 
-    def some(mine: list[Span]) -> None:
-        scratch = Scratch(min(blocks * min(together, batch), CHUNK))
-        for span in mine:
-            work(scratch, span)
-
-    threads = min(os.cpu_count() or 1, len(spans))
-    if threads == 1:
-        some(spans)
-        return
-    with ThreadPoolExecutor(threads) as pool:  # each in a copy of the caller's context, which has its numpy.errstate
-        jobs = [pool.submit(copy_context().run, some, spans[i::threads]) for i in range(threads)]
-        for job in jobs:
-            job.result()
+    room = min(blocks * min(together, batch), CHUNK)
+    cpu_threads.each(spans, lambda: partial(work, Scratch(room)))
 
 
 class Scratch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,15 @@ import numpy as np
 from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import numpy_noise, numpy_stage
+from diffcore.backends import cpu_threads, numpy_noise, numpy_stage
+from diffcore.backends.numpy_memory import Memory
 from diffcore.sampling import State
 
 if TYPE_CHECKING:
     from diffcore.backends.contract import Run
+
+AHEAD = 1 << 14
+"""Numbers of noise that NumPy's passes make ahead, since a pass over few costs as much as over many."""
 
 Take = Callable[[Any], Any]
 """An array of the run's library -> the same memory as a NumPy array, or None where NumPy cannot see it."""
@@ -43,15 +48,33 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
         return None
     if source is None and plan.stochastic and words is None:
         return None
+    memory = Memory(z)
+    try:
+        return _stages(backend, run, state, (z, saved, past, words), take, give, memory.empty)
+    finally:
+        memory.close()
+
+
+def _stages(
+    backend: Any,
+    run: Run,
+    state: State,
+    host: tuple[Any, Any, tuple[Any, ...], Any],
+    take: Take,
+    give: Callable[[Any], Array],
+    empty: Callable[[], Any],
+) -> State:
+    """Return the state after the stages; `host` is the state's z, saved, estimates and seeds as NumPy sees them."""
+    plan, first, source = run.plan, int(state.index), run.noise
+    z, saved, past, words = host
     dtype, shape, keep = z.dtype, z.shape, bool(past)
-    rows = numpy_stage.rows(run.coefficients[first:], dtype)
+    table, keys = numpy_stage.table(run.coefficients, dtype), None if words is None else numpy_noise.keys(words)
     noisy = (run.coefficients[:, sampling.NOISE_COLUMN] != 0.0).tolist()
     levels = list(sampling.levels_for(plan, state.z))
     at, denoise, transform_x = getattr(run.denoise, "at", None), run.denoise, _on_host(run.transform_x, take, give)
-    large = z.size >= numpy_stage.LARGE
     ahead = None
-    if source is None and not large:
-        ahead = _ahead(words, [stage + 1 for stage in range(first, len(plan)) if noisy[stage]], shape, dtype)
+    if source is None and z.size < AHEAD and cpu_threads.kernel is None:
+        ahead = _ahead(keys, [stage + 1 for stage in range(first, len(plan)) if noisy[stage]], shape, dtype)
     watched = run.callback is not None or run.held is not None
     current = state.z
     for stage in range(first, len(plan)):
@@ -71,12 +94,9 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
                 fitting = fitting and numpy_stage.fits(eps, z)
         made = None
         if fitting:
-            its_words = words if noisy[stage] and eps is None else None
-            made = numpy_stage.after(
-                numpy_stage.Stage(rows[stage - first], z, saved, past, host, eps, its_words, stage + 1),
-                transform_x,
-                keep,
-            )
+            its_keys = keys if noisy[stage] and eps is None else None
+            inputs = numpy_stage.Stage(table, stage, z, saved, past, host, eps, its_keys, stage + 1)
+            made = numpy_stage.after(inputs, transform_x, keep, empty)
         if made is None or watched:
             saved_now = None if saved is None else give(saved)
             state = State(current, saved_now, tuple(map(give, past)), backend.index(stage), state.seeds)
@@ -117,19 +137,20 @@ def advance(
     held = [z, host, *past] if state.saved is None else [z, host, *past, saved]
     if not isinstance(row, list) or not numpy_stage.serves(z) or not all(numpy_stage.fits(array, z) for array in held):
         return None
-    words, eps, drawn = None, None, None
+    keys, eps, drawn = None, None, None
     if noise is None:
         words = take(state.seeds)
         if words is None:
             return None
+        keys = numpy_noise.keys(words)
     elif noise is not False:
         drawn = sampling.draw_noise(backend, state, noise)
         eps = take(drawn)
-    its_row = numpy_stage.rows(np.array([row]), z.dtype)[0]
+    table = numpy_stage.table(np.array([row]), z.dtype)
     made = None
     if drawn is None or numpy_stage.fits(eps, z):
-        stage = numpy_stage.Stage(its_row, z, saved, past, host, eps, words, int(state.index) + 1)
-        made = numpy_stage.after(stage, _on_host(transform_x, take, give), bool(past))
+        stage = numpy_stage.Stage(table, 0, z, saved, past, host, eps, keys, int(state.index) + 1)
+        made = numpy_stage.after(stage, _on_host(transform_x, take, give), bool(past), partial(np.empty_like, z))
     if made is None:
         return None if drawn is None else sampling.advance(state, y, row, drawn, transform_x)
     z, saved, x = made
@@ -144,10 +165,10 @@ def _on_host(transform_x: Any, take: Take, give: Callable[[Any], Array]) -> Any:
     return lambda x: take(transform_x(give(x)))
 
 
-def _ahead(words: Any, draws: list[int], shape: tuple[int, ...], dtype: Any) -> Iterator[Any]:
+def _ahead(keys: Any, draws: list[int], shape: tuple[int, ...], dtype: Any) -> Iterator[Any]:
     """Yield the noise of the draws in turn, made many at once."""
     size = max(1, int(np.prod(shape)))
-    together = max(1, numpy_stage.AHEAD // size)
+    together = max(1, AHEAD // size)
     for first in range(0, len(draws), together):
         some = np.array(draws[first : first + together], dtype=np.uint64)
-        yield from numpy_noise.normals(words, some, shape, dtype=dtype)
+        yield from numpy_noise.normals(keys, some, shape, dtype=dtype)

@@ -1,13 +1,16 @@
 """A stage of a plan on memory that NumPy sees: NumPy's own arrays, and torch's tensors on a CPU.
 
 The operations are those of `diffcore.sampling.advance`, in its order and dtype, so that every bit is equal. What is saved
-is the rest. A run works out once which coefficients are 0 or 1, and draws the noise of many small stages at once. A large
-array goes through the cache in pieces, on threads: noise, x-hat and the intermediate sums of a piece never reach memory.
+is the rest. The compiled kernel reads and writes every array once, on threads, and makes its noise in the cache. Without it
+the sums are NumPy's, but which coefficients are 0 or 1 is worked out once a run, and the noise of many small stages is made
+at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,21 +18,15 @@ import numpy.typing as npt
 
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import numpy_noise
-
-LARGE = 1 << 15
-"""Elements from which an array goes through the cache in pieces; below, a call costs more than it saves."""
-
-PIECE = 1 << 17
-"""Elements of a piece: 512 KiB a buffer in float32; see `numpy_noise.CHUNK`."""
-
-AHEAD = 1 << 14
-"""Numbers of noise that are drawn ahead."""
+from diffcore.backends import cpu_threads, numpy_noise
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 Terms = list[tuple[int, int]]
 """The terms of a sum that are not 0: which coefficient of the row, or -1 for 1; and which array it multiplies."""
+
+Transform = Callable[[Array], Array | None] | None
+"""A clip, a function of x-hat whose result may not fit, or nothing."""
 
 
 class Row(NamedTuple):
@@ -41,11 +38,23 @@ class Row(NamedTuple):
     saved: Terms
 
 
-def rows(table: npt.NDArray[np.float64], dtype: Any) -> list[Row]:
-    """Return the rows of a table (stages, n), cast to the dtype."""
-    stages, width = table.shape
-    cast = list(np.nditer(table.astype(dtype)))
-    codes = ((table != 0.0).astype(np.uint8) + (table == 1.0)).tobytes()  # 0, 1 or 2: the few kinds of rows of a plan
+class Table(NamedTuple):
+    """The coefficients of some stages (stages, n), on the host in float64; and as rows, where there is no kernel."""
+
+    values: npt.NDArray[np.float64]
+    rows: list[Row]
+
+
+def table(values: npt.NDArray[np.float64], dtype: Any) -> Table:
+    """Return the coefficients of stages (stages, n) for data of a dtype."""
+    values = np.ascontiguousarray(values)
+    return Table(values, [] if cpu_threads.kernel is not None else _rows(values, dtype))
+
+
+def _rows(values: npt.NDArray[np.float64], dtype: Any) -> list[Row]:
+    stages, width = values.shape
+    cast = list(np.nditer(values.astype(dtype)))
+    codes = ((values != 0.0).astype(np.uint8) + (values == 1.0)).tobytes()  # 0, 1 or 2: the few kinds of rows of a plan
     kinds: dict[bytes, tuple[Terms, Terms, Terms]] = {}
     found = []
     for first in range(0, stages * width, width):
@@ -63,15 +72,16 @@ def rows(table: npt.NDArray[np.float64], dtype: Any) -> list[Row]:
 
 
 class Stage(NamedTuple):
-    """What one stage reads, all on the host: `words` and `draw` make the noise where `eps` is None."""
+    """What one stage reads, all on the host: row `at` of the table; `keys` and `draw` make the noise where `eps` is None."""
 
-    row: Row
+    table: Table
+    at: int
     z: Array
     saved: Array | None
     past: tuple[Array, ...]
     y: Array
     eps: Array | None
-    words: Array | None
+    keys: Array | None
     draw: int
 
 
@@ -79,115 +89,65 @@ After = tuple[Array, Array | None, Array | None]
 """The new z, the new saved state, and x-hat where it is kept. Each is new memory, or one of the arrays that came in."""
 
 
-def after(stage: Stage, transform_x: Callable[[Array], Array | None] | None, keep: bool) -> After | None:
-    """Return what a stage makes; None where transform_x returns what does not fit, which the plain function may take."""
-    if stage.z.size >= LARGE:
-        return _in_pieces(stage, transform_x, keep)
-    eps = stage.eps
-    if eps is None and stage.words is not None:
-        eps = numpy_noise.normal(stage.words, stage.draw, stage.z.shape, dtype=stage.z.dtype)
-    x = _sum(stage.row.values, stage.row.x, (stage.z, stage.y), stage.z)
+def after(stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]) -> After | None:
+    """Return what a stage makes; None where transform_x returns what does not fit, which the plain function may take.
+
+    Args:
+        stage: what it reads.
+        transform_x: applied to x-hat.
+        keep: whether x-hat is needed later.
+        empty: makes memory like z.
+    """
+    if cpu_threads.kernel is None:
+        return _by_sums(stage, transform_x)
+    return _by_kernel(cpu_threads.kernel.stage, stage, transform_x, keep, empty)
+
+
+def _by_kernel(
+    kernel: Any, stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]
+) -> After | None:
+    values, at, z, saved, past, y, eps, keys, draw = stage._replace(table=stage.table.values)
+    size = z.size // len(z)
+    low, high, x = -math.inf, math.inf, None
+    if isinstance(transform_x, Clip):
+        low, high = transform_x.low, transform_x.high
+    elif transform_x is not None:
+        x = empty()
+        found = partial(kernel, None, None, x, z, y, None, None, None, past, values, at, None, 0, low, high, size)
+        cpu_threads.programs((len(z), size), found)
+        x = transform_x(x)
+        if not fits(x, z):
+            return None
+    new, new_saved, kept = empty(), None if saved is None else empty(), empty() if keep and x is None else None
+    made = partial(kernel, new, new_saved, kept, z, y, saved, eps, x, past, values, at, keys, draw, low, high, size)
+    cpu_threads.programs((len(z), size), made)
+    return new, new_saved, kept if x is None else x
+
+
+def _by_sums(stage: Stage, transform_x: Transform) -> After | None:
+    row, z, eps = stage.table.rows[stage.at], stage.z, stage.eps
+    if eps is None and stage.keys is not None:
+        eps = numpy_noise.normal(stage.keys, stage.draw, z.shape, dtype=z.dtype)
+    x = _sum(row.values, row.x, (z, stage.y), z)
     if x is stage.y:  # the denoiser's own memory, which it may write to again
         x = x.copy()
     if isinstance(transform_x, Clip):
         x = x.clip(transform_x.low, transform_x.high)
     elif transform_x is not None:
         found = transform_x(x)
-        if not fits(found, stage.z):
+        if not fits(found, z):
             return None
         x = found
-    parts = (stage.z, stage.saved, eps, x, *stage.past)
-    z = _sum(stage.row.values, stage.row.z, parts, stage.z)
-    return z, None if stage.saved is None else _sum(stage.row.values, stage.row.saved, parts, stage.z), x
+    parts = (z, stage.saved, eps, x, *stage.past)
+    return _sum(row.values, row.z, parts, z), None if stage.saved is None else _sum(row.values, row.saved, parts, z), x
 
 
-def _in_pieces(stage: Stage, transform_x: Callable[[Array], Array | None] | None, keep: bool) -> After | None:
-    values, for_x, for_z, for_saved = stage.row
-    whole, dtype = (stage.z.shape[0], stage.z[0].size), stage.z.dtype
-    z, y, saved, given, *past = map(_flat, (stage.z, stage.y, stage.saved, stage.eps, *stage.past))
-    clip = transform_x if isinstance(transform_x, Clip) else None
-    x: Array = None
-    if transform_x is not None and clip is None:  # it may look at a sample as a whole
-        x = np.empty_like(z)
-
-        def estimate(scratch: numpy_noise.Scratch, span: numpy_noise.Span) -> None:
-            for part in _pieces(span, whole[1]):
-                _put(_sum(values, for_x, (z[part], y[part]), z[part], x[part]), x[part])
-
-        numpy_noise.spread(whole, estimate)
-        found = transform_x(x.reshape(stage.z.shape))
-        if not fits(found, stage.z):
-            return None
-        x = _flat(found)
-    kept = np.empty_like(z) if keep and x is None else None
-    new, new_saved = np.empty_like(z), None if saved is None else np.empty_like(z)
-    draw = None if given is not None or stage.words is None else numpy_noise.writer(stage.words, stage.draw)
-
-    def advance(scratch: numpy_noise.Scratch, span: numpy_noise.Span) -> None:
-        parts = list(_pieces(span, whole[1]))
-        first, end = parts[0].start, parts[-1].stop
-        drawn = None if draw is None else np.empty(end - first, dtype)
-        if draw is not None and drawn is not None:
-            draw(scratch, drawn.reshape(span.samples.stop - span.samples.start, -1), span)
-        room, free = np.empty((2, min(PIECE, end - first)), dtype)
-        for part in parts:
-            here, spare = z[part], free[: part.stop - part.start]
-            its_x = None if x is None else x[part]
-            if its_x is None:
-                own = room[: part.stop - part.start] if kept is None else kept[part]
-                its_x = _sum(values, for_x, (here, y[part]), here, own, spare)
-                if clip is not None:
-                    its_x = np.clip(its_x, clip.low, clip.high, out=own)
-                if kept is not None:
-                    _put(its_x, own)
-            eps = drawn[part.start - first : part.stop - first] if drawn is not None else _at(given, part)
-            arrays = (here, _at(saved, part), eps, its_x, *(array[part] for array in past))
-            _put(_sum(values, for_z, arrays, here, new[part], spare), new[part])
-            if new_saved is not None:
-                _put(_sum(values, for_saved, arrays, here, new_saved[part], spare), new_saved[part])
-
-    numpy_noise.spread(whole, advance)
-    shaped = (None if array is None else array.reshape(stage.z.shape) for array in (new, new_saved, x, kept))
-    z, saved, x, kept = shaped
-    return z, saved, kept if x is None else x
-
-
-def _flat(array: Array | None) -> Any:
-    return None if array is None else array.reshape(-1)
-
-
-def _at(array: Array | None, part: slice) -> Any:
-    return None if array is None else array[part]
-
-
-def _pieces(span: numpy_noise.Span, size: int) -> Iterator[slice]:
-    """Yield a span of samples of a size as pieces of the flat array."""
-    start, end = span.samples.start * size + span.elements.start, (span.samples.stop - 1) * size + span.elements.stop
-    for first in range(start, end, PIECE):
-        yield slice(first, min(first + PIECE, end))
-
-
-def _put(value: Array, to: Array) -> None:
-    """Write a sum to where it belongs, unless it was computed there."""
-    if value is not to and not np.may_share_memory(value, to):
-        to[...] = value
-
-
-def _sum(
-    values: list[Any],
-    terms: Terms,
-    parts: Sequence[Any],
-    like: Array,
-    out: Array | None = None,
-    free: Array | None = None,
-) -> Array:
-    """Return the sum of the terms, from left to right; in `out` where it is new and there is one."""
+def _sum(values: list[Any], terms: Terms, parts: Sequence[Any], like: Array) -> Array:
+    """Return the sum of the terms, from left to right."""
     total: Any = None
     for value, at in terms:
-        if total is None:
-            total = parts[at] if value < 0 else np.multiply(values[value], parts[at], out)
-        else:
-            total = np.add(total, parts[at] if value < 0 else np.multiply(values[value], parts[at], free), out)
+        term = parts[at] if value < 0 else values[value] * parts[at]
+        total = term if total is None else total + term
     return np.zeros_like(like) if total is None else total
 
 
@@ -202,5 +162,5 @@ def fits(array: Any, like: Array) -> bool:
 
 
 def serves(z: Any) -> bool:
-    """Return whether stages run here on a state: in one piece, and of a dtype that it is computed in."""
-    return type(z) is np.ndarray and z.dtype in DTYPES and z.flags.c_contiguous and z.ndim > 0
+    """Return whether stages run here on a state: in one piece, not empty, and of a dtype that it is computed in."""
+    return type(z) is np.ndarray and z.dtype in DTYPES and z.flags.c_contiguous and z.ndim > 0 and z.size > 0

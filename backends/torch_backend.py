@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
-from diffcore.backends import numpy_run, numpy_stage, torch_noise
+from diffcore.backends import numpy_run, torch_noise
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.guidance import ClassifierFree
@@ -78,7 +78,7 @@ class TorchBackend(ArrayAPIBackend):
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
     ) -> State:
-        if not _is_traced() and state.z.numel() >= numpy_stage.LARGE:
+        if not _is_traced():
             given = noise if stochastic else False
             found = numpy_run.advance(self, state, y, row, given, transform_x, _shared, torch.from_numpy)
             if found is not None:

@@ -1,10 +1,11 @@
-"""Stages on memory that NumPy sees have the bits of the plain function: whole, ahead, in pieces, on NumPy and torch."""
+"""Stages on memory that NumPy sees have the bits of the plain function: compiled or not, on threads, on NumPy and torch."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import diffcore as dc
 from diffcore import backends, conditioning
-from diffcore.backends import ArrayAPIBackend, Run, numpy_noise, numpy_run, numpy_stage
+from diffcore.backends import ArrayAPIBackend, Run, cpu_threads, numpy_memory, numpy_noise, numpy_run
 from diffcore.testing.conformance import plans
 
 LIKE = {
@@ -73,17 +74,27 @@ def same(left: list[dc.State], right: list[dc.State]) -> None:
             assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
 
 
+@pytest.fixture(params=["compiled", "sums"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the kernel, and as where it could not be compiled."""
+    if request.param == "sums":
+        monkeypatch.setattr(cpu_threads, "kernel", None)
+    return str(request.param)
+
+
 @pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make small arrays large: several pieces a pass, several passes a sample, two threads."""
-    monkeypatch.setattr(numpy_stage, "LARGE", 2)
-    monkeypatch.setattr(numpy_stage, "PIECE", 300)
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make small arrays large: several programs and passes a sample, on three threads, in memory that is used again."""
+    monkeypatch.setattr(cpu_threads, "TOGETHER", 1)
+    monkeypatch.setattr(cpu_threads, "count", lambda: 3)
     monkeypatch.setattr(numpy_noise, "CHUNK", 256)
+    monkeypatch.setattr(numpy_memory, "LARGE", 1)
 
 
 @every_library
 @every_plan
 @pytest.mark.parametrize("transform", list(TRANSFORMS))
+@pytest.mark.usefixtures("way")
 def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
     state = dc.start(plan, shape=(3, 5), like=like, seed=7)
     same(*both(plan, state, transform_x=TRANSFORMS[transform]))
@@ -92,8 +103,8 @@ def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str
 @pytest.mark.parametrize("like", [LIKE["numpy"], LIKE["torch"]], ids=["numpy", "torch"])
 @every_plan
 @pytest.mark.parametrize("transform", list(TRANSFORMS))
-@pytest.mark.usefixtures("pieces")
-def test_a_run_in_pieces_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
+@pytest.mark.usefixtures("way", "many")
+def test_a_large_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
     state = dc.start(plan, shape=(2, 3, 1000), like=like, seed=[5, 2**64 - 1])
     same(*both(plan, state, transform_x=TRANSFORMS[transform]))
 
@@ -102,18 +113,20 @@ def test_a_run_in_pieces_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform:
 def test_many_draws_at_once_are_the_draws(batch: int, size: int, draws: int, seed: int) -> None:
     words = dc.noise.seed_words(seed, batch)
     numbers = np.arange(3, 3 + draws, dtype=np.uint64)
-    together = numpy_noise.normals(words, numbers, (batch, size), dtype=np.float32)
-    for draw, drawn in zip(numbers, together, strict=True):
-        np.testing.assert_array_equal(drawn, dc.noise.normal(words, int(draw), (batch, size)))
+    with mock.patch.object(cpu_threads, "kernel", None):
+        together = numpy_noise.normals(words, numbers, (batch, size), dtype=np.float32)
+        for draw, drawn in zip(numbers, together, strict=True):
+            np.testing.assert_array_equal(drawn, dc.noise.normal(words, int(draw), (batch, size)))
 
 
 @every_library
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("shape", [(2, 7), (2, 3, 1000)])
 def test_a_step_by_hand_and_a_resumed_run_are_the_run(
     like: Any, shape: tuple[int, ...], request: pytest.FixtureRequest
 ) -> None:
     if shape[-1] == 1000:
-        request.getfixturevalue("pieces")
+        request.getfixturevalue("many")
     for plan in plans().values():
         states: list[dc.State] = []
         clip = dc.sample(denoise, plan, shape=shape, like=like, seed=3, prediction="v", callback=states.append)
@@ -147,8 +160,8 @@ def test_a_prediction_of_another_dtype_goes_the_plain_way_and_is_asked_once(like
 
 
 @every_library
-@pytest.mark.usefixtures("pieces")
-def test_ones_own_noise_and_known_elements_go_through_pieces(like: Any) -> None:
+@pytest.mark.usefixtures("way", "many")
+def test_ones_own_noise_and_known_elements(like: Any) -> None:
     plan = plans()["ancestral"]
     shape = (2, 3, 400)
     asked: list[int] = []
@@ -170,17 +183,51 @@ def test_ones_own_noise_and_known_elements_go_through_pieces(like: Any) -> None:
 
 
 @every_library
-def test_states_that_a_callback_keeps_are_not_written_over(like: Any) -> None:
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("held", ["states", "views", "inputs"])
+def test_what_somebody_holds_is_not_written_over(like: Any, held: str) -> None:
+    """Memory comes back to a run only when nobody has an array, or a view of it, any more."""
     plan = plans()["dpm3_sde"]
-    states: list[dc.State] = []
-    copies: list[bytes] = []
+    kept: list[tuple[Any, bytes]] = []
 
-    def keep(state: dc.State) -> None:
-        states.append(state)
-        copies.append(np.asarray(state.z).tobytes())
+    def keep(array: Any) -> None:
+        kept.append((array, np.asarray(array).tobytes()))
 
-    dc.sample(denoise, plan, shape=(2, 4), like=like, seed=1, prediction="v", callback=keep)
-    assert [np.asarray(state.z).tobytes() for state in states] == copies
+    def call(z: Any, log_snr: Any) -> Any:
+        if held == "inputs":
+            keep(z)
+        if held == "views":
+            keep(z[1:, 2:])
+        return -0.5 * z
+
+    def callback(state: dc.State) -> None:
+        if held == "states":
+            for array in (state.z, *state.estimates):
+                keep(array)
+
+    clip = dc.sample(call, plan, shape=(2, 400), like=like, seed=1, prediction="v", callback=callback)
+    keep(clip)
+    dc.sample(denoise, plan, shape=(2, 400), like=like, seed=2, prediction="v")
+    assert len(kept) > len(plan)
+    assert [np.asarray(array).tobytes() for array, _ in kept] == [copy for _, copy in kept]
+
+
+def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_memory, "LARGE", 1)
+    memory = numpy_memory.Memory(np.zeros((3, 4), np.float32))
+    first, second = memory.empty(), memory.empty()
+    assert not np.may_share_memory(first, second)
+    address, view = first.ctypes.data, first[1:]
+    del first
+    assert memory.empty().ctypes.data != address
+    del view
+    third = memory.empty()
+    assert third.ctypes.data == address
+    assert (third.shape, third.dtype) == ((3, 4), np.float32)
+    memory.close()
+    third[...] = 1.0
+    del third, second
+    assert memory.empty().shape == (3, 4)
 
 
 def test_a_tangent_is_carried_through_a_run() -> None:

@@ -1,0 +1,363 @@
+/* A stage of a plan, and its noise, on memory that a CPU sees: each array is read and written once.
+
+   It is what torch_triton.py is for a GPU, and is cut in the same programs: a program is one tile of one sample (diffcore/_philox.py),
+   up to T blocks of four words, which are 4 T elements in a row. Noise, x-hat and sums of a program stay in the first-level
+   cache. Loops are plain C that compilers turn into vector instructions, and no product is fused with a sum, so that the bits are
+   those of diffcore.sampling.advance, and are equal whatever the width of the vectors. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_MSC_VER)
+#define restrict __restrict
+#endif
+
+#define TILE 256
+#define ROUNDS 10
+#define STRIP 64
+#define HISTORY 8 /* past estimates that a stage may read */
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define INLINE static inline
+#define UNROLL
+#endif
+
+/* One binary for all processors of a family: the widest vectors that the machine has are chosen when it is loaded. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+#define FOR_EVERY_WIDTH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EVERY_WIDTH
+#endif
+
+/* The arrays of a stage, in this order; all but z are missing where a stage has none. */
+enum { TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X, TABLE, KEYS, PAST, BUFFERS = PAST + HISTORY };
+
+typedef struct {
+    uint32_t key[2];
+    uint32_t draw, stream;
+} Source;
+
+typedef uint32_t Words[4][TILE];
+
+/* The four words of the blocks first, first + 1, ... of a tile: Salmon et al. 2011, sec. 3.3. A tile does not cross 2^32. */
+INLINE void philox(Words w, const Source *source, uint64_t first, int blocks)
+{
+    const uint32_t key0 = source->key[0], key1 = source->key[1], draw = source->draw, stream = source->stream;
+    const uint32_t low = (uint32_t)first, high = (uint32_t)(first >> 32);
+    for (uint32_t i = 0; i < (uint32_t)blocks; i++) {
+        uint32_t c0 = low + i, c1 = high, c2 = draw, c3 = stream;
+        uint32_t k0 = key0, k1 = key1;
+        UNROLL
+        for (int round = 0; round < ROUNDS; round++) {
+            const uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
+            c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+            c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+            c1 = (uint32_t)p1;
+            c3 = (uint32_t)p0;
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        w[0][i] = c0;
+        w[1][i] = c1;
+        w[2][i] = c2;
+        w[3][i] = c3;
+    }
+}
+
+INLINE float as_float(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t as_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* log u for u = (word + 1/2) / 2^32, relative to a few ulp at both ends: from u where it is small, else from 1 - u, which is exact there.
+   With 2^k (1 + f) = u and 1/sqrt(2) <= 1 + f < sqrt(2), log u = k log 2 + log(1 + f), by the polynomial of Cephes. */
+INLINE float log_uniform(uint32_t word)
+{
+    const uint32_t upper = 0u - (word >> 31);
+    const float tail = ((float)(int32_t)(word ^ upper) + 0.5f) * 0x1p-32f; /* u or 1 - u, whichever is smaller */
+    const int32_t exponent = (int32_t)(as_bits(tail) - 0x3F3504F3u) >> 23;
+    const float mantissa = as_float(as_bits(tail) - ((uint32_t)exponent << 23));
+    const int close = tail < 0.29289323f; /* 1 - tail > 1 / sqrt(2) */
+    const float f = upper ? (close ? -tail : 1.0f - 2.0f * tail) : mantissa - 1.0f;
+    const float k = (float)(upper ? (close ? 0 : -1) : exponent);
+    const float square = f * f;
+    float p = 7.0376836292e-2f;
+    p = p * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    p = p * f * square + k * -2.12194440e-4f - 0.5f * square; /* log 2 = 0.693359375 - 2.12194440e-4 */
+    return (f + p) + k * 0.693359375f;
+}
+
+/* Two normals from two words; see diffcore._philox.pair. */
+INLINE void pair_float(uint32_t first, uint32_t second, float *x, float *y)
+{
+    const float radius = sqrtf(-2.0f * log_uniform(first));
+    const float angle = ((float)(int32_t)(second << 2) + 2.0f) * 3.657295198167899e-10f; /* pi / 2^33 */
+    const float square = angle * angle;
+    const float sine = ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f) * square * angle + angle;
+    const float cosine =
+        ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f) * square * square -
+        0.5f * square + 1.0f;
+    const uint32_t shifted = second + (1u << 29);
+    const uint32_t odd = 0u - ((shifted >> 30) & 1u), swap = (as_bits(cosine) ^ as_bits(sine)) & odd;
+    *x = radius * as_float(as_bits(cosine) ^ swap ^ ((shifted + (1u << 30)) & 0x80000000u));
+    *y = radius * as_float(as_bits(sine) ^ swap ^ (shifted & 0x80000000u));
+}
+
+INLINE void pair_double(uint32_t first, uint32_t second, double *x, double *y)
+{
+    const double tail = ((first >> 31 ? ~first : first) + 0.5) * 0x1p-32;
+    const double radius = sqrt(-2.0 * (first >> 31 ? log1p(-tail) : log(tail)));
+    const double angle = ((int32_t)(second << 2) + 2.0) * 3.657295198167899e-10;
+    const double sine = sin(angle), cosine = cos(angle);
+    const uint32_t shifted = second + (1u << 29), odd = (shifted >> 30) & 1u;
+    *x = radius * (odd ? sine : cosine) * ((shifted + (1u << 30)) >> 31 ? -1.0 : 1.0);
+    *y = radius * (odd ? cosine : sine) * (shifted >> 31 ? -1.0 : 1.0);
+}
+
+#define REAL float
+#define OF(name) name##_float
+#include "cpu_stage.h"
+#undef REAL
+#undef OF
+#define REAL double
+#define OF(name) name##_double
+#include "cpu_stage.h"
+
+FOR_EVERY_WIDTH static void bits_of_tile(uint32_t *to, const Source *source, uint64_t first, int blocks, int count)
+{
+    Words w;
+    philox(w, source, first, blocks);
+    for (int lane = 0, at = 0; at < count; lane++, at += blocks)
+        memcpy(to + at, w[lane], sizeof(uint32_t) * (size_t)(count - at < blocks ? count - at : blocks));
+}
+
+/* A program's place: the elements of sample `sample` from `offset` on, `count` of them, made from `blocks` blocks. */
+typedef struct {
+    int64_t sample, offset;
+    uint64_t block;
+    int blocks, count;
+} Place;
+
+static Place place(int64_t program, int64_t size)
+{
+    const int64_t tiles = (size + 4 * TILE - 1) / (4 * TILE), tile = program % tiles, left = size - tile * 4 * TILE;
+    Place at = {program / tiles, tile * 4 * TILE, (uint64_t)tile * TILE, TILE, 4 * TILE};
+    if (left < 4 * TILE) {
+        at.count = (int)left;
+        at.blocks = left < TILE ? (int)left : TILE;
+    }
+    return at;
+}
+
+/* -- Python ----------------------------------------------------------------------------------------------------------------- */
+
+static int refuse(const char *what)
+{
+    PyErr_Format(PyExc_ValueError, "cpu_kernel: %s", what);
+    return -1;
+}
+
+/* Take an array in one piece, of a kind ('f', 'd' or 'u' for 32 bits without a sign); None stays an empty view. */
+static int take(Py_buffer *view, PyObject *array, int writable, char kind, Py_ssize_t items)
+{
+    if (array == Py_None)
+        return 0;
+    if (PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) < 0)
+        return -1;
+    const char *format = view->format == NULL ? "B" : view->format;
+    const int fits = kind == 'u' ? strchr("IL", *format) != NULL && view->itemsize == 4 : *format == kind;
+    if (!fits || format[1] != '\0')
+        return refuse("an array of another dtype than the rest");
+    if (items >= 0 && view->len != items * view->itemsize)
+        return refuse("an array of another size than the rest");
+    return 0;
+}
+
+static void give_back(Py_buffer *views, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (views[i].obj != NULL)
+            PyBuffer_Release(&views[i]);
+}
+
+static int whole(PyObject *number, int64_t *value)
+{
+    *value = PyLong_AsLongLong(number);
+    return *value == -1 && PyErr_Occurred() != NULL ? -1 : 0;
+}
+
+/* How many programs an array of `items` elements in samples of `size` has; the range asked for must lie within. */
+static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t end, Py_ssize_t keys)
+{
+    if (size <= 0 || items % size)
+        return refuse("samples do not fill the array");
+    const int64_t samples = items / size, programs = samples * ((size + 4 * TILE - 1) / (4 * TILE));
+    if (begin < 0 || begin > end || end > programs)
+        return refuse("a range of programs that the array does not have");
+    if (keys >= 0 && keys != 8 * samples)
+        return refuse("another number of seeds than samples");
+    return 0;
+}
+
+static Source source_for(const Py_buffer *keys, int64_t sample, int64_t draw, int64_t stream)
+{
+    const uint32_t *key = (const uint32_t *)keys->buf + 2 * sample;
+    return (Source){{key[0], key[1]}, (uint32_t)draw, (uint32_t)stream};
+}
+
+PyDoc_STRVAR(noise_doc,
+             "noise(to, keys, draw, stream, size, begin, end)\n--\n\n"
+             "Write the noise of some programs: bits into uint32, normals into float32 or float64.");
+
+static PyObject *noise(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    Py_buffer views[2] = {{0}};
+    int64_t draw, stream, size, begin, end;
+    PyObject *result = NULL;
+    if (given != 7) {
+        refuse("noise takes 7 arguments");
+        return NULL;
+    }
+    if (whole(args[2], &draw) || whole(args[3], &stream) || whole(args[4], &size) || whole(args[5], &begin) || whole(args[6], &end))
+        return NULL;
+    if (PyObject_GetBuffer(args[0], &views[0], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE) < 0)
+        return NULL;
+    const char kind = views[0].format == NULL ? 'B' : *views[0].format;
+    if (strchr("fdIL", kind) == NULL || (strchr("IL", kind) != NULL && views[0].itemsize != 4)) {
+        refuse("noise is made in float32, float64 or uint32");
+        goto done;
+    }
+    if (take(&views[1], args[1], 0, 'u', -1) || check_range(views[0].len / views[0].itemsize, size, begin, end, views[1].len))
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t program = begin; program < end; program++) {
+        const Place at = place(program, size);
+        const Source source = source_for(&views[1], at.sample, draw, stream);
+        const int64_t to = at.sample * size + at.offset;
+        if (kind == 'f')
+            normals_float((float *)views[0].buf + to, &source, at.block, at.blocks, at.count);
+        else if (kind == 'd')
+            normals_double((double *)views[0].buf + to, &source, at.block, at.blocks, at.count);
+        else
+            bits_of_tile((uint32_t *)views[0].buf + to, &source, at.block, at.blocks, at.count);
+    }
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    give_back(views, 2);
+    return result;
+}
+
+PyDoc_STRVAR(stage_doc,
+             "stage(to_z, to_saved, to_x, z, y, saved, eps, x, past, table, index, keys, draw, low, high, size, begin, end)\n--\n\n"
+             "Write what some programs make of a stage, row `index` of the table; `x` instead of `y` where x-hat is there already,\n"
+             "`keys` and `draw` instead of `eps` where noise is made, None for `to_z` where x-hat alone is asked for.");
+
+static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    static const int arrays[] = {TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X};
+    Py_buffer views[BUFFERS] = {{0}};
+    int64_t index, draw, size, begin, end;
+    PyObject *result = NULL;
+    if (given != 18) {
+        refuse("stage takes 18 arguments");
+        return NULL;
+    }
+    const double low = PyFloat_AsDouble(args[13]), high = PyFloat_AsDouble(args[14]);
+    if (PyErr_Occurred() || whole(args[10], &index) || whole(args[12], &draw) || whole(args[15], &size) || whole(args[16], &begin) ||
+        whole(args[17], &end))
+        return NULL;
+    const Py_ssize_t history = PyTuple_Size(args[8]);
+    if (history < 0)
+        return NULL;
+    if (PyObject_GetBuffer(args[3], &views[Z], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
+        return NULL;
+    const char kind = views[Z].format == NULL ? 'B' : *views[Z].format;
+    const Py_ssize_t items = views[Z].len / views[Z].itemsize;
+    if (kind != 'f' && kind != 'd') {
+        refuse("a stage is computed in float32 or float64");
+        goto done;
+    }
+    for (int i = 0; i < 8; i++)
+        if (arrays[i] != Z && take(&views[arrays[i]], args[i], arrays[i] <= TO_X, kind, items))
+            goto done;
+    if (history > HISTORY) {
+        refuse("more past estimates than a stage reads");
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < history; i++)
+        if (take(&views[PAST + i], PyTuple_GetItem(args[8], i), 0, kind, items))
+            goto done;
+    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[11], 0, 'u', -1) ||
+        check_range(items, size, begin, end, args[11] == Py_None ? -1 : views[KEYS].len))
+        goto done;
+    const int columns = 4 + (int)history, width = 2 + 2 * columns;
+    if (views[TABLE].ndim != 2 || views[TABLE].shape[1] != width || index < 0 || index >= views[TABLE].shape[0]) {
+        refuse("the table has no such row");
+        goto done;
+    }
+    if ((views[Y].buf == NULL && views[X].buf == NULL) || (views[TO_Z].buf == NULL && views[TO_X].buf == NULL) ||
+        (views[TO_SAVED].buf != NULL && views[SAVED].buf == NULL)) {
+        refuse("an array that this stage needs is None");
+        goto done;
+    }
+    void *buffers[BUFFERS];
+    for (int i = 0; i < BUFFERS; i++)
+        buffers[i] = views[i].buf;
+    const double *row = (const double *)views[TABLE].buf + index * width;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t program = begin; program < end; program++) {
+        const Place at = place(program, size);
+        Source source = {{0}};
+        if (views[KEYS].buf != NULL)
+            source = source_for(&views[KEYS], at.sample, draw, 0);
+        const int64_t from = at.sample * size + at.offset;
+        (kind == 'f' ? tile_float : tile_double)(buffers, from, row, columns, low, high, views[KEYS].buf == NULL ? NULL : &source,
+                                                 at.block, at.blocks, at.count);
+    }
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    give_back(views, BUFFERS);
+    return result;
+}
+
+static PyMethodDef functions[] = {
+    {"noise", (PyCFunction)(void (*)(void))noise, METH_FASTCALL, noise_doc},
+    {"stage", (PyCFunction)(void (*)(void))stage, METH_FASTCALL, stage_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "cpu_kernel", .m_doc = "A stage of a plan, and its noise, on a CPU.", .m_methods = functions, .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit_cpu_kernel(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,28 @@
+"""The types of cpu_kernel.c."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+def noise(to: NDArray[Any], keys: NDArray[Any], draw: int, stream: int, size: int, begin: int, end: int, /) -> None: ...
+def stage(
+    to_z: NDArray[Any] | None,
+    to_saved: NDArray[Any] | None,
+    to_x: NDArray[Any] | None,
+    z: NDArray[Any],
+    y: NDArray[Any] | None,
+    saved: NDArray[Any] | None,
+    eps: NDArray[Any] | None,
+    x: NDArray[Any] | None,
+    past: tuple[NDArray[Any], ...],
+    table: NDArray[Any],
+    index: int,
+    keys: NDArray[Any] | None,
+    draw: int,
+    low: float,
+    high: float,
+    size: int,
+    begin: int,
+    end: int,
+    /,
+) -> None: ...

@@ -1,0 +1,42 @@
+"""Memory that a run uses again: the system takes longer to hand out a large array than a stage takes to fill it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from diffcore._array import Array
+
+LARGE = 1 << 20
+"""Bytes from which arrays are kept: about where C libraries turn to the system for each."""
+
+
+class Memory:
+    """Arrays like one array, in memory that comes back when nobody holds an array, or a view of it, any more."""
+
+    def __init__(self, like: Array) -> None:
+        self._like = like
+        self._free: list[memoryview] = []
+        self._lent: dict[int, tuple[weakref.ref[Any], memoryview]] = {}
+
+    def empty(self) -> Array:
+        """Return an array of any content."""
+        like = self._like
+        if like.nbytes < LARGE:
+            return np.empty_like(like)
+        held = self._free.pop() if self._free else memoryview(np.empty(like.nbytes, np.uint8))
+        # A view of an array on memory that is no array's holds that very array, so that the array outlives all views of it.
+        array = np.frombuffer(held, like.dtype).reshape(like.shape)
+        reference = weakref.ref(array.base, self._take_back)
+        self._lent[id(reference)] = reference, held
+        return array
+
+    def close(self) -> None:
+        """Keep nothing any more; arrays that are still held stay as they are."""
+        self._free.clear()
+        self._lent.clear()
+
+    def _take_back(self, reference: weakref.ref[Any]) -> None:
+        self._free.append(self._lent.pop(id(reference))[1])

@@ -1,0 +1,212 @@
+"""The compiled kernel of a CPU: noise to a few ulp, clips and terms as NumPy has them, and memory that it never leaves."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import diffcore as dc
+from diffcore import _philox
+from diffcore.backends import cpu_threads, numpy_stage
+
+kernel: Any = cpu_threads.kernel
+needs_kernel = pytest.mark.skipif(kernel is None, reason="the kernel was not compiled")
+KINDS = [np.dtype(np.float32), np.dtype(np.float64)]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan, 1e-45, 3e38]
+
+
+def test_the_kernel_is_there_where_a_compiler_is() -> None:
+    """The build goes on without it, so that somebody has to look."""
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("no C compiler")
+    assert kernel is not None
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [*KINDS, np.dtype(np.uint32)], ids=str)
+@pytest.mark.parametrize("size", [1, 3, 255, 256, 257, 513, 1023, 1024, 1025, 1300, 3000])
+def test_noise_is_that_of_the_reference(dtype: Any, size: int) -> None:
+    words, draw, stream = dc.noise.seed_words([5, 2**64 - 1, 2**32], 3), 2**32 - 1, 3
+    found = np.full((3, size), 7, dtype)
+    kernel.noise(found, words, draw, stream, size, 0, 3 * -(-size // 1024))
+    if dtype == np.uint32:
+        np.testing.assert_array_equal(found, _philox.bits(np, words, draw, found.shape, stream=stream))
+        return
+    exact = _philox.normal(np, words, draw, found.shape, dtype=np.float64, stream=stream)
+    tolerance = 8 if dtype == np.float32 else 32
+    error = np.abs(found - exact) / np.spacing(np.abs(exact).astype(dtype))
+    small = np.abs(exact) < 1e-3  # near 0 the error is that of the radius, relative to what the angle leaves of it
+    assert error[~small].max() <= tolerance
+    assert np.abs(found - exact)[small].max(initial=0.0) <= 4 * np.finfo(dtype).eps
+
+
+@needs_kernel
+@pytest.mark.parametrize("word", [0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1258, 2**32 - 2, 2**32 - 1, 1257966796, 3037000499])
+def test_both_ends_of_a_uniform_keep_their_digits(word: int) -> None:
+    """The radius of the reference is right at both ends; so is that of the kernel, for words it meets in some block."""
+    first = np.array([[word]], np.uint64)
+    want = _philox.pair(np, first, first, np.float64, np.int64)
+    got = _philox.pair(np, first, first, np.float32, np.int64)
+    np.testing.assert_allclose(np.hypot(*got), np.hypot(*want), rtol=4e-7)
+
+
+@needs_kernel
+def test_the_radius_is_right_over_a_million_words() -> None:
+    size = 1 << 20
+    found = dc.noise.normal(11, 4, (1, size)).astype(np.float64)
+    exact = dc.noise.normal(11, 4, (1, size), dtype=np.float64)
+    radius = [np.hypot(*(a.reshape(-1, 2, 256)[:, i] for i in (0, 1))) for a in (found, exact)]
+    np.testing.assert_allclose(radius[0], radius[1], rtol=4e-7, atol=0)
+    assert radius[1].max() > 5.0
+    assert radius[1].min() < 2e-3
+
+
+def stage(dtype: Any, values: Any, rows: Any, transform: Any, history: int, saves: bool) -> tuple[Any, Any]:
+    """Return what the kernel and the plain function make of a stage."""
+    z, y, saved, eps, *past = (np.array(v, dtype).reshape(1, -1) for v in values[: 4 + history])
+    state = dc.State(z, saved if saves else None, tuple(past), 0, None)
+    table = numpy_stage.table(np.array([rows]), dtype)
+    inputs = numpy_stage.Stage(table, 0, z, state.saved, state.estimates, y, eps, None, 0)
+    got = numpy_stage.after(inputs, transform, history > 0, lambda: np.full_like(z, 7.0))
+    with np.errstate(all="ignore"):
+        want = dc.sampling.advance(state, y, list(rows), eps, transform)
+    return got, want
+
+
+numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(-4.0, 4.0, width=32))
+
+
+@needs_kernel
+@settings(max_examples=200)
+@given(data=st.data(), history=st.integers(0, 3), saves=st.booleans(), clips=st.booleans(), length=st.integers(1, 130))
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_a_stage_is_the_plain_function_on_any_numbers(
+    dtype: Any, data: Any, history: int, saves: bool, clips: bool, length: int
+) -> None:
+    """Infinite and not-a-number data too: a coefficient of 0 hides them, any other shows them, a clip keeps NaN."""
+    values = [data.draw(st.lists(numbers, min_size=3, max_size=3)) for _ in range(4 + history)]
+    values = [np.resize(v, length) for v in values]
+    rows = [data.draw(st.sampled_from([0.0, 1.0, -0.25, 1e-60, 3.0])) for _ in range(2 + 2 * (4 + history))]
+    bounds = sorted([data.draw(st.sampled_from([-1.0, -0.5, 0.0])), data.draw(st.sampled_from([0.25, 1.0]))])
+    got, want = stage(dtype, values, rows, dc.guidance.clip(*bounds) if clips else None, history, saves)
+    pairs = [(got[0], want.z), (got[1], want.saved), (got[2], want.estimates[0] if history else None)]
+    for found, wanted in pairs:
+        if wanted is not None:
+            np.testing.assert_array_equal(found, wanted)
+            if not clips:  # NumPy's own clip gives one zero or the other, as its vectors have it
+                np.testing.assert_array_equal(np.signbit(found), np.signbit(np.where(np.isnan(wanted), found, wanted)))
+
+
+@needs_kernel
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    z = np.zeros((2, 8), np.float32)
+    table, words = np.zeros((3, 10)), np.zeros((2, 2), np.uint32)
+    good = [np.zeros_like(z), None, None, z, z, None, None, None, (), table, 0, words, 1, -1.0, 1.0, 8, 0, 2]
+    kernel.stage(*good)
+    bad: list[tuple[int, Any, type[Exception]]] = [
+        (0, np.zeros((2, 7), np.float32), ValueError),
+        (0, None, ValueError),
+        (0, z[:, ::2], ValueError),
+        (1, np.zeros_like(z), ValueError),
+        (3, z.astype(np.float16), ValueError),
+        (4, z.astype(np.float64), ValueError),
+        (4, np.zeros((1, 8), np.float32), ValueError),
+        (4, None, ValueError),
+        (8, (z,), ValueError),
+        (8, [z], SystemError),
+        (9, table.astype(np.float32), ValueError),
+        (9, table.ravel(), ValueError),
+        (10, 3, ValueError),
+        (10, -1, ValueError),
+        (11, words[:1], ValueError),
+        (11, words.astype(np.int64), ValueError),
+        (12, "1", TypeError),
+        (13, None, TypeError),
+        (15, 0, ValueError),
+        (15, 5, ValueError),
+        (16, -1, ValueError),
+        (17, 3, ValueError),
+    ]
+    for place, value, error in bad:
+        with pytest.raises(error):
+            kernel.stage(*(value if place == i else argument for i, argument in enumerate(good)))
+    with pytest.raises(ValueError, match="takes 18"):
+        kernel.stage(*good[:-1])
+    read_only = np.zeros_like(z)
+    read_only.flags.writeable = False
+    with pytest.raises((ValueError, BufferError)):
+        kernel.stage(read_only, *good[1:])
+    for arguments in [
+        (np.zeros((2, 8), np.float16), words, 0, 0, 8, 0, 2),
+        (np.zeros((2, 8), np.float32), words, 0, 0, 8, 0, 3),
+        (np.zeros((2, 8), np.float32), words[:1], 0, 0, 8, 0, 2),
+        (np.zeros((2, 8), np.float32), words, 0, 0, 8),
+    ]:
+        with pytest.raises(ValueError, match="cpu_kernel"):
+            kernel.noise(*arguments)
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [1, 255, 257, 1025])
+def test_nothing_is_written_outside_the_programs_asked_for(size: int) -> None:
+    tiles = -(-size // 1024)
+    words = dc.noise.seed_words(3, 3)
+    table = np.array([[0.5, 0.5, 0.25, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
+    whole, z = np.full((5, size), 7.0, np.float32), np.ones((3, size), np.float32)
+    inner = whole[1:4]
+    kernel.stage(inner, None, None, z, z, None, None, None, (), table, 0, words, 1, -1.0, 1.0, size, tiles, 2 * tiles)
+    assert (whole[[0, 1, 3, 4]] == 7.0).all()
+    assert (whole[2] != 7.0).all()
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = cpu_threads.count()
+    assert 1 <= cores <= (os.cpu_count() or 1)
+    for value, want in [("1", 1), ("1,2", 1), ("9999", cores), ("0", cores), ("", cores), ("many", cores)]:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert cpu_threads.count() == want
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "count", lambda: 3)
+    done: list[int] = []
+
+    def work(part: int) -> None:
+        if part == 5:
+            raise ArithmeticError("five")
+        done.append(part)
+
+    with pytest.raises(ArithmeticError, match="five"):
+        cpu_threads.each(range(20), lambda: work)
+    cpu_threads.each(range(20, 40), lambda: work)
+    assert set(range(20, 40)) <= set(done)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_threads_work_after_a_fork() -> None:
+    """A child has none of its parent's threads."""
+    script = """
+import os, sys, warnings
+import numpy as np
+import diffcore as dc
+from diffcore.backends import cpu_threads
+cpu_threads.count = lambda: 3
+want = dc.noise.normal(1, 2, (2, 300_000))
+warnings.simplefilter("ignore")  # of forking with threads, which is what this is about
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(dc.noise.normal(1, 2, (2, 300_000)), want) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
