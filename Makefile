@@ -3,7 +3,7 @@
 # One environment, two sizes. The demo needs NumPy, SciPy and a reader of weights, which install in seconds; the tests need
 # torch, JAX and the linters, which take a minute or more. So `make demo` installs the small set, and `make test` completes
 # the same .venv; where torch or JAX are there already, the demo runs on them too. A stamp for each size is older than
-# pyproject.toml or constraints.txt when it has to be done again.
+# pyproject.toml, constraints.txt or the C sources when it has to be done again.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 # Named in the same command as what needs it, so that pip takes a local CPU build of just this version where it is
 # configured to look in a folder that has one, and never a newer release with a GPU toolkit.
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
+
+# Compiled where there is a C compiler, as the project is installed.
+KERNEL := backends/cpu_kernel.c backends/cpu_stage.h
 
 # Two workers share the cores, so that each library keeps to one thread.
 CORES ?= 2
@@ -62,6 +65,7 @@ upgrade:  ## resolve anew and rewrite constraints.txt, all but torch
 
 clean:  ## remove the environment and everything that was made
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks build dist demo-output *.egg-info
+	rm -f backends/*.so backends/*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -75,10 +79,10 @@ $(VENV)/.build: constraints.txt | $(BIN)/python
 	$(PIP) --upgrade setuptools wheel
 	touch $@
 
-$(VENV)/.demo: pyproject.toml $(VENV)/.build
+$(VENV)/.demo: pyproject.toml $(KERNEL) $(VENV)/.build
 	$(PIP) --no-build-isolation --editable '.[demo,progress]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.build
+$(VENV)/.dev: pyproject.toml $(KERNEL) $(VENV)/.build
 	$(PIP) --no-build-isolation $(TORCH) --editable '.[dev]'
 	touch $@ $(VENV)/.demo

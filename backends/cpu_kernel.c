@@ -138,12 +138,57 @@ INLINE void pair_double(uint32_t first, uint32_t second, double *x, double *y)
 }
 
 #define REAL float
+#define STORED float
+#define LOAD(value) (value)
+#define STORE(value) (value)
 #define OF(name) name##_float
 #include "cpu_stage.h"
-#undef REAL
-#undef OF
+
 #define REAL double
+#define STORED double
+#define LOAD(value) (value)
+#define STORE(value) (value)
 #define OF(name) name##_double
+#include "cpu_stage.h"
+
+/* bfloat16: the upper half of a float, rounded to the nearest, to even between two. */
+INLINE uint16_t brain(float value)
+{
+    const uint32_t bits = as_bits(value);
+    return value != value ? 0x7FC0 : (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+#define REAL float
+#define STORED uint16_t
+#define LOAD(value) as_float((uint32_t)(value) << 16)
+#define STORE(value) brain(value)
+#define pair_brain pair_float
+#define OF(name) name##_brain
+#include "cpu_stage.h"
+
+/* float16, by its bits too, since compilers convert it one by one: five bits of exponent, ten of mantissa. */
+INLINE float from_half(uint16_t half)
+{
+    const uint32_t magnitude = (half & 0x7FFFu) << 13, sign = (half & 0x8000u) << 16;
+    const uint32_t special = magnitude >= 0x0F800000u ? 0x7F800000u : 0u; /* infinite, or not a number */
+    return as_float(as_bits(as_float(magnitude) * 0x1p112f) | special | sign);
+}
+
+INLINE uint16_t to_half(float value)
+{
+    const uint32_t sign = as_bits(value) >> 16 & 0x8000u, magnitude = as_bits(value) & 0x7FFFFFFFu;
+    const uint32_t tiny = as_bits(as_float(magnitude) + 0.5f) - 0x3F000000u; /* the sum rounds at the last bit of a subnormal */
+    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
+    const uint32_t special = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
+    return (uint16_t)(sign | (magnitude >= 0x47800000u ? special : magnitude < 0x38800000u ? tiny : normal));
+}
+
+#define REAL float
+#define STORED uint16_t
+#define LOAD(value) from_half(value)
+#define STORE(value) to_half(value)
+#define pair_half pair_float
+#define OF(name) name##_half
 #include "cpu_stage.h"
 
 FOR_EVERY_WIDTH static void bits_of_tile(uint32_t *to, const Source *source, uint64_t first, int blocks, int count)
@@ -180,7 +225,7 @@ static int refuse(const char *what)
     return -1;
 }
 
-/* Take an array in one piece, of a kind ('f', 'd' or 'u' for 32 bits without a sign); None stays an empty view. */
+/* Take an array in one piece, of a kind as its buffer says it, or 'u' for 32 bits without a sign; None stays an empty view. */
 static int take(Py_buffer *view, PyObject *array, int writable, char kind, Py_ssize_t items)
 {
     if (array == Py_None)
@@ -271,6 +316,26 @@ done:
     return result;
 }
 
+typedef void (*Tile)(void *const *buffers, int64_t from, const double *row, int columns, double low, double high, const Source *source,
+                     uint64_t first, int blocks, int count);
+
+/* The function for a kind of data: float, double, half precision, or bfloat16 as 16 bits without a sign. */
+static Tile tile_for(char kind)
+{
+    switch (kind) {
+    case 'f':
+        return tile_float;
+    case 'd':
+        return tile_double;
+    case 'H':
+        return tile_brain;
+    case 'e':
+        return tile_half;
+    default:
+        return NULL;
+    }
+}
+
 PyDoc_STRVAR(stage_doc,
              "stage(to_z, to_saved, to_x, z, y, saved, eps, x, past, table, index, keys, draw, low, high, size, begin, end)\n--\n\n"
              "Write what some programs make of a stage, row `index` of the table; `x` instead of `y` where x-hat is there already,\n"
@@ -297,8 +362,9 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
         return NULL;
     const char kind = views[Z].format == NULL ? 'B' : *views[Z].format;
     const Py_ssize_t items = views[Z].len / views[Z].itemsize;
-    if (kind != 'f' && kind != 'd') {
-        refuse("a stage is computed in float32 or float64");
+    const Tile tile = tile_for(kind);
+    if (tile == NULL) {
+        refuse("a stage takes float32, float64, float16, or bfloat16 as uint16");
         goto done;
     }
     for (int i = 0; i < 8; i++)
@@ -335,8 +401,7 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
         if (views[KEYS].buf != NULL)
             source = source_for(&views[KEYS], at.sample, draw, 0);
         const int64_t from = at.sample * size + at.offset;
-        (kind == 'f' ? tile_float : tile_double)(buffers, from, row, columns, low, high, views[KEYS].buf == NULL ? NULL : &source,
-                                                 at.block, at.blocks, at.count);
+        tile(buffers, from, row, columns, low, high, views[KEYS].buf == NULL ? NULL : &source, at.block, at.blocks, at.count);
     }
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);

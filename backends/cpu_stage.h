@@ -1,4 +1,5 @@
-/* What cpu_kernel.c does in one precision: REAL is float or double, OF(name) the name of a function in it. */
+/* What cpu_kernel.c does for one kind of data: STORED in memory, computed in REAL; LOAD and STORE convert, and OF(name) is the name
+   of a function for the kind. */
 
 INLINE void OF(pairs)(const Words w, int lane, REAL *restrict x, REAL *restrict y, int blocks)
 {
@@ -19,18 +20,24 @@ FOR_EVERY_WIDTH static void OF(normals)(REAL *restrict to, const Source *source,
         memcpy(to, last, sizeof(REAL) * (size_t)count);
 }
 
+/* What a sum reads: an array in memory, or one of this tile that was computed just now. */
+typedef struct {
+    const STORED *stored;
+    const REAL *local;
+} OF(Part);
+
 /* The terms of a sum of coefficients times arrays. A coefficient of 0 is none, as in diffcore.sampling.combine. */
 typedef struct {
     int count;
     REAL c[4 + HISTORY];
-    const REAL *part[4 + HISTORY];
+    OF(Part) part[4 + HISTORY];
 } OF(Terms);
 
-INLINE OF(Terms) OF(terms)(const double *row, const REAL *const *parts, int columns)
+INLINE OF(Terms) OF(terms)(const double *row, const OF(Part) *parts, int columns)
 {
     OF(Terms) terms = {0};
     for (int column = 0; column < columns; column++)
-        if (row[column] != 0.0 && parts[column] != NULL) {
+        if (row[column] != 0.0 && (parts[column].stored != NULL || parts[column].local != NULL)) {
             terms.c[terms.count] = (REAL)row[column];
             terms.part[terms.count++] = parts[column];
         }
@@ -40,22 +47,33 @@ INLINE OF(Terms) OF(terms)(const double *row, const REAL *const *parts, int colu
 /* The sum from left to right, of the elements at .. at + count. */
 INLINE void OF(sum)(REAL *restrict to, const OF(Terms) *terms, int at, int count)
 {
-    if (terms->count == 0)
-        memset(to, 0, sizeof(REAL) * (size_t)count);
+    for (int i = 0; i < count; i++)
+        to[i] = 0;
     for (int term = 0; term < terms->count; term++) {
-        const REAL c = terms->c[term], *restrict part = terms->part[term] + at;
-        if (term == 0)
+        const REAL c = terms->c[term], *restrict local = terms->part[term].local;
+        const STORED *restrict stored = terms->part[term].stored;
+        REAL product[STRIP];
+        if (local != NULL)
             for (int i = 0; i < count; i++)
-                to[i] = c * part[i];
+                product[i] = c * local[at + i];
         else
             for (int i = 0; i < count; i++)
-                to[i] = to[i] + c * part[i];
+                product[i] = c * LOAD(stored[at + i]);
+        for (int i = 0; i < count; i++)
+            to[i] = term == 0 ? product[i] : to[i] + product[i];
     }
+}
+
+INLINE void OF(store)(STORED *restrict to, const REAL *restrict from, int count)
+{
+    for (int i = 0; i < count; i++)
+        to[i] = STORE(from[i]);
 }
 
 typedef struct {
     OF(Terms) x, z, saved;
-    REAL low, high, *to_x, *to_z, *to_saved;
+    REAL low, high;
+    STORED *to_x, *to_z, *to_saved;
     int clips, makes_x;
 } OF(Stage);
 
@@ -64,38 +82,41 @@ INLINE void OF(strip)(const OF(Stage) *s, REAL *restrict x, int at, int count)
 {
     REAL total[STRIP];
     if (s->makes_x) {
-        OF(sum)(x, &s->x, at, count);
-        if (s->clips)
-            for (int i = 0; i < count; i++) { /* NaN stays NaN */
-                const REAL raised = x[i] > s->low || x[i] != x[i] ? x[i] : s->low;
-                x[i] = raised < s->high || raised != raised ? raised : s->high;
-            }
+        OF(sum)(total, &s->x, at, count);
+        for (int i = 0; i < count; i++) { /* NaN stays NaN */
+            const REAL raised = !s->clips || total[i] > s->low || total[i] != total[i] ? total[i] : s->low;
+            x[i] = !s->clips || raised < s->high || raised != raised ? raised : s->high;
+        }
         if (s->to_x != NULL)
-            memcpy(s->to_x + at, x, sizeof(REAL) * (size_t)count);
+            OF(store)(s->to_x + at, x, count);
     }
     if (s->to_z != NULL) {
         OF(sum)(total, &s->z, at, count);
-        memcpy(s->to_z + at, total, sizeof(REAL) * (size_t)count);
+        OF(store)(s->to_z + at, total, count);
     }
     if (s->to_saved != NULL) {
         OF(sum)(total, &s->saved, at, count);
-        memcpy(s->to_saved + at, total, sizeof(REAL) * (size_t)count);
+        OF(store)(s->to_saved + at, total, count);
     }
 }
 
-#define AT(which) (buffers[which] == NULL ? NULL : (REAL *)buffers[which] + from)
+#define AT(which) (buffers[which] == NULL ? NULL : (STORED *)buffers[which] + from)
 
 FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const double *row, int columns, double low, double high,
                                      const Source *source, uint64_t first, int blocks, int count)
 {
     REAL eps[4 * TILE], own[4 * TILE];
-    const REAL *x = AT(X), *for_x[2] = {AT(Z), AT(Y)};
-    const REAL *parts[4 + HISTORY] = {AT(Z), AT(SAVED), AT(EPS), x == NULL ? own : x};
+    const OF(Part) for_x[2] = {{.stored = AT(Z)}, {.stored = AT(Y)}};
+    OF(Part) parts[4 + HISTORY] = {{.stored = AT(Z)}, {.stored = AT(SAVED)}, {.stored = AT(EPS)}, {.stored = AT(X)}};
     for (int back = 0; back < columns - 4; back++)
-        parts[4 + back] = AT(PAST + back);
+        parts[4 + back].stored = AT(PAST + back);
+    if (buffers[X] == NULL)
+        parts[3].local = own;
     if (source != NULL && (row[2 + 2] != 0.0 || row[2 + columns + 2] != 0.0)) {
         OF(normals)(eps, source, first, blocks, count);
-        parts[2] = eps;
+        for (int i = 0; i < count; i++)
+            eps[i] = LOAD(STORE(eps[i])); /* noise is drawn in the dtype of the data */
+        parts[2].local = eps;
     }
     const OF(Stage) stage = {
         .x = OF(terms)(row, for_x, 2),
@@ -107,7 +128,7 @@ FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const d
         .to_z = AT(TO_Z),
         .to_saved = AT(TO_SAVED),
         .clips = low > -INFINITY || high < INFINITY,
-        .makes_x = x == NULL,
+        .makes_x = buffers[X] == NULL,
     };
     int at = 0;
     for (; at + STRIP <= count; at += STRIP)
@@ -117,3 +138,8 @@ FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const d
 }
 
 #undef AT
+#undef REAL
+#undef STORED
+#undef LOAD
+#undef STORE
+#undef OF

@@ -26,7 +26,7 @@ class Memory:
         like = self._like
         if like.nbytes < LARGE:
             return np.empty_like(like)
-        held = self._free.pop() if self._free else memoryview(np.empty(like.nbytes, np.uint8))
+        held = self._free.pop() if self._free else np.empty(like.nbytes, np.uint8).data
         # A view of an array on memory that is no array's holds that very array, so that the array outlives all views of it.
         array = np.frombuffer(held, like.dtype).reshape(like.shape)
         reference = weakref.ref(array.base, self._take_back)

@@ -59,14 +59,14 @@ def _stages(
     backend: Any,
     run: Run,
     state: State,
-    host: tuple[Any, Any, tuple[Any, ...], Any],
+    arrays: tuple[Any, Any, tuple[Any, ...], Any],
     take: Take,
     give: Callable[[Any], Array],
     empty: Callable[[], Any],
 ) -> State:
-    """Return the state after the stages; `host` is the state's z, saved, estimates and seeds as NumPy sees them."""
+    """Return the state after the stages; `arrays` are the state's z, saved, estimates and seeds as NumPy sees them."""
     plan, first, source = run.plan, int(state.index), run.noise
-    z, saved, past, words = host
+    z, saved, past, words = arrays
     dtype, shape, keep = z.dtype, z.shape, bool(past)
     table, keys = numpy_stage.table(run.coefficients, dtype), None if words is None else numpy_noise.keys(words)
     noisy = (run.coefficients[:, sampling.NOISE_COLUMN] != 0.0).tolist()

@@ -21,6 +21,8 @@ from diffcore._threshold import Clip
 from diffcore.backends import cpu_threads, numpy_noise
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+HALVES = (np.dtype(np.float16), np.dtype(np.uint16))
+"""What the kernel takes besides: float16, and bfloat16 by its bits, since NumPy has none. They are computed in float32."""
 
 Terms = list[tuple[int, int]]
 """The terms of a sum that are not 0: which coefficient of the row, or -1 for 1; and which array it multiplies."""
@@ -106,11 +108,13 @@ def after(stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], 
 def _by_kernel(
     kernel: Any, stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]
 ) -> After | None:
-    values, at, z, saved, past, y, eps, keys, draw = stage._replace(table=stage.table.values)
+    (values, _), at, z, saved, past, y, eps, keys, draw = stage
     size = z.size // len(z)
     low, high, x = -math.inf, math.inf, None
     if isinstance(transform_x, Clip):
         low, high = transform_x.low, transform_x.high
+    elif transform_x is not None and z.dtype in HALVES:  # it expects x-hat in float32
+        return None
     elif transform_x is not None:
         x = empty()
         found = partial(kernel, None, None, x, z, y, None, None, None, past, values, at, None, 0, low, high, size)
@@ -163,4 +167,5 @@ def fits(array: Any, like: Array) -> bool:
 
 def serves(z: Any) -> bool:
     """Return whether stages run here on a state: in one piece, not empty, and of a dtype that it is computed in."""
-    return type(z) is np.ndarray and z.dtype in DTYPES and z.flags.c_contiguous and z.ndim > 0 and z.size > 0
+    dtypes = DTYPES if cpu_threads.kernel is None else DTYPES + HALVES
+    return type(z) is np.ndarray and z.dtype in dtypes and z.flags.c_contiguous and z.ndim > 0 and z.size > 0

@@ -65,7 +65,7 @@ class TorchBackend(ArrayAPIBackend):
                 return self._run_fused(run, state)
             reached = None
             if not torch.is_grad_enabled():
-                reached = numpy_run.run(self, run, state, _shared, torch.from_numpy)
+                reached = numpy_run.run(self, run, state, _shared, _tensor)
             return super().run(run, state if reached is None else reached)
 
     def advance(
@@ -80,7 +80,7 @@ class TorchBackend(ArrayAPIBackend):
     ) -> State:
         if not _is_traced():
             given = noise if stochastic else False
-            found = numpy_run.advance(self, state, y, row, given, transform_x, _shared, torch.from_numpy)
+            found = numpy_run.advance(self, state, y, row, given, transform_x, _shared, _tensor)
             if found is not None:
                 return found
         return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
@@ -260,13 +260,20 @@ def _is_traced() -> bool:
 
 
 def _shared(tensor: Any) -> Any:
-    """Return a tensor's memory as a NumPy array; None where NumPy cannot see it, or where it would hide a gradient."""
+    """Return a tensor's memory as a NumPy array, bfloat16 by its bits; None where NumPy cannot see it, or where it would hide a
+    gradient."""
     if type(tensor) is not torch.Tensor:
         return None
     try:
-        return tensor.numpy()
-    except (RuntimeError, TypeError):  # a gradient, a transformation, another device, bfloat16
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    except (RuntimeError, TypeError):  # a gradient, a transformation, another device
         return None
+
+
+def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return the way back."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def _is_compiler_error(error: Exception) -> bool:

@@ -60,7 +60,9 @@ def test_memory(benchmark: Any, library: str) -> None:
     benchmark.extra_info.update(who=library, role=role, arrays=round(min(found), 2))
 
 
-@pytest.mark.parametrize(("name", "role"), [("diffcore", "ours"), ("diffusers", "peer"), ("azula", "peer")])
+@pytest.mark.parametrize(
+    ("name", "role"), [("diffcore", "ours"), ("diffusers", "peer"), ("k_diffusion", "peer"), ("azula", "peer")]
+)
 def test_import(benchmark: Any, name: str, role: str) -> None:
     """CPU time of an import after that of NumPy."""
     if importlib.util.find_spec(name) is None:
@@ -69,7 +71,9 @@ def test_import(benchmark: Any, name: str, role: str) -> None:
 
     def measure() -> None:
         command = [sys.executable, "-W", "ignore", "-c", IMPORT.format(name=name)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode:
+            pytest.skip(f"{name} does not import here: {done.stderr.strip().splitlines()[-1]}")
         found.append(float(done.stdout.splitlines()[-1]))
 
     benchmark.group = "import, after numpy"

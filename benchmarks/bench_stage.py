@@ -38,25 +38,31 @@ ON_CUDA = {"torch kernel": ("torch", None), "torch graph": ("torch", None), **OU
 
 CLIP = dc.guidance.clip()
 HALF = ("bfloat16", "float16")
+LARGEST = 10**8
+"""Where only the first two samplers are timed: each row takes minutes."""
 
 
 def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
     """Return the rows of this call."""
-    sizes = [4, int(np.prod(arrays.GOAL))] if quick else [4, 2**14, 2**20, int(np.prod(arrays.GOAL)), 10**8]
-    samplers = ["ancestral", "ddim"] if quick else list(SAMPLERS)
+    goal, few = int(np.prod(arrays.GOAL)), ["ancestral", "ddim"]
+    sizes = [4, goal] if quick else [4, 2**14, 2**20, goal, LARGEST]
     ours = OURS if device == "cpu" else {who: how for who, how in ON_CUDA.items() if who != "numpy"}
     whos = [*ours, *peers.PEERS, "copy"]
-    rows = [(size, sampler, "float32", who) for size in sizes for sampler in samplers for who in whos]
-    rows += [(4, sampler, "float32", who) for sampler in MORE for who in ours if who != "torch fused"]
-    goal = int(np.prod(arrays.GOAL))
-    halves = [
-        (goal, sampler, dtype, who)
-        for sampler in ("ancestral", "ddim")
-        for dtype in HALF
-        for who in (*ours, "diffusers", "copy")
-        if who != "numpy"
+    rows = [
+        (size, sampler, "float32", who)
+        for size in sizes
+        for sampler in (few if quick or size == LARGEST else SAMPLERS)
+        for who in whos
     ]
-    return {"size,sampler,dtype,who": rows if quick and device == "cpu" else rows + halves}
+    rows += [(4, sampler, "float32", who) for sampler in MORE for who in ours if who != "torch fused"]
+    others = [
+        (goal, sampler, dtype, who)
+        for sampler in few
+        for dtype in (*HALF, "float64")
+        for who in (*ours, "diffusers", "copy")
+        if who != "numpy" or dtype == "float64"
+    ]
+    return {"size,sampler,dtype,who": rows if quick and device == "cpu" else rows + others}
 
 
 def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who: str) -> None:

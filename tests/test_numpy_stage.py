@@ -23,6 +23,9 @@ LIKE = {
     "numpy64": np.zeros(1),
     "torch": torch.zeros(1),
     "torch64": torch.zeros(1, dtype=torch.float64),
+    "numpy16": np.zeros(1, np.float16),
+    "torch16": torch.zeros(1, dtype=torch.float16),
+    "brain": torch.zeros(1, dtype=torch.bfloat16),
 }
 every_library = pytest.mark.parametrize("like", list(LIKE.values()), ids=list(LIKE))
 every_plan = pytest.mark.parametrize("plan", list(plans().values()), ids=list(plans()))
@@ -59,6 +62,11 @@ def both(
     return seen
 
 
+def raw(array: Any) -> bytes:
+    """Return the bytes of an array, of bfloat16 too."""
+    return np.asarray(array.view(torch.int16) if getattr(array, "dtype", None) == torch.bfloat16 else array).tobytes()
+
+
 def same(left: list[dc.State], right: list[dc.State]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
@@ -71,7 +79,7 @@ def same(left: list[dc.State], right: list[dc.State]) -> None:
         ]
         for got, want in pairs:
             assert got.dtype == want.dtype
-            assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
+            assert raw(got) == raw(want)
 
 
 @pytest.fixture(params=["compiled", "sums"])
@@ -100,7 +108,7 @@ def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str
     same(*both(plan, state, transform_x=TRANSFORMS[transform]))
 
 
-@pytest.mark.parametrize("like", [LIKE["numpy"], LIKE["torch"]], ids=["numpy", "torch"])
+@pytest.mark.parametrize("like", [LIKE[name] for name in ("numpy", "torch", "brain")], ids=["numpy", "torch", "brain"])
 @every_plan
 @pytest.mark.parametrize("transform", list(TRANSFORMS))
 @pytest.mark.usefixtures("way", "many")
@@ -133,9 +141,9 @@ def test_a_step_by_hand_and_a_resumed_run_are_the_run(
         state = dc.start(plan, shape=shape, like=like, seed=3)
         for log_snr in plan.log_snr:
             state = dc.step(plan, state, denoise(state.z, log_snr), prediction="v")
-        assert np.asarray(state.z).tobytes() == np.asarray(clip).tobytes()
+        assert raw(state.z) == raw(clip)
         again = dc.sample(denoise, plan, states[1], prediction="v")
-        assert np.asarray(again).tobytes() == np.asarray(clip).tobytes()
+        assert raw(again) == raw(clip)
 
 
 @every_library
@@ -191,7 +199,7 @@ def test_what_somebody_holds_is_not_written_over(like: Any, held: str) -> None:
     kept: list[tuple[Any, bytes]] = []
 
     def keep(array: Any) -> None:
-        kept.append((array, np.asarray(array).tobytes()))
+        kept.append((array, raw(array)))
 
     def call(z: Any, log_snr: Any) -> Any:
         if held == "inputs":
@@ -209,7 +217,7 @@ def test_what_somebody_holds_is_not_written_over(like: Any, held: str) -> None:
     keep(clip)
     dc.sample(denoise, plan, shape=(2, 400), like=like, seed=2, prediction="v")
     assert len(kept) > len(plan)
-    assert [np.asarray(array).tobytes() for array, _ in kept] == [copy for _, copy in kept]
+    assert [raw(array) for array, _ in kept] == [copy for _, copy in kept]
 
 
 def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

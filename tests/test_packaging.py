@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from diffcore.backends import cpu_threads
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.xdist_group("packaging")  # one process builds, once
 
@@ -36,11 +38,11 @@ def _project() -> dict[str, Any]:
 
 
 def _modules_on_disk() -> dict[str, Path]:
-    """Every Python file, type marker and shipped model of the packages, by the path that it is installed under."""
+    """Every Python file, stub, type marker and shipped model of the packages, by the path that it is installed under."""
     found = {}
     for package, folder in PLACES.items():
         for path in (ROOT / folder).rglob("*"):  # does not follow the symlinks inside diffcore/
-            if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "models":
+            if path.suffix in {".py", ".pyi"} or path.name == "py.typed" or path.parent.name == "models":
                 found[f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"] = path
     return found
 
@@ -59,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     pytest.importorskip("build")
     here = tmp_path_factory.mktemp("checkout")
     out = here / "out"
-    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
     for folder in SOURCES:
         shutil.copytree(ROOT / folder, here / folder, symlinks=True, ignore=skip)
     for text in TEXTS:
@@ -106,6 +108,8 @@ def test_wheel_holds_diffcore_alone_and_each_file_once(built: Built) -> None:
     information = "-".join(built.wheel.name.split("-")[:2]) + ".dist-info"
     assert {name.split("/")[0] for name in built.in_wheel} == {"diffcore", information}
     packed = {name: content for name, content in built.in_wheel.items() if name.startswith("diffcore/")}
+    compiled = [packed.pop(name) for name in list(packed) if Path(name).suffix in {".so", ".pyd"}]
+    assert len(compiled) == (cpu_threads.kernel is not None)
     assert packed == {name: path.read_bytes() for name, path in _modules_on_disk().items()}
 
 
@@ -120,6 +124,9 @@ def test_source_archive_holds_what_the_wheel_holds_and_the_tests(built: Built) -
         name = path.relative_to(ROOT).as_posix()
         assert built.in_sdist[name] == path.read_bytes()
     assert not [name for name in built.in_sdist if name.startswith(("diffcore/backends", "diffcore/unet3d"))]
+    for name in ("backends/cpu_kernel.c", "backends/cpu_stage.h"):
+        assert built.in_sdist[name] == (ROOT / name).read_bytes()
+    assert not [name for name in built.in_sdist if name.endswith((".so", ".pyd"))]
     for name in ("LICENSE", "README.md", "pyproject.toml", "tests/conftest.py", "tests/test_packaging.py"):
         assert name in built.in_sdist
 
@@ -220,7 +227,7 @@ def test_constraints_pin_exactly_and_name_no_place() -> None:
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
     place = re.compile(r"(?<![\w.~/-])/(?:home|root|Users|opt|mnt|srv)/|py" + r"pi\.org|python" + r"hosted\.org")
-    texts = {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".cff", ".in"}
+    texts = {".py", ".pyi", ".c", ".h", ".md", ".toml", ".txt", ".json", ".yaml", ".cff", ".in"}
     files = [ROOT / "Makefile", ROOT / ".ci" / "run", *(path for path in ROOT.glob("*") if path.is_file())]
     files += [path for folder in (*SOURCES, "docs") for path in (ROOT / folder).rglob("*") if path.suffix in texts]
     for path in files:

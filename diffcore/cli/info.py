@@ -74,10 +74,11 @@ def info(
 
 def _machine(as_json: bool) -> None:
     import diffcore
+    from diffcore.backends import cpu_threads
 
-    rows = [_numpy(), _torch(), _jax()]
+    rows, compiled = [_numpy(), _torch(), _jax()], cpu_threads.kernel is not None
     if as_json:
-        report.result({"diffcore": diffcore.__version__, "backends": rows}, "", as_json=True)
+        report.result({"diffcore": diffcore.__version__, "cpu_kernel": compiled, "backends": rows}, "", as_json=True)
         return
     shown = [
         [
@@ -90,6 +91,8 @@ def _machine(as_json: bool) -> None:
         for row in rows
     ]
     report.table(f"diffcore {diffcore.__version__}", ["backend", "version", "devices", "gradients", "compiles"], shown)
+    kernel = "compiled" if compiled else "not compiled, so NumPy's operations serve; install again with a C compiler"
+    typer.echo(f"kernel of the CPU: {kernel}")
     typer.echo(f"shipped models: {', '.join(models.shipped())}; the default backend here is {models.installed()[0]}")
 
 

@@ -1,0 +1,153 @@
+"""Write the recorded results into docs/benchmarks.md, as tables and a picture: `python -m benchmarks.page`.
+
+The page names each result in a comment, `<!-- results/FILE.json -->`; what stands from there to `<!-- end -->` is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+PICTURE = HERE.parent / "docs" / "images" / "benchmarks.png"
+BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+SAMPLERS = {
+    "ancestral": "ancestral (DDPM)",
+    "ddim": "DDIM",
+    "dpm++2m": "DPM-Solver++ 2M",
+    "unipc": "UniPC 2",
+    "dpm++3m sde": "DPM-Solver++ 3M SDE",
+    "unipc3": "UniPC 3",
+    "heun": "Heun, each of the two stages of a step",
+}
+COLUMNS = {
+    "numpy": "NumPy",
+    "jax": "JAX",
+    "torch fused": "torch, `compile=True`",
+    "torch kernel": "torch",
+    "torch graph": "torch, one CUDA graph",
+}
+PEERS = {"diffusers": "0.35", "k-diffusion": "0.55", "azula": "0.75"}
+"""Grey, beside ours in colours."""
+
+PARTS = (
+    ("A step on four numbers, in microseconds", r"step, (?P<row>.+), 4 numbers, float32, \w+", 1e6),
+    ("A step on 8 clips of 16x128x128x3 in float32, in milliseconds", r"step, (?P<row>.+), 6291456 numbers, float32, \w+", 1e3),
+    ("The same in other dtypes", r"step, (?P<row>.+), 6291456 numbers, (?P<more>(?!float32)\w+), \w+", 1e3),
+    ("An ancestral step by size, in milliseconds", r"step, ancestral, (?P<row>\d+) numbers, float32, \w+", 1e3),
+    ("Noise, in milliseconds", r"noise, (?P<row>\w+), (?P<more>\d+ numbers, \w+), \w+", 1e3),
+)  # fmt: skip
+"""Title, which groups of a result (what of a group names the row), and the unit."""
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return a result as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name != "diffcore")
+    lines = [
+        f"{result['device']}, {result['threads']} cores, {result['date']}, load {result['load'][0]}; Python {result['python']}, {versions}. "
+        f"The shortest of many calls; empty where there is no such row.",
+    ]
+    for title, pattern, unit in PARTS:
+        cells: dict[str, dict[str, float]] = {}
+        for row in result["rows"]:
+            found = re.fullmatch(pattern, row["group"])
+            if found is not None:
+                name = ", ".join([SAMPLERS.get(found["row"], _spaced(found["row"])), *found.groups()[1:]])
+                cells.setdefault(name, {})[row["who"]] = row["min"] * unit
+        whos = list(dict.fromkeys(who for row in cells.values() for who in row))
+        if cells:
+            lines += [
+                "",
+                f"**{title}**",
+                "",
+                _line(["", *(COLUMNS.get(who, who) for who in whos)]),
+                _line(["---"] * (len(whos) + 1)),
+            ]
+            lines += [_line([name, *(_digits(row.get(who)) for who in whos)]) for name, row in cells.items()]
+    memory = {row["who"]: row["arrays"] for row in result["rows"] if "arrays" in row}
+    imports = {row["who"]: row["min"] for row in result["rows"] if row["group"].startswith("import")}
+    if memory:
+        lines += [
+            "",
+            "**Arrays of the state's size that a run of 8 stages adds to the start**: " + _listed(memory, 1.0, ""),
+        ]
+    if imports:
+        lines += ["", "**Import after NumPy**: " + _listed(imports, 1e3, " ms")]
+    return "\n".join(lines) + "\n"
+
+
+def _spaced(name: str) -> str:
+    return f"{int(name):,} numbers" if name.isdigit() else name
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 1000.0 else f"{value:,.0f}"
+
+
+def _listed(values: dict[str, float], unit: float, name: str) -> str:
+    return ", ".join(f"{who} {_digits(value * unit)}{name}" for who, value in values.items()) + "."
+
+
+def page(text: str) -> str:
+    """Return the page with the tables of the results that it names."""
+
+    def block(found: re.Match[str]) -> str:
+        result = json.loads((HERE / found[2]).read_text(encoding="utf-8"))
+        return f"{found[1]}\n{tables(result)}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def draw(result: dict[str, Any], to: Path) -> None:
+    """Draw the steps on few and on many numbers as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    names = list(SAMPLERS)[:4]
+    for axes, (title, pattern, unit) in zip(figure.subplots(1, 2), PARTS[:2], strict=True):
+        bars: dict[str, dict[str, float]] = {}
+        for row in result["rows"]:
+            found = re.fullmatch(pattern, row["group"])
+            if found is not None and found["row"] in names and row["role"] != "ceiling":
+                bars.setdefault(row["who"], {})[found["row"]] = row["min"] * unit
+        height = 0.8 / len(bars)
+        for place, (who, values) in enumerate(bars.items()):
+            at = [names.index(name) + (place - (len(bars) - 1) / 2) * height for name in values]
+            label, colour = COLUMNS.get(who, who).replace("`", ""), PEERS.get(who, f"C{place}")
+            container = axes.barh(at, list(values.values()), height, label=label, color=colour)
+            axes.bar_label(container, fmt="%.3g", padding=2, fontsize=7)
+        axes.set(xscale="log", yticks=range(len(names)), yticklabels=[SAMPLERS[name] for name in names])
+        axes.set_title(title, fontsize=10)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(bars))
+    part = to.with_suffix(".part.png")
+    figure.savefig(part, dpi=110)
+    os.replace(part, to)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__.splitlines()[0])
+    parser.parse_args()
+    text = PAGE.read_text(encoding="utf-8")
+    names = [found[2] for found in BLOCK.finditer(text)]
+    part = PAGE.with_suffix(".part")
+    part.write_text(page(text), encoding="utf-8")
+    os.replace(part, PAGE)
+    draw(json.loads((HERE / names[0]).read_text(encoding="utf-8")), PICTURE)
+    print(f"{PAGE} and {PICTURE}, from {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
