@@ -38,7 +38,7 @@ PEERS = {"diffusers": "0.35", "k-diffusion": "0.55", "azula": "0.75"}
 
 PARTS = (
     ("A step on four numbers, in microseconds", r"step, (?P<row>.+), 4 numbers, float32, \w+", 1e6),
-    ("A step on 8 clips of 16x128x128x3 in float32, in milliseconds", r"step, (?P<row>.+), 6291456 numbers, float32, \w+", 1e3),
+    ("A step on 6,291,456 numbers in float32, in milliseconds", r"step, (?P<row>.+), 6291456 numbers, float32, \w+", 1e3),
     ("The same in other dtypes", r"step, (?P<row>.+), 6291456 numbers, (?P<more>(?!float32)\w+), \w+", 1e3),
     ("An ancestral step by size, in milliseconds", r"step, ancestral, (?P<row>\d+) numbers, float32, \w+", 1e3),
     ("Noise, in milliseconds", r"noise, (?P<row>\w+), (?P<more>\d+ numbers, \w+), \w+", 1e3),
@@ -50,8 +50,8 @@ def tables(result: dict[str, Any]) -> str:
     """Return a result as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name != "diffcore")
     lines = [
-        f"{result['device']}, {result['threads']} cores, {result['date']}, load {result['load'][0]}; Python {result['python']}, {versions}. "
-        f"The shortest of many calls; empty where there is no such row.",
+        f"{result['device']}, {result['threads']} cores, {result['date']}, load {result['load'][0]}; "
+        f"Python {result['python']}, {versions}. The shortest of many calls; empty where there is no such row.",
     ]
     for title, pattern, unit in PARTS:
         cells: dict[str, dict[str, float]] = {}

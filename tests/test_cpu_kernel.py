@@ -126,21 +126,20 @@ def test_a_stage_is_the_plain_function_on_any_numbers(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_read_and_rounded_as_torch_does(dtype: Any) -> None:
     """Every number of 16 bits, and sums that round to even, to a subnormal, to infinity."""
-    bits = np.arange(2**16, dtype=np.uint16)
-    values = torch.from_numpy(bits).view(dtype)
-    plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=3)
-    state = dc.start(plan, values.reshape(4, -1), seed=1)
-    for y in (values.flip(0), values * 0.001):
-        got = dc.step(plan, state, y.reshape(4, -1), prediction="v")
-        row = plan.coefficients("v")[0].tolist()
-        want = dc.sampling.advance(state, y.reshape(4, -1), row, None, None)
-        torch.testing.assert_close(got.z, want.z, rtol=0, atol=0, equal_nan=True)
-        assert got.z.isinf().any() or dtype == torch.float16
-    tiny = 2.0**-24 if dtype == torch.float16 else 1e-40
-    halves = torch.full((1, 64), tiny, dtype=dtype) * torch.arange(64)
-    again = dc.step(plan, dc.start(plan, halves, seed=1), halves, prediction="v").z
-    want = dc.sampling.advance(dc.start(plan, halves, seed=1), halves, plan.coefficients("v")[0].tolist(), None, None).z
-    assert torch.equal(again, want)
+    values = torch.from_numpy(np.arange(2**16, dtype=np.uint16)).view(dtype).reshape(4, -1)
+    state, backend = dc.start(dc.samplers.ddim(dc.schedules.Cosine(), steps=3), values, seed=1), dc.backends.of(values)
+    for scale in (1.0, 3.0, 0.3, 1e-4, 2.0**-20):
+        row = [0.125, 1.0, 0.0, 0.0, 0.0, scale]
+        for y in (values, values.flip(-1)):
+            got = backend.advance(state, y, row, None, stochastic=False, transform_x=None).z
+            want = dc.sampling.advance(state, y, row, None, None).z
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+            finite = want.isfinite() & values.isfinite() & y.isfinite()
+            assert finite.sum() > 10_000
+            if scale == 3.0:
+                assert (want.isinf() & values.isfinite() & y.isfinite()).any()
+            if scale < 1e-3:
+                assert ((want != 0.0) & (want.abs() < torch.finfo(dtype).tiny)).any()
 
 
 @needs_kernel
