@@ -146,9 +146,10 @@ class Scratch:
         m0, m1 = (np.uint64(m) for m in _philox.MULTIPLIERS)
         mask = np.uint64(_philox.MASK)
         k0, k1 = keys[:, 0:1], keys[:, 1:2]
-        # In the first round only c0 = block differs within a sample, in the second only W_1 does.
-        alike = m1 * draw ^ (k0 << HALF)
-        w1[...] = np.arange(first, first + count, dtype=np.uint64)
+        # In the first round only the block's low word differs within a pass, in the second only W_1 does.
+        low, high = np.uint64(first & _philox.MASK), np.uint64(first >> 32)
+        alike = m1 * draw ^ ((k0 ^ high) << HALF)
+        w1[...] = np.arange(count, dtype=np.uint64) + low
         w1 *= m0
         w1 ^= (np.uint64(stream) ^ k1) << HALF
         k0, k1 = (k0 + np.uint64(_philox.WEYL[0])) & mask, (k1 + np.uint64(_philox.WEYL[1])) & mask
