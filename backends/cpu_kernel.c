@@ -44,6 +44,21 @@ typedef struct {
     uint32_t draw, stream;
 } Source;
 
+/* A program's place: the elements of sample `sample` from `offset` on, `count` of them, made from `blocks` blocks. */
+typedef struct {
+    int64_t sample, offset;
+    uint64_t block;
+    int blocks, count;
+} Place;
+
+/* The coefficients of a sample, in rows (x-hat from z and y; z and the saved state from `columns` arrays): one for each `frame`
+   elements. Where `zeros`, terms of 0 count too, since they are not 0 everywhere. */
+typedef struct {
+    const double *first;
+    int64_t frame;
+    int columns, zeros;
+} Rows;
+
 typedef uint32_t Words[4][TILE];
 
 /* The four words of the blocks first, first + 1, ... of a tile: Salmon et al. 2011, sec. 3.3. A tile does not cross 2^32. */
@@ -199,13 +214,6 @@ FOR_EVERY_WIDTH static void bits_of_tile(uint32_t *to, const Source *source, uin
         memcpy(to + at, w[lane], sizeof(uint32_t) * (size_t)(count - at < blocks ? count - at : blocks));
 }
 
-/* A program's place: the elements of sample `sample` from `offset` on, `count` of them, made from `blocks` blocks. */
-typedef struct {
-    int64_t sample, offset;
-    uint64_t block;
-    int blocks, count;
-} Place;
-
 static Place place(int64_t program, int64_t size)
 {
     const int64_t tiles = (size + 4 * TILE - 1) / (4 * TILE), tile = program % tiles, left = size - tile * 4 * TILE;
@@ -316,8 +324,7 @@ done:
     return result;
 }
 
-typedef void (*Tile)(void *const *buffers, int64_t from, const double *row, int columns, double low, double high, const Source *source,
-                     uint64_t first, int blocks, int count);
+typedef void (*Tile)(void *const *buffers, int64_t from, const Rows *rows, double low, double high, const Source *source, Place place);
 
 /* The function for a kind of data: float, double, half precision, or bfloat16 as 16 bits without a sign. */
 static Tile tile_for(char kind)
@@ -337,23 +344,25 @@ static Tile tile_for(char kind)
 }
 
 PyDoc_STRVAR(stage_doc,
-             "stage(to_z, to_saved, to_x, z, y, saved, eps, x, past, table, index, keys, draw, low, high, size, begin, end)\n--\n\n"
-             "Write what some programs make of a stage, row `index` of the table; `x` instead of `y` where x-hat is there already,\n"
-             "`keys` and `draw` instead of `eps` where noise is made, None for `to_z` where x-hat alone is asked for.");
+             "stage(to_z, to_saved, to_x, z, y, saved, eps, x, past, table, index, samples, frames, keys, draw, low, high, size, begin, end)\n"
+             "--\n\n"
+             "Write what some programs make of stage `index`. `x` instead of `y` where x-hat is there already, `keys` and `draw` instead\n"
+             "of `eps` where noise is made, None for `to_z` where x-hat alone is asked for. The table has samples times frames rows a\n"
+             "stage; both are 0 where one row is for all.");
 
 static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     static const int arrays[] = {TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X};
     Py_buffer views[BUFFERS] = {{0}};
-    int64_t index, draw, size, begin, end;
+    int64_t index, samples, frames, draw, size, begin, end;
     PyObject *result = NULL;
-    if (given != 18) {
-        refuse("stage takes 18 arguments");
+    if (given != 20) {
+        refuse("stage takes 20 arguments");
         return NULL;
     }
-    const double low = PyFloat_AsDouble(args[13]), high = PyFloat_AsDouble(args[14]);
-    if (PyErr_Occurred() || whole(args[10], &index) || whole(args[12], &draw) || whole(args[15], &size) || whole(args[16], &begin) ||
-        whole(args[17], &end))
+    const double low = PyFloat_AsDouble(args[15]), high = PyFloat_AsDouble(args[16]);
+    if (PyErr_Occurred() || whole(args[10], &index) || whole(args[11], &samples) || whole(args[12], &frames) || whole(args[14], &draw) ||
+        whole(args[17], &size) || whole(args[18], &begin) || whole(args[19], &end))
         return NULL;
     const Py_ssize_t history = PyTuple_Size(args[8]);
     if (history < 0)
@@ -377,11 +386,16 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
     for (Py_ssize_t i = 0; i < history; i++)
         if (take(&views[PAST + i], PyTuple_GetItem(args[8], i), 0, kind, items))
             goto done;
-    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[11], 0, 'u', -1) ||
-        check_range(items, size, begin, end, args[11] == Py_None ? -1 : views[KEYS].len))
+    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[13], 0, 'u', -1) ||
+        check_range(items, size, begin, end, args[13] == Py_None ? -1 : views[KEYS].len))
         goto done;
-    const int columns = 4 + (int)history, width = 2 + 2 * columns;
-    if (views[TABLE].ndim != 2 || views[TABLE].shape[1] != width || index < 0 || index >= views[TABLE].shape[0]) {
+    const int columns = 4 + (int)history, width = 2 + 2 * columns, zeros = samples > 0;
+    if (samples < 0 || frames < 0 || (samples > 1 && samples != items / size) || (frames > 0 && size % frames) || (frames > 0 && !zeros)) {
+        refuse("rows for other samples or frames than there are");
+        goto done;
+    }
+    const int64_t a_sample = frames > 0 ? frames : 1, a_stage = zeros ? samples * a_sample : 1;
+    if (views[TABLE].ndim != 2 || views[TABLE].shape[1] != width || index < 0 || index >= views[TABLE].shape[0] / a_stage) {
         refuse("the table has no such row");
         goto done;
     }
@@ -393,15 +407,15 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
     void *buffers[BUFFERS];
     for (int i = 0; i < BUFFERS; i++)
         buffers[i] = views[i].buf;
-    const double *row = (const double *)views[TABLE].buf + index * width;
+    const double *first = (const double *)views[TABLE].buf + index * a_stage * width;
     Py_BEGIN_ALLOW_THREADS
     for (int64_t program = begin; program < end; program++) {
         const Place at = place(program, size);
         Source source = {{0}};
         if (views[KEYS].buf != NULL)
             source = source_for(&views[KEYS], at.sample, draw, 0);
-        const int64_t from = at.sample * size + at.offset;
-        tile(buffers, from, row, columns, low, high, views[KEYS].buf == NULL ? NULL : &source, at.block, at.blocks, at.count);
+        const Rows rows = {first + (samples > 1 ? at.sample * a_sample * width : 0), size / a_sample, columns, zeros};
+        tile(buffers, at.sample * size + at.offset, &rows, low, high, views[KEYS].buf == NULL ? NULL : &source, at);
     }
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);

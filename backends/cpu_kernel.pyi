@@ -17,6 +17,8 @@ def stage(
     past: tuple[NDArray[Any], ...],
     table: NDArray[Any],
     index: int,
+    samples: int,
+    frames: int,
     keys: NDArray[Any] | None,
     draw: int,
     low: float,

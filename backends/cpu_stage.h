@@ -26,18 +26,19 @@ typedef struct {
     const REAL *local;
 } OF(Part);
 
-/* The terms of a sum of coefficients times arrays. A coefficient of 0 is none, as in diffcore.sampling.combine. */
+/* The terms of a sum of coefficients times arrays. A coefficient of 0 that holds for all samples is none, as in
+   diffcore.sampling.combine. */
 typedef struct {
     int count;
     REAL c[4 + HISTORY];
     OF(Part) part[4 + HISTORY];
 } OF(Terms);
 
-INLINE OF(Terms) OF(terms)(const double *row, const OF(Part) *parts, int columns)
+INLINE OF(Terms) OF(terms)(const double *row, const OF(Part) *parts, int columns, int zeros)
 {
     OF(Terms) terms = {0};
     for (int column = 0; column < columns; column++)
-        if (row[column] != 0.0 && (parts[column].stored != NULL || parts[column].local != NULL)) {
+        if ((zeros || row[column] != 0.0) && (parts[column].stored != NULL || parts[column].local != NULL)) {
             terms.c[terms.count] = (REAL)row[column];
             terms.part[terms.count++] = parts[column];
         }
@@ -102,39 +103,45 @@ INLINE void OF(strip)(const OF(Stage) *s, REAL *restrict x, int at, int count)
 
 #define AT(which) (buffers[which] == NULL ? NULL : (STORED *)buffers[which] + from)
 
-FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const double *row, int columns, double low, double high,
-                                     const Source *source, uint64_t first, int blocks, int count)
+FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const Rows *rows, double low, double high, const Source *source,
+                                     Place place)
 {
     REAL eps[4 * TILE], own[4 * TILE];
+    const int columns = rows->columns;
     const OF(Part) for_x[2] = {{.stored = AT(Z)}, {.stored = AT(Y)}};
     OF(Part) parts[4 + HISTORY] = {{.stored = AT(Z)}, {.stored = AT(SAVED)}, {.stored = AT(EPS)}, {.stored = AT(X)}};
     for (int back = 0; back < columns - 4; back++)
         parts[4 + back].stored = AT(PAST + back);
     if (buffers[X] == NULL)
         parts[3].local = own;
-    if (source != NULL && (row[2 + 2] != 0.0 || row[2 + columns + 2] != 0.0)) {
-        OF(normals)(eps, source, first, blocks, count);
-        for (int i = 0; i < count; i++)
+    if (source != NULL) {
+        OF(normals)(eps, source, place.block, place.blocks, place.count);
+        for (int i = 0; i < place.count; i++)
             eps[i] = LOAD(STORE(eps[i])); /* noise is drawn in the dtype of the data */
         parts[2].local = eps;
     }
-    const OF(Stage) stage = {
-        .x = OF(terms)(row, for_x, 2),
-        .z = OF(terms)(row + 2, parts, columns),
-        .saved = OF(terms)(row + 2 + columns, parts, columns),
-        .low = (REAL)low,
-        .high = (REAL)high,
-        .to_x = AT(TO_X),
-        .to_z = AT(TO_Z),
-        .to_saved = AT(TO_SAVED),
-        .clips = low > -INFINITY || high < INFINITY,
-        .makes_x = buffers[X] == NULL,
-    };
-    int at = 0;
-    for (; at + STRIP <= count; at += STRIP)
-        OF(strip)(&stage, own + at, at, STRIP);
-    if (at < count)
-        OF(strip)(&stage, own + at, at, count - at);
+    for (int at = 0; at < place.count;) {
+        const int64_t frame = (place.offset + at) / rows->frame, left = (frame + 1) * rows->frame - place.offset;
+        const int end = left < place.count ? (int)left : place.count; /* of the frame, or of the tile */
+        const double *row = rows->first + frame * (2 + 2 * columns);
+        const OF(Stage) stage = {
+            .x = OF(terms)(row, for_x, 2, rows->zeros),
+            .z = OF(terms)(row + 2, parts, columns, rows->zeros),
+            .saved = OF(terms)(row + 2 + columns, parts, columns, rows->zeros),
+            .low = (REAL)low,
+            .high = (REAL)high,
+            .to_x = AT(TO_X),
+            .to_z = AT(TO_Z),
+            .to_saved = AT(TO_SAVED),
+            .clips = low > -INFINITY || high < INFINITY,
+            .makes_x = buffers[X] == NULL,
+        };
+        for (; at + STRIP <= end; at += STRIP)
+            OF(strip)(&stage, own + at, at, STRIP);
+        if (at < end)
+            OF(strip)(&stage, own + at, at, end - at);
+        at = end;
+    }
 }
 
 #undef AT

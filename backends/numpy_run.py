@@ -40,9 +40,8 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
     past = tuple(take(estimate) for estimate in state.estimates)
     held = [z, *past] if state.saved is None else [z, saved, *past]
     if (
-        plan.lead
-        or first >= len(plan)
-        or not numpy_stage.serves(z)
+        first >= len(plan)
+        or not numpy_stage.serves(z, plan.lead)
         or not all(numpy_stage.fits(array, z) for array in held)
     ):
         return None
@@ -69,7 +68,7 @@ def _stages(
     z, saved, past, words = arrays
     dtype, shape, keep = z.dtype, z.shape, bool(past)
     table, keys = numpy_stage.table(run.coefficients, dtype), None if words is None else numpy_noise.keys(words)
-    noisy = (run.coefficients[:, sampling.NOISE_COLUMN] != 0.0).tolist()
+    noisy = (run.coefficients[..., sampling.NOISE_COLUMN] != 0.0).reshape(len(plan), -1).any(axis=1).tolist()
     levels = list(sampling.levels_for(plan, state.z))
     at, denoise, transform_x = getattr(run.denoise, "at", None), run.denoise, _on_host(run.transform_x, take, give)
     ahead = None
@@ -135,7 +134,12 @@ def advance(
     z, host, saved = take(state.z), take(y), take(state.saved)
     past = tuple(take(estimate) for estimate in state.estimates)
     held = [z, host, *past] if state.saved is None else [z, host, *past, saved]
-    if not isinstance(row, list) or not numpy_stage.serves(z) or not all(numpy_stage.fits(array, z) for array in held):
+    its_row = np.asarray(row) if isinstance(row, list) else take(row)
+    if (
+        its_row is None
+        or not numpy_stage.serves(z, its_row.shape[:-1])
+        or not all(numpy_stage.fits(array, z) for array in held)
+    ):
         return None
     keys, eps, drawn = None, None, None
     if noise is None:
@@ -146,7 +150,7 @@ def advance(
     elif noise is not False:
         drawn = sampling.draw_noise(backend, state, noise)
         eps = take(drawn)
-    table = numpy_stage.table(np.array([row]), z.dtype)
+    table = numpy_stage.table(its_row[None], z.dtype)
     made = None
     if drawn is None or numpy_stage.fits(eps, z):
         stage = numpy_stage.Stage(table, 0, z, saved, past, host, eps, keys, int(state.index) + 1)

@@ -41,16 +41,20 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The coefficients of some stages (stages, n), on the host in float64; and as rows, where there is no kernel."""
+    """The coefficients of some stages, on the host in float64: (stages, n), or (stages * samples * frames, n), where 0 for
+    the last two stands for coefficients that all share; and as rows, where there is no kernel."""
 
     values: npt.NDArray[np.float64]
+    samples: int
+    frames: int
     rows: list[Row]
 
 
 def table(values: npt.NDArray[np.float64], dtype: Any) -> Table:
-    """Return the coefficients of stages (stages, n) for data of a dtype."""
-    values = np.ascontiguousarray(values)
-    return Table(values, [] if cpu_threads.kernel is not None else _rows(values, dtype))
+    """Return the coefficients of stages (stages, *lead, n) for data of a dtype."""
+    samples, frames = (*values.shape[1:-1], 0, 0)[:2]
+    values = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), dtype=np.float64)
+    return Table(values, samples, frames, [] if cpu_threads.kernel is not None else _rows(values, dtype))
 
 
 def _rows(values: npt.NDArray[np.float64], dtype: Any) -> list[Row]:
@@ -74,7 +78,7 @@ def _rows(values: npt.NDArray[np.float64], dtype: Any) -> list[Row]:
 
 
 class Stage(NamedTuple):
-    """What one stage reads, all on the host: row `at` of the table; `keys` and `draw` make the noise where `eps` is None."""
+    """What one stage reads, all on the host: stage `at` of the table; `keys` and `draw` make the noise where `eps` is None."""
 
     table: Table
     at: int
@@ -108,8 +112,8 @@ def after(stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], 
 def _by_kernel(
     kernel: Any, stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]
 ) -> After | None:
-    (values, _), at, z, saved, past, y, eps, keys, draw = stage
-    size = z.size // len(z)
+    (values, samples, frames, _), at, z, saved, past, y, eps, keys, draw = stage
+    size, rows = z.size // len(z), (values, at, samples, frames)
     low, high, x = -math.inf, math.inf, None
     if isinstance(transform_x, Clip):
         low, high = transform_x.low, transform_x.high
@@ -117,13 +121,13 @@ def _by_kernel(
         return None
     elif transform_x is not None:
         x = empty()
-        found = partial(kernel, None, None, x, z, y, None, None, None, past, values, at, None, 0, low, high, size)
+        found = partial(kernel, None, None, x, z, y, None, None, None, past, *rows, None, 0, low, high, size)
         cpu_threads.programs((len(z), size), found)
         x = transform_x(x)
         if not fits(x, z):
             return None
     new, new_saved, kept = empty(), None if saved is None else empty(), empty() if keep and x is None else None
-    made = partial(kernel, new, new_saved, kept, z, y, saved, eps, x, past, values, at, keys, draw, low, high, size)
+    made = partial(kernel, new, new_saved, kept, z, y, saved, eps, x, past, *rows, keys, draw, low, high, size)
     cpu_threads.programs((len(z), size), made)
     return new, new_saved, kept if x is None else x
 
@@ -165,7 +169,15 @@ def fits(array: Any, like: Array) -> bool:
     )
 
 
-def serves(z: Any) -> bool:
-    """Return whether stages run here on a state: in one piece, not empty, and of a dtype that it is computed in."""
-    dtypes = DTYPES if cpu_threads.kernel is None else DTYPES + HALVES
-    return type(z) is np.ndarray and z.dtype in dtypes and z.flags.c_contiguous and z.ndim > 0 and z.size > 0
+def serves(z: Any, lead: tuple[int, ...]) -> bool:
+    """Return whether stages run here on a state: in one piece, not empty, of a dtype that it is computed in; and the kernel on
+    levels (*lead) of samples or frames."""
+    compiled = cpu_threads.kernel is not None
+    return (
+        type(z) is np.ndarray
+        and z.dtype in (DTYPES + HALVES if compiled else DTYPES)
+        and z.flags.c_contiguous
+        and z.ndim > 0
+        and z.size > 0
+        and (compiled or not lead)
+    )

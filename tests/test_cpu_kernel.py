@@ -146,7 +146,7 @@ def test_half_precision_is_read_and_rounded_as_torch_does(dtype: Any) -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     z = np.zeros((2, 8), np.float32)
     table, words = np.zeros((3, 10)), np.zeros((2, 2), np.uint32)
-    good = [np.zeros_like(z), None, None, z, z, None, None, None, (), table, 0, words, 1, -1.0, 1.0, 8, 0, 2]
+    good = [np.zeros_like(z), None, None, z, z, None, None, None, (), table, 0, 0, 0, words, 1, -1.0, 1.0, 8, 0, 2]
     kernel.stage(*good)
     bad: list[tuple[int, Any, type[Exception]]] = [
         (0, np.zeros((2, 7), np.float32), ValueError),
@@ -164,19 +164,32 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         (9, table.ravel(), ValueError),
         (10, 3, ValueError),
         (10, -1, ValueError),
-        (11, words[:1], ValueError),
-        (11, words.astype(np.int64), ValueError),
-        (12, "1", TypeError),
-        (13, None, TypeError),
-        (15, 0, ValueError),
-        (15, 5, ValueError),
-        (16, -1, ValueError),
-        (17, 3, ValueError),
+        (11, -1, ValueError),
+        (11, 3, ValueError),
+        (11, 4, ValueError),
+        (12, 1, ValueError),
+        (12, -1, ValueError),
+        (13, words[:1], ValueError),
+        (13, words.astype(np.int64), ValueError),
+        (14, "1", TypeError),
+        (15, None, TypeError),
+        (17, 0, ValueError),
+        (17, 5, ValueError),
+        (18, -1, ValueError),
+        (19, 3, ValueError),
     ]
     for place, value, error in bad:
         with pytest.raises(error):
             kernel.stage(*(value if place == i else argument for i, argument in enumerate(good)))
-    with pytest.raises(ValueError, match="takes 18"):
+    for samples, frames, rows in [
+        (2, 0, 1),
+        (2, 3, 6),
+        (1, 4, 3),
+        (3, 2, 6),
+    ]:  # rows that are too few; frames, samples that are not there
+        with pytest.raises(ValueError, match="cpu_kernel"):
+            kernel.stage(*good[:9], np.zeros((rows, 10)), 0, samples, frames, *good[13:])
+    with pytest.raises(ValueError, match="takes 20"):
         kernel.stage(*good[:-1])
     read_only = np.zeros_like(z)
     read_only.flags.writeable = False
@@ -200,7 +213,9 @@ def test_nothing_is_written_outside_the_programs_asked_for(size: int) -> None:
     table = np.array([[0.5, 0.5, 0.25, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
     whole, z = np.full((5, size), 7.0, np.float32), np.ones((3, size), np.float32)
     inner = whole[1:4]
-    kernel.stage(inner, None, None, z, z, None, None, None, (), table, 0, words, 1, -1.0, 1.0, size, tiles, 2 * tiles)
+    kernel.stage(
+        inner, None, None, z, z, None, None, None, (), table, 0, 0, 0, words, 1, -1.0, 1.0, size, tiles, 2 * tiles
+    )
     assert (whole[[0, 1, 3, 4]] == 7.0).all()
     assert (whole[2] != 7.0).all()
 

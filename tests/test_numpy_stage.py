@@ -302,10 +302,40 @@ def test_the_fast_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             dc.sample(denoise, plan, shape=(2, 5), like=like, seed=1, prediction="v", transform_x=TRANSFORMS["clip"])
 
 
-def test_levels_of_samples_go_the_plain_way() -> None:
-    plan = dc.samplers.ddim(dc.schedules.Cosine(), grid=np.linspace([-2.0] * 2, [2.0] * 2, 4))
-    state = dc.start(plan, shape=(2, 3), seed=1)
-    assert (
-        numpy_run.run(backends.of(state.z), Run(denoise, plan, plan.coefficients("v")), state, lambda a: a, lambda a: a)
-        is None
-    )
+LEVELS = {
+    "samples": np.array([0.0, 0.5]),
+    "one": np.zeros(1),
+    "frames": np.array([[0.0, 0.25, 1.0]]),
+    "both": np.array([[0.0, 0.25, 1.0], [0.5, 0.0, 2.0]]),
+    "samples of frames": np.array([[0.0], [1.0]]),
+}
+SAMPLERS: dict[str, Callable[..., dc.Plan]] = {
+    "ancestral": lambda grid: dc.samplers.ancestral(dc.schedules.Cosine(), grid=grid, gamma=0.3),
+    "dpm3_sde": lambda grid: dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), grid=grid, order=3, eta=1.0),
+    "heun": lambda grid: dc.samplers.heun(dc.schedules.Cosine(), grid=grid),
+}
+
+
+@pytest.mark.parametrize(
+    "like", [LIKE[name] for name in ("numpy", "torch64", "brain")], ids=["numpy", "torch64", "brain"]
+)
+@pytest.mark.parametrize("levels", list(LEVELS))
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("width", [5, 700])
+@pytest.mark.usefixtures("way", "many")
+def test_levels_of_samples_and_frames_are_the_plain_loop_bit_for_bit(
+    sampler: str, levels: str, width: int, like: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile of 1,024 elements holds several frames here, and parts of them."""
+    grid = np.linspace(-6.0, 6.0, 5).reshape(-1, *np.ones_like(LEVELS[levels].shape)) + LEVELS[levels]
+    plan = SAMPLERS[sampler](grid)
+    assert plan.lead == LEVELS[levels].shape
+    state = dc.start(plan, shape=(2, 3, width), like=like, seed=3)
+    transform = TRANSFORMS["clip"]
+    same(*both(plan, state, transform_x=transform))
+    if way == "compiled":
+        monkeypatch.setattr(ArrayAPIBackend, "finish", lambda *_: pytest.fail("the plain loop ran"))
+        clip = dc.sample(denoise, plan, state, prediction="v", transform_x=transform)
+        for log_snr in plan.log_snr:
+            state = dc.step(plan, state, denoise(state.z, log_snr), prediction="v", transform_x=transform)
+        assert raw(state.z) == raw(clip)
