@@ -48,7 +48,7 @@ def _radius(word):
     upper = signed < 0.0
     bits = signed.to(tl.int32, bitcast=True)
     significand = (bits & 0x007FFFFF) | 0x3F000000
-    power = tl.where(upper, 0, bits - significand - (32 << 23))  # 2^23 k
+    power = tl.where(upper, 0, (bits & 0x7F800000) - (158 << 23))  # 2^23 k
     f = tl.where(upper, signed * 2.3283064365386963e-10, significand.to(tl.float32, bitcast=True) - 1.0)
     series = f * -2.882215738296509 - 3.3916239738464355
     series = series * f - 2.5153396129608154
@@ -91,91 +91,68 @@ def _coefficient(row, which, mask, LEAD: tl.constexpr):
 
 
 # fmt: off
-@triton.jit
-def _lane(
-    eps, inside, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x,
-    weight, low, high,
-    COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
-    CLIPS: tl.constexpr, GUIDED: tl.constexpr,
-):
-    """One lane of a tile: `diffcore.sampling.advance`, for elements `inside` of a sample."""
-    mask = inside < size
-    at = sample * size + inside
-    row = table
-    if LEAD == 2:
-        row = table + (inside // frame_size) * (2 + 2 * COLUMNS)
-    z = tl.load(z_p + at, mask=mask).to(tl.float32)
-    y = tl.load(y_p + at, mask=mask).to(tl.float32)
-    if GUIDED:
-        y += weight * (y - tl.load(other_p + at, mask=mask).to(tl.float32))
-    x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
-    if CLIPS:
-        x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-        x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
-    new = _coefficient(row, 2, mask, LEAD) * z
-    kept = z
-    if SAVES:
-        saved = tl.load(saved_p + at, mask=mask).to(tl.float32)
-        new += _coefficient(row, 3, mask, LEAD) * saved
-        kept = _coefficient(row, 2 + COLUMNS, mask, LEAD) * z + _coefficient(row, 3 + COLUMNS, mask, LEAD) * saved
-        kept += _coefficient(row, 5 + COLUMNS, mask, LEAD) * x
-    if NOISY:
-        new += _coefficient(row, 4, mask, LEAD) * eps
-    new += _coefficient(row, 5, mask, LEAD) * x
-    if HISTORY > 0:
-        past = tl.load(e1_p + at, mask=mask).to(tl.float32)
-        new += _coefficient(row, 6, mask, LEAD) * past
-        if SAVES:
-            kept += _coefficient(row, 6 + COLUMNS, mask, LEAD) * past
-    if HISTORY > 1:
-        past = tl.load(e2_p + at, mask=mask).to(tl.float32)
-        new += _coefficient(row, 7, mask, LEAD) * past
-        if SAVES:
-            kept += _coefficient(row, 7 + COLUMNS, mask, LEAD) * past
-    if HISTORY > 2:
-        past = tl.load(e3_p + at, mask=mask).to(tl.float32)
-        new += _coefficient(row, 8, mask, LEAD) * past
-        if SAVES:
-            kept += _coefficient(row, 8 + COLUMNS, mask, LEAD) * past
-    tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
-    if SAVES:
-        tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
-    if HISTORY > 0:
-        tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["table_p", "number_p", "seeds_p", "tiles", "rows", "stride", "frame_size"])
 def _stage(
     z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x, table_p, number_p, seeds_p,
     size, tiles, rows, stride, frame_size, weight, low, high,
     COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
     CLIPS: tl.constexpr, GUIDED: tl.constexpr, WIDTH: tl.constexpr,
-):
-    """One tile of one sample. `rows` is how many rows of coefficients a stage has, `stride` how many a sample has."""
+):  # fmt: on
+    """One tile of one sample: `diffcore.sampling.advance`. `rows` is how many rows of coefficients a stage has, `stride` how
+    many a sample has. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
+    """
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
     number = tl.load(number_p).to(tl.int64)
     table = table_p + (number * rows + sample * stride) * (2 + 2 * COLUMNS)
-    place = tl.arange(0, WIDTH)[:, None] + WIDTH * tl.arange(0, TILE // WIDTH)[None, :]
-    block = tile * TILE + place
+    neighbours = WIDTH * tl.arange(0, TILE // WIDTH)[None, :]
+    each = tl.arange(0, WIDTH)[:, None]
     e0, e1, e2, e3 = 0.0, 0.0, 0.0, 0.0
     if NOISY:
         k0, k1 = tl.load(seeds_p + 2 * sample).to(tl.uint32), tl.load(seeds_p + 2 * sample + 1).to(tl.uint32)
+        block = tile * TILE + neighbours + each
         zero = tl.zeros((WIDTH, TILE // WIDTH), tl.uint32)
         draw = zero + (number + 1).to(tl.uint32)
-        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), draw, zero, zero + k0, zero + k1)
+        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), draw, zero, k0, k1)
         e0, e1 = _pair(w0, w1)
         e2, e3 = _pair(w2, w3)
-    inside = tile * (4 * TILE) + place
-    _lane(e0, inside, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-    _lane(e1, inside + TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-    _lane(e2, inside + 2 * TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-    _lane(e3, inside + 3 * TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-# fmt: on
+    for lane in tl.static_range(4):
+        begin = (4 * tile + lane) * TILE + neighbours
+        mask = begin < size  # neighbours are all inside, or all outside
+        at = sample * size + begin + each
+        row = table
+        if LEAD == 2:
+            row = table + (begin // frame_size) * (2 + 2 * COLUMNS)
+        z = tl.load(z_p + at, mask=mask).to(tl.float32)
+        y = tl.load(y_p + at, mask=mask).to(tl.float32)
+        if GUIDED:
+            y += weight * (y - tl.load(other_p + at, mask=mask).to(tl.float32))
+        x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
+        if CLIPS:
+            x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+            x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+        new = _coefficient(row, 2, mask, LEAD) * z
+        kept = z
+        if SAVES:
+            saved = tl.load(saved_p + at, mask=mask).to(tl.float32)
+            new += _coefficient(row, 3, mask, LEAD) * saved
+            kept = _coefficient(row, 2 + COLUMNS, mask, LEAD) * z + _coefficient(row, 3 + COLUMNS, mask, LEAD) * saved
+            kept += _coefficient(row, 5 + COLUMNS, mask, LEAD) * x
+        if NOISY:
+            eps = e0 if lane == 0 else e1 if lane == 1 else e2 if lane == 2 else e3
+            new += _coefficient(row, 4, mask, LEAD) * eps
+        new += _coefficient(row, 5, mask, LEAD) * x
+        for back in tl.static_range(HISTORY):
+            past_p = e1_p if back == 0 else e2_p if back == 1 else e3_p
+            past = tl.load(past_p + at, mask=mask).to(tl.float32)
+            new += _coefficient(row, 6 + back, mask, LEAD) * past
+            if SAVES:
+                kept += _coefficient(row, 6 + back + COLUMNS, mask, LEAD) * past
+        tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
+        if SAVES:
+            tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
+        if HISTORY > 0:
+            tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
 
 
 def stage(
@@ -207,6 +184,7 @@ def stage(
     z, past = state.z, state.estimates
     size = math.prod(z.shape[1:])
     frames = lead[1] if len(lead) > 1 else 1
+    frame_size = max(size // frames, 1)
     to_z = z if in_place else torch.empty_like(z)
     to_saved = state.saved if in_place or state.saved is None else torch.empty_like(z)
     to_x = None if not past else past[-1] if in_place else torch.empty_like(z)
@@ -217,7 +195,7 @@ def stage(
             z, y, z if other is None else other, z if state.saved is None else state.saved, *given,
             to_z, z if to_saved is None else to_saved, z if to_x is None else to_x,
             table, number, number if state.seeds is None else state.seeds,
-            size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, max(size // frames, 1),
+            size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, frame_size,
             weight, 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
             COLUMNS=(table.shape[-1] - 2) // 2,
             LEAD=2 if frames > 1 else 1,
@@ -226,7 +204,7 @@ def stage(
             SAVES=state.saved is not None,
             CLIPS=transform_x is not None,
             GUIDED=other is not None,
-            WIDTH=16 // z.element_size(),
+            WIDTH=16 // z.element_size() if frame_size % 16 == 0 else 1,
             num_warps=2 if z.element_size() == 4 else 1,  # 16 bytes a thread
             enable_fp_fusion=True,
         )  # fmt: skip
