@@ -1,7 +1,9 @@
 """CUDA: one Triton kernel for a stage, which reads and writes every array once and makes its noise in registers.
 
 A program is one tile of `diffcore._philox`: T blocks of four words, which are 4 T elements in a row, so that no word is made
-twice and every access is contiguous. Stage, coefficients and draw number come from device memory: a whole run can be captured
+twice and every access is contiguous, 16 bytes a thread. Memory is the limit in float32; in half precision so is the arithmetic,
+some 48 instructions a number, most of them for the noise. So none is spent on what noise does not need: a division, a library
+function, a way through shared memory. Stage, coefficients and draw number come from device memory: a whole run can be captured
 in a CUDA graph and replayed. `diffcore.sampling.advance` is what it is held to, and what runs where it does not serve.
 
 Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 the kernel runs on a CPU, slowly, for tests.
@@ -97,7 +99,7 @@ def _stage(
     size, tiles, rows, stride, frame_size, weight, low, high,
     COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
     CLIPS: tl.constexpr, GUIDED: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: on
+):
     """One tile of one sample: `diffcore.sampling.advance`. `rows` is how many rows of coefficients a stage has, `stride` how
     many a sample has. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
     """
@@ -118,7 +120,7 @@ def _stage(
         e2, e3 = _pair(w2, w3)
     for lane in tl.static_range(4):
         begin = (4 * tile + lane) * TILE + neighbours
-        mask = begin < size  # neighbours are all inside, or all outside
+        mask = begin < size  # neighbours are all inside, or all outside, and what is outside is never stored
         at = sample * size + begin + each
         row = table
         if LEAD == 2:
@@ -153,6 +155,7 @@ def _stage(
             tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
         if HISTORY > 0:
             tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
+# fmt: on
 
 
 def stage(
@@ -196,7 +199,7 @@ def stage(
             to_z, z if to_saved is None else to_saved, z if to_x is None else to_x,
             table, number, number if state.seeds is None else state.seeds,
             size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, frame_size,
-            weight, 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
+            float(weight), 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
             COLUMNS=(table.shape[-1] - 2) // 2,
             LEAD=2 if frames > 1 else 1,
             HISTORY=len(past),
@@ -205,7 +208,7 @@ def stage(
             CLIPS=transform_x is not None,
             GUIDED=other is not None,
             WIDTH=16 // z.element_size() if frame_size % 16 == 0 else 1,
-            num_warps=2 if z.element_size() == 4 else 1,  # 16 bytes a thread
+            num_warps=2 if z.element_size() == 4 else 1,  # TILE elements are WIDTH for each thread
             enable_fp_fusion=True,
         )  # fmt: skip
     estimates = () if to_x is None else (to_x, *past[:-1])
@@ -258,6 +261,5 @@ def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Te
 
 @cache
 def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return the numbers of the stages, each twice: 16 bytes apart, since Triton compiles anew for another alignment. Kept as
-    well."""
-    return tuple(torch.arange(stages, device=device).repeat_interleave(2).split(2))
+    """Return the numbers of the stages, kept as well; copied from the host, so that they are there on any stream."""
+    return torch.tensor(range(stages), device=device).split(1)
