@@ -262,4 +262,4 @@ def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Te
 @cache
 def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return the numbers of the stages, kept as well; copied from the host, so that they are there on any stream."""
-    return torch.tensor(range(stages), device=device).split(1)
+    return tuple(torch.tensor(range(stages), device=device).split(1))

@@ -116,7 +116,7 @@ def test_normals_are_right_at_both_ends_and_at_every_quadrant() -> None:
     words = np.concatenate([words, np.random.default_rng(1).integers(0, 2**32, (2048 - len(words), 2))])
     for got, want in zip(
         kernels_for_tests.normals(words, DEVICE),
-        _philox.pair(np, *words.T.astype(np.uint64), np.float64, np.int64),
+        _philox.pair(np, words[:, 0].astype(np.uint64), words[:, 1].astype(np.uint64), np.float64, np.int64),
         strict=True,
     ):
         np.testing.assert_allclose(got, want, rtol=6e-7)  # a GPU's square root adds an ulp or two
@@ -342,7 +342,8 @@ def test_a_run_replays_as_one_graph() -> None:
     torch.cuda.synchronize()
     assert torch.equal(got, want)
     other = dc.start(plan, shape=(2, 5000), like=torch.zeros(1, device="cuda"), seed=9)
-    assert state.seeds is not None and other.seeds is not None
+    assert state.seeds is not None
+    assert other.seeds is not None
     state.z.copy_(other.z)
     state.seeds.copy_(other.seeds)
     graph.replay()
