@@ -277,9 +277,14 @@ def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def _is_compiler_error(error: Exception) -> bool:
-    """Return whether an error says that code was not compiled; Triton's own, without a C compiler, are of Python."""
+    """Return whether an error says that code was not compiled: by its type, or raised inside Triton, whose errors without a C
+    compiler or libcuda are of Python."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
     ours = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return ours or isinstance(error, CalledProcessError) or "C compiler" in str(error)
+    return ours or where.startswith("triton.") or isinstance(error, CalledProcessError) or "C compiler" in str(error)
 
 
 backend = TorchBackend(xp)

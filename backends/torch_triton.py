@@ -1,7 +1,9 @@
 """CUDA: one Triton kernel for a stage, which reads and writes every array once and makes its noise in registers.
 
 A program is one tile of `diffcore._philox`: T blocks of four words, which are 4 T elements in a row, so that no word is made
-twice and every access is contiguous. Stage, coefficients and draw number come from device memory: a whole run can be captured
+twice and every access is contiguous, 16 bytes a thread. Memory is the limit in float32; in half precision so is the arithmetic,
+some 48 instructions a number, most of them for the noise. So none is spent on what noise does not need: a division, a library
+function, a way through shared memory. Stage, coefficients and draw number come from device memory: a whole run can be captured
 in a CUDA graph and replayed. `diffcore.sampling.advance` is what it is held to, and what runs where it does not serve.
 
 Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 the kernel runs on a CPU, slowly, for tests.
@@ -32,137 +34,127 @@ HISTORY_READ = 3
 @triton.jit
 def _words(c0, c1, c2, c3, k0, k1):
     for _ in tl.static_range(10):
-        high0, high1 = tl.umulhi(c0, 0xD2511F53), tl.umulhi(c2, 0xCD9E8D57)
-        low0, low1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        first, second = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57  # one instruction for both halves
+        c0, c2 = (second >> 32).to(tl.uint32) ^ c1 ^ k0, (first >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1, c3 = second.to(tl.uint32), first.to(tl.uint32)
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
     return c0, c1, c2, c3
 
 
 @triton.jit
-def _pair(first, second):
-    """Two normals of two words, as `_philox.pair`; log(1 - u) by the series of atanh, since the fast logarithm is not
-    right next to 1.
+def _radius(word):
+    """sqrt(-2 log u), u = (word + 1/2) / 2^32, where log u = k log 2 + log(1 + f) with f in [-1/2, 0]: for u > 1/2, f is
+    u - 1, which is not rounded; else f + 1 is the significand. The polynomial is within 2e-8 of -2 log(1 + f) / f.
     """
-    upper = first > 0x7FFFFFFF
-    nearest = tl.where(upper, first ^ 0xFFFFFFFF, first).to(tl.int32, bitcast=True)
-    tail = (nearest.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    ratio = tail / (2.0 - tail)
-    square = ratio * ratio
-    series = square * 0.06666666666666667 + 0.07692307692307693
-    series = series * square + 0.09090909090909091
-    series = series * square + 0.1111111111111111
-    series = series * square + 0.14285714285714285
-    series = series * square + 0.2
-    series = series * square + 0.3333333333333333
-    series = series * square + 1.0
-    radius = tl.sqrt(-2.0 * tl.where(upper, -2.0 * ratio * series, tl.log(tail)))
-    shifted = second + 0x20000000
-    quadrant = shifted >> 30
-    remainder = (shifted & 0x3FFFFFFF).to(tl.int32, bitcast=True) - 0x20000000
-    angle = (remainder.to(tl.float32) + 0.5) * 1.4629180792671596e-9
+    signed = word.to(tl.int32, bitcast=True).to(tl.float32) + 0.5  # 2^32 u, or 2^32 (u - 1) for u > 1/2
+    upper = signed < 0.0
+    bits = signed.to(tl.int32, bitcast=True)
+    significand = (bits & 0x007FFFFF) | 0x3F000000
+    power = tl.where(upper, 0, (bits & 0x7F800000) - (158 << 23))  # 2^23 k
+    f = tl.where(upper, signed * 2.3283064365386963e-10, significand.to(tl.float32, bitcast=True) - 1.0)
+    series = f * -2.882215738296509 - 3.3916239738464355
+    series = series * f - 2.5153396129608154
+    series = series * f - 0.4070779085159302
+    series = series * f - 0.5392255187034607
+    series = series * f + 0.48561015725135803
+    series = series * f - 0.6674012541770935
+    series = series * f + 0.9999856948852539
+    series = series * f - 2.0
+    square = series * f + power.to(tl.float32) * -1.6525916589735634e-07  # -2 log 2 / 2^23
+    return square * tl.rsqrt(square)
+
+
+@triton.jit
+def _flipped(x, word):
+    """x with the sign turned where the word's top bit is set."""
+    return (x.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _pair(first, second):
+    """Two normals of two words, as `_philox.pair`, without a division, a branch or a slow function."""
+    radius = _radius(first)
+    angle = (second << 2).to(tl.int32, bitcast=True).to(tl.float32) * 3.657295198167899e-10 + 7.314590396335798e-10
     square = angle * angle
     sine = ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1) * square * angle + angle
     cosine = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2
-    cosine = cosine * square * square - 0.5 * square + 1.0
-    odd = (quadrant & 1) == 1
+    cosine = (cosine * square - 0.5) * square + 1.0
+    turn = second + 0x20000000  # its two top bits are the quadrant
+    odd = (turn & 0x40000000) != 0
     x, y = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
-    x = tl.where(((quadrant + 1) & 2) == 2, -x, x)
-    y = tl.where((quadrant & 2) == 2, -y, y)
-    return radius * x, radius * y
+    return radius * _flipped(x, turn + 0x40000000), radius * _flipped(y, turn)
 
 
 @triton.jit
 def _coefficient(row, which, mask, LEAD: tl.constexpr):
     if LEAD == 2:  # a frame is a run of elements, so that these are few lines of the cache
-        return tl.load(row + which, mask=mask, other=0.0)
+        return tl.load(row + which, mask=mask)
     return tl.load(row + which)
 
 
 # fmt: off
-@triton.jit
-def _lane(
-    eps, inside, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x,
-    weight, low, high,
-    COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
-    CLIPS: tl.constexpr, GUIDED: tl.constexpr,
-):
-    """One lane of a tile: `diffcore.sampling.advance`, for elements `inside` of a sample."""
-    mask = inside < size
-    at = sample * size + inside
-    row = table
-    if LEAD == 2:
-        row = table + (inside // frame_size) * (2 + 2 * COLUMNS)
-    z = tl.load(z_p + at, mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(y_p + at, mask=mask, other=0.0).to(tl.float32)
-    if GUIDED:
-        y += weight * (y - tl.load(other_p + at, mask=mask, other=0.0).to(tl.float32))
-    x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
-    if CLIPS:
-        x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-        x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
-    new = _coefficient(row, 2, mask, LEAD) * z
-    kept = z
-    if SAVES:
-        saved = tl.load(saved_p + at, mask=mask, other=0.0).to(tl.float32)
-        new += _coefficient(row, 3, mask, LEAD) * saved
-        kept = _coefficient(row, 2 + COLUMNS, mask, LEAD) * z + _coefficient(row, 3 + COLUMNS, mask, LEAD) * saved
-        kept += _coefficient(row, 5 + COLUMNS, mask, LEAD) * x
-    if NOISY:
-        new += _coefficient(row, 4, mask, LEAD) * eps
-    new += _coefficient(row, 5, mask, LEAD) * x
-    if HISTORY > 0:
-        past = tl.load(e1_p + at, mask=mask, other=0.0).to(tl.float32)
-        new += _coefficient(row, 6, mask, LEAD) * past
-        if SAVES:
-            kept += _coefficient(row, 6 + COLUMNS, mask, LEAD) * past
-    if HISTORY > 1:
-        past = tl.load(e2_p + at, mask=mask, other=0.0).to(tl.float32)
-        new += _coefficient(row, 7, mask, LEAD) * past
-        if SAVES:
-            kept += _coefficient(row, 7 + COLUMNS, mask, LEAD) * past
-    if HISTORY > 2:
-        past = tl.load(e3_p + at, mask=mask, other=0.0).to(tl.float32)
-        new += _coefficient(row, 8, mask, LEAD) * past
-        if SAVES:
-            kept += _coefficient(row, 8 + COLUMNS, mask, LEAD) * past
-    tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
-    if SAVES:
-        tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
-    if HISTORY > 0:
-        tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["table_p", "number_p", "seeds_p", "tiles", "rows", "stride", "frame_size"])
 def _stage(
     z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x, table_p, number_p, seeds_p,
     size, tiles, rows, stride, frame_size, weight, low, high,
     COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
-    CLIPS: tl.constexpr, GUIDED: tl.constexpr,
+    CLIPS: tl.constexpr, GUIDED: tl.constexpr, WIDTH: tl.constexpr,
 ):
-    """One tile of one sample. `rows` is how many rows of coefficients a stage has, `stride` how many a sample has."""
+    """One tile of one sample: `diffcore.sampling.advance`. `rows` is how many rows of coefficients a stage has, `stride` how
+    many a sample has. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
+    """
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
     number = tl.load(number_p).to(tl.int64)
     table = table_p + (number * rows + sample * stride) * (2 + 2 * COLUMNS)
-    block = tile * TILE + tl.arange(0, TILE)
+    neighbours = WIDTH * tl.arange(0, TILE // WIDTH)[None, :]
+    each = tl.arange(0, WIDTH)[:, None]
     e0, e1, e2, e3 = 0.0, 0.0, 0.0, 0.0
     if NOISY:
         k0, k1 = tl.load(seeds_p + 2 * sample).to(tl.uint32), tl.load(seeds_p + 2 * sample + 1).to(tl.uint32)
-        zero = tl.zeros((TILE,), tl.uint32)
+        block = tile * TILE + neighbours + each
+        zero = tl.zeros((WIDTH, TILE // WIDTH), tl.uint32)
         draw = zero + (number + 1).to(tl.uint32)
-        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), draw, zero, zero + k0, zero + k1)
+        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), draw, zero, k0, k1)
         e0, e1 = _pair(w0, w1)
         e2, e3 = _pair(w2, w3)
-    inside = tile * (4 * TILE) + tl.arange(0, TILE)
-    _lane(e0, inside, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-    _lane(e1, inside + TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-    _lane(e2, inside + 2 * TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
-    _lane(e3, inside + 3 * TILE, sample, size, table, frame_size, z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved,
-          to_x, weight, low, high, COLUMNS, LEAD, HISTORY, NOISY, SAVES, CLIPS, GUIDED)
+    for lane in tl.static_range(4):
+        begin = (4 * tile + lane) * TILE + neighbours
+        mask = begin < size  # neighbours are all inside, or all outside, and what is outside is never stored
+        at = sample * size + begin + each
+        row = table
+        if LEAD == 2:
+            row = table + (begin // frame_size) * (2 + 2 * COLUMNS)
+        z = tl.load(z_p + at, mask=mask).to(tl.float32)
+        y = tl.load(y_p + at, mask=mask).to(tl.float32)
+        if GUIDED:
+            y += weight * (y - tl.load(other_p + at, mask=mask).to(tl.float32))
+        x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
+        if CLIPS:
+            x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+            x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+        new = _coefficient(row, 2, mask, LEAD) * z
+        kept = z
+        if SAVES:
+            saved = tl.load(saved_p + at, mask=mask).to(tl.float32)
+            new += _coefficient(row, 3, mask, LEAD) * saved
+            kept = _coefficient(row, 2 + COLUMNS, mask, LEAD) * z + _coefficient(row, 3 + COLUMNS, mask, LEAD) * saved
+            kept += _coefficient(row, 5 + COLUMNS, mask, LEAD) * x
+        if NOISY:
+            eps = e0 if lane == 0 else e1 if lane == 1 else e2 if lane == 2 else e3
+            new += _coefficient(row, 4, mask, LEAD) * eps
+        new += _coefficient(row, 5, mask, LEAD) * x
+        for back in tl.static_range(HISTORY):
+            past_p = e1_p if back == 0 else e2_p if back == 1 else e3_p
+            past = tl.load(past_p + at, mask=mask).to(tl.float32)
+            new += _coefficient(row, 6 + back, mask, LEAD) * past
+            if SAVES:
+                kept += _coefficient(row, 6 + back + COLUMNS, mask, LEAD) * past
+        tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
+        if SAVES:
+            tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
+        if HISTORY > 0:
+            tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
 # fmt: on
 
 
@@ -195,6 +187,7 @@ def stage(
     z, past = state.z, state.estimates
     size = math.prod(z.shape[1:])
     frames = lead[1] if len(lead) > 1 else 1
+    frame_size = max(size // frames, 1)
     to_z = z if in_place else torch.empty_like(z)
     to_saved = state.saved if in_place or state.saved is None else torch.empty_like(z)
     to_x = None if not past else past[-1] if in_place else torch.empty_like(z)
@@ -205,8 +198,8 @@ def stage(
             z, y, z if other is None else other, z if state.saved is None else state.saved, *given,
             to_z, z if to_saved is None else to_saved, z if to_x is None else to_x,
             table, number, number if state.seeds is None else state.seeds,
-            size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, max(size // frames, 1),
-            weight, 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
+            size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, frame_size,
+            float(weight), 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
             COLUMNS=(table.shape[-1] - 2) // 2,
             LEAD=2 if frames > 1 else 1,
             HISTORY=len(past),
@@ -214,7 +207,8 @@ def stage(
             SAVES=state.saved is not None,
             CLIPS=transform_x is not None,
             GUIDED=other is not None,
-            num_warps=2 if z.element_size() == 4 else 1,  # 16 bytes a thread
+            WIDTH=16 // z.element_size() if frame_size % 16 == 0 else 1,
+            num_warps=2 if z.element_size() == 4 else 1,  # TILE elements are WIDTH for each thread
             enable_fp_fusion=True,
         )  # fmt: skip
     estimates = () if to_x is None else (to_x, *past[:-1])
@@ -267,6 +261,5 @@ def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Te
 
 @cache
 def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return the numbers of the stages, each twice: 16 bytes apart, since Triton compiles anew for another alignment. Kept as
-    well."""
-    return tuple(torch.arange(stages, device=device).repeat_interleave(2).split(2))
+    """Return the numbers of the stages, kept as well; copied from the host, so that they are there on any stream."""
+    return tuple(torch.tensor(range(stages), device=device).split(1))

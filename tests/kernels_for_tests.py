@@ -1,4 +1,4 @@
-"""A Triton kernel that shows the words behind the noise; Triton wants the source of a kernel in a file."""
+"""Triton kernels that show the words behind the noise and the normals of words; Triton wants their source in a file."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ def words(seed: int, draw: int, device: str) -> Any:
     out = torch.zeros(1024, dtype=torch.int64, device=device)
     _show[(1,)](out, low, high, number, enable_fp_fusion=True)
     return out.cpu().numpy().astype(np.uint32)
+
+
+@triton.jit
+def _show_normals(words_p, to, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    first, second = tl.load(words_p + 2 * at).to(tl.uint32), tl.load(words_p + 2 * at + 1).to(tl.uint32)
+    x, y = torch_triton._pair(first, second)
+    tl.store(to + at, x)
+    tl.store(to + COUNT + at, y)
+
+
+def normals(words: Any, device: str) -> Any:
+    """Return the normals (2, n) of pairs of words (n, 2), n a power of two."""
+    out = torch.zeros((2, len(words)), device=device)
+    _show_normals[(1,)](torch.tensor(words, device=device), out, len(words), enable_fp_fusion=True)
+    return out.cpu().numpy()
