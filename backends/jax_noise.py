@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffcore import _philox
 from diffcore._array import Array, is_half
+from diffcore.backends import jax_order
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,7 +32,7 @@ def _word(value: Any) -> jax.Array:
 
 
 LARGE = 1 << 13
-"""Elements from which noise is made tile by tile, which compiles more slowly and runs several times faster."""
+"""Elements from which XLA is told the order of its loops, which compiles more slowly and runs several times faster."""
 
 Finish = Callable[[list[jax.Array]], list[jax.Array]]
 """The four words of each block -> its four lanes of elements."""
@@ -76,23 +77,18 @@ def _tiles(words: jax.Array, draw: jax.Array, stream: int, finish: Finish, full:
         return jnp.concatenate(finish(_words(block, k0, k1, draw, stream)), axis=2)
 
     def by_block(draw: jax.Array) -> jax.Array:
-        # XLA on a CPU writes one array a loop, and makes again what two loops read. With the lane as the last axis, the loop
-        # over it is the innermost, and all but the choice of the lane is moved out of it: each block is made once.
+        # With the lane as the last axis, the loop over it is the innermost, and all but the choice of the lane is moved out of
+        # it: each block is made once. Merged with what reads it, the loop would run in another order.
         shape = (batch, full, tile, 4)
         index = partial(jax.lax.broadcasted_iota, jnp.uint32, shape)
         lanes = finish(_words(index(1) * jnp.uint32(tile) + index(2), k0, k1, draw, stream))
         pairs = [jnp.where(index(3) % 2 == 0, lanes[i], lanes[i + 1]) for i in (0, 2)]
-        return jnp.where(index(3) < 2, *pairs)
+        return jnp.where(index(3) < 2, pairs[0], pairs[1])
 
-    def apart(draw: jax.Array) -> jax.Array:
-        # Else the loop is merged with what reads it, in the order of that. A barrier does not keep XLA from it; a branch
-        # does where it cannot know that it is always taken.
-        empty = jax.eval_shape(by_block, draw)
-        always = (draw | jnp.uint32(1)) != 0
-        made = jax.lax.cond(always, by_block, lambda _: jnp.zeros(empty.shape, empty.dtype), draw)
-        return jnp.swapaxes(made, 2, 3)
+    def in_order(draw: jax.Array) -> jax.Array:
+        return jnp.swapaxes(jax_order.apart(draw, by_block, draw), 2, 3)
 
-    found: jax.Array = jax.lax.platform_dependent(draw, cpu=apart, default=by_lane)
+    found: jax.Array = jax.lax.platform_dependent(draw, cpu=in_order, default=by_lane)
     return found.reshape(batch, -1)
 
 
