@@ -14,10 +14,12 @@ from jax.experimental import io_callback
 
 from diffcore import _known, sampling
 from diffcore._array import Array
-from diffcore.backends import jax_noise
+from diffcore.backends import jax_noise, jax_order
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.sampling import State
+
+Carry = tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]
 
 
 class JAXBackend(ArrayAPIBackend):
@@ -110,7 +112,7 @@ class JAXBackend(ArrayAPIBackend):
         return jax.jit(function)
 
 
-@partial(jax.jit, static_argnames="transform_x")
+@partial(jax.jit, static_argnames=("transform_x", "carried"))
 def _stage(
     z: jax.Array,
     saved: jax.Array | None,
@@ -123,20 +125,64 @@ def _stage(
     held: tuple[Any, ...] | None = None,
     *,
     transform_x: Callable[[Array], Array] | None,
-) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]:
+    carried: bool = False,
+) -> Carry:
     """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it."""
-    if seeds is not None:
-        eps = jax_noise.normal(seeds, draw, tuple(z.shape), dtype=z.dtype)
-    after = sampling.advance(State(z, saved, estimates, 0, None), y, row, eps, transform_x)
-    if held is None:
-        return after.z, after.saved, after.estimates
-    x, known, known_row, known_eps, known_seeds = held
-    if known_seeds is not None:
-        known_eps = jax_noise.normal(known_seeds, draw, tuple(z.shape), dtype=z.dtype, stream=_known.STREAM)
-    return _known.overwrite(after.z, z, x, known, known_row, known_eps), after.saved, after.estimates
+    draw_normal = partial(jax_noise.normal, draw=draw, shape=tuple(z.shape), dtype=z.dtype)
+    eps = eps if seeds is None else draw_normal(seeds)
+    known_eps = None
+    if held is not None:
+        known_eps = held[3] if held[4] is None else draw_normal(held[4], stream=_known.STREAM)
+    state = State(z, saved, estimates, 0, None)
+
+    def fix(after: jax.Array) -> jax.Array:
+        if held is None:
+            return after
+        fixed: jax.Array = _known.overwrite(after, z, held[0], held[1], held[2], known_eps)
+        return fixed
+
+    def plain() -> Carry:
+        after = sampling.advance(state, y, row, eps, transform_x)
+        return fix(after.z), after.saved, after.estimates
+
+    def in_place() -> Carry:
+        return _in_place(state, y, row, eps, draw, fix, transform_x)
+
+    if not carried or z.size < jax_noise.LARGE or (saved is None and not estimates):
+        return plain()
+    after: Carry = jax.lax.platform_dependent(cpu=in_place, default=plain)
+    return after
 
 
-Carry = tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]
+def _in_place(
+    state: State,
+    y: jax.Array,
+    row: jax.Array,
+    eps: jax.Array | None,
+    draw: jax.Array,
+    fix: Callable[[jax.Array], jax.Array],
+    transform_x: Callable[[Array], Array] | None,
+) -> Carry:
+    """The same where a run goes on in the same memory: x-hat and the saved state apart, the state over the old one, and then
+    the rest, each over what is read no more. Left to itself XLA copies all that comes in first.
+    """
+
+    def move(after: jax.Array, array: jax.Array) -> jax.Array:
+        return jax_order.apart(after, lambda array: array, array)
+
+    x = jax_order.apart(draw, lambda: sampling.estimate(state.z, y, row, transform_x))
+    saved = None
+    if state.saved is not None:
+        saved = jax_order.apart(draw, lambda: jnp.asarray(sampling.update(state, x, row, None).saved))
+        row = move(saved, row)
+    z = last = fix(sampling.update(state, x, row, eps).z)
+    if saved is not None:
+        saved = last = move(last, saved)
+    estimates: tuple[jax.Array, ...] = ()
+    for estimate in reversed((x.astype(z.dtype), *state.estimates)[: len(state.estimates)]):
+        last = move(last, estimate)
+        estimates = (last, *estimates)
+    return z, saved, estimates
 
 
 def _scan(
@@ -167,7 +213,7 @@ def _scan(
             known_eps = None if noise is None else _known.draw(None, State(*carry, 0, None), noise, index + 1, stages)
             fixed = (x, mask, known_row, known_eps, seeds if noise is None else None)
         carry, y, row, index, fixed = jax.lax.optimization_barrier((carry, y, row, index, fixed))
-        after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, transform_x=transform_x)
+        after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, transform_x=transform_x, carried=True)
         after = jax.lax.optimization_barrier(after)
         if callback is not None:
             tell = lambda *parts: (callback(State(*parts)), None)[1]  # noqa: E731

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffcore import _philox
 from diffcore._array import Array, is_half
+from diffcore.backends import jax_order
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,10 +32,10 @@ def _word(value: Any) -> jax.Array:
 
 
 LARGE = 1 << 13
-"""Elements from which noise is made tile by tile, which compiles more slowly and runs several times faster."""
+"""Elements from which XLA is told the order of its loops, which compiles more slowly and runs several times faster."""
 
-Finish = Callable[[jax.Array, jax.Array, Any], jax.Array]
-"""(the two words of a pair of elements, whether it is the second of them) -> elements."""
+Finish = Callable[[list[jax.Array]], list[jax.Array]]
+"""The four words of each block -> its four lanes of elements."""
 
 
 def _words(block: jax.Array, k0: jax.Array, k1: jax.Array, draw: jax.Array, stream: int) -> list[jax.Array]:
@@ -57,40 +58,38 @@ def _elements(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream:
         if rest:
             left = math.prod(shape[1:]) - 4 * _philox.TILE * full
             block = full * _philox.TILE + jnp.arange(rest, dtype=jnp.uint32)[None, :]
-            lanes = _lanes(_words(block, words[:, 0:1], words[:, 1:2], draw, stream), finish)
+            lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
             parts.append(jnp.concatenate(lanes, axis=1)[:, :left])
         return jnp.concatenate(parts, axis=1).reshape(shape)
     block = jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :]
-    lanes = _lanes(_words(block, words[:, 0:1], words[:, 1:2], draw, stream), finish)
+    lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
     assembled: jax.Array = _philox.assemble(jnp, lanes, shape)
     return assembled
 
 
 def _tiles(words: jax.Array, draw: jax.Array, stream: int, finish: Finish, full: int) -> jax.Array:
     """Return the full tiles of each sample as elements in order, (B, 4 T full)."""
-    block = jnp.arange(full * _philox.TILE, dtype=jnp.uint32).reshape(1, full, 1, _philox.TILE)
+    batch, tile = words.shape[0], _philox.TILE
     k0, k1 = (words[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
 
-    def make(draw: jax.Array) -> list[jax.Array]:
-        return _words(block, k0, k1, draw, stream)
-
     def by_lane(draw: jax.Array) -> jax.Array:
-        return jnp.concatenate(_lanes(make(draw), finish), axis=2)
+        block = jnp.arange(full * tile, dtype=jnp.uint32).reshape(1, full, 1, tile)
+        return jnp.concatenate(finish(_words(block, k0, k1, draw, stream)), axis=2)
 
-    def by_element(draw: jax.Array) -> jax.Array:
-        # On a CPU XLA fuses the words into each of the lanes that read them, and so makes them four times, and the lanes into
-        # what reads them. A barrier does not keep it from that; a branch that it cannot decide does.
-        w: list[jax.Array] = jax.lax.cond(draw == jnp.uint32(_philox.MASK), make, make, draw)
-        lane = jnp.arange(4, dtype=jnp.uint32).reshape(1, 1, 4, 1)
-        return finish(jnp.where(lane < 2, w[0], w[2]), jnp.where(lane < 2, w[1], w[3]), lane % 2 == 1)
+    def by_block(draw: jax.Array) -> jax.Array:
+        # With the lane as the last axis, the loop over it is the innermost, and all but the choice of the lane is moved out of
+        # it: each block is made once. Merged with what reads it, the loop would run in another order.
+        shape = (batch, full, tile, 4)
+        index = partial(jax.lax.broadcasted_iota, jnp.uint32, shape)
+        lanes = finish(_words(index(1) * jnp.uint32(tile) + index(2), k0, k1, draw, stream))
+        pairs = [jnp.where(index(3) % 2 == 0, lanes[i], lanes[i + 1]) for i in (0, 2)]
+        return jnp.where(index(3) < 2, pairs[0], pairs[1])
 
-    found: jax.Array = jax.lax.platform_dependent(draw, cpu=by_element, default=by_lane)
-    return found.reshape(words.shape[0], -1)
+    def in_order(draw: jax.Array) -> jax.Array:
+        return jnp.swapaxes(jax_order.apart(draw, by_block, draw), 2, 3)
 
-
-def _lanes(words: list[jax.Array], finish: Finish) -> list[jax.Array]:
-    """Return four lanes of elements."""
-    return [finish(words[i], words[i + 1], second) for i in (0, 2) for second in (False, True)]
+    found: jax.Array = jax.lax.platform_dependent(draw, cpu=in_order, default=by_lane)
+    return found.reshape(batch, -1)
 
 
 def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> jax.Array:
@@ -115,17 +114,14 @@ def normal(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _bits(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int) -> jax.Array:
-    found: jax.Array = _elements(words, draw, shape, stream, lambda a, b, second: jnp.where(second, b, a))
-    return found
+    return _elements(words, draw, shape, stream, lambda w: w)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _normal(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], dtype: Any, stream: int) -> jax.Array:
     wide = jnp.float32 if is_half(dtype) else dtype
 
-    def normals(radius: jax.Array, angle: jax.Array, second: Any) -> jax.Array:
-        x, y = _philox.pair(jnp, radius, angle, wide, jnp.int32)
-        return jnp.where(second, y, x)
+    def normals(w: list[jax.Array]) -> list[jax.Array]:
+        return [lane for i in (0, 2) for lane in _philox.pair(jnp, w[i], w[i + 1], wide, jnp.int32)]
 
-    found: jax.Array = _elements(words, draw, shape, stream, normals).astype(dtype)
-    return found
+    return _elements(words, draw, shape, stream, normals).astype(dtype)

@@ -267,35 +267,48 @@ def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Ca
     Half precision is computed in float32 and rounded once. A Python coefficient of 0 costs nothing, and one of 1 keeps
     every bit.
     """
-    xp = _array.namespace("step", z=state.z, y=y, noise=eps if eps is not None else state.z)
-    dtype = state.z.dtype
-    if isinstance(row, list | tuple):
-        at = list(row)
-    else:
-        at = [row[..., column] for column in range(row.shape[-1])]
-    count = (len(at) - 2) // 2
-    z, saved, noisy = (None if part is None else _array.widen(xp, part) for part in (state.z, state.saved, eps))
-    past = tuple(_array.widen(xp, estimate) for estimate in state.estimates)
-    x = combine(xp, z, [(at[0], z), (at[1], _array.widen(xp, y))])
+    _array.namespace("step", z=state.z, y=y, noise=eps if eps is not None else state.z)
+    return update(state, estimate(state.z, y, row, transform_x), row, eps)
+
+
+def estimate(z: Array, y: Array, row: Any, transform_x: Callable[[Array], Array] | None) -> Array:
+    """Return x-hat of a stage, in the dtype that a stage is computed in: the first half of `advance`."""
+    xp = _array.library(z)
+    of_z, of_y = _columns(row)[:2]
+    wide = _array.widen(xp, z)
+    x = combine(xp, wide, [(of_z, wide), (of_y, _array.widen(xp, y))])
     if x is y:  # the denoiser's own memory, which it may write to again
         x = xp.astype(x, x.dtype)
-    if transform_x is not None:
-        x = transform_x(x)
+    return x if transform_x is None else transform_x(x)
+
+
+def update(state: State, x: Array, row: Any, eps: Array | None) -> State:
+    """Return the state after a stage whose x-hat is x: the second half of `advance`."""
+    xp = _array.library(state.z)
+    dtype = state.z.dtype
+    at = _columns(row)[2:]
+    count = len(at) // 2
+    z, saved, noisy = (None if part is None else _array.widen(xp, part) for part in (state.z, state.saved, eps))
+    past = tuple(_array.widen(xp, earlier) for earlier in state.estimates)
     terms: dict[int, Array | None] = {Z: z, SAVED: saved, NOISE: noisy, X: x}
-    terms.update({X + 1 + back: estimate for back, estimate in enumerate(past)})
-    new_z = combine(xp, z, [(at[2 + column], terms[column]) for column in range(count)])
+    terms.update({X + 1 + back: earlier for back, earlier in enumerate(past)})
+    new_z = combine(xp, z, [(at[column], terms[column]) for column in range(count)])
     new_saved = None
     if state.saved is not None:
-        new_saved = combine(xp, z, [(at[2 + count + column], terms[column]) for column in range(count)])
+        new_saved = combine(xp, z, [(at[count + column], terms[column]) for column in range(count)])
     kept = (x, *past)[: len(past)]
     finish = lambda array: xp.astype(array, dtype, copy=False)  # noqa: E731
     return State(
         finish(new_z),
         None if new_saved is None else finish(new_saved),
-        tuple(finish(estimate) for estimate in kept),
+        tuple(finish(earlier) for earlier in kept),
         state.index + 1,
         state.seeds,
     )
+
+
+def _columns(row: Any) -> list[Any]:
+    return list(row) if isinstance(row, list | tuple) else [row[..., column] for column in range(row.shape[-1])]
 
 
 def combine(xp: Any, like: Array, terms: list[tuple[Any, Array | None]]) -> Array:
