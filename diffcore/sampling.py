@@ -203,9 +203,9 @@ def sample(
             denoiser sees it noised at the level of each stage.
         progress: show a bar (needs tqdm: diffcore[progress]).
         callback: called with the `State` after every stage.
-        compile: fuse each stage. On torch None means yes on CUDA, no on a CPU. On JAX a whole run is always one trace;
-            True keeps the compiled run for the next call with the same denoiser, which must then be pure, as for
-            jax.jit.
+        compile: have the library's compiler fuse each stage. On torch None means the kernels of diffcore where they serve,
+            Triton on CUDA and C on a CPU, and True torch.compile. On JAX a whole run is always one trace; True keeps the
+            compiled run for the next call with the same denoiser, which must then be pure, as for jax.jit.
 
     Returns:
         An array of the shape, dtype, device and library of the start. On torch no gradients are recorded unless the
