@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -81,34 +80,6 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(make: Callable[..., dc.Pl
         saved = None if kept.saved is None else to(host(kept.saved).copy())  # through the host, as a file would
         state = dc.State(to(host(kept.z).copy()), saved, tuple(to(host(e).copy()) for e in kept.estimates), *kept[3:])
         np.testing.assert_array_equal(host(sample(denoise, plan, state, prediction="v", to=to)), host(clip))
-
-
-@pytest.mark.parametrize("name", ["dpm++3m", "unipc2", "dpm++3m sde"])
-def test_on_jax_a_large_run_is_numpys_and_resumes_bit_for_bit(name: str) -> None:
-    """Large runs keep what they overwrite in order; nothing may be read too late, whatever the denoiser is."""
-    from diffcore.backends import jax_noise
-
-    plan = SAMPLERS[name](schedule_of("vp"), steps=5)
-    z = np.linspace(-2.0, 2.0, jax_noise.LARGE, dtype=np.float32).reshape(2, -1, 4)
-    settings: dict[str, Any] = {"prediction": "v", "transform_x": dc.guidance.clip()}
-    states: list[dc.State] = []
-    clip = dc.sample(denoise, plan, jnp.asarray(z), seed=3, callback=states.append, **settings)
-    np.testing.assert_allclose(host(clip), dc.sample(denoise, plan, z, seed=3, **settings), rtol=0, atol=2e-5)
-    step = dc.start(plan, jnp.asarray(z), seed=3)
-    for reached in states:
-        step = dc.step(plan, step, denoise(step.z, None), **settings)
-        for found, want in zip(jax.tree.leaves(reached), jax.tree.leaves(step), strict=True):
-            np.testing.assert_allclose(host(found), host(want), rtol=0, atol=2e-5)
-    for stop in (0, len(plan) - 2):
-        np.testing.assert_array_equal(host(dc.sample(denoise, plan, states[stop], **settings)), host(clip))
-    both = jax.vmap(lambda z: dc.sample(denoise, plan, z, seed=3, **settings))(
-        jnp.stack([jnp.asarray(z), -jnp.asarray(z)])
-    )
-    np.testing.assert_allclose(host(both[0]), host(clip), rtol=0, atol=2e-5)
-    slope = jax.grad(lambda z: dc.sample(denoise, plan, z, seed=3, prediction="v").sum())(jnp.asarray(z))
-    np.testing.assert_allclose(
-        host(slope), host(slope)[0, 0, 0], rtol=1e-4
-    )  # the run is linear in z, equally everywhere
 
 
 @every_library
@@ -192,137 +163,6 @@ def _by_hand(plan: dc.Plan, call: Callable[[Any, Any], Any], z: Any, prediction:
     return state.z
 
 
-def test_on_jax_a_run_is_one_trace() -> None:
-    calls = []
-
-    def counted(z: Any, log_snr: Any) -> Any:
-        calls.append(1)
-        assert log_snr.shape == (2,)
-        return -0.6 * z
-
-    for name in ("ancestral0", "predictor_corrector", "heun churned", "dpm++3m", "unipc2"):
-        calls.clear()
-        dc.sample(counted, SAMPLERS[name](schedule_of("vp"), steps=6), start_of(jnp.asarray), seed=1, prediction="v")
-        assert len(calls) == 1, name
-
-
-def test_on_jax_a_kept_run_serves_every_plan_that_reads_the_same() -> None:
-    calls = []
-
-    def counted(z: Any, log_snr: Any) -> Any:
-        calls.append(1)
-        return -0.6 * z
-
-    first, second = dc.samplers.ddim(schedule_of("vp"), steps=6), dc.samplers.euler(schedule_of("vp"), steps=6)
-    a = dc.sample(counted, first, start_of(jnp.asarray), prediction="v", compile=True)
-    b = dc.sample(counted, second, start_of(jnp.asarray), prediction="v", compile=True)
-    assert len(calls) == 1
-    np.testing.assert_allclose(host(a), host(b), atol=1e-6)
-
-
-def test_on_jax_a_run_goes_under_jit_grad_and_vmap() -> None:
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
-
-    def run(z: Any) -> Any:
-        return dc.sample(denoise, plan, z, seed=1, prediction="v")
-
-    z = start_of(jnp.asarray)
-    np.testing.assert_allclose(host(jax.jit(run)(z)), host(run(z)), atol=1e-6)
-    slope = host(jax.grad(lambda z: run(z).sum())(z))
-    assert np.isfinite(slope).all()
-    assert slope.std() < 1e-5  # the run is linear in z: the same slope everywhere
-    both = jax.vmap(run)(jnp.stack([z, 2.0 * z]))
-    np.testing.assert_allclose(host(both[0]), host(run(z)), atol=1e-6)
-
-
-@pytest.mark.parametrize("keep", [True, None])
-def test_on_jax_a_run_writes_over_its_own_start_and_never_over_a_callers(keep: bool | None) -> None:
-    from diffcore.backends import Run
-    from diffcore.backends.jax_backend import backend
-
-    plan = SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=4)
-    z = start_of(jnp.asarray)
-    state = dc.start(plan, z, seed=3)
-    for start in (z, state):
-        first, second = (dc.sample(denoise, plan, start, seed=3, prediction="v", compile=keep) for _ in range(2))
-        np.testing.assert_array_equal(host(first), host(second))
-    run = Run(denoise, plan, plan.coefficients("v"), compile=keep)
-    fresh = dc.start(plan, shape=(2, 5), like=z, seed=3)
-    want = host(backend.run(run, fresh).z)
-    assert not fresh.z.is_deleted()
-    np.testing.assert_array_equal(host(backend.run(dataclasses.replace(run, owned=True), fresh).z), want)
-    assert all(array.is_deleted() for array in (fresh.z, *fresh.estimates))
-    cached = jnp.ones((2, 5))
-    drawn = [
-        dc.sample(denoise, plan, shape=(2, 5), like=z, noise=lambda *_: cached, prediction="v", compile=keep)
-        for _ in range(2)
-    ]
-    np.testing.assert_array_equal(host(drawn[0]), host(drawn[1]))
-
-
-def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._dynamo.utils import counters
-
-    from diffcore.backends import torch_backend
-
-    monkeypatch.setattr(torch_backend, "FUSED", 0)
-    torch._dynamo.reset()
-    counters.clear()
-    z = start_of(torch.from_numpy)
-    for name in ("ancestral0", "ddim1", "predictor_corrector", "dpm++1 sde", "ancestral1"):
-        plan = SAMPLERS[name](schedule_of("vp"), steps=5)
-        fused = dc.sample(denoise, plan, z, seed=9, prediction="v", compile=True)
-        plain = dc.sample(denoise, plan, z, seed=9, prediction="v")
-        np.testing.assert_allclose(host(fused), host(plain), atol=2e-6)
-    assert counters["stats"]["unique_graphs"] == 1
-    for name in ("dpm++3m", "unipc2", "heun"):
-        plan = SAMPLERS[name](schedule_of("vp"), steps=5)
-        fused = dc.sample(denoise, plan, z, seed=9, prediction="v", compile=True)
-        plain = dc.sample(denoise, plan, z, seed=9, prediction="v")
-        np.testing.assert_allclose(host(fused), host(plain), atol=2e-4)
-    assert counters["stats"]["unique_graphs"] == 4
-
-
-def test_on_torch_ten_sizes_are_ten_graphs_and_none_falls_back() -> None:
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
-    for size in range(4096, 4106):  # the compiler alone would give up at eight, with a warning, which is an error here
-        dc.sample(denoise, plan, torch.ones(1, size), prediction="v", compile=True)
-    assert counters["stats"]["unique_graphs"] == 10
-
-
-def test_on_torch_each_clip_is_a_graph_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcore.backends import torch_backend
-
-    kinds: set[Any] = set()
-
-    def fused(*kind: Any) -> Any:
-        kinds.add(kind)
-        return torch_backend._stage
-
-    monkeypatch.setattr(torch_backend, "_fused", fused)
-    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
-    for bound in (0.5, 1.0, 1.0, 1.5):  # in one code object the compiler would give up at eight, and run uncompiled
-        clip = dc.guidance.clip(-bound, bound)
-        dc.sample(denoise, plan, torch.ones(1, 4096), prediction="v", compile=True, transform_x=clip)
-    assert len(kinds) == 3
-
-
-def test_on_torch_a_tangent_is_carried_through_a_run_that_would_be_compiled() -> None:
-    forward = torch.autograd.forward_ad
-    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=2)
-    z = torch.linspace(-1.0, 1.0, 4096).reshape(1, -1)
-    with forward.dual_level():
-        dual = forward.make_dual(z, torch.ones_like(z))
-        ends = [dc.sample(denoise, plan, dual, prediction="v", compile=fuse) for fuse in (True, False)]
-        tangents = [forward.unpack_dual(end).tangent for end in ends]
-    assert tangents[0] is not None
-    torch.testing.assert_close(tangents[0], tangents[1])
-
-
 @every_library
 @pytest.mark.parametrize("result", [False, 0, np.zeros(2)], ids=str)
 def test_what_a_callback_returns_does_not_matter(result: Any, to: Callable[[Any], Any]) -> None:
@@ -365,43 +205,6 @@ def test_a_denoiser_may_write_every_prediction_to_the_same_memory(size: int, to:
     want = dc.sample(denoise, plan, z, prediction="x")
     np.testing.assert_array_equal(host(clip), host(want))
     np.testing.assert_array_equal(host(state.z), host(want))
-
-
-def test_on_torch_a_small_run_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcore.backends import torch_backend
-
-    monkeypatch.setattr(torch_backend, "_fused", lambda *_: pytest.fail("compiled"))
-    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=3)
-    z = start_of(torch.from_numpy)
-    plain = dc.sample(denoise, plan, z, prediction="v")
-    assert torch.equal(dc.sample(denoise, plan, z, prediction="v", compile=True), plain)
-    with pytest.raises(pytest.fail.Exception):
-        dc.sample(denoise, plan, torch.zeros(2, torch_backend.FUSED), prediction="v", compile=True)
-
-
-def test_on_torch_a_step_of_ones_own_compiles_to_one_graph() -> None:
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=5)
-    compiled = torch.compile(lambda state, y: dc.step(plan, state, y, prediction="eps"), fullgraph=True)
-    state = want = dc.start(plan, start_of(torch.from_numpy), seed=5)
-    for _log_snr in plan.log_snr:
-        state = compiled(state, 0.9 * state.z)
-        want = dc.step(plan, want, 0.9 * want.z, prediction="eps")
-    np.testing.assert_allclose(host(state.z), host(want.z), rtol=1e-5, atol=1e-5)
-    assert counters["stats"]["unique_graphs"] == 1
-
-
-def test_on_torch_gradients_are_recorded_only_when_the_start_asks() -> None:
-    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=3)
-    weight = torch.tensor(-0.6, requires_grad=True)
-    assert not dc.sample(lambda z, l: weight * z, plan, start_of(torch.from_numpy), prediction="v").requires_grad
-    z = start_of(torch.from_numpy).requires_grad_()
-    (slope,) = torch.autograd.grad(dc.sample(lambda z, l: weight * z, plan, z, prediction="v").sum(), z)
-    assert torch.isfinite(slope).all()
-    assert slope.abs().max() > 0
 
 
 @every_library
