@@ -40,6 +40,10 @@ def test_on_jax_a_large_run_is_numpys_and_resumes_bit_for_bit(name: str) -> None
         jnp.stack([jnp.asarray(z), -jnp.asarray(z)])
     )
     np.testing.assert_allclose(host(both[0]), host(clip), rtol=0, atol=2e-5)
+    held = [dc.conditioning.replacement(to(np.clip(z, -1.0, 1.0)), to(z > 0.5)) for to in (np.asarray, jnp.asarray)]
+    found = dc.sample(denoise, plan, jnp.asarray(z), seed=3, constraint=held[1], **settings)
+    want = dc.sample(denoise, plan, z, seed=3, constraint=held[0], **settings)
+    np.testing.assert_allclose(host(found), want, rtol=0, atol=2e-5)
     slope = jax.grad(lambda z: dc.sample(denoise, plan, z, seed=3, prediction="v").sum())(jnp.asarray(z))
     np.testing.assert_allclose(
         host(slope), host(slope)[0, 0, 0], rtol=1e-4
