@@ -396,6 +396,26 @@ def test_errors_say_what_is_wrong(argument: str, value: Any, kind: type[Exceptio
         bad(lambda arguments: arguments.update({argument: value}))
 
 
+@pytest.mark.parametrize("name", ["extend", "interpolate", "upscale"])
+@pytest.mark.parametrize(
+    ("argument", "value", "kind"),
+    [
+        ("seed", 2**64, ValueError),
+        ("seed", 1.5, TypeError),
+        ("weight", float("nan"), ValueError),
+        ("weight", "much", ValueError),
+        ("iterations", 0, ValueError),
+        ("prediction", "noise", ValueError),
+        ("transform_x", 1.0, TypeError),
+    ],
+)
+def test_what_does_not_depend_on_the_video_is_checked_at_once(
+    name: str, argument: str, value: Any, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=f"`{argument}`"):
+        run(name, movie(4), **{argument: value})
+
+
 def test_numpy_says_that_it_has_no_gradients() -> None:
     with pytest.raises(TypeError, match="replacement"):
         list(run("extend", movie(4), method="reconstruction"))

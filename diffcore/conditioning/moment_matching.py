@@ -169,9 +169,14 @@ def moment_matching(
     """
     if isinstance(noise_std, bool) or not 0.0 <= noise_std < float("inf"):
         raise ValueError(f"{FUNCTION}: `noise_std` is {noise_std!r}, but takes a finite number >= 0")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{FUNCTION}: `iterations` is {iterations!r}, but takes a whole number >= 1")
+    check_iterations(FUNCTION, iterations)
     term = Term(observed, mask, measure, float(noise_std))
     inner = denoise.iterations if isinstance(denoise, MomentMatching) else 0
     checked = given(FUNCTION, MomentMatching, denoise, term, prediction, schedule)
     return MomentMatching(*checked, max(iterations, inner))
+
+
+def check_iterations(function: str, iterations: Any) -> None:
+    """Raise ValueError unless iterations are a whole number of at least 1."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"{function}: `iterations` is {iterations!r}, but takes a whole number >= 1")

@@ -98,10 +98,14 @@ def reconstruction(
     >>> guided(np.zeros((1, 2)), 0.0).round(4)
     array([[0.    , 0.4762]])
     """
-    if not callable(weight) and (
-        isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not math.isfinite(weight)
-    ):
-        raise ValueError(f"{FUNCTION}: `weight` is {weight!r}, but takes a finite number, or a function of log_snr")
-    strength = weight if callable(weight) else float(weight)
-    term = Term(observed, mask, measure, strength)
+    term = Term(observed, mask, measure, weight_of(FUNCTION, weight))
     return Reconstruction(*given(FUNCTION, Reconstruction, denoise, term, prediction, schedule))
+
+
+def weight_of(function: str, weight: Any) -> float | Callable[[Array], Array]:
+    """Return a weight that is finite, or a function, or raise ValueError."""
+    if callable(weight):
+        return weight  # type: ignore[no-any-return]
+    if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not math.isfinite(weight):
+        raise ValueError(f"{function}: `weight` is {weight!r}, but takes a finite number, or a function of log_snr")
+    return float(weight)

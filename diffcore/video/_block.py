@@ -10,8 +10,10 @@ import numpy as np
 
 from diffcore import _array, conditioning, noise, sampling
 from diffcore._array import Array
+from diffcore.conditioning.moment_matching import check_iterations
+from diffcore.conditioning.reconstruction import weight_of
 from diffcore.plan import Plan
-from diffcore.predictions import Prediction, table
+from diffcore.predictions import Prediction, row_function, table
 
 METHODS = ("reconstruction", "replacement", "moment_matching")
 
@@ -46,6 +48,15 @@ class Sampler:
             raise TypeError(
                 f"{self.function}: `plan` is {type(self.plan).__name__}, but takes a diffcore.Plan; see diffcore.samplers"
             )
+        if self.transform_x is not None and not callable(self.transform_x):
+            raise TypeError(
+                f"{self.function}: `transform_x` is {type(self.transform_x).__name__}, but takes a function of x-hat"
+            )
+        weight_of(self.function, self.weight)
+        check_iterations(self.function, self.iterations)
+        noise.seed_words(self.seed, len(self.seed) if hasattr(self.seed, "__len__") else 1)
+        if self.prediction is not None:
+            row_function(self.function, "prediction", self.prediction)
         if self.prediction is None and getattr(self.denoise, "prediction", None) is None:
             raise TypeError(
                 f"{self.function}: `prediction` is missing; say what the denoiser returns, one of {sorted(table())}"
