@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import pytest
 
 from benchmarks import report
 
@@ -30,42 +33,55 @@ def main() -> int:
     if given.compare:
         print(report.compare(*(json.loads(path.read_text(encoding="utf-8")) for path in given.compare)))
         return 0
+    results, worst = [], 0
+    for path in sorted(HERE.glob("bench_*.py")):  # each by itself, and what it found kept at once
+        code, result = _run(path, given)
+        worst = worst if code == pytest.ExitCode.NO_TESTS_COLLECTED else max(worst, code)
+        if result is None:
+            continue
+        results.append(result)
+        merged = report.merged(results)
+        for place, content in (
+            (given.json, json.dumps(merged, indent=1) + "\n"),
+            (given.markdown, report.markdown(merged)),
+        ):
+            if place is not None:
+                part = place.with_name(f".{place.name}.part")
+                part.write_text(content, encoding="utf-8")
+                os.replace(part, place)
+    if results:
+        print(report.markdown(report.merged(results)))
+    return worst
+
+
+def _run(path: Path, given: argparse.Namespace) -> tuple[int, report.Result | None]:
+    """Return the exit status of one file of the suite, and its result, if it has rows."""
     with tempfile.TemporaryDirectory() as folder:
         raw, notes = Path(folder, "raw.json"), Path(folder, "notes.xml")
         command = [
             sys.executable,
             "-m",
             "pytest",
-            str(HERE),
-            "--override-ini",
-            "python_files=bench_*.py",
+            str(path),
             "--benchmark-only",
-        ]
-        command += [
-            "--override-ini",
-            "addopts=",
             "-q",
             "-p",
             "no:xdist",
             "-W",
             "ignore",
-            "--benchmark-columns=min,median,rounds",
-            f"--device={given.device}",
         ]
-        command += [f"--benchmark-json={raw}", f"--junit-xml={notes}"]
-        command += ["--quick"] if given.quick else []
-        command += ["-k", given.k] if given.k else []
+        command += ["--override-ini", "python_files=bench_*.py", "--override-ini", "addopts="]
+        command += ["--benchmark-columns=min,median,rounds", f"--benchmark-json={raw}", f"--junit-xml={notes}"]
+        command += [
+            f"--device={given.device}",
+            *(["--quick"] if given.quick else []),
+            *(["-k", given.k] if given.k else []),
+        ]
         code = subprocess.run(command, check=False, cwd=HERE.parent).returncode
-        if not notes.exists():
-            return code or 1
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED or not notes.exists():
+            return code, None
         text = raw.read_text(encoding="utf-8") if raw.exists() else ""
-        result = report.result(json.loads(text or '{"benchmarks": []}'), notes, given.device, given.quick)
-    text = report.markdown(result)
-    print(text)
-    for path, content in ((given.json, json.dumps(result, indent=1) + "\n"), (given.markdown, text)):
-        if path is not None:
-            path.write_text(content, encoding="utf-8")
-    return code
+        return code, report.result(json.loads(text or '{"benchmarks": []}'), notes, given.device, given.quick)
 
 
 if __name__ == "__main__":

@@ -67,13 +67,14 @@ def test_import(benchmark: Any, name: str, role: str) -> None:
     """CPU time of an import after that of NumPy."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed; {peers.HOW}")
+    command = [sys.executable, "-W", "ignore", "-c", IMPORT.format(name=name)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if first.returncode:
+        pytest.skip(f"{name} does not import here: {first.stderr.strip().splitlines()[-1]}")
     found: list[float] = []
 
     def measure() -> None:
-        command = [sys.executable, "-W", "ignore", "-c", IMPORT.format(name=name)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        if done.returncode:
-            pytest.skip(f"{name} does not import here: {done.stderr.strip().splitlines()[-1]}")
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         found.append(float(done.stdout.splitlines()[-1]))
 
     benchmark.group = "import, after numpy"

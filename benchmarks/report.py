@@ -53,6 +53,15 @@ def result(raw: Result, notes: Path, device: str, quick: bool) -> Result:
     }
 
 
+def merged(results: list[Result]) -> Result:
+    """Return the results of several parts of one run as one: the rows of all, and the head of the last."""
+    missing: dict[str, list[str]] = {}
+    for result in results:
+        for reason, names in result["missing"].items():
+            missing.setdefault(reason, []).extend(names)
+    return results[-1] | {"rows": [row for result in results for row in result["rows"]], "missing": missing}
+
+
 def markdown(result: Result) -> str:
     """Return a result as tables, a group each; a ratio over 1 means that ours is faster."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
