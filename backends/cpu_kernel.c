@@ -6,7 +6,6 @@
    those of diffcore.sampling.advance, and are equal whatever the width of the vectors. */
 
 #define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
@@ -265,7 +264,7 @@ static int whole(PyObject *number, int64_t *value)
 /* How many programs an array of `items` elements in samples of `size` has; the range asked for must lie within. */
 static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t end, Py_ssize_t keys)
 {
-    if (size <= 0 || items % size)
+    if (size <= 0 || size > INT64_MAX - 4 * TILE || items % size)
         return refuse("samples do not fill the array");
     const int64_t samples = items / size, programs = samples * ((size + 4 * TILE - 1) / (4 * TILE));
     if (begin < 0 || begin > end || end > programs)
@@ -370,12 +369,12 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
     if (PyObject_GetBuffer(args[3], &views[Z], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
         return NULL;
     const char kind = views[Z].format == NULL ? 'B' : *views[Z].format;
-    const Py_ssize_t items = views[Z].len / views[Z].itemsize;
     const Tile tile = tile_for(kind);
     if (tile == NULL) {
         refuse("a stage takes float32, float64, float16, or bfloat16 as uint16");
         goto done;
     }
+    const Py_ssize_t items = views[Z].len / views[Z].itemsize;
     for (int i = 0; i < 8; i++)
         if (arrays[i] != Z && take(&views[arrays[i]], args[i], arrays[i] <= TO_X, kind, items))
             goto done;
@@ -430,7 +429,12 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static PyModuleDef_Slot slots[] = {
+#if defined(Py_mod_gil)
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* nothing is shared but the caller's arrays */
+#endif
+    {0, NULL},
+};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, .m_name = "cpu_kernel", .m_doc = "A stage of a plan, and its noise, on a CPU.", .m_methods = functions, .m_slots = slots,

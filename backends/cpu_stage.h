@@ -79,14 +79,14 @@ typedef struct {
 } OF(Stage);
 
 /* One strip: what is summed stays in registers. */
-INLINE void OF(strip)(const OF(Stage) *s, REAL *restrict x, int at, int count)
+INLINE void OF(strip)(const OF(Stage) *s, REAL *x, int at, int count)
 {
     REAL total[STRIP];
     if (s->makes_x) {
         OF(sum)(total, &s->x, at, count);
         for (int i = 0; i < count; i++) { /* NaN stays NaN */
-            const REAL raised = !s->clips || total[i] > s->low || total[i] != total[i] ? total[i] : s->low;
-            x[i] = !s->clips || raised < s->high || raised != raised ? raised : s->high;
+            const REAL raised = !s->clips || total[i] >= s->low || total[i] != total[i] ? total[i] : s->low;
+            x[i] = !s->clips || raised <= s->high || raised != raised ? raised : s->high;
         }
         if (s->to_x != NULL)
             OF(store)(s->to_x + at, x, count);

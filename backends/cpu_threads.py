@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import lru_cache
 from types import ModuleType
@@ -19,26 +20,28 @@ try:
 except ImportError:  # installed where there was no C compiler
     kernel = None
 
-TOGETHER = 64
-"""Programs of the kernel that a thread takes at a time, 65,536 elements: some 50 microseconds, many times what a call costs."""
+ELEMENTS = 1 << 16
+"""What a thread takes at a time: some 50 microseconds' work, many times what a call costs."""
 
 
 def count() -> int:
     """Return how many threads to use: the cores that this process may run on, or OMP_NUM_THREADS where that is fewer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
 
 
 def programs(shape: tuple[int, int], launch: Callable[[int, int], object]) -> None:
     """Call launch(begin, end) on ranges that make up the programs of an array (samples, size): its samples' tiles."""
     samples, size = shape
-    number = samples * -(-size // (4 * _philox.TILE))
-    if number <= TOGETHER:
+    whole = 4 * _philox.TILE
+    number = samples * -(-size // whole)
+    if samples * size <= ELEMENTS:
         if number:
             launch(0, number)
         return
-    parts = [range(begin, min(begin + TOGETHER, number)) for begin in range(0, number, TOGETHER)]
+    together = max(1, ELEMENTS // min(size, whole))
+    parts = [range(begin, min(begin + together, number)) for begin in range(0, number, together)]
     each(parts, lambda: lambda part: launch(part.start, part.stop))
 
 
@@ -61,12 +64,16 @@ def each(parts: Iterable[Any], worker: Callable[[], Callable[[Any], object]]) ->
         some()
         return
     pool = _pool(os.getpid(), threads - 1)  # each in a copy of the caller's context, which has its numpy.errstate
-    jobs = [pool.submit(copy_context().run, some) for _ in range(others)]
+    jobs: list[Future[None]] = []
     try:
+        with suppress(RuntimeError):  # no threads, or no more of them while the interpreter shuts down
+            jobs.extend(pool.submit(copy_context().run, some) for _ in range(others))
         some()
     finally:
+        left.clear()  # where something was raised
         for job in jobs:
-            job.result()
+            if not job.cancel():  # what did not begin has nothing left to do
+                job.result()
 
 
 @lru_cache(maxsize=1)

@@ -39,4 +39,7 @@ class Memory:
         self._lent.clear()
 
     def _take_back(self, reference: weakref.ref[Any]) -> None:
-        self._free.append(self._lent.pop(id(reference))[1])
+        if (
+            found := self._lent.pop(id(reference), None)
+        ) is not None:  # None: `close` came in between, on another thread
+            self._free.append(found[1])

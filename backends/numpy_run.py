@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from diffcore import _known, sampling
 from diffcore._array import Array
-from diffcore._threshold import Clip
+from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import cpu_threads, numpy_noise, numpy_stage
 from diffcore.backends.numpy_memory import Memory
 from diffcore.sampling import State
@@ -82,8 +83,8 @@ def _stages(
         y = denoise(current, levels[stage])
         host, eps, drawn = take(y), None, None
         fitting = type(host) is np.ndarray and host.dtype == dtype and host.shape == shape
-        if fitting and not host.flags.c_contiguous:
-            host = np.ascontiguousarray(host)
+        if fitting and not numpy_stage.fits(host, z):
+            host = np.require(host, requirements=["C", "A"])
         if noisy[stage]:
             if ahead is not None:
                 eps = drawn = next(ahead)
@@ -92,6 +93,8 @@ def _stages(
                 eps = take(drawn)
                 fitting = fitting and numpy_stage.fits(eps, z)
         made = None
+        if isinstance(transform_x, _Transform):
+            transform_x.last = None
         if fitting:
             its_keys = keys if noisy[stage] and eps is None else None
             inputs = numpy_stage.Stage(table, stage, z, saved, past, host, eps, its_keys, stage + 1)
@@ -101,6 +104,8 @@ def _stages(
             state = State(current, saved_now, tuple(map(give, past)), backend.index(stage), state.seeds)
         if made is None:
             sampling.check_prediction(y, current)
+            if isinstance(transform_x, _Transform):
+                run = replace(run, transform_x=transform_x.again())
             given = source if drawn is None else drawn if source is not None else give(drawn)
             finished: State = backend.finish(run, state, y, stage, given)
             return finished
@@ -113,7 +118,9 @@ def _stages(
             reached = State(current, saved_now, tuple(map(give, past)), backend.index(stage + 1), state.seeds)
             if run.held is not None:
                 reached = _known.after(backend, run.held, state, reached, source)
-                current, z = reached.z, take(reached.z)
+                z = np.require(take(reached.z), requirements=["C", "A"])  # in the order of the mask, it may be
+                current = give(z)
+                reached = reached._replace(z=current)
             if run.callback is not None:
                 run.callback(reached)
     saved_now = None if saved is None else give(saved)
@@ -131,10 +138,12 @@ def advance(
     give: Callable[[Any], Array],
 ) -> State | None:
     """Return the state after one stage, or None where the plain function has to; `noise` is False where there is none."""
+    if not (transform_x is None or isinstance(transform_x, Clip | DynamicThreshold)):
+        return None  # its result may not fit here, and it is called once
     z, host, saved = take(state.z), take(y), take(state.saved)
     past = tuple(take(estimate) for estimate in state.estimates)
     held = [z, host, *past] if state.saved is None else [z, host, *past, saved]
-    its_row = np.asarray(row) if isinstance(row, list) else take(row)
+    its_row = np.asarray(row) if isinstance(row, list | tuple) else take(row)
     if (
         its_row is None
         or not numpy_stage.serves(z, its_row.shape[:-1])
@@ -163,10 +172,25 @@ def advance(
     return State(give(z), saved_now, tuple(map(give, past)), state.index + 1, state.seeds)
 
 
+class _Transform:
+    """A transform of x-hat as NumPy sees it; what it returned last is kept, for when that does not fit here."""
+
+    def __init__(self, transform_x: Callable[[Array], Array], take: Take, give: Callable[[Any], Array]) -> None:
+        self._transform_x, self._take, self._give = transform_x, take, give
+        self.last: Array | None = None
+
+    def __call__(self, x: Any) -> Any:
+        self.last = self._transform_x(self._give(x))
+        return self._take(self.last)
+
+    def again(self) -> Callable[[Array], Array]:
+        """Return the transform for the plain function, which is not called twice for one x-hat."""
+        there = [] if self.last is None else [self.last]
+        return lambda x: there.pop() if there else self._transform_x(x)
+
+
 def _on_host(transform_x: Any, take: Take, give: Callable[[Any], Array]) -> Any:
-    if transform_x is None or isinstance(transform_x, Clip):
-        return transform_x
-    return lambda x: take(transform_x(give(x)))
+    return transform_x if transform_x is None or type(transform_x) is Clip else _Transform(transform_x, take, give)
 
 
 def _ahead(keys: Any, draws: list[int], shape: tuple[int, ...], dtype: Any) -> Iterator[Any]:

@@ -24,6 +24,9 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = (np.dtype(np.float16), np.dtype(np.uint16))
 """What the kernel takes besides: float16, and bfloat16 by its bits, since NumPy has none. They are computed in float32."""
 
+FRAME = 64
+"""Elements for each level, where samples or frames have their own, from which the kernel is faster."""
+
 Terms = list[tuple[int, int]]
 """The terms of a sum that are not 0: which coefficient of the row, or -1 for 1; and which array it multiplies."""
 
@@ -92,7 +95,7 @@ class Stage(NamedTuple):
 
 
 After = tuple[Array, Array | None, Array | None]
-"""The new z, the new saved state, and x-hat where it is kept. Each is new memory, or one of the arrays that came in."""
+"""The new z, the new saved state, and x-hat where it is kept: new memory, or without the kernel an array that came in."""
 
 
 def after(stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]) -> After | None:
@@ -115,7 +118,7 @@ def _by_kernel(
     (values, samples, frames, _), at, z, saved, past, y, eps, keys, draw = stage
     size, rows = z.size // len(z), (values, at, samples, frames)
     low, high, x = -math.inf, math.inf, None
-    if isinstance(transform_x, Clip):
+    if type(transform_x) is Clip:
         low, high = transform_x.low, transform_x.high
     elif transform_x is not None and z.dtype in HALVES:  # it expects x-hat in float32
         return None
@@ -139,7 +142,7 @@ def _by_sums(stage: Stage, transform_x: Transform) -> After | None:
     x = _sum(row.values, row.x, (z, stage.y), z)
     if x is stage.y:  # the denoiser's own memory, which it may write to again
         x = x.copy()
-    if isinstance(transform_x, Clip):
+    if type(transform_x) is Clip:
         x = x.clip(transform_x.low, transform_x.high)
     elif transform_x is not None:
         found = transform_x(x)
@@ -160,12 +163,13 @@ def _sum(values: list[Any], terms: Terms, parts: Sequence[Any], like: Array) -> 
 
 
 def fits(array: Any, like: Array) -> bool:
-    """Return whether an array is one of NumPy, like another one and in one piece of memory."""
+    """Return whether an array is one of NumPy, like another one and in one aligned piece of memory."""
     return (
         type(array) is np.ndarray
         and array.dtype == like.dtype
         and array.shape == like.shape
         and array.flags.c_contiguous
+        and array.flags.aligned
     )
 
 
@@ -177,7 +181,10 @@ def serves(z: Any, lead: tuple[int, ...]) -> bool:
         type(z) is np.ndarray
         and z.dtype in (DTYPES + HALVES if compiled else DTYPES)
         and z.flags.c_contiguous
+        and z.flags.aligned
         and z.ndim > 0
         and z.size > 0
-        and (compiled or not lead)
+        and (not lead or (compiled and z.size >= FRAME * math.prod(lead)))
+        and len(lead) <= z.ndim
+        and all(n in (1, m) for n, m in zip(lead, z.shape, strict=False))
     )

@@ -262,7 +262,7 @@ def _is_traced() -> bool:
 def _shared(tensor: Any) -> Any:
     """Return a tensor's memory as a NumPy array, bfloat16 by its bits; None where NumPy cannot see it, or where it would hide a
     gradient."""
-    if type(tensor) is not torch.Tensor:
+    if type(tensor) is not torch.Tensor or tensor.requires_grad:  # seen as integers, bfloat16 would hide that it does
         return None
     try:
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
