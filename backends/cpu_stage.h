@@ -51,15 +51,18 @@ INLINE void OF(sum)(REAL *restrict to, const OF(Terms) *terms, int at, int count
     for (int i = 0; i < count; i++)
         to[i] = 0;
     for (int term = 0; term < terms->count; term++) {
-        const REAL c = terms->c[term], *restrict local = terms->part[term].local;
-        const STORED *restrict stored = terms->part[term].stored;
+        const OF(Part) part = terms->part[term];
+        const REAL c = terms->c[term];
         REAL product[STRIP];
-        if (local != NULL)
+        if (part.local != NULL) {
+            const REAL *restrict local = part.local + at;
             for (int i = 0; i < count; i++)
-                product[i] = c * local[at + i];
-        else
+                product[i] = c * local[i];
+        } else {
+            const STORED *restrict stored = part.stored + at;
             for (int i = 0; i < count; i++)
-                product[i] = c * LOAD(stored[at + i]);
+                product[i] = c * LOAD(stored[i]);
+        }
         for (int i = 0; i < count; i++)
             to[i] = term == 0 ? product[i] : to[i] + product[i];
     }
