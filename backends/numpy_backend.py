@@ -1,4 +1,4 @@
-"""NumPy: noise and stages in pieces that stay in the cache; everything else is the plain array API code."""
+"""NumPy: noise and stages by the compiled kernel; everything else is the plain array API code."""
 
 from __future__ import annotations
 
