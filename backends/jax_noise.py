@@ -52,7 +52,9 @@ def _words(block: jax.Array, k0: jax.Array, k1: jax.Array, draw: jax.Array, stre
 
 def _elements(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int, finish: Finish) -> jax.Array:
     """Return what `finish` makes of the words of every element, of shape `shape`."""
-    _, full, rest = _philox.counts(shape)
+    size, full, rest = _philox.counts(shape)
+    if full * _philox.TILE + rest > 1 << 32:
+        raise ValueError(f"noise: a sample has {size} elements, but takes at most 2^34 on JAX, which counts in 32 bits")
     if full and math.prod(shape) >= LARGE:
         parts = [_tiles(words, draw, stream, finish, full)]
         if rest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,16 @@ def test_the_passes_of_numpy_count_blocks_in_64_bits(first: int) -> None:
     )
     want = _philox.rounds(_philox.multiply_wide, counter, (keys[:, 0], keys[:, 1]))
     np.testing.assert_array_equal(found, want)
+
+
+def test_jax_refuses_samples_that_it_cannot_count() -> None:
+    for size, fits in [(2**34, True), (2**34 + 1, False)]:
+        drawn = functools.partial(noise.normal, draw=0, shape=(1, size), like=jnp.zeros(1))
+        if fits:
+            assert jax.eval_shape(drawn, jnp.zeros((1, 2), jnp.uint32)).shape == (1, size)
+        else:
+            with pytest.raises(ValueError, match="at most 2\\^34"):
+                jax.eval_shape(drawn, jnp.zeros((1, 2), jnp.uint32))
 
 
 @settings(max_examples=25)
