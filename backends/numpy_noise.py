@@ -66,22 +66,16 @@ def _fill(dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: i
         fill = partial(kernel.noise, drawn, keys(words), int(draw) & _philox.MASK, stream, whole[1])
         cpu_threads.programs(whole, fill)
         return drawn.astype(dtype, copy=False).reshape(shape)
-    out = np.empty(whole, dtype=dtype)
-    store = writer(words, draw, stream)
-    spread(whole, lambda scratch, span: store(scratch, out[span.samples, span.elements], span))
+    out, wide = np.empty(whole, dtype=dtype), np.asarray(words).astype(np.uint64)
+    draws = np.asarray(draw).astype(np.uint64) & np.uint64(_philox.MASK)
+
+    def fill_span(scratch: Scratch, span: Span) -> None:
+        counter = draws[span.samples] if draws.ndim else draws
+        to = out[span.samples, span.elements]
+        scratch.store(to, span.first, span.blocks, wide[span.samples], counter, stream)
+
+    spread(whole, fill_span)
     return out.reshape(shape)
-
-
-def writer(words: Array, draw: Any, stream: int = 0) -> Callable[[Scratch, Array, Span], None]:
-    """Return a function (scratch, out, span) that writes the noise of a span into `out`, (samples, elements)."""
-    keys = np.asarray(words).astype(np.uint64)
-    draw = np.asarray(draw).astype(np.uint64) & np.uint64(_philox.MASK)
-
-    def store(scratch: Scratch, out: Array, span: Span) -> None:
-        counter = draw[span.samples] if draw.ndim else draw
-        scratch.store(out, span.first, span.blocks, keys[span.samples], counter, stream)
-
-    return store
 
 
 class Span(NamedTuple):

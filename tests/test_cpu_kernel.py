@@ -122,6 +122,20 @@ def test_a_stage_is_the_plain_function_on_any_numbers(
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 0.0), (-0.0, 1.0)])
+def test_a_clip_keeps_what_lies_on_its_bounds(dtype: Any, bounds: tuple[float, float]) -> None:
+    """The sign of a zero too."""
+    x = np.array([-0.0, 0.0, 1.0, -1.0, 2.0, -2.0, math.nan], dtype)
+    values = [np.zeros_like(x), x, np.zeros_like(x), np.zeros_like(x)]
+    (new, _, _), want = stage(
+        dtype, values, [0.0, 1.0, 0.0, 0.0, 0.0, 1.0, *[0.0] * 4], dc.guidance.clip(*bounds), 0, False
+    )
+    np.testing.assert_array_equal(new, want.z)
+    assert new[0, :2].tobytes() == x[:2].tobytes()
+
+
+@needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_read_and_rounded_as_torch_does(dtype: Any) -> None:
     """Every number of 16 bits, and sums that round to even, to a subnormal, to infinity."""
