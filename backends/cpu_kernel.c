@@ -155,6 +155,7 @@ INLINE void pair_double(uint32_t first, uint32_t second, double *x, double *y)
 #define STORED float
 #define LOAD(value) (value)
 #define STORE(value) (value)
+#define CONVERTS 0
 #define OF(name) name##_float
 #include "cpu_stage.h"
 
@@ -162,6 +163,7 @@ INLINE void pair_double(uint32_t first, uint32_t second, double *x, double *y)
 #define STORED double
 #define LOAD(value) (value)
 #define STORE(value) (value)
+#define CONVERTS 0
 #define OF(name) name##_double
 #include "cpu_stage.h"
 
@@ -176,6 +178,7 @@ INLINE uint16_t brain(float value)
 #define STORED uint16_t
 #define LOAD(value) as_float((uint32_t)(value) << 16)
 #define STORE(value) brain(value)
+#define CONVERTS 1
 #define pair_brain pair_float
 #define OF(name) name##_brain
 #include "cpu_stage.h"
@@ -201,6 +204,7 @@ INLINE uint16_t to_half(float value)
 #define STORED uint16_t
 #define LOAD(value) from_half(value)
 #define STORE(value) to_half(value)
+#define CONVERTS 1
 #define pair_half pair_float
 #define OF(name) name##_half
 #include "cpu_stage.h"

@@ -1,5 +1,5 @@
-/* What cpu_kernel.c does for one kind of data: STORED in memory, computed in REAL; LOAD and STORE convert, and OF(name) is the name
-   of a function for the kind. */
+/* What cpu_kernel.c does for one kind of data: STORED in memory, computed in REAL; LOAD and STORE convert, where CONVERTS, and
+   OF(name) is the name of a function for the kind. */
 
 INLINE void OF(pairs)(const Words w, int lane, REAL *restrict x, REAL *restrict y, int blocks)
 {
@@ -20,52 +20,52 @@ FOR_EVERY_WIDTH static void OF(normals)(REAL *restrict to, const Source *source,
         memcpy(to, last, sizeof(REAL) * (size_t)count);
 }
 
-/* What a sum reads: an array in memory, or one of this tile that was computed just now. */
-typedef struct {
-    const STORED *stored;
-    const REAL *local;
-} OF(Part);
-
-/* The terms of a sum of coefficients times arrays. A coefficient of 0 that holds for all samples is none, as in
-   diffcore.sampling.combine. */
+/* The terms of a sum of coefficients times arrays, each from the start of the tile on. A coefficient of 0 that holds for all
+   samples is none, as in diffcore.sampling.combine. */
 typedef struct {
     int count;
     REAL c[4 + HISTORY];
-    OF(Part) part[4 + HISTORY];
+    const REAL *part[4 + HISTORY];
 } OF(Terms);
 
-INLINE OF(Terms) OF(terms)(const double *row, const OF(Part) *parts, int columns, int zeros)
+INLINE OF(Terms) OF(terms)(const double *row, const REAL *const *parts, int columns, int zeros)
 {
     OF(Terms) terms = {0};
     for (int column = 0; column < columns; column++)
-        if ((zeros || row[column] != 0.0) && (parts[column].stored != NULL || parts[column].local != NULL)) {
+        if ((zeros || row[column] != 0.0) && parts[column] != NULL) {
             terms.c[terms.count] = (REAL)row[column];
             terms.part[terms.count++] = parts[column];
         }
     return terms;
 }
 
-/* The sum from left to right, of the elements at .. at + count. */
+/* The sum from left to right, of the elements at .. at + count: up to four terms in a pass. */
 INLINE void OF(sum)(REAL *restrict to, const OF(Terms) *terms, int at, int count)
 {
-    for (int i = 0; i < count; i++)
-        to[i] = 0;
-    for (int term = 0; term < terms->count; term++) {
-        const OF(Part) part = terms->part[term];
-        const REAL c = terms->c[term];
-        REAL product[STRIP];
-        if (part.local != NULL) {
-            const REAL *restrict local = part.local + at;
-            for (int i = 0; i < count; i++)
-                product[i] = c * local[i];
-        } else {
-            const STORED *restrict stored = part.stored + at;
-            for (int i = 0; i < count; i++)
-                product[i] = c * LOAD(stored[i]);
-        }
-        for (int i = 0; i < count; i++)
-            to[i] = term == 0 ? product[i] : to[i] + product[i];
+#define TERM(k) (terms->c[k] * terms->part[k][at + i])
+#define PASS(total) \
+    for (int i = 0; i < count; i++) \
+    to[i] = (total)
+    switch (terms->count) {
+    case 0:
+        PASS(0);
+        return;
+    case 1:
+        PASS(TERM(0));
+        return;
+    case 2:
+        PASS(TERM(0) + TERM(1));
+        return;
+    case 3:
+        PASS(TERM(0) + TERM(1) + TERM(2));
+        return;
+    default:
+        PASS(TERM(0) + TERM(1) + TERM(2) + TERM(3));
     }
+    for (int term = 4; term < terms->count; term++)
+        PASS(to[i] + TERM(term));
+#undef PASS
+#undef TERM
 }
 
 INLINE void OF(store)(STORED *restrict to, const REAL *restrict from, int count)
@@ -78,30 +78,44 @@ typedef struct {
     OF(Terms) x, z, saved;
     REAL low, high;
     STORED *to_x, *to_z, *to_saved;
-    int clips, makes_x;
+    const REAL *x_given; /* or it is made */
+    int clips;
 } OF(Stage);
 
-/* One strip: what is summed stays in registers. */
+/* One strip: what is summed stays in registers. Everything is read before anything is written, so that a result may lie over any
+   of the arrays that are read. */
 INLINE void OF(strip)(const OF(Stage) *s, REAL *x, int at, int count)
 {
-    REAL total[STRIP];
-    if (s->makes_x) {
-        OF(sum)(total, &s->x, at, count);
+    REAL z[STRIP], saved[STRIP];
+    if (s->x_given == NULL) {
+        OF(sum)(z, &s->x, at, count);
         for (int i = 0; i < count; i++) { /* NaN stays NaN */
-            const REAL raised = !s->clips || total[i] >= s->low || total[i] != total[i] ? total[i] : s->low;
+            const REAL raised = !s->clips || z[i] >= s->low || z[i] != z[i] ? z[i] : s->low;
             x[i] = !s->clips || raised <= s->high || raised != raised ? raised : s->high;
         }
-        if (s->to_x != NULL)
-            OF(store)(s->to_x + at, x, count);
+    } else if (s->to_x != NULL) {
+        memcpy(x, s->x_given + at, sizeof(REAL) * (size_t)count);
     }
-    if (s->to_z != NULL) {
-        OF(sum)(total, &s->z, at, count);
-        OF(store)(s->to_z + at, total, count);
-    }
-    if (s->to_saved != NULL) {
-        OF(sum)(total, &s->saved, at, count);
-        OF(store)(s->to_saved + at, total, count);
-    }
+    if (s->to_z != NULL)
+        OF(sum)(z, &s->z, at, count);
+    if (s->to_saved != NULL)
+        OF(sum)(saved, &s->saved, at, count);
+    if (s->to_x != NULL)
+        OF(store)(s->to_x + at, x, count);
+    if (s->to_z != NULL)
+        OF(store)(s->to_z + at, z, count);
+    if (s->to_saved != NULL)
+        OF(store)(s->to_saved + at, saved, count);
+}
+
+/* An array of the tile in the kind that it is computed in: itself, or its numbers in memory of the tile. */
+INLINE const REAL *OF(part)(REAL *memory, const STORED *stored, int count)
+{
+    if (stored == NULL || !CONVERTS)
+        return (const REAL *)(const void *)stored;
+    for (int i = 0; i < count; i++)
+        memory[i] = LOAD(stored[i]);
+    return memory;
 }
 
 #define AT(which) (buffers[which] == NULL ? NULL : (STORED *)buffers[which] + from)
@@ -109,19 +123,21 @@ INLINE void OF(strip)(const OF(Stage) *s, REAL *x, int at, int count)
 FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const Rows *rows, double low, double high, const Source *source,
                                      Place place)
 {
-    REAL eps[4 * TILE], own[4 * TILE];
+    REAL eps[4 * TILE], own[4 * TILE], memory[CONVERTS ? 5 + HISTORY : 1][4 * TILE];
     const int columns = rows->columns;
-    const OF(Part) for_x[2] = {{.stored = AT(Z)}, {.stored = AT(Y)}};
-    OF(Part) parts[4 + HISTORY] = {{.stored = AT(Z)}, {.stored = AT(SAVED)}, {.stored = AT(EPS)}, {.stored = AT(X)}};
+#define PART(column, which) OF(part)(memory[CONVERTS ? (column) : 0], AT(which), place.count)
+    const REAL *parts[4 + HISTORY] = {PART(0, Z), PART(1, SAVED), PART(2, EPS), PART(3, X)};
     for (int back = 0; back < columns - 4; back++)
-        parts[4 + back].stored = AT(PAST + back);
-    if (buffers[X] == NULL)
-        parts[3].local = own;
+        parts[4 + back] = PART(4 + back, PAST + back);
+    const REAL *for_x[2] = {parts[0], PART(4 + HISTORY, Y)}, *x_given = parts[3];
+#undef PART
+    if (x_given == NULL)
+        parts[3] = own;
     if (source != NULL) {
         OF(normals)(eps, source, place.block, place.blocks, place.count);
         for (int i = 0; i < place.count; i++)
             eps[i] = LOAD(STORE(eps[i])); /* noise is drawn in the dtype of the data */
-        parts[2].local = eps;
+        parts[2] = eps;
     }
     for (int at = 0; at < place.count;) {
         const int64_t frame = (place.offset + at) / rows->frame, left = (frame + 1) * rows->frame - place.offset;
@@ -136,8 +152,8 @@ FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const R
             .to_x = AT(TO_X),
             .to_z = AT(TO_Z),
             .to_saved = AT(TO_SAVED),
+            .x_given = x_given,
             .clips = low > -INFINITY || high < INFINITY,
-            .makes_x = buffers[X] == NULL,
         };
         for (; at + STRIP <= end; at += STRIP)
             OF(strip)(&stage, own + at, at, STRIP);
@@ -152,4 +168,5 @@ FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const R
 #undef STORED
 #undef LOAD
 #undef STORE
+#undef CONVERTS
 #undef OF

@@ -50,7 +50,7 @@ def each(parts: Iterable[Any], worker: Callable[[], Callable[[Any], object]]) ->
     left = deque(parts)
 
     def some() -> None:
-        work = worker()
+        work = worker()  # noqa: F821 (it is there until all is done)
         while True:
             try:
                 part = left.popleft()
@@ -74,6 +74,7 @@ def each(parts: Iterable[Any], worker: Callable[[], Callable[[Any], object]]) ->
         for job in jobs:
             if not job.cancel():  # what did not begin has nothing left to do
                 job.result()
+        del worker  # threads let go of `some` a little later, but not of the arrays that are worked on
 
 
 @lru_cache(maxsize=1)

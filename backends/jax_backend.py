@@ -14,12 +14,12 @@ from jax.experimental import io_callback
 
 from diffcore import _known, sampling
 from diffcore._array import Array
-from diffcore.backends import jax_noise, jax_order
+from diffcore._threshold import Clip
+from diffcore.backends import jax_kernel, jax_noise
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
+from diffcore.backends.jax_kernel import Carry
 from diffcore.sampling import State
-
-Carry = tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]
 
 
 class JAXBackend(ArrayAPIBackend):
@@ -64,6 +64,7 @@ class JAXBackend(ArrayAPIBackend):
             state.seeds if drawn else None,
             state.index + 1,
             transform_x=transform_x,
+            kernel=jax_kernel.serves(state.z, row.shape[:-1]),
         )
         return State(z, saved, estimates, state.index + 1, state.seeds)
 
@@ -80,16 +81,19 @@ class JAXBackend(ArrayAPIBackend):
             known = sampling.table_for(run.held.rows[first + 1 :], state.z)
         traced = isinstance(state.z, jax.core.Tracer)
         donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
+        kernel = jax_kernel.serves(state.z, run.plan.lead)
+        settings = (run.plan.stochastic, kernel)
         if run.callback is not None or not run.compile:
             scan: Callable[..., Carry] = partial(
-                _scan, run.denoise, run.transform_x, run.noise, run.callback, run.plan.stochastic
+                _scan, run.denoise, run.transform_x, run.noise, run.callback, *settings
             )
             scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         else:
-            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), run.plan.stochastic, donated)
-        carry = (state.z, state.saved, state.estimates)
+            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), *settings, donated)
+        turn = jax_kernel.turn if kernel else lambda estimates, _: estimates
+        carry = (state.z, state.saved, turn(state.estimates, first + 1))
         z, saved, estimates = scan(carry, state.seeds, table, levels, indices, held, known)
-        return State(z, saved, estimates, len(run.plan), state.seeds)
+        return State(z, saved, turn(estimates, len(run.plan) + 1), len(run.plan), state.seeds)
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
@@ -112,7 +116,7 @@ class JAXBackend(ArrayAPIBackend):
         return jax.jit(function)
 
 
-@partial(jax.jit, static_argnames=("transform_x", "carried"))
+@partial(jax.jit, static_argnames=("transform_x", "kernel", "carried"))
 def _stage(
     z: jax.Array,
     saved: jax.Array | None,
@@ -125,64 +129,38 @@ def _stage(
     held: tuple[Any, ...] | None = None,
     *,
     transform_x: Callable[[Array], Array] | None,
+    kernel: bool,
     carried: bool = False,
 ) -> Carry:
-    """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it."""
-    draw_normal = partial(jax_noise.normal, draw=draw, shape=tuple(z.shape), dtype=z.dtype)
-    eps = eps if seeds is None else draw_normal(seeds)
-    known_eps = None
-    if held is not None:
-        known_eps = held[3] if held[4] is None else draw_normal(held[4], stream=_known.STREAM)
-    state = State(z, saved, estimates, 0, None)
+    """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it.
 
-    def fix(after: jax.Array) -> jax.Array:
-        if held is None:
-            return after
-        fixed: jax.Array = _known.overwrite(after, z, held[0], held[1], held[2], known_eps)
-        return fixed
-
-    def plain() -> Carry:
-        after = sampling.advance(state, y, row, eps, transform_x)
-        return fix(after.z), after.saved, after.estimates
-
-    def in_place() -> Carry:
-        return _in_place(state, y, row, eps, draw, fix, transform_x)
-
-    if not carried or z.size < jax_noise.LARGE or (saved is None and not estimates):
-        return plain()
-    after: Carry = jax.lax.platform_dependent(cpu=in_place, default=plain)
-    return after
-
-
-def _in_place(
-    state: State,
-    y: jax.Array,
-    row: jax.Array,
-    eps: jax.Array | None,
-    draw: jax.Array,
-    fix: Callable[[jax.Array], jax.Array],
-    transform_x: Callable[[Array], Array] | None,
-) -> Carry:
-    """The same where a run goes on in the same memory: x-hat and the saved state apart, the state over the old one, and then
-    the rest, each over what is read no more. Left to itself XLA copies all that comes in first.
+    With `kernel`, the stage is the CPU kernel's, and what is `carried` through a run has its estimates in slots.
     """
+    draw_normal = partial(jax_noise.normal, shape=tuple(z.shape), dtype=z.dtype)
+    slots = kernel and carried
 
-    def move(after: jax.Array, array: jax.Array) -> jax.Array:
-        return jax_order.apart(after, lambda array: array, array)
+    def plain(stage: jax_kernel.Stage) -> Carry:  # of what it is given alone, so that it can be differentiated
+        turn = jax_kernel.turn if slots and estimates else lambda estimates, draw: estimates
+        eps = stage.eps if stage.seeds is None else draw_normal(stage.seeds, stage.draw)
+        state = State(stage.z, stage.saved, turn(stage.estimates, stage.draw), 0, None)
+        x = sampling.estimate(stage.z, stage.y, stage.row, transform_x) if stage.x is None else stage.x
+        after = sampling.update(state, x, stage.row, eps)
+        return after.z, after.saved, turn(after.estimates, stage.draw + 1)
 
-    x = jax_order.apart(draw, lambda: sampling.estimate(state.z, y, row, transform_x))
-    saved = None
-    if state.saved is not None:
-        saved = jax_order.apart(draw, lambda: jnp.asarray(sampling.update(state, x, row, None).saved))
-        row = move(saved, row)
-    z = last = fix(sampling.update(state, x, row, eps).z)
-    if saved is not None:
-        saved = last = move(last, saved)
-    estimates: tuple[jax.Array, ...] = ()
-    for estimate in reversed((x.astype(z.dtype), *state.estimates)[: len(state.estimates)]):
-        last = move(last, estimate)
-        estimates = (last, *estimates)
-    return z, saved, estimates
+    stage = jax_kernel.Stage(z, saved, estimates, y, None, row, eps, seeds, draw)
+    clip = transform_x if type(transform_x) is Clip else None
+    if transform_x is not None and clip is None:
+        stage = stage._replace(y=None, x=sampling.estimate(z, y, row, transform_x))
+    given = y if stage.x is None else stage.x
+    if kernel and (given.shape, given.dtype) == (z.shape, z.dtype):
+        after = jax_kernel.stage(plain, stage, clip, slots=slots, over=carried and held is None)
+    else:
+        after = plain(stage)
+    if held is None:
+        return after
+    known_eps = held[3] if held[4] is None else draw_normal(held[4], draw, stream=_known.STREAM)
+    fixed: jax.Array = _known.overwrite(after[0], z, held[0], held[1], held[2], known_eps)
+    return fixed, after[1], after[2]
 
 
 def _scan(
@@ -191,6 +169,7 @@ def _scan(
     noise: Draw | None,
     callback: Callable[[State], object] | None,
     stochastic: bool,
+    kernel: bool,
     carry: Carry,
     seeds: jax.Array | None,
     table: jax.Array,
@@ -213,10 +192,15 @@ def _scan(
             known_eps = None if noise is None else _known.draw(None, State(*carry, 0, None), noise, index + 1, stages)
             fixed = (x, mask, known_row, known_eps, seeds if noise is None else None)
         carry, y, row, index, fixed = jax.lax.optimization_barrier((carry, y, row, index, fixed))
-        after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, transform_x=transform_x, carried=True)
+        settings = {"transform_x": transform_x, "kernel": kernel, "carried": True}
+        after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, **settings)
         after = jax.lax.optimization_barrier(after)
         if callback is not None:
-            tell = lambda *parts: (callback(State(*parts)), None)[1]  # noqa: E731
+
+            def tell(z: Any, saved: Any, estimates: tuple[Any, ...], index: Any, seeds: Any) -> None:
+                estimates = jax_kernel.turn(estimates, int(index) + 1) if kernel else estimates
+                callback(State(z, saved, estimates, index, seeds))
+
             io_callback(tell, None, *after, index + 1, seeds, ordered=True)
         return after, None
 
@@ -238,10 +222,10 @@ class _ById:
 
 @lru_cache(maxsize=8)
 def _kept(
-    denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool, donated: tuple[int, ...]
+    denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool, kernel: bool, donated: tuple[int, ...]
 ) -> Callable[..., Carry]:
     kept: Callable[..., Carry] = jax.jit(
-        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic), donate_argnums=donated
+        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic, kernel), donate_argnums=donated
     )
     return kept
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,12 +11,13 @@ import jax.numpy as jnp
 
 from diffcore import _philox
 from diffcore._array import Array, is_half
-from diffcore.backends import jax_order
+from diffcore.backends import jax_kernel
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the high and low words of the product; on a JAX without `mulhi` from products of 16-bit halves."""
-    if hasattr(jax.lax, "mulhi"):
+    """Return the high and low words of the product; from products of 16-bit halves on a JAX without `mulhi`, and on several
+    devices, since XLA cannot divide `mulhi` among them (jax 0.10.2: "Unable to convert MHLO to StableHLO")."""
+    if hasattr(jax.lax, "mulhi") and jax.device_count() == 1:
         return jax.lax.mulhi(words, jnp.full_like(words, constant)), words * jnp.uint32(constant)
     c_high, c_low = jnp.uint32(constant >> 16), jnp.uint32(constant & 0xFFFF)
     w_high, w_low = words >> 16, words & jnp.uint32(0xFFFF)
@@ -30,9 +30,6 @@ def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _word(value: Any) -> jax.Array:
     return jnp.uint32(value) if isinstance(value, int) else jnp.asarray(value).astype(jnp.uint32)
 
-
-LARGE = 1 << 13
-"""Elements from which XLA is told the order of its loops, which compiles more slowly and runs several times faster."""
 
 Finish = Callable[[list[jax.Array]], list[jax.Array]]
 """The four words of each block -> its four lanes of elements."""
@@ -50,48 +47,27 @@ def _words(block: jax.Array, k0: jax.Array, k1: jax.Array, draw: jax.Array, stre
     return [c0, c1, c2, c3]
 
 
-def _elements(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int, finish: Finish) -> jax.Array:
-    """Return what `finish` makes of the words of every element, of shape `shape`."""
+def _elements(
+    words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int, dtype: Any, finish: Finish
+) -> jax.Array:
+    """Return what `finish` makes of the words of every element, of shape `shape`; on a CPU the kernel makes it, in `dtype`."""
     size, full, rest = _philox.counts(shape)
     if full * _philox.TILE + rest > 1 << 32:
         raise ValueError(f"noise: a sample has {size} elements, but takes at most 2^34 on JAX, which counts in 32 bits")
-    if full and math.prod(shape) >= LARGE:
-        parts = [_tiles(words, draw, stream, finish, full)]
-        if rest:
-            left = math.prod(shape[1:]) - 4 * _philox.TILE * full
-            block = full * _philox.TILE + jnp.arange(rest, dtype=jnp.uint32)[None, :]
-            lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
-            parts.append(jnp.concatenate(lanes, axis=1)[:, :left])
-        return jnp.concatenate(parts, axis=1).reshape(shape)
-    block = jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :]
-    lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
-    assembled: jax.Array = _philox.assemble(jnp, lanes, shape)
-    return assembled
 
+    def by_kernel(words: jax.Array, draw: jax.Array) -> jax.Array:
+        return jax_kernel.noise(words, draw, stream, shape, dtype)
 
-def _tiles(words: jax.Array, draw: jax.Array, stream: int, finish: Finish, full: int) -> jax.Array:
-    """Return the full tiles of each sample as elements in order, (B, 4 T full)."""
-    batch, tile = words.shape[0], _philox.TILE
-    k0, k1 = (words[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
+    def by_operations(words: jax.Array, draw: jax.Array) -> jax.Array:
+        block = jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :]
+        lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
+        assembled: jax.Array = _philox.assemble(jnp, lanes, shape)
+        return assembled
 
-    def by_lane(draw: jax.Array) -> jax.Array:
-        block = jnp.arange(full * tile, dtype=jnp.uint32).reshape(1, full, 1, tile)
-        return jnp.concatenate(finish(_words(block, k0, k1, draw, stream)), axis=2)
-
-    def by_block(draw: jax.Array) -> jax.Array:
-        # With the lane as the last axis, the loop over it is the innermost, and all but the choice of the lane is moved out of
-        # it: each block is made once. Merged with what reads it, the loop would run in another order.
-        shape = (batch, full, tile, 4)
-        index = partial(jax.lax.broadcasted_iota, jnp.uint32, shape)
-        lanes = finish(_words(index(1) * jnp.uint32(tile) + index(2), k0, k1, draw, stream))
-        pairs = [jnp.where(index(3) % 2 == 0, lanes[i], lanes[i + 1]) for i in (0, 2)]
-        return jnp.where(index(3) < 2, pairs[0], pairs[1])
-
-    def in_order(draw: jax.Array) -> jax.Array:
-        return jnp.swapaxes(jax_order.apart(draw, by_block, draw), 2, 3)
-
-    found: jax.Array = jax.lax.platform_dependent(draw, cpu=in_order, default=by_lane)
-    return found.reshape(batch, -1)
+    if not (jax_kernel.large(shape) and jax_kernel.works()):
+        return by_operations(words, draw)
+    found: jax.Array = jax.lax.platform_dependent(words, draw, cpu=by_kernel, default=by_operations)
+    return found
 
 
 def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> jax.Array:
@@ -116,7 +92,7 @@ def normal(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _bits(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int) -> jax.Array:
-    return _elements(words, draw, shape, stream, lambda w: w)
+    return _elements(words, draw, shape, stream, jnp.dtype(jnp.uint32), lambda w: w)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
@@ -126,4 +102,4 @@ def _normal(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], dtype: An
     def normals(w: list[jax.Array]) -> list[jax.Array]:
         return [lane for i in (0, 2) for lane in _philox.pair(jnp, w[i], w[i + 1], wide, jnp.int32)]
 
-    return _elements(words, draw, shape, stream, normals).astype(dtype)
+    return _elements(words, draw, shape, stream, wide, normals).astype(dtype)

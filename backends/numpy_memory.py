@@ -33,6 +33,15 @@ class Memory:
         self._lent[id(reference)] = reference, held
         return array
 
+    def last(self, array: Array | None) -> Array | None:
+        """Return the array to be read a last time: in memory lent by this, a view that does not hold it, so that what is
+        computed element by element may be written over it as soon as nobody else does.
+        """
+        held = getattr(getattr(array, "base", None), "base", None)
+        if type(held) is not memoryview or not any(held.obj is lent.obj for _, lent in self._lent.values()):
+            return array
+        return np.frombuffer(held, self._like.dtype).reshape(self._like.shape)
+
     def close(self) -> None:
         """Keep nothing any more; arrays that are still held stay as they are."""
         self._free.clear()

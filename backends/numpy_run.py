@@ -50,7 +50,7 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
         return None
     memory = Memory(z)
     try:
-        return _stages(backend, run, state, (z, saved, past, words), take, give, memory.empty)
+        return _stages(backend, run, state, (z, saved, past, words), take, give, memory)
     finally:
         memory.close()
 
@@ -62,7 +62,7 @@ def _stages(
     arrays: tuple[Any, Any, tuple[Any, ...], Any],
     take: Take,
     give: Callable[[Any], Array],
-    empty: Callable[[], Any],
+    memory: Memory,
 ) -> State:
     """Return the state after the stages; `arrays` are the state's z, saved, estimates and seeds as NumPy sees them."""
     plan, first, source = run.plan, int(state.index), run.noise
@@ -76,7 +76,8 @@ def _stages(
     if source is None and z.size < AHEAD and cpu_threads.kernel is None:
         ahead = _ahead(keys, [stage + 1 for stage in range(first, len(plan)) if noisy[stage]], shape, dtype)
     watched = run.callback is not None or run.held is not None
-    current = state.z
+    over = cpu_threads.kernel is not None and not watched and not isinstance(transform_x, _Transform)
+    current: Any = state.z
     for stage in range(first, len(plan)):
         if at is not None:
             denoise = at(plan.log_snr[stage])
@@ -97,8 +98,11 @@ def _stages(
             transform_x.last = None
         if fitting:
             its_keys = keys if noisy[stage] and eps is None else None
+            if over:  # nothing below needs the state before, nor the oldest estimate
+                z, saved, past = memory.last(z), memory.last(saved), (*past[:-1], *map(memory.last, past[-1:]))
+                current = x = None
             inputs = numpy_stage.Stage(table, stage, z, saved, past, host, eps, its_keys, stage + 1)
-            made = numpy_stage.after(inputs, transform_x, keep, empty)
+            made = numpy_stage.after(inputs, transform_x, keep, memory.empty)
         if made is None or watched:
             saved_now = None if saved is None else give(saved)
             state = State(current, saved_now, tuple(map(give, past)), backend.index(stage), state.seeds)

@@ -130,11 +130,12 @@ def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple
 
 
 def device(array: Array) -> Any:
-    """Return the device of an array, also under jit, where `array.device` fails."""
+    """Return the device of an array, also under jit, where `array.device` fails; None where JAX has divided it among several."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         return array.device
-    return array_api_compat.device(array)
+    found = array_api_compat.device(array)
+    return None if len(getattr(found, "device_set", ())) > 1 else found
 
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -133,6 +134,33 @@ def test_a_clip_keeps_what_lies_on_its_bounds(dtype: Any, bounds: tuple[float, f
     )
     np.testing.assert_array_equal(new, want.z)
     assert new[0, :2].tobytes() == x[:2].tobytes()
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [*KINDS, np.dtype(np.float16), np.dtype(np.uint16)], ids=str)
+@pytest.mark.parametrize("given", [False, True])
+def test_results_may_lie_over_any_of_what_is_read(dtype: Any, given: bool) -> None:
+    """In every order: all that a stage reads is read before it writes."""
+    size = 1300
+    values = np.random.default_rng(5).standard_normal((6, 2, size)).astype(np.float16 if dtype.itemsize == 2 else dtype)
+    values = (values if dtype != np.uint16 else values.astype(np.float32).view(np.uint32) >> 16).astype(dtype)
+    row = np.linspace(-0.9, 0.8, 2 + 2 * 6)[None]
+
+    def run(places: tuple[int, ...]) -> list[Any]:
+        arrays = [*values.copy(), *np.zeros((3, 2, size), dtype)]
+        z, y, saved, eps, *past = arrays[:6]
+        to_z, to_saved, to_x = (arrays[place] for place in places)
+        told = (None, saved, eps, y) if given else (y, saved, eps, None)
+        kernel.stage(to_z, to_saved, to_x, z, *told, tuple(past), row, 0, 0, 0, None, 1, -0.5, 0.5, size, 0, 4)
+        return [to_z, to_saved, to_x]
+
+    apart = run((6, 7, 8))
+    for places in itertools.permutations(range(6), 3):
+        for found, want in zip(run(places), apart, strict=True):
+            np.testing.assert_array_equal(found, want)
+    assert len({array.tobytes() for array in apart}) == 3
+    if given:
+        np.testing.assert_array_equal(apart[2], values[1])
 
 
 @needs_kernel

@@ -155,17 +155,6 @@ def test_a_batch_is_its_samples_and_a_prefix_is_a_prefix(like: Any, size: int) -
     np.testing.assert_array_equal(bits[:, :size], host(noise.bits(7, 3, (1, size), like=like)))
 
 
-def test_on_jax_large_arrays_have_the_same_bits_and_a_batch_is_its_samples() -> None:
-    from diffcore.backends import jax_noise
-
-    shape = (3, jax_noise.LARGE // 3 + 1000)  # full tiles, and a rest
-    like = jnp.zeros(1)
-    np.testing.assert_array_equal(host(noise.bits(5, 3, shape, like=like)), noise.bits(5, 3, shape))
-    drawn = host(noise.normal(5, 3, shape, like=like))
-    np.testing.assert_array_equal(host(noise.normal(6, 3, (1, shape[1]), like=like))[0], drawn[1])
-    np.testing.assert_allclose(drawn, noise.normal(5, 3, shape), rtol=0, atol=2e-6)
-
-
 def test_many_small_samples_are_each_their_own() -> None:
     many = noise.normal(2**64 - 50, 1, (100, 5))
     for i in (0, 49, 50, 99):

@@ -237,6 +237,35 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.empty().shape == (3, 4)
 
 
+@pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("like", [LIKE[name] for name in ("numpy", "torch", "brain")], ids=["numpy", "torch", "brain"])
+def test_a_run_stays_in_its_own_memory(like: Any) -> None:
+    """A state is written over the one before, and an estimate over the oldest, unless somebody holds them."""
+    for name, plan in plans().items():
+        seen: list[int] = []
+
+        def call(z: Any, log_snr: Any, seen: list[int] = seen) -> Any:
+            seen.append(z.data_ptr() if hasattr(z, "data_ptr") else z.ctypes.data)
+            return -0.5 * z
+
+        state = dc.start(plan, shape=(2, 400), like=like, seed=1)
+        dc.sample(call, plan, state, prediction="v")
+        arrays = 1 + plan.saves + plan.history
+        assert len(set(seen[1:])) <= arrays, name
+        assert seen[0] not in seen[1:]  # the caller's
+
+
+@pytest.mark.usefixtures("way", "many")
+@every_library
+def test_a_prediction_may_be_the_state_itself(like: Any) -> None:
+    for plan in plans().values():
+        state = dc.start(plan, shape=(2, 400), like=like, seed=1)
+        copied = dc.sample(lambda z, _: z + 0.0, plan, state, prediction="v")
+        for call in (lambda z, _: z, lambda z, _: z[...]):
+            assert raw(dc.sample(call, plan, state, prediction="v")) == raw(copied)
+
+
 @every_library
 def test_a_prediction_that_is_no_array_is_refused_in_words(like: Any) -> None:
     for plan in (plans()["ddim"], plans()["ancestral"]):

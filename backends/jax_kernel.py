@@ -1,0 +1,188 @@
+"""The CPU's compiled kernel (cpu_kernel.c) in a JAX program: a stage reads and writes each array once, in place in a run.
+
+Left to itself XLA writes one array a loop, so that what a stage makes twice is computed twice, and copies what a scan carries.
+Bits are those of NumPy, where a sample has at least `LARGE` elements.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffcore._array import Array, is_half
+from diffcore._stage import NOISE_COLUMN
+from diffcore._threshold import Clip
+from diffcore.backends import cpu_threads, jax_ffi, numpy_noise, numpy_stage
+
+NOISE, STAGE = "diffcore_noise", "diffcore_stage"
+
+LARGE = 1 << 10
+"""Elements of a sample from which the kernel is called: a call costs some ten microseconds. It is not the size of a batch that
+decides, so that the bits of a sample do not depend on how many there are."""
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+Carry = tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]
+"""The new z, the saved state and the estimates."""
+
+
+class Stage(NamedTuple):
+    """What one stage reads: `x` instead of `y` where x-hat is there already, `seeds` instead of `eps` where noise is made."""
+
+    z: jax.Array
+    saved: jax.Array | None
+    estimates: tuple[jax.Array, ...]
+    y: jax.Array | None
+    x: jax.Array | None
+    row: jax.Array
+    eps: jax.Array | None
+    seeds: jax.Array | None
+    draw: jax.Array
+
+
+def serves(z: jax.Array, lead: tuple[int, ...]) -> bool:
+    """Return whether the stages of a state, with levels (*lead), are the kernel's: on a CPU, as far as can be known now."""
+    where = (
+        {device.platform for device in z.devices()} if not isinstance(z, jax.core.Tracer) else {jax.default_backend()}
+    )
+    return (
+        where == {"cpu"}
+        and str(z.dtype) in DTYPES
+        and z.ndim > 0
+        and large(z.shape)
+        and (not lead or z.size >= numpy_stage.FRAME * math.prod(lead))
+        and len(lead) <= z.ndim
+        and all(n in (1, m) for n, m in zip(lead, z.shape, strict=False))
+        and works()
+    )
+
+
+def large(shape: tuple[int, ...]) -> bool:
+    """Return whether samples are large enough for the kernel."""
+    return 0 not in shape and math.prod(shape[1:]) >= LARGE
+
+
+@cache
+def works() -> bool:
+    """Return whether XLA can call the kernel here, by trying it; say so once where it should and cannot.
+
+    With several CPU devices XLA divides arrays among them, but not those of a call, so there the kernel is not used.
+    """
+    if cpu_threads.kernel is None:
+        return False
+    try:
+        devices = jax.devices("cpu")
+    except RuntimeError:  # left out by JAX_PLATFORMS
+        return False
+    if len(devices) > 1:
+        return False
+    words, shape = np.array([[5, 7]], dtype=np.uint32), (1, 5)
+    try:
+        jax_ffi.register(NOISE, _fill_noise)
+        jax_ffi.register(STAGE, _fill_stage)
+        with jax.ensure_compile_time_eval(), jax.default_device(devices[0]):
+            found = np.asarray(jax.jit(partial(noise, stream=0, shape=shape, dtype=jnp.uint32))(words, np.uint32(3)))
+        if not np.array_equal(found, numpy_noise.bits(words, 3, shape)):
+            raise ValueError("other bits came back than were expected")
+    except Exception as error:
+        warnings.warn(
+            f"diffcore: JAX cannot call the compiled kernel here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"XLA's own operations serve, which are slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def noise(seeds: jax.Array, draw: jax.Array, stream: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Return bits in uint32, or normals in float32 or float64; see `diffcore.noise`."""
+    call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    made: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]))
+    return made
+
+
+def _fill_noise(args: list[Array], rets: list[Array]) -> None:
+    (seeds, source), (to,) = args, rets
+    draw, stream = source.tolist()
+    size = to.size // len(to)
+    cpu_threads.programs((len(to), size), partial(_kernel().noise, to, seeds, draw, stream, size))
+
+
+def stage(plain: Callable[[Stage], Carry], stage: Stage, clip: Clip | None, *, slots: bool, over: bool) -> Carry:
+    """Return what a stage makes, on a CPU by the kernel, elsewhere and for derivatives by the plain function.
+
+    Args:
+        plain: the function.
+        stage: what it reads.
+        clip: applied to an x-hat that is made.
+        slots: the estimates lie in the slots of `turn`, and x-hat goes where the oldest was; else they are the newest first.
+        over: write the new z over the old one.
+    """
+
+    @jax.custom_jvp
+    def made(stage: Stage) -> Carry:
+        after: Carry = jax.lax.platform_dependent(stage, cpu=partial(_call, clip, slots, over), default=plain)
+        return after
+
+    made.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    after: Carry = made(stage)
+    return after
+
+
+def turn(estimates: tuple[Any, ...], draw: Any) -> tuple[Any, ...]:
+    """Return the estimates before stage `draw` = 1, 2, ... as their slots, or the other way round, which is the same: what stage
+    i made lies in slot i modulo their number, so that a run moves nothing."""
+    count = len(estimates)
+    at = [(draw - 1 - slot) % count for slot in range(count)]
+    if isinstance(draw, int):
+        return tuple(estimates[i] for i in at)
+    return tuple(jax.lax.select_n(i.astype(jnp.int32), *estimates) for i in at)
+
+
+def _call(clip: Clip | None, slots: bool, over: bool, stage: Stage) -> Carry:
+    z, saved, estimates, y, x, row, eps, seeds, draw = stage
+    none = jnp.zeros((0,), z.dtype)
+    wide = jnp.float32 if is_half(z.dtype) else z.dtype
+    bounds = jnp.asarray([-math.inf, math.inf] if clip is None else [clip.low, clip.high], wide)
+    optional = [none if array is None else array for array in (y, x, saved, eps)]
+    keys = jnp.zeros((0, 2), jnp.uint32) if seeds is None else seeds
+    args = [z, *optional, keys, row.astype(wide), bounds, jnp.asarray(draw, jnp.uint32), *estimates]
+    kept = estimates if slots else estimates[:1]
+    rets = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (z, optional[2], *kept)]
+    first = len(args) - len(estimates)
+    over_estimates = {first + i: 2 + i for i in range(len(estimates))} if slots else {}
+    over_saved = {3: 1} if slots and saved is not None else {}
+    aliases = over_estimates | over_saved | ({0: 0} if over else {})
+    call: Any = jax.ffi.ffi_call(STAGE, rets, vmap_method="sequential", input_output_aliases=aliases)
+    new, new_saved, *made = call(*args)
+    if not slots:
+        made = [*made, *estimates[:-1]]
+    return new, None if saved is None else new_saved, tuple(made)
+
+
+def _fill_stage(args: list[Array], rets: list[Array]) -> None:
+    z, *optional, row, bounds, number = args[:9]
+    y, x, saved, eps, seeds = (array if array.size else None for array in optional)
+    (to_z, to_saved, *kept), past, draw = rets, tuple(args[9:]), int(number)
+    to_x = kept[draw % len(kept)] if kept else None
+    if len(kept) > 1:
+        past = turn(past, draw)
+    if not row[..., NOISE_COLUMN].any():
+        seeds = None
+    samples, frames = (*row.shape[:-1], 0, 0)[:2]
+    table = np.ascontiguousarray(row.reshape(-1, row.shape[-1]), dtype=np.float64)
+    size, to = z.size // len(z), (to_z, None if saved is None else to_saved, to_x)
+    rest = (table, 0, samples, frames, seeds, draw, *bounds.tolist(), size)
+    cpu_threads.programs((len(z), size), partial(_kernel().stage, *to, z, y, saved, eps, x, past, *rest))
+
+
+def _kernel() -> Any:
+    return cpu_threads.kernel

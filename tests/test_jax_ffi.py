@@ -1,0 +1,98 @@
+"""NumPy functions that XLA calls: what they see, what they raise, and structures that are those of jaxlib's own header."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffcore.backends import jax_ffi
+
+jax.config.update("jax_platforms", "cpu")
+pytestmark = pytest.mark.jax
+
+
+def call(name: str, function: Any, *args: Any, shape: tuple[int, ...] = (3,)) -> Any:
+    jax_ffi.register(name, function)
+    made = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")
+    return np.asarray(jax.jit(made)(*args))
+
+
+def test_a_function_sees_xlas_memory_in_every_dtype_and_of_no_elements() -> None:
+    seen: list[Any] = []
+
+    def function(args: list[Any], rets: list[Any]) -> None:
+        seen.extend((array.dtype.name, array.shape, array.tolist()) for array in args)
+        rets[0][:] = args[0] * 2.0
+
+    whole = jnp.float32([1.0, 2.0, 3.0])
+    others = [whole.astype(dtype)[None] for dtype in ("float16", "bfloat16", "uint32")]
+    found = call("test_sees", function, whole, *others, jnp.zeros((0, 2)), jnp.uint32(7))
+    np.testing.assert_array_equal(found, [2.0, 4.0, 6.0])
+    assert seen == [
+        ("float32", (3,), [1.0, 2.0, 3.0]),
+        ("float16", (1, 3), [[1.0, 2.0, 3.0]]),
+        ("uint16", (1, 3), [[0x3F80, 0x4000, 0x4040]]),
+        ("uint32", (1, 3), [[1, 2, 3]]),
+        ("float32", (0, 2), []),
+        ("uint32", (), 7),
+    ]
+
+
+def test_what_a_function_raises_ends_the_run_in_words() -> None:
+    def function(args: list[Any], rets: list[Any]) -> None:
+        raise ArithmeticError("seven is missing")
+
+    for _ in range(2):
+        with pytest.raises(Exception, match="test_raises: ArithmeticError: seven is missing"):
+            call("test_raises", function, jnp.zeros(3))
+    with pytest.raises(Exception, match="test_refuses: KeyError"):  # a dtype that no function of ours is given
+        call("test_refuses", lambda args, rets: None, jnp.zeros(3, jnp.int8))
+
+
+OFFSETS = {
+    "XLA_FFI_Api_Version": (jax_ffi.ApiVersion, {"major_version": "", "minor_version": ""}),
+    "XLA_FFI_Metadata": (jax_ffi.Metadata, {"api_version": ""}),
+    "XLA_FFI_Error_Create_Args": (jax_ffi.ErrorCreateArgs, {"message": "", "errc": ""}),
+    "XLA_FFI_Api": (jax_ffi.Api, {"api_version": "", "XLA_FFI_Error_Create": ""}),
+    "XLA_FFI_Buffer": (jax_ffi.Buffer, {"dtype": "", "data": "", "rank": "", "dims": ""}),
+    "XLA_FFI_Args": (jax_ffi.Buffers, {"size": "", "types": "", "buffers": "args"}),
+    "XLA_FFI_Rets": (jax_ffi.Buffers, {"size": "", "types": "", "buffers": "rets"}),
+    "XLA_FFI_CallFrame": (
+        jax_ffi.CallFrame,
+        {"extension_start": "", "api": "", "ctx": "", "stage": "", "args": "", "rets": ""},
+    ),
+    "XLA_FFI_Metadata_Extension": (jax_ffi.MetadataExtension, {"metadata": ""}),
+}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_structures_are_those_of_jaxlibs_header(tmp_path: Path) -> None:
+    wanted, lines = [], []
+    for name, (structure, fields) in OFFSETS.items():
+        for ours, theirs in fields.items():
+            wanted.append(getattr(structure, ours).offset)
+            lines.append(f"offsetof(struct {name}, {theirs or ours})")
+    for name, value in (("XLA_FFI_ExecutionStage_EXECUTE", jax_ffi.EXECUTE), ("XLA_FFI_Error_Code_INTERNAL", 13)):
+        wanted.append(value)
+        lines.append(name)
+    for number, dtype in jax_ffi.DTYPES.items():
+        short = {np.uint32: "U32", np.float16: "F16", np.float32: "F32", np.float64: "F64", np.uint16: "BF16"}[dtype]
+        wanted.append(number)
+        lines.append(f"XLA_FFI_DataType_{short}")
+    wanted += [jax_ffi.METADATA, *jax_ffi._version(), ctypes.sizeof(jax_ffi.Buffers)]
+    lines += ["XLA_FFI_Extension_Metadata", "XLA_FFI_API_MAJOR", "XLA_FFI_API_MINOR", "sizeof(struct XLA_FFI_Args)"]
+    source = tmp_path / "offsets.c"
+    prints = "".join(f'printf("%zu\\n", (size_t)({line}));\n' for line in lines)
+    source.write_text(f'#include <stdio.h>\n#include "xla/ffi/api/c_api.h"\nint main(void) {{ {prints} }}\n')
+    program = tmp_path / "offsets"
+    subprocess.run(["cc", f"-I{jax.ffi.include_dir()}", "-o", program, source], check=True, timeout=60)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert dict(zip(lines, map(int, printed.split()), strict=True)) == dict(zip(lines, wanted, strict=True))

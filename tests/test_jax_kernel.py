@@ -1,0 +1,282 @@
+"""The CPU's kernel in a JAX program: NumPy's bits, under every transformation, and XLA's own operations where it is missing."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from libraries import example, host
+from test_samplers import SAMPLERS, schedule_of
+
+import diffcore as dc
+from diffcore.backends import cpu_threads, jax_ffi, jax_kernel
+
+jax.config.update("jax_platforms", "cpu")
+pytestmark = pytest.mark.jax
+
+needs_kernel = pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
+SIZE = jax_kernel.LARGE
+CLIP = dc.guidance.clip(-0.7, 0.7)
+HISTORIES = ["dpm++2m", "dpm++3m", "unipc2", "dpm++3m sde"]
+
+
+def denoise(z: Any, log_snr: Any) -> Any:
+    return -0.5 * z
+
+
+def start(batch: int = 2, size: int = SIZE + 300, dtype: Any = np.float32) -> Any:
+    return np.linspace(-2.0, 2.0, batch * size).astype(dtype).reshape(batch, size)
+
+
+def make(name: str, steps: int = 4) -> dc.Plan:
+    return SAMPLERS[name](schedule_of("vp"), steps=steps)
+
+
+@needs_kernel
+@pytest.mark.parametrize("transform_x", [None, CLIP], ids=["none", "clip"])
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_a_run_is_numpys_bit_for_bit(name: str, transform_x: Any) -> None:
+    assert jax_kernel.works()
+    settings: dict[str, Any] = {"seed": [3, 2**64 - 1], "prediction": "v", "transform_x": transform_x}
+    want = dc.sample(denoise, make(name), start(), **settings)
+    for compile in (None, True):
+        found = dc.sample(denoise, make(name), jnp.asarray(start()), compile=compile, **settings)
+        np.testing.assert_array_equal(np.asarray(found), want)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["ancestral.3", "dpm++3m sde", "unipc2"])
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_so_it_is_in_every_dtype(dtype: str, name: str) -> None:
+    settings: dict[str, Any] = {"seed": 3, "prediction": "v", "transform_x": CLIP}
+    z = torch.from_numpy(start()).to(getattr(torch, dtype))
+    want = host(dc.sample(denoise, make(name), z, **settings))
+    with example("jax", dtype):
+        found = dc.sample(denoise, make(name), jnp.asarray(z.double().numpy(), dtype), **settings)
+        assert str(found.dtype) == dtype
+        tiny = 2.0**-14 if dtype == "float16" else 0.0  # XLA's own operations, the denoiser's, know no subnormal
+        np.testing.assert_allclose(host(found), want, rtol=0, atol=tiny)
+
+
+@needs_kernel
+@pytest.mark.parametrize("lead", [(2,), (2, 3), (1, 3)])
+def test_levels_of_samples_and_frames_are_numpys(lead: tuple[int, ...]) -> None:
+    highest = np.linspace(6.0, 9.0, math.prod(lead)).reshape(lead)
+    grid = np.stack([np.full(lead, -9.0), np.zeros(lead), highest])
+    plan = dc.samplers.ddim(schedule_of("vp"), grid=grid, eta=0.7)
+    z = start().reshape(2, -1)[:, : 3 * 440].reshape(2, 3, 440)
+    want = dc.sample(denoise, plan, z, seed=3, prediction="v", transform_x=CLIP)
+    found = dc.sample(denoise, plan, jnp.asarray(z), seed=3, prediction="v", transform_x=CLIP)
+    np.testing.assert_array_equal(np.asarray(found), want)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", HISTORIES)
+def test_steps_by_hand_and_resumed_runs_are_the_run(name: str) -> None:
+    """Past estimates lie where they were written, and come out the newest first, wherever a run begins and ends."""
+    plan, settings = make(name, 6), {"prediction": "v", "transform_x": CLIP}
+    states: list[dc.State] = []
+    clip = dc.sample(denoise, plan, jnp.asarray(start()), seed=3, callback=states.append, **settings)
+    step = dc.start(plan, jnp.asarray(start()), seed=3)
+    for reached in states:
+        step = dc.step(plan, step, denoise(step.z, None), **settings)
+        for found, want in zip(jax.tree.leaves(reached), jax.tree.leaves(step), strict=True):
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(want))
+    assert len(states) == len(plan)
+    for state in states[:-1]:
+        np.testing.assert_array_equal(np.asarray(dc.sample(denoise, plan, state, **settings)), np.asarray(clip))
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["ancestral.3", "unipc2", "dpm++3m"])
+def test_what_the_denoiser_returns_may_be_anything(name: str) -> None:
+    """Its own input, a constant, what it read from a caller's array: nothing is written over before it is read, or kept."""
+    z, plan = start(), make(name)
+    held = jnp.asarray(z)
+    calls = {
+        "input": lambda xp: lambda z, _: z,
+        "constant": lambda xp: lambda z, _: xp.full_like(z, 0.25),
+        "flipped": lambda xp: lambda z, _: xp.flip(z, axis=-1),
+        "held": lambda xp: lambda z, _: xp.asarray(held),
+    }
+    for call in calls.values():
+        want = dc.sample(call(np), plan, z, seed=3, prediction="v")
+        found = dc.sample(call(jnp), plan, held, seed=3, prediction="v")
+        np.testing.assert_array_equal(np.asarray(found), want)
+    np.testing.assert_array_equal(np.asarray(held), z)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["ancestral.3", "dpm++3m sde", "unipc2"])
+def test_it_goes_under_jit_vmap_and_grad(name: str) -> None:
+    plan, z = make(name), jnp.asarray(start())
+
+    def run(z: Any, seed: Any = 3) -> Any:
+        return dc.sample(denoise, plan, z, seed=seed, prediction="v")
+
+    want = np.asarray(run(z))
+    np.testing.assert_array_equal(np.asarray(jax.jit(run)(z)), want)
+    both = jax.vmap(run)(jnp.stack([z, -z]))
+    np.testing.assert_array_equal(np.asarray(both[0]), want)
+    np.testing.assert_array_equal(np.asarray(both[1]), np.asarray(run(-z)))
+    # A run is linear in z up to its noise, so that it is its own derivative, which the plain function gives.
+    value, tangent = jax.jvp(run, (z,), (z,))
+    np.testing.assert_allclose(np.asarray(value), want, atol=1e-5)
+    still = np.asarray(run(jnp.zeros_like(z)))
+    np.testing.assert_allclose(np.asarray(tangent), want - still, atol=2e-5)
+    slope = np.asarray(jax.grad(lambda z: run(z).sum())(z))
+    np.testing.assert_allclose(slope, slope[0, 0], rtol=1e-4)
+    np.testing.assert_allclose((slope * np.asarray(z)).sum(), (want - still).sum(), rtol=1e-3, atol=1e-3)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["ancestral.3", "unipc2"])
+def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
+    z, plan = start(), make(name)
+    held = [dc.conditioning.replacement(to(np.clip(z, -1.0, 1.0)), to(z > 0.5)) for to in (np.asarray, jnp.asarray)]
+    draws = np.random.default_rng(0).standard_normal((2 * len(plan) + 3, *z.shape)).astype(np.float32)
+
+    def noise(xp: Any) -> Any:
+        return lambda draw, shape: xp.asarray(draws)[draw]
+
+    for source in ({"seed": 3}, None):
+        found, want = (
+            dc.sample(denoise, plan, to(z), constraint=at, prediction="v", **(source or {"noise": noise(xp)}))
+            for to, at, xp in ((jnp.asarray, held[1], jnp), (np.asarray, held[0], np))
+        )
+        np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=2e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1, SIZE + 255, 3 * SIZE + 700])
+def test_noise_is_numpys_bit_for_bit_whatever_the_batch(size: int) -> None:
+    seeds = [7, 2**64 - 1, 2**32]
+    for like in (np.zeros(1, np.float32), np.zeros(1, np.float16), np.zeros(1, np.float64)):
+        want = dc.noise.normal(seeds, 2**32 - 1, (3, size), like=like, stream=2)
+        with example("jax", str(like.dtype)):
+            to = jnp.zeros(1, str(like.dtype))
+            found = np.asarray(dc.noise.normal(seeds, 2**32 - 1, (3, size), like=to, stream=2))
+            alone = np.asarray(dc.noise.normal(seeds[1:2], 2**32 - 1, (1, size), like=to, stream=2))
+        np.testing.assert_array_equal(found, want)
+        np.testing.assert_array_equal(alone[0], want[1])
+
+
+@needs_kernel
+def test_small_samples_are_xlas_however_many_there_are() -> None:
+    """Else the bits of a sample would depend on its batch."""
+    assert not jax_kernel.serves(jnp.zeros((100, SIZE - 1)), ())
+    assert jax_kernel.serves(jnp.zeros((1, SIZE)), ())
+    many = dc.noise.normal(5, 0, (100, 9), like=jnp.zeros(1))
+    np.testing.assert_array_equal(np.asarray(many)[3:4], np.asarray(dc.noise.normal(8, 0, (1, 9), like=jnp.zeros(1))))
+
+
+def test_a_stage_without_noise_draws_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a churned Heun's stages add no noise, and a draw costs more than the rest of a stage."""
+    given = []
+    monkeypatch.setattr(cpu_threads, "programs", lambda shape, launch: given.append(launch.args))
+    rows = np.zeros((2, 10), np.float32)
+    for noisy in (0.0, 1.0):
+        rows[1, 4] = noisy
+        z, none = np.zeros((2, 4), np.float32), np.zeros(0, np.float32)
+        seeds = np.zeros((2, 2), np.uint32)
+        args = [z, z, none, none, none, seeds, rows, np.float32([-1, 1]), np.array(1, np.uint32)]
+        monkeypatch.setattr(jax_kernel, "_kernel", lambda: type("Kernel", (), {"stage": print}))
+        jax_kernel._fill_stage(args, [z, none])
+    assert [any(array is seeds for array in args) for args in given] == [False, True]
+
+
+def test_slots_turn_into_order_and_back() -> None:
+    """What stage i made lies in slot i modulo their number."""
+    for count in (1, 2, 3, 5):
+        slots: list[int | None] = [None] * count
+        for draw in range(1, 12):
+            ordered = jax_kernel.turn(tuple(slots), draw)
+            made = [draw - 1 - back for back in range(count)]
+            assert ordered == tuple(stage if stage > 0 else None for stage in made)
+            assert jax_kernel.turn(ordered, draw) == tuple(slots)
+            if draw > count:
+                traced = jax.jit(jax_kernel.turn)(tuple(map(jnp.asarray, slots)), jnp.uint32(draw))
+                assert tuple(map(int, traced)) == ordered
+            slots[draw % count] = draw
+
+
+@needs_kernel
+def test_runs_on_several_threads_at_once() -> None:
+    plan, want = make("ancestral.3", 20), {}
+    settings: dict[str, Any] = {"prediction": "v"}
+    for seed in range(4):
+        want[seed] = dc.sample(denoise, plan, start(), seed=seed, **settings)
+    found: dict[int, Any] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = np.asarray(dc.sample(denoise, plan, jnp.asarray(start()), seed=seed, **settings))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120.0)
+    for seed, clip in want.items():
+        np.testing.assert_array_equal(found[seed], clip)
+
+
+@pytest.mark.parametrize("name", ["ancestral.3", "dpm++3m sde", "unipc2"])
+def test_where_it_does_not_work_xlas_operations_serve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = dc.sample(denoise, make(name), start(), seed=3, prediction="v", transform_x=CLIP)
+    monkeypatch.setattr(jax_kernel, "works", lambda: False)
+    jax.clear_caches()
+    try:
+        found = dc.sample(
+            denoise, make(name), jnp.asarray(start()), seed=3, prediction="v", transform_x=CLIP, compile=False
+        )
+        drawn = dc.noise.normal(3, 1, (2, SIZE + 300), like=jnp.zeros(1))
+        bits = dc.noise.bits(3, 1, (2, SIZE + 300), like=jnp.zeros(1))
+    finally:
+        jax.clear_caches()  # of what was traced without it
+    np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(drawn), dc.noise.normal(3, 1, (2, SIZE + 300)), rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(np.asarray(bits), dc.noise.bits(3, 1, (2, SIZE + 300)))
+
+
+def test_that_it_does_not_work_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, function: Any) -> None:
+        raise ValueError("no such interface\nand more")
+
+    monkeypatch.setattr(cpu_threads, "kernel", object())
+    monkeypatch.setattr(jax_ffi, "register", broken)
+    with pytest.warns(RuntimeWarning, match=r"cannot call the compiled kernel here \(ValueError: no such interface\)"):
+        assert not jax_kernel.works.__wrapped__()
+    monkeypatch.setattr(cpu_threads, "kernel", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not jax_kernel.works.__wrapped__()
+
+
+@pytest.mark.slow
+def test_arrays_on_several_devices_stay_divided() -> None:
+    """XLA divides its own operations among devices, but not a call."""
+    program = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np, diffcore as dc
+from diffcore.backends import jax_kernel
+z = np.linspace(-1, 1, 2 * 2000, dtype=np.float32).reshape(2, -1)
+where = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "b"), jax.sharding.PartitionSpec("b"))
+call = lambda z, log_snr: -0.5 * z
+for plan in (dc.samplers.ddim(dc.schedules.Cosine(), steps=3, eta=1.0), dc.samplers.unipc(dc.schedules.Cosine(), steps=3)):
+    for clip in (None, dc.guidance.clip()):
+        settings = {"seed": 1, "prediction": "v", "transform_x": clip}
+        found = dc.sample(call, plan, jax.device_put(z, where), **settings)
+        assert not jax_kernel.works() and len(found.devices()) == 2, found.sharding
+        np.testing.assert_allclose(np.asarray(found), dc.sample(call, plan, z, **settings), atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
