@@ -302,6 +302,7 @@ def _check_noise(eps: Array, shape: tuple[int, ...], like: Array) -> None:
 
 
 def _check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
+    _array.check_floating("sample", state=state.z)
     if (state.saved is not None) != plan.saves or len(state.estimates) != plan.history:
         raise ValueError(
             f"sample: the state to resume does not belong to {plan.sampler}; start one with `start(plan, ...)`"

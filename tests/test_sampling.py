@@ -333,6 +333,15 @@ def test_a_state_of_another_plan_is_refused() -> None:
         dc.sample(denoise, SAMPLERS["ddim"](schedule_of("vp"), steps=4), state, prediction="v")
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_a_state_of_integers_is_refused(dtype: Any) -> None:
+    """Of 16 bits too, which a kernel takes for bfloat16."""
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=4)
+    state = dc.start(plan, start_of(np.asarray))
+    with pytest.raises(TypeError, match=rf"sample: `state` has dtype {np.dtype(dtype)}, .* cast it first"):
+        dc.sample(denoise, plan, state._replace(z=np.ones(state.z.shape, dtype)), prediction="v")
+
+
 def test_a_denoiser_for_another_scaling_is_refused() -> None:
     data = dc.exact.Gaussian(np.zeros(3), 1.0, scaling="ve")
     with pytest.raises(ValueError, match=r"'ve'.*'vp'"):
