@@ -79,7 +79,6 @@ typedef struct {
     REAL low, high;
     STORED *to_x, *to_z, *to_saved;
     const REAL *x_given; /* or it is made */
-    int clips;
 } OF(Stage);
 
 /* One strip: what is summed stays in registers. Everything is read before anything is written, so that a result may lie over any
@@ -89,9 +88,9 @@ INLINE void OF(strip)(const OF(Stage) *s, REAL *x, int at, int count)
     REAL z[STRIP], saved[STRIP];
     if (s->x_given == NULL) {
         OF(sum)(z, &s->x, at, count);
-        for (int i = 0; i < count; i++) { /* NaN stays NaN */
-            const REAL raised = !s->clips || z[i] >= s->low || z[i] != z[i] ? z[i] : s->low;
-            x[i] = !s->clips || raised <= s->high || raised != raised ? raised : s->high;
+        for (int i = 0; i < count; i++) { /* NaN stays NaN, and bounds that are infinite clip nothing */
+            const REAL raised = s->low > z[i] ? s->low : z[i];
+            x[i] = s->high < raised ? s->high : raised;
         }
     } else if (s->to_x != NULL) {
         memcpy(x, s->x_given + at, sizeof(REAL) * (size_t)count);
@@ -153,7 +152,6 @@ FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const R
             .to_z = AT(TO_Z),
             .to_saved = AT(TO_SAVED),
             .x_given = x_given,
-            .clips = low > -INFINITY || high < INFINITY,
         };
         for (; at + STRIP <= end; at += STRIP)
             OF(strip)(&stage, own + at, at, STRIP);
