@@ -21,7 +21,10 @@ except ImportError:  # installed where there was no C compiler
     kernel = None
 
 ELEMENTS = 1 << 16
-"""What a thread takes at a time: some 50 microseconds' work, many times what a call costs."""
+"""What a thread takes at a time, at least: many times what a call costs."""
+
+TURNS = 8
+"""How often a thread comes back for more, at most: often enough that none waits long for the last, and seldom for the lock."""
 
 
 def count() -> int:
@@ -40,7 +43,7 @@ def programs(shape: tuple[int, int], launch: Callable[[int, int], object]) -> No
         if number:
             launch(0, number)
         return
-    together = max(1, ELEMENTS // min(size, whole))
+    together = max(1, ELEMENTS // min(size, whole), number // (TURNS * count()))
     parts = [range(begin, min(begin + together, number)) for begin in range(0, number, together)]
     each(parts, lambda: lambda part: launch(part.start, part.stop))
 
