@@ -83,16 +83,20 @@ class JAXBackend(ArrayAPIBackend):
         donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
         kernel = jax_kernel.serves(state.z, run.plan.lead)
         settings = (run.plan.stochastic, kernel)
+        weights: list[Any] = []
         if run.callback is not None or not run.compile:
             scan: Callable[..., Carry] = partial(
                 _scan, run.denoise, run.transform_x, run.noise, run.callback, *settings
             )
             scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         else:
-            scan = _kept(_ById(run.denoise), _ById(run.transform_x), _ById(run.noise), *settings, donated)
+            weights, tree = jax.tree.flatten(run.denoise)
+            if not weights or not all(isinstance(array, jax.Array) for array in weights):
+                weights, tree = [], _ById(run.denoise)
+            scan = _kept(tree, _ById(run.transform_x), _ById(run.noise), *settings, donated)
         turn = jax_kernel.turn if kernel else lambda estimates, _: estimates
         carry = (state.z, state.saved, turn(state.estimates, first + 1))
-        z, saved, estimates = scan(carry, state.seeds, table, levels, indices, held, known)
+        z, saved, estimates = scan(carry, weights, state.seeds, table, levels, indices, held, known)
         return State(z, saved, turn(estimates, len(run.plan) + 1), len(run.plan), state.seeds)
 
     def cond(
@@ -164,13 +168,14 @@ def _stage(
 
 
 def _scan(
-    denoise: Callable[..., Array],
+    denoise: Any,
     transform_x: Callable[[Array], Array] | None,
     noise: Draw | None,
     callback: Callable[[State], object] | None,
     stochastic: bool,
     kernel: bool,
     carry: Carry,
+    weights: list[jax.Array],
     seeds: jax.Array | None,
     table: jax.Array,
     levels: jax.Array,
@@ -178,7 +183,11 @@ def _scan(
     held: tuple[jax.Array, jax.Array, int] | None,
     known: jax.Array | None,
 ) -> Carry:
-    """Scan the stages; the barriers keep the stage apart from the denoiser, so that its bits do not depend on it."""
+    """Scan the stages; the barriers keep the stage apart from the denoiser, so that its bits do not depend on it.
+
+    Where there are weights, `denoise` is the structure that makes a denoiser of them.
+    """
+    denoise = jax.tree.unflatten(denoise, weights) if weights else denoise
 
     def body(carry: Carry, stage: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> tuple[Carry, None]:
         row, level, index, known_row = stage
@@ -222,10 +231,12 @@ class _ById:
 
 @lru_cache(maxsize=8)
 def _kept(
-    denoise: _ById, transform_x: _ById, noise: _ById, stochastic: bool, kernel: bool, donated: tuple[int, ...]
+    denoise: Any, transform_x: _ById, noise: _ById, stochastic: bool, kernel: bool, donated: tuple[int, ...]
 ) -> Callable[..., Carry]:
+    """Return the compiled run of a denoiser, or of all that have the structure of one whose arrays are arguments."""
+    denoise = denoise.value if isinstance(denoise, _ById) else denoise
     kept: Callable[..., Carry] = jax.jit(
-        partial(_scan, denoise.value, transform_x.value, noise.value, None, stochastic, kernel), donate_argnums=donated
+        partial(_scan, denoise, transform_x.value, noise.value, None, stochastic, kernel), donate_argnums=donated
     )
     return kept
 

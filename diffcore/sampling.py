@@ -185,7 +185,8 @@ def sample(
         callback: called with the `State` after every stage.
         compile: have the library's compiler fuse each stage. On torch None means the kernels of diffcore where they serve,
             Triton on CUDA and C on a CPU, and True torch.compile. On JAX a whole run is always one trace; True keeps the
-            compiled run for the next call with the same denoiser, which must then be pure, as for jax.jit.
+            compiled run for the next call with the same denoiser, which must then be pure, as for jax.jit; the arrays
+            of a denoiser that is a pytree, such as a flax module, are arguments and may have changed.
 
     Returns:
         An array of the shape, dtype, device and library of the start. On torch no gradients are recorded unless the

@@ -46,6 +46,37 @@ def test_on_jax_a_kept_run_serves_every_plan_that_reads_the_same() -> None:
     np.testing.assert_allclose(host(a), host(b), atol=1e-6)
 
 
+def test_on_jax_a_kept_run_reads_the_weights_of_the_denoiser() -> None:
+    """Arrays of a pytree are arguments: those that a model has now count, and one trace serves them all."""
+    calls, z, plan = [], start_of(jnp.asarray), dc.samplers.ddim(schedule_of("vp"), steps=6)
+
+    def scaled(weight: Any, z: Any, log_snr: Any) -> Any:
+        calls.append(1)
+        return weight * z
+
+    for weight in (-0.6, 0.25):
+        call = jax.tree_util.Partial(scaled, jnp.float32(weight))
+        found = dc.sample(call, plan, z, prediction="v", compile=True)
+        want = dc.sample(lambda z, _, weight=weight: weight * z, plan, z, prediction="v")
+        np.testing.assert_allclose(host(found), host(want), atol=1e-6)
+    assert len(calls) == 1
+
+
+def test_on_jax_a_kept_run_of_a_network_follows_its_training() -> None:
+    from flax import nnx
+
+    config = dc.unet3d.UNet3DConfig(
+        frames=2, size=8, channels=1, base_channels=8, multipliers=(1,), blocks=1, attention=(), head_dim=8
+    )
+    model = dc.unet3d.build(config, "jax", seed=1)
+    plan, settings = dc.samplers.ddim(dc.schedules.Cosine(), steps=2), {"shape": (1, 2, 8, 8, 1), "like": jnp.zeros(1)}
+    first = host(dc.sample(model, plan, compile=True, **settings))
+    nnx.update(model, jax.tree.map(lambda weight: weight + 0.05, nnx.state(model)))
+    second = host(dc.sample(model, plan, compile=True, **settings))
+    assert np.abs(second - first).max() > 1e-3
+    np.testing.assert_allclose(second, host(dc.sample(model, plan, **settings)), atol=1e-5)
+
+
 def test_on_jax_a_run_goes_under_jit_grad_and_vmap() -> None:
     plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
 
