@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 
 # Compiled where there is a C compiler, as the project is installed.
-KERNEL := backends/cpu_kernel.c backends/cpu_stage.h
+KERNEL := backends/cpu_kernel.c backends/cpu_stage.h backends/cpu_xla.h
 
 # Two workers share the cores, so that each library keeps to one thread.
 CORES ?= 2

@@ -228,6 +228,93 @@ static Place place(int64_t program, int64_t size)
     return at;
 }
 
+typedef void (*Tile)(void *const *buffers, int64_t from, const Rows *rows, double low, double high, const Source *source, Place place);
+
+/* The function for a kind of data: float, double, half precision, or bfloat16 as 16 bits without a sign. */
+static Tile tile_for(char kind)
+{
+    switch (kind) {
+    case 'f':
+        return tile_float;
+    case 'd':
+        return tile_double;
+    case 'H':
+        return tile_brain;
+    case 'e':
+        return tile_half;
+    default:
+        return NULL;
+    }
+}
+
+/* A stage on whole arrays: its rows of coefficients, samples times frames, or both 0 where one row is for all. */
+typedef struct {
+    Tile tile;
+    void *buffers[BUFFERS];
+    const double *first;
+    int64_t samples, frames, size;
+    int columns;
+    double low, high;
+    const uint32_t *keys;
+    int64_t draw;
+} StageJob;
+
+/* Noise of a kind of data, or bits. */
+typedef struct {
+    char kind;
+    void *to;
+    const uint32_t *keys;
+    int64_t draw, stream, size;
+} NoiseJob;
+
+static Source source_for(const uint32_t *keys, int64_t sample, int64_t draw, int64_t stream)
+{
+    return (Source){{keys[2 * sample], keys[2 * sample + 1]}, (uint32_t)draw, (uint32_t)stream};
+}
+
+static int64_t programs_of(int64_t items, int64_t size)
+{
+    return items / size * ((size + 4 * TILE - 1) / (4 * TILE));
+}
+
+/* The programs from begin to end, one after another. */
+static void run_stage(const void *told, int64_t begin, int64_t end)
+{
+    const StageJob *job = told;
+    const int64_t a_sample = job->frames > 0 ? job->frames : 1;
+    for (int64_t program = begin; program < end; program++) {
+        const Place at = place(program, job->size);
+        Source source = {{0}};
+        if (job->keys != NULL)
+            source = source_for(job->keys, at.sample, job->draw, 0);
+        const Rows rows = {
+            job->first + (job->samples > 1 ? at.sample * a_sample * (2 + 2 * job->columns) : 0),
+            job->size / a_sample,
+            job->columns,
+            job->samples > 0,
+        };
+        job->tile(job->buffers, at.sample * job->size + at.offset, &rows, job->low, job->high, job->keys == NULL ? NULL : &source, at);
+    }
+}
+
+static void run_noise(const void *told, int64_t begin, int64_t end)
+{
+    const NoiseJob *job = told;
+    for (int64_t program = begin; program < end; program++) {
+        const Place at = place(program, job->size);
+        const Source source = source_for(job->keys, at.sample, job->draw, job->stream);
+        const int64_t to = at.sample * job->size + at.offset;
+        if (job->kind == 'f')
+            normals_float((float *)job->to + to, &source, at.block, at.blocks, at.count);
+        else if (job->kind == 'd')
+            normals_double((double *)job->to + to, &source, at.block, at.blocks, at.count);
+        else
+            bits_of_tile((uint32_t *)job->to + to, &source, at.block, at.blocks, at.count);
+    }
+}
+
+#include "cpu_xla.h"
+
 /* -- Python ----------------------------------------------------------------------------------------------------------------- */
 
 static int refuse(const char *what)
@@ -270,18 +357,11 @@ static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t en
 {
     if (size <= 0 || size > INT64_MAX - 4 * TILE || items % size)
         return refuse("samples do not fill the array");
-    const int64_t samples = items / size, programs = samples * ((size + 4 * TILE - 1) / (4 * TILE));
-    if (begin < 0 || begin > end || end > programs)
+    if (begin < 0 || begin > end || end > programs_of(items, size))
         return refuse("a range of programs that the array does not have");
-    if (keys >= 0 && keys != 8 * samples)
+    if (keys >= 0 && keys != 8 * (items / size))
         return refuse("another number of seeds than samples");
     return 0;
-}
-
-static Source source_for(const Py_buffer *keys, int64_t sample, int64_t draw, int64_t stream)
-{
-    const uint32_t *key = (const uint32_t *)keys->buf + 2 * sample;
-    return (Source){{key[0], key[1]}, (uint32_t)draw, (uint32_t)stream};
 }
 
 PyDoc_STRVAR(noise_doc,
@@ -308,42 +388,14 @@ static PyObject *noise(PyObject *module, PyObject *const *args, Py_ssize_t given
     }
     if (take(&views[1], args[1], 0, 'u', -1) || check_range(views[0].len / views[0].itemsize, size, begin, end, views[1].len))
         goto done;
+    const NoiseJob job = {kind, views[0].buf, views[1].buf, draw, stream, size};
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t program = begin; program < end; program++) {
-        const Place at = place(program, size);
-        const Source source = source_for(&views[1], at.sample, draw, stream);
-        const int64_t to = at.sample * size + at.offset;
-        if (kind == 'f')
-            normals_float((float *)views[0].buf + to, &source, at.block, at.blocks, at.count);
-        else if (kind == 'd')
-            normals_double((double *)views[0].buf + to, &source, at.block, at.blocks, at.count);
-        else
-            bits_of_tile((uint32_t *)views[0].buf + to, &source, at.block, at.blocks, at.count);
-    }
+    run_noise(&job, begin, end);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
     give_back(views, 2);
     return result;
-}
-
-typedef void (*Tile)(void *const *buffers, int64_t from, const Rows *rows, double low, double high, const Source *source, Place place);
-
-/* The function for a kind of data: float, double, half precision, or bfloat16 as 16 bits without a sign. */
-static Tile tile_for(char kind)
-{
-    switch (kind) {
-    case 'f':
-        return tile_float;
-    case 'd':
-        return tile_double;
-    case 'H':
-        return tile_brain;
-    case 'e':
-        return tile_half;
-    default:
-        return NULL;
-    }
 }
 
 PyDoc_STRVAR(stage_doc,
@@ -392,12 +444,12 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
     if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[13], 0, 'u', -1) ||
         check_range(items, size, begin, end, args[13] == Py_None ? -1 : views[KEYS].len))
         goto done;
-    const int columns = 4 + (int)history, width = 2 + 2 * columns, zeros = samples > 0;
-    if (samples < 0 || frames < 0 || (samples > 1 && samples != items / size) || (frames > 0 && size % frames) || (frames > 0 && !zeros)) {
+    const int columns = 4 + (int)history, width = 2 + 2 * columns;
+    if (samples < 0 || frames < 0 || (samples > 1 && samples != items / size) || (frames > 0 && size % frames) || (frames > 0 && samples == 0)) {
         refuse("rows for other samples or frames than there are");
         goto done;
     }
-    const int64_t a_sample = frames > 0 ? frames : 1, a_stage = zeros ? samples * a_sample : 1;
+    const int64_t a_sample = frames > 0 ? frames : 1, a_stage = samples > 0 ? samples * a_sample : 1;
     if (views[TABLE].ndim != 2 || views[TABLE].shape[1] != width || index < 0 || index >= views[TABLE].shape[0] / a_stage) {
         refuse("the table has no such row");
         goto done;
@@ -407,19 +459,22 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
         refuse("an array that this stage needs is None");
         goto done;
     }
-    void *buffers[BUFFERS];
+    StageJob job = {
+        .tile = tile,
+        .first = (const double *)views[TABLE].buf + index * a_stage * width,
+        .samples = samples,
+        .frames = frames,
+        .size = size,
+        .columns = columns,
+        .low = low,
+        .high = high,
+        .keys = views[KEYS].buf,
+        .draw = draw,
+    };
     for (int i = 0; i < BUFFERS; i++)
-        buffers[i] = views[i].buf;
-    const double *first = (const double *)views[TABLE].buf + index * a_stage * width;
+        job.buffers[i] = views[i].buf;
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t program = begin; program < end; program++) {
-        const Place at = place(program, size);
-        Source source = {{0}};
-        if (views[KEYS].buf != NULL)
-            source = source_for(&views[KEYS], at.sample, draw, 0);
-        const Rows rows = {first + (samples > 1 ? at.sample * a_sample * width : 0), size / a_sample, columns, zeros};
-        tile(buffers, at.sample * size + at.offset, &rows, low, high, views[KEYS].buf == NULL ? NULL : &source, at);
-    }
+    run_stage(&job, begin, end);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
@@ -433,7 +488,27 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* What XLA calls, as jax.ffi.register_ffi_target takes it. */
+static int add_handlers(PyObject *module)
+{
+    const struct {
+        const char *name;
+        void *(*handler)(XlaFrame *);
+    } handlers[] = {{"xla_noise", xla_noise}, {"xla_stage", xla_stage}};
+    for (int i = 0; i < 2; i++) {
+        void *address;
+        memcpy(&address, &handlers[i].handler, sizeof address); /* ISO C has no cast from a function to data */
+        PyObject *capsule = PyCapsule_New(address, NULL, NULL);
+        const int failed = capsule == NULL || PyModule_AddObjectRef(module, handlers[i].name, capsule) < 0;
+        Py_XDECREF(capsule);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_handlers},
 #if defined(Py_mod_gil)
     {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* nothing is shared but the caller's arrays */
 #endif

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffcore._array import Array, is_half
-from diffcore._stage import NOISE_COLUMN
+from diffcore._array import is_half
 from diffcore._threshold import Clip
-from diffcore.backends import cpu_threads, jax_ffi, numpy_noise, numpy_stage
+from diffcore.backends import cpu_threads, numpy_noise, numpy_stage
 
 NOISE, STAGE = "diffcore_noise", "diffcore_stage"
 
@@ -85,8 +84,8 @@ def works() -> bool:
         return False
     words, shape = np.array([[5, 7]], dtype=np.uint32), (1, 5)
     try:
-        jax_ffi.register(NOISE, _fill_noise)
-        jax_ffi.register(STAGE, _fill_stage)
+        jax.ffi.register_ffi_target(NOISE, cpu_threads.kernel.xla_noise)
+        jax.ffi.register_ffi_target(STAGE, cpu_threads.kernel.xla_stage)
         with jax.ensure_compile_time_eval(), jax.default_device(devices[0]):
             found = np.asarray(jax.jit(partial(noise, stream=0, shape=shape, dtype=jnp.uint32))(words, np.uint32(3)))
         if not np.array_equal(found, numpy_noise.bits(words, 3, shape)):
@@ -107,13 +106,6 @@ def noise(seeds: jax.Array, draw: jax.Array, stream: int, shape: tuple[int, ...]
     call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
     made: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]))
     return made
-
-
-def _fill_noise(args: list[Array], rets: list[Array]) -> None:
-    (seeds, source), (to,) = args, rets
-    draw, stream = source.tolist()
-    size = to.size // len(to)
-    cpu_threads.programs((len(to), size), partial(_kernel().noise, to, seeds, draw, stream, size))
 
 
 def stage(plain: Callable[[Stage], Carry], stage: Stage, clip: Clip | None, *, slots: bool, over: bool) -> Carry:
@@ -166,23 +158,3 @@ def _call(clip: Clip | None, slots: bool, over: bool, stage: Stage) -> Carry:
     if not slots:
         made = [*made, *estimates[:-1]]
     return new, None if saved is None else new_saved, tuple(made)
-
-
-def _fill_stage(args: list[Array], rets: list[Array]) -> None:
-    z, *optional, row, bounds, number = args[:9]
-    y, x, saved, eps, seeds = (array if array.size else None for array in optional)
-    (to_z, to_saved, *kept), past, draw = rets, tuple(args[9:]), int(number)
-    to_x = kept[draw % len(kept)] if kept else None
-    if len(kept) > 1:
-        past = turn(past, draw)
-    if not row[..., NOISE_COLUMN].any():
-        seeds = None
-    samples, frames = (*row.shape[:-1], 0, 0)[:2]
-    table = np.ascontiguousarray(row.reshape(-1, row.shape[-1]), dtype=np.float64)
-    size, to = z.size // len(z), (to_z, None if saved is None else to_saved, to_x)
-    rest = (table, 0, samples, frames, seeds, draw, *bounds.tolist(), size)
-    cpu_threads.programs((len(z), size), partial(_kernel().stage, *to, z, y, saved, eps, x, past, *rest))
-
-
-def _kernel() -> Any:
-    return cpu_threads.kernel

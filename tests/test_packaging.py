@@ -124,7 +124,7 @@ def test_source_archive_holds_what_the_wheel_holds_and_the_tests(built: Built) -
         name = path.relative_to(ROOT).as_posix()
         assert built.in_sdist[name] == path.read_bytes()
     assert not [name for name in built.in_sdist if name.startswith(("diffcore/backends", "diffcore/unet3d"))]
-    for name in ("backends/cpu_kernel.c", "backends/cpu_stage.h"):
+    for name in ("backends/cpu_kernel.c", "backends/cpu_stage.h", "backends/cpu_xla.h"):
         assert built.in_sdist[name] == (ROOT / name).read_bytes()
     assert not [name for name in built.in_sdist if name.endswith((".so", ".pyd"))]
     for name in ("LICENSE", "README.md", "pyproject.toml", "tests/conftest.py", "tests/test_packaging.py"):
