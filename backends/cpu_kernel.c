@@ -140,15 +140,66 @@ INLINE void pair_float(uint32_t first, uint32_t second, float *x, float *y)
     *y = radius * as_float(as_bits(sine) ^ swap ^ (shifted & 0x80000000u));
 }
 
+INLINE double as_double(uint64_t bits)
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint64_t as_wide_bits(double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* log u in double. Here u and f are exact as they stand, and with s = f / (2 + f), log(1 + f) = f - s (f - R(s^2)) keeps all digits of f,
+   which is -(1 - u) near u = 1. R is the polynomial of fdlibm (e_log.c). Integers become doubles as the last bits of 2^52,
+   since few processors convert vectors of 64-bit integers. */
+INLINE double log_uniform_double(uint32_t word)
+{
+    const double scaled = as_double(0x4330000000000000u | word) - (0x1p52 - 0.5); /* word + 1/2 = 2^32 u */
+    const uint64_t raised = as_wide_bits(scaled) + (0x3FF0000000000000u - 0x3FE6A09E667F3BCDu); /* the next exponent from sqrt(2) on */
+    const double k = as_double(0x4330000000000000u | raised >> 52) - (0x1p52 + 1023.0 + 32.0);
+    const double f = as_double((raised & 0xFFFFFFFFFFFFFu) + 0x3FE6A09E667F3BCDu) - 1.0;
+    const double s = f / (2.0 + f), z = s * s;
+    double r = 1.479819860511658591e-01;
+    r = r * z + 1.531383769920937332e-01;
+    r = r * z + 1.818357216161805012e-01;
+    r = r * z + 2.222219843214978396e-01;
+    r = r * z + 2.857142874366239149e-01;
+    r = r * z + 3.999999999940941908e-01;
+    r = r * z + 6.666666666666735130e-01;
+    /* log 2 as a sum of two; the first times k is exact */
+    return k * 6.93147180369123816490e-01 + (f - (s * (f - r * z) - k * 1.90821492927058770002e-10));
+}
+
+/* Two normals in double, of the angle pi x with |x| < 1/4, which is exact. Minimax polynomials in x^2 (Remez), off by 2^-58 of the sine
+   and 2^-64 of the cosine. As log 2 above, pi is a sum of two, and the first times x is exact. */
 INLINE void pair_double(uint32_t first, uint32_t second, double *x, double *y)
 {
-    const double tail = ((first >> 31 ? ~first : first) + 0.5) * 0x1p-32;
-    const double radius = sqrt(-2.0 * (first >> 31 ? log1p(-tail) : log(tail)));
-    const double angle = ((int32_t)(second << 2) + 2.0) * 3.657295198167899e-10;
-    const double sine = sin(angle), cosine = cos(angle);
-    const uint32_t shifted = second + (1u << 29), odd = (shifted >> 30) & 1u;
-    *x = radius * (odd ? sine : cosine) * ((shifted + (1u << 30)) >> 31 ? -1.0 : 1.0);
-    *y = radius * (odd ? cosine : sine) * (shifted >> 31 ? -1.0 : 1.0);
+    const double radius = sqrt(-2.0 * log_uniform_double(first));
+    const uint64_t shifted = (uint32_t)(second + (1u << 29));
+    const double turn = as_double(0x4130000000000001u | (shifted << 1 & 0x7FFFFFFEu)) - (0x1p20 + 0.25); /* (2 r + 1) / 2^32 - 1/4 */
+    const double z = turn * turn;
+    double p = 4.615925728443214778e-04, q = -1.035778858950962357e-04;
+    p = p * z - 7.370033847771125089e-03;
+    p = p * z + 8.214587013029359137e-02;
+    p = p * z - 5.992645289748776414e-01;
+    p = p * z + 2.550164039874007080e+00;
+    p = p * z - 5.167712780049959301e+00;
+    p = p * z + 6.278329573009626434e-07;
+    q = q * z + 1.929468173378577636e-03;
+    q = q * z - 2.580688587932907090e-02;
+    q = q * z + 2.353306302016082097e-01;
+    q = q * z - 1.335262768852188311e+00;
+    q = q * z + 4.058712126416750838e+00;
+    q = q * z - 4.934802200544679267e+00;
+    const double sine = turn * p + turn * 3.1415920257568359375, cosine = q * z + 1.0;
+    const uint64_t odd = 0u - (shifted >> 30 & 1u), swap = (as_wide_bits(cosine) ^ as_wide_bits(sine)) & odd;
+    *x = radius * as_double(as_wide_bits(cosine) ^ swap ^ ((shifted + (1u << 30)) << 32 & 0x8000000000000000u));
+    *y = radius * as_double(as_wide_bits(sine) ^ swap ^ (shifted << 32 & 0x8000000000000000u));
 }
 
 #define REAL float
