@@ -25,7 +25,7 @@ jax.config.update("jax_platforms", "cpu")
 pytestmark = pytest.mark.jax
 
 needs_kernel = pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
-SIZE = jax_kernel.LARGE
+SIZE = 1024
 CLIP = dc.guidance.clip(-0.7, 0.7)
 HISTORIES = ["dpm++2m", "dpm++3m", "unipc2", "dpm++3m sde"]
 
@@ -158,7 +158,7 @@ def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("size", [SIZE, SIZE + 1, SIZE + 255, 3 * SIZE + 700])
+@pytest.mark.parametrize("size", [1, 3, 255, SIZE, SIZE + 1, SIZE + 255, 3 * SIZE + 700])
 def test_noise_is_numpys_bit_for_bit_whatever_the_batch(size: int) -> None:
     seeds = [7, 2**64 - 1, 2**32]
     for like in (np.zeros(1, np.float32), np.zeros(1, np.float16), np.zeros(1, np.float64)):
@@ -169,15 +169,6 @@ def test_noise_is_numpys_bit_for_bit_whatever_the_batch(size: int) -> None:
             alone = np.asarray(dc.noise.normal(seeds[1:2], 2**32 - 1, (1, size), like=to, stream=2))
         np.testing.assert_array_equal(found, want)
         np.testing.assert_array_equal(alone[0], want[1])
-
-
-@needs_kernel
-def test_small_samples_are_xlas_however_many_there_are() -> None:
-    """Else the bits of a sample would depend on its batch."""
-    assert not jax_kernel.serves(jnp.zeros((100, SIZE - 1)), ())
-    assert jax_kernel.serves(jnp.zeros((1, SIZE)), ())
-    many = dc.noise.normal(5, 0, (100, 9), like=jnp.zeros(1))
-    np.testing.assert_array_equal(np.asarray(many)[3:4], np.asarray(dc.noise.normal(8, 0, (1, 9), like=jnp.zeros(1))))
 
 
 def test_slots_turn_into_order_and_back() -> None:
