@@ -92,10 +92,18 @@ def works() -> bool:
 
 
 def noise(seeds: jax.Array, draw: jax.Array, stream: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Return bits in uint32, or normals in float32 or float64; see `diffcore.noise`."""
-    call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
-    made: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]))
-    return made
+    """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0; see `diffcore.noise`."""
+
+    @jax.custom_jvp
+    def made(seeds: jax.Array, draw: jax.Array) -> jax.Array:
+        call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+        found: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]))
+        return found
+
+    still: Any = jnp.zeros(shape, dtype) if jnp.issubdtype(dtype, jnp.floating) else np.zeros(shape, jax.dtypes.float0)
+    made.defjvp(lambda primals, tangents: (made(*primals), still))
+    found: jax.Array = made(seeds, draw)
+    return found
 
 
 def stage(plain: Callable[[Stage], Carry], stage: Stage, clip: Clip | None, *, slots: bool, over: bool) -> Carry:

@@ -158,6 +158,27 @@ def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
 
 
 @needs_kernel
+def test_noise_has_no_derivative_and_stops_none() -> None:
+    """Wherever a derivative passes by: seeds and draws are tangents of integers in a run that is differentiated."""
+    words = jnp.asarray(dc.noise.seed_words([7, 8], 2))
+
+    def scaled(scale: Any) -> Any:
+        def body(total: Any, draw: Any) -> Any:
+            total, number, seeds = jax.lax.optimization_barrier((total, draw, words))
+            return total + scale * dc.noise.normal(seeds, number, (2, 5), like=total), None
+
+        return jax.lax.scan(body, jnp.zeros((2, 5)), jnp.arange(3))[0]
+
+    value, tangent = jax.jvp(scaled, (jnp.float32(2.0),), (jnp.float32(1.0),))
+    np.testing.assert_allclose(np.asarray(value), 2.0 * np.asarray(tangent), rtol=1e-6)
+    assert jax.grad(lambda scale: scaled(scale).sum())(jnp.float32(2.0)) == pytest.approx(
+        float(tangent.sum()), rel=1e-5
+    )
+    bits = jax.jit(lambda scale: dc.noise.bits(words, 1, (2, 5), like=scale))
+    assert jax.jvp(bits, (jnp.float32(1.0),), (jnp.float32(1.0),))[1].dtype == jax.dtypes.float0
+
+
+@needs_kernel
 @pytest.mark.parametrize("size", [1, 3, 255, SIZE, SIZE + 1, SIZE + 255, 3 * SIZE + 700])
 def test_noise_is_numpys_bit_for_bit_whatever_the_batch(size: int) -> None:
     seeds = [7, 2**64 - 1, 2**32]
