@@ -129,7 +129,8 @@ def _churn(
     growth = min(churn / len(pairs), math.sqrt(2.0) - 1.0)
     grown = np.where((ratio >= churn_range[0]) & (ratio <= churn_range[1]), growth, 0.0)
     churned = levels.level(t.log_snr - 2.0 * np.log1p(grown), scaling)
-    noise = churned.alpha * ratio * np.sqrt(grown * (2.0 + grown)) * noise_scale
+    with np.errstate(invalid="ignore"):  # of a run that starts at lambda = -inf, whose first churn is not used
+        noise = churned.alpha * ratio * np.sqrt(grown * (2.0 + grown)) * noise_scale
     return churned, noise
 
 
