@@ -103,6 +103,11 @@ def _plan(
     if len(churn_range) != 2 or not 0.0 <= churn_range[0] <= churn_range[1]:
         raise ValueError(f"{function}: `churn_range` is {churn_range!r}, but takes (low, high) with 0 <= low <= high")
     pairs = steps_of(function, schedule, steps, grid, both_ways=churn == 0.0)
+    if name == "heun" and len(pairs) > 1 and np.any(np.isneginf(pairs.t.log_snr[0])):
+        raise ValueError(
+            f"{function}: the first level is log_snr = -inf (pure noise), where sigma / alpha is infinite and its average slope "
+            f"has no value; start at a finite log-SNR, for example with schedules.truncate, or use unipc or dpm_solver_pp"
+        )
     churned, noise = _churn(pairs, schedule.scaling, churn, churn_range, noise_scale)
     with np.errstate(divide="ignore", invalid="ignore"):
         half = 0.5 * (pairs.s.log_snr - churned.log_snr)
