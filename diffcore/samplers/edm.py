@@ -72,7 +72,9 @@ def heun(
 
         z_s = alpha_s (u + (r_s - r_t) [ (u - x-hat_t) / r_t + (u_E - x-hat_E) / r_s ] / 2)
 
-    where u_E is Euler's result and x-hat_E the denoiser there.
+    where u_E is Euler's result and x-hat_E the denoiser there. It averages slopes in r, so a step must not cross many octaves of
+    r where the data shows: on `Cosine()` 20 steps uniform in time, of which the first leads from r = 22026 to 13, draw 40 times
+    the variance of unit data, where `grids.karras(Karras(), 20)` draws 1.07 times.
 
     Args, raises: as for `euler`. N steps to clean data call the denoiser 2 N - 1 times.
 
