@@ -72,6 +72,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a denoiser without a return": (lambda: sample(lambda z, l: None), TypeError, "the denoiser returned NoneType"),
     "a denoiser that returns a tuple": (lambda: sample(lambda z, l: (z,)), TypeError, "the denoiser returned tuple"),
     "a denoiser that returns a number": (lambda: sample(lambda z, l: 0.5), TypeError, "the denoiser returned float"),
+    "betas for alphas_cumprod": (
+        lambda: dc.schedules.from_alphas_cumprod(np.linspace(1e-4, 0.02, 10)),
+        ValueError,
+        "`alphas_cumprod` must fall, from data to noise, but entries 0 and 1",
+    ),
     "a draw before the first": (lambda: dc.noise.bits(0, -1, (1, 2)), ValueError, "noise.bits: `draw` is -1"),
     "a draw between two": (lambda: dc.noise.normal(0, 1.5, (1, 2)), TypeError, "noise.normal: `draw` is 1.5"),
     "noise of no shape": (lambda: dc.noise.normal(0, 1, ()), ValueError, r"`shape` is \(\), but takes \(B, ...\)"),
