@@ -47,7 +47,8 @@ class TorchBackend(ArrayAPIBackend):
         return torch_noise.bits(words, draw, shape, device=device, stream=stream)
 
     def index(self, value: int) -> torch.Tensor:
-        return torch.tensor(value)  # on the host: an int would be a new graph for every stage under torch.compile
+        # on the host, whatever the default device is; an int would be a new graph for every stage under torch.compile
+        return torch.tensor(value, device="cpu")
 
     def traces(self, index: Any) -> bool:
         return torch.compiler.is_compiling()
@@ -112,9 +113,9 @@ class TorchBackend(ArrayAPIBackend):
                     if not _is_compiler_error(error):
                         raise
                     _warn("the Triton kernel", error, "compiled by torch.compile")
-                    return self._run_fused(run, state._replace(index=torch.tensor(stage)))
+                    return self._run_fused(run, state._replace(index=self.index(stage)))
             if watched or stage + 1 == len(plan):
-                state = state._replace(index=torch.tensor(stage + 1))
+                state = state._replace(index=self.index(stage + 1))
             if run.callback is not None:
                 run.callback(state)
         return state
@@ -152,7 +153,7 @@ class TorchBackend(ArrayAPIBackend):
                     raise
                 _warn("torch.compile", error, "uncompiled, which is slower but equal")
                 return super().run(run, state)
-            state = State(z, saved, estimates, torch.tensor(stage + 1), state.seeds)
+            state = State(z, saved, estimates, self.index(stage + 1), state.seeds)
             if run.callback is not None:
                 run.callback(state)
         return state

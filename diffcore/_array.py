@@ -31,7 +31,7 @@ def library(array: Array) -> Any:
         import array_api_compat.torch as array_api_torch  # the generic look-up does not trace under torch.compile
 
         return array_api_torch
-    if not array_api_compat.is_array_api_obj(array):
+    if isinstance(array, type) or not array_api_compat.is_array_api_obj(array):
         raise TypeError(f"takes an array (NumPy, torch, JAX, ...) or a number, not {type(array).__name__}")
     return array_api_compat.array_namespace(array)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from diffcore import _array
 from diffcore._array import Array
-from diffcore.plan import NOISE, SAVED, X, Z
+from diffcore.plan import NOISE, SAVED, Plan, X, Z
 
 NOISE_COLUMN = 2 + NOISE
 """Where a stage's coefficients (x-hat from z, x-hat from y, state row, saved row) hold that of the noise."""
@@ -31,6 +31,24 @@ class State(NamedTuple):
     estimates: tuple[Array, ...]
     index: Any
     seeds: Array | None
+
+
+def check_given(function: str, plan: object, **given: object) -> None:
+    """Raise TypeError unless the plan is one, and all that is given besides can be called."""
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"{function}: `plan` is {type(plan).__name__}, but takes a diffcore.Plan; see diffcore.samplers"
+        )
+    takes = {
+        "denoise": "(z, log_snr) -> y",
+        "noise": "(draw, shape) -> eps",
+        "transform_x": "x -> x",
+        "callback": "(state)",
+    }
+    for argument, value in given.items():
+        if not callable(value) and (value is not None or argument == "denoise"):
+            got = type(value).__name__
+            raise TypeError(f"{function}: `{argument}` is {got}, but takes a function {takes[argument]}")
 
 
 def advance(state: State, y: Array, row: Any, eps: Array | None, transform_x: Callable[[Array], Array] | None) -> State:
@@ -58,7 +76,16 @@ def estimate(z: Array, y: Array, row: Any, transform_x: Callable[[Array], Array]
     x = combine(xp, wide, [(of_z, wide), (of_y, _array.widen(xp, y))])
     if x is y:  # the denoiser's own memory, which it may write to again
         x = xp.astype(x, x.dtype)
-    return x if transform_x is None else transform_x(x)
+    if transform_x is None:
+        return x
+    moved = transform_x(x)
+    _array.namespace("step", **{"z": z, "what transform_x returned": moved})
+    if tuple(getattr(moved, "shape", ())) != tuple(z.shape):  # else it would broadcast
+        raise ValueError(
+            f"step: `transform_x` returned shape {tuple(getattr(moved, 'shape', ()))} for x of shape {tuple(z.shape)}; they "
+            f"must be equal"
+        )
+    return moved
 
 
 def update(state: State, x: Array, row: Any, eps: Array | None) -> State:

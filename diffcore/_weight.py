@@ -72,6 +72,7 @@ class Weight(ABC):
 
 def unit_level(function: str, level: Level) -> tuple[Any, Level]:
     """Return (xp, level) with the same log-SNR and alpha^2 + sigma^2 = 1, in at least float32."""
+    levels.check_level(function, level=level)
     xp, log_snr = _array.level_array(function, "level.log_snr", level.log_snr)
     unit = levels.level(log_snr, "vp")
     return xp, Level(*(xp.asarray(part) if _array.library(part) is None else part for part in unit))

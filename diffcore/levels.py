@@ -81,6 +81,16 @@ def check_scaling(function: str, scaling: object) -> str:
     return scaling
 
 
+def check_level(function: str, **given: object) -> None:
+    """Raise TypeError for what is no level, such as a bare time or log-SNR, naming the argument."""
+    for argument, value in given.items():
+        if not hasattr(value, "alpha"):
+            raise TypeError(
+                f"{function}: `{argument}` is {type(value).__name__}, but takes a diffcore.Level, such as schedule(t) or "
+                f"diffcore.levels.level(log_snr)"
+            )
+
+
 def level(log_snr: Array, scaling: str = "vp") -> Level:
     r"""Return the noise level at a log-SNR under a scaling.
 

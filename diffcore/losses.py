@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _weight, predictions, weights
+from diffcore import _array, _weight, levels, predictions, weights
 from diffcore._array import Array
 from diffcore._weight import Split, Weight
 from diffcore.levels import Level
@@ -95,7 +95,8 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
     [1.0, 1.0, 1.0]
     """
     function = "losses.factor"
-    if not callable(weight):
+    levels.check_level(function, level=level)
+    if not callable(weight) or isinstance(weight, type):
         raise TypeError(
             f"{function}: `weight` is {weight!r}, but takes a weight such as diffcore.weights.MinSNR(5.0), "
             f"or a function (level, slope) -> array"
@@ -217,6 +218,7 @@ def _check_finite(function: str, parts: Split, unit: Level, prediction: Predicti
 
 
 def _check(function: str, *, x: Array, eps: Array, level: Level, y: Array | None = None) -> Any:
+    levels.check_level(function, level=level)
     arrays = {"x": x, "eps": eps} if y is None else {"y": y, "x": x, "eps": eps}
     for argument, array in arrays.items():
         if _array.library(array) is None:

@@ -84,6 +84,18 @@ def _words(seeds: Any, batch: int) -> Any:
     return seed_words(seeds, batch)
 
 
+def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape, once it and a draw that is a number are known to be in range."""
+    if not isinstance(draw, int) and "int" not in str(getattr(draw, "dtype", "")):
+        raise TypeError(f"{function}: `draw` is {draw!r}, but takes an int in [0, 2^32), or a 0-d integer array")
+    if isinstance(draw, int) and not 0 <= draw < 2**32:
+        raise ValueError(f"{function}: `draw` is {draw!r}, but takes an int in [0, 2^32)")
+    dims = tuple(int(n) for n in shape) if hasattr(shape, "__iter__") else ()
+    if not dims:
+        raise ValueError(f"{function}: `shape` is {shape!r}, but takes (B, ...), at least one axis")
+    return dims
+
+
 def _place(function: str, like: Array | None, device: Any) -> tuple[Any, Any, Any]:
     from diffcore import backends
 
@@ -120,16 +132,16 @@ def normal(
         An array of shape `shape`. Element e of sample i does not depend on the size of the sample or of the batch.
 
     Raises:
-        TypeError: a dtype that is not floating, or a seed that is no int.
-        ValueError: a seed out of range, or another number of seeds than samples.
+        TypeError: a dtype that is not floating, or a seed or a draw that is no int.
+        ValueError: a seed or a draw out of range, no axis, or another number of seeds than samples.
 
     Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405); Box & Muller 1958 (doi 10.1214/aoms/1177706645).
 
     >>> bool((normal([7, 8], 0, (2, 3))[1] == normal(8, 0, (1, 3))[0]).all())
     True
     """
+    dims = _check_draw("noise.normal", draw, shape)
     backend, like, place = _place("noise.normal", like, device)
-    dims = tuple(int(n) for n in shape)
     kind = like.dtype if dtype is None else dtype
     words = backend.seeds(_words(seeds, dims[0]), like)
     return backend.normal(words, draw, dims, dtype=kind, device=place, stream=stream)
@@ -148,8 +160,8 @@ def bits(
     >>> bits(0, 0, (1, 1)).tolist() == [[0x6627E8D5]]  # the published answer for a zero counter and key
     True
     """
+    dims = _check_draw("noise.bits", draw, shape)
     backend, like, place = _place("noise.bits", like, device)
-    dims = tuple(int(n) for n in shape)
     words = backend.seeds(_words(seeds, dims[0]), like)
     return backend.bits(words, draw, dims, device=place, stream=stream)
 

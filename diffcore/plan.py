@@ -46,7 +46,7 @@ class Plan:
             columns z, saved, noise, x-hat of this stage, x-hat of the stage before, ...
 
     Raises:
-        ValueError: shapes that do not fit, a coefficient that is not finite, or an unknown scaling.
+        ValueError: shapes that do not fit, a coefficient or a sigma that is not finite, or an unknown scaling.
 
     A plan iterates as its levels: `for log_snr in plan.log_snr`.
 
@@ -97,6 +97,11 @@ class Plan:
             raise ValueError(
                 f"Plan: stage {stage} of {self.sampler} has a coefficient that is not finite, at log_snr "
                 f"{self.log_snr[stage]} -> {self.next_log_snr[stage]}; start from a finite log-SNR"
+            )
+        if not np.all(np.isfinite(self.levels.sigma)):
+            raise ValueError(
+                f"Plan: {self.sampler} calls the denoiser at a log_snr of -inf or NaN, where sigma is not finite under scaling "
+                f"{self.scaling!r}; start from a finite log-SNR, for example with schedules.truncate"
             )
         if np.any(self.update[..., 1, NOISE] != 0.0):
             raise ValueError("Plan: the saved state takes no noise; `update[..., 1, 2]` must be 0")

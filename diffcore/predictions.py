@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
@@ -147,6 +147,7 @@ def mixing(level: Level, source: Prediction, target: Prediction) -> Mixing:
     [1.0, 0.0]
     """
     function = "predictions.mixing"
+    levels.check_level(function, level=level)
     source_row = row_function(function, "source", source)
     target_row = source_row if source == target else row_function(function, "target", target)
     xp = _array.namespace(function, alpha=level.alpha, sigma=level.sigma, log_snr=level.log_snr)
@@ -208,7 +209,7 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
 
     Raises:
         TypeError: mixed libraries, or an integer array.
-        ValueError: an unknown name; a level that does not align; an unsolvable level (see `mixing`).
+        ValueError: an unknown name; shapes that differ; a level that does not align; an unsolvable level (see `mixing`).
 
     Source: Salimans & Ho 2022 (arXiv 2202.00512), app. D, for eps, x and v; solved here for any row.
 
@@ -221,8 +222,12 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
     (array([0.5]), array([-1.]))
     """
     function = "predictions.convert"
+    levels.check_level(function, level=level)
     xp = _array.namespace(function, y=y, z=z, alpha=level.alpha)
     _array.check_floating(function, y=y, z=z)
+    shapes = tuple(tuple(getattr(part, "shape", ())) for part in (y, z))
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{function}: `y` has shape {shapes[0]} but `z` has shape {shapes[1]}; they must be equal")
     p, q = mixing(level, source, target)
     y, z = _as_array(xp, y), _as_array(xp, z)
     if source == target:

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, levels
 from diffcore._array import Array
 from diffcore.levels import Gaussian, Level
 
 
 def _library_of_levels(function: str, s: Level, t: Level) -> Any:
+    levels.check_level(function, s=s, t=t)
     return _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
 
 
@@ -86,6 +87,7 @@ def diffuse(x: Array, eps: Array, level: Level) -> Array:
     >>> diffuse(np.ones(2), np.zeros(2), level(np.array([0.0, np.inf]))).round(4)
     array([0.7071, 1.    ])
     """
+    levels.check_level("process.diffuse", level=level)
     return _combine("process.diffuse", level.alpha, x, level.sigma, eps, names=("x", "eps"))
 
 
@@ -99,6 +101,7 @@ def marginal(x: Array, level: Level) -> Gaussian:
     >>> marginal(np.ones(1), level(0.0)).variance.round(12)
     array([0.5])
     """
+    levels.check_level("process.marginal", level=level)
     return _gaussian("process.marginal", _scaled("process.marginal", level.alpha, x), level.sigma**2)
 
 
@@ -305,6 +308,7 @@ def _gaussian(function: str, mean: Array, variance: Array) -> Gaussian:
 
 
 def _check_order(function: str, s: Level, t: Level) -> None:
+    levels.check_level(function, s=s, t=t)
     host = (int, float, np.ndarray)  # other libraries' values are not looked at: they may be traced
     if isinstance(s.log_snr, host) and isinstance(t.log_snr, host) and not np.all(s.log_snr >= t.log_snr):
         raise ValueError(

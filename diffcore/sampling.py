@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from diffcore import _array, noise, predictions
 from diffcore._array import Array
-from diffcore._stage import NOISE_COLUMN, State, advance, combine, estimate, update
+from diffcore._stage import NOISE_COLUMN, State, advance, check_given, combine, estimate, update
 from diffcore.plan import Plan
 
 if TYPE_CHECKING:
@@ -57,14 +57,15 @@ def start(
     """
     from diffcore import _known, backends
 
-    if not isinstance(plan, Plan):
-        raise TypeError(f"start: `plan` is {type(plan).__name__}, but takes a diffcore.Plan; see diffcore.samplers")
+    check_given("start", plan, noise=noise)
     if (z is None) == (shape is None):
         raise ValueError("start: takes either `z`, noisy data (B, ...), or `shape`, to start from pure noise")
     if z is None:
         assert shape is not None
         like = np.zeros((), dtype=np.float32) if like is None else like
         xp = _array.namespace("start", like=like)
+        if _array.library(like) is None:
+            raise TypeError(f"start: `like` is {like!r}, but takes an array, such as numpy.zeros(1) or torch.zeros(1)")
         _array.check_floating("start", like=like)
         dims = _check_shape(shape)
         backend = backends.of(like)
@@ -131,6 +132,9 @@ def step(
     """
     from diffcore import _known, backends
 
+    if not isinstance(state, State):
+        raise TypeError(f"step: `state` is {type(state).__name__}, but takes a diffcore.State, from diffcore.start")
+    check_given("step", plan, noise=noise, transform_x=transform_x)
     backend = backends.of(state.z)
     check_prediction(y, state.z)
     table = plan.coefficients(prediction)
@@ -208,6 +212,7 @@ def sample(
     from diffcore import _known, backends
     from diffcore.backends.contract import Run
 
+    check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = _for_scaling(denoise, plan)
     if prediction is None:
         prediction = getattr(denoise, "prediction", None)
@@ -277,6 +282,8 @@ def host_levels(plan: Plan, batch: int) -> npt.NDArray[np.float64]:
 
 def check_prediction(y: Array, z: Array) -> None:
     """Raise where a prediction does not fit the state that it is for."""
+    if not hasattr(y, "dtype"):
+        raise TypeError(f"step: the denoiser returned {type(y).__name__}, but must return an array of the shape of z")
     _array.namespace("step", z=z, y=y)
     _array.check_floating("step", y=y)
     if tuple(y.shape) != tuple(z.shape):
@@ -290,9 +297,9 @@ def _lead_coefficient(value: Any, like: Array) -> Any:
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    dims = tuple(shape)
+    dims = tuple(shape) if hasattr(shape, "__iter__") else ()
     if not dims or any(isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 0 for n in dims):
-        raise ValueError(f"start: the shape is {dims}, but takes (B, ...), at least one axis, of sizes >= 0")
+        raise ValueError(f"start: the shape is {dims or shape}, but takes (B, ...), at least one axis, of sizes >= 0")
     return tuple(int(n) for n in dims)
 
 

@@ -269,7 +269,7 @@ def test_a_prediction_may_be_the_state_itself(like: Any) -> None:
 @every_library
 def test_a_prediction_that_is_no_array_is_refused_in_words(like: Any) -> None:
     for plan in (plans()["ddim"], plans()["ancestral"]):
-        with pytest.raises(TypeError, match="step: `y` takes an array"):
+        with pytest.raises(TypeError, match="step: the denoiser returned list"):
             dc.sample(lambda z, log_snr: [1.0], plan, shape=(2, 5), like=like, prediction="v")
 
 

@@ -72,7 +72,9 @@ def heun(
 
         z_s = alpha_s (u + (r_s - r_t) [ (u - x-hat_t) / r_t + (u_E - x-hat_E) / r_s ] / 2)
 
-    where u_E is Euler's result and x-hat_E the denoiser there.
+    where u_E is Euler's result and x-hat_E the denoiser there. It averages slopes in r, so a step must not cross many octaves of
+    r where the data shows: on `Cosine()` 20 steps uniform in time, of which the first leads from r = 22026 to 13, draw 40 times
+    the variance of unit data, where `grids.karras(Karras(), 20)` draws 1.07 times.
 
     Args, raises: as for `euler`. N steps to clean data call the denoiser 2 N - 1 times.
 
@@ -103,6 +105,11 @@ def _plan(
     if len(churn_range) != 2 or not 0.0 <= churn_range[0] <= churn_range[1]:
         raise ValueError(f"{function}: `churn_range` is {churn_range!r}, but takes (low, high) with 0 <= low <= high")
     pairs = steps_of(function, schedule, steps, grid, both_ways=churn == 0.0)
+    if name == "heun" and len(pairs) > 1 and np.any(np.isneginf(pairs.t.log_snr[0])):
+        raise ValueError(
+            f"{function}: the first level is log_snr = -inf (pure noise), where sigma / alpha is infinite and its average slope "
+            f"has no value; start at a finite log-SNR, for example with schedules.truncate, or use unipc or dpm_solver_pp"
+        )
     churned, noise = _churn(pairs, schedule.scaling, churn, churn_range, noise_scale)
     with np.errstate(divide="ignore", invalid="ignore"):
         half = 0.5 * (pairs.s.log_snr - churned.log_snr)
@@ -129,7 +136,8 @@ def _churn(
     growth = min(churn / len(pairs), math.sqrt(2.0) - 1.0)
     grown = np.where((ratio >= churn_range[0]) & (ratio <= churn_range[1]), growth, 0.0)
     churned = levels.level(t.log_snr - 2.0 * np.log1p(grown), scaling)
-    noise = churned.alpha * ratio * np.sqrt(grown * (2.0 + grown)) * noise_scale
+    with np.errstate(invalid="ignore"):  # of a run that starts at lambda = -inf, whose first churn is not used
+        noise = churned.alpha * ratio * np.sqrt(grown * (2.0 + grown)) * noise_scale
     return churned, noise
 
 

@@ -51,18 +51,31 @@ def exponential_moments(step: Float64, count: int) -> Float64:
 def interpolation_weights(step: Float64, nodes: Float64) -> Float64:
     """Return the weights w_j, (..., K), of the estimates at the nodes u_j (..., K), by solving the Vandermonde system.
 
+    The last node may be -inf, the oldest estimate of a run from pure noise: it has no weight, and the others lose an order.
+
     >>> interpolation_weights(np.array(1e-9), np.array([0.0, -1.0])) * 1e9  # the Adams-Bashforth method of order 2
     array([ 1.5, -0.5])
     """
     count = nodes.shape[-1]
+    far = np.isinf(nodes[..., -1:])
+    if np.any(far):
+        fewer = interpolation_weights(step, nodes[..., :-1])
+        other = nodes[..., :-1].min(axis=-1, keepdims=True) - 1.0  # solves, for `where` to leave out
+        near = np.concatenate([nodes[..., :-1], np.where(far, other, nodes[..., -1:])], axis=-1)
+        return np.where(far, np.concatenate([fewer, 0.0 * far], axis=-1), interpolation_weights(step, near))
     powers = nodes[..., None, :] ** np.arange(count)[:, None]
     return np.asarray(np.linalg.solve(powers, exponential_moments(step, count)[..., None])[..., 0])
 
 
-def _past_nodes(points: Float64, stage: int, order: int) -> Float64:
-    """Return u_j = (lambda_{stage - j} - lambda_stage) / (lambda_{stage + 1} - lambda_stage), j = 0 .. order - 1."""
-    width = points[stage + 1] - points[stage]
-    return np.stack([(points[stage - j] - points[stage]) / width for j in range(order)], axis=-1)
+def _nodes(points: Float64, at: int, to: int, newest: int, count: int) -> Float64:
+    """Return u_j = (lambda_j - lambda_at) / (lambda_to - lambda_at) of the `newest` point and those before, along a last axis;
+    0 and 1 where that is `at` or `to`, infinite or not."""
+    with np.errstate(invalid="ignore"):  # one step from pure noise to clean data, whose only node is known
+        width = points[to] - points[at]
+    known = {at: np.zeros_like(width), to: np.ones_like(width)}
+    return np.stack(
+        [known[j] if j in known else (points[j] - points[at]) / width for j in range(newest, newest - count, -1)], -1
+    )
 
 
 def dpm_solver_pp(
@@ -78,7 +91,8 @@ def dpm_solver_pp(
         order 3: D = the integral of the parabola through the three estimates, exactly
 
     Order 1 is `ddim(eta=0)` at eta = 0 and `ancestral(gamma=0)` at eta = 1. The first steps of a run have fewer
-    estimates and so a lower order; so has the step to clean data, where every order gives x-hat.
+    estimates and so a lower order, one more of them in a run from pure noise, lambda = -inf; so has the step to clean
+    data, where every order gives x-hat.
 
     Args:
         schedule: gives the levels and the scaling.
@@ -122,7 +136,7 @@ def dpm_solver_pp(
         elif use == 3:
             finite = points.copy()
             finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
-            weights = interpolation_weights((1.0 + eta) * width, _past_nodes(finite, stage, use))
+            weights = interpolation_weights((1.0 + eta) * width, _nodes(finite, stage, stage + 1, stage, use))
         first_order = np.concatenate([total[..., None], np.zeros((*pairs.lead, use - 1))], axis=-1)
         weights = np.where(pairs.clean[stage][..., None], first_order, weights)
         update[stage, ..., 0, X : X + use] = s.alpha[stage][..., None] * weights
@@ -170,15 +184,14 @@ def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid:
             corrected[..., Z] = 1.0
         else:
             use = min(order, stage) + 1
-            width = points[stage] - points[stage - 1]
-            nodes = np.stack([(points[stage - j] - points[stage - 1]) / width for j in range(use)], axis=-1)
+            nodes = _nodes(points, stage - 1, stage, stage, use)
             corrected[..., SAVED] = t.sigma[stage] / t.sigma[stage - 1]
             corrected[..., X : X + use] = t.alpha[stage][..., None] * interpolation_weights(half[stage - 1], nodes)
         use = min(order, stage + 1)
         finite = points.copy()
         finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
         width = np.where(pairs.clean[stage], 1.0, half[stage])
-        weights = interpolation_weights(width, _past_nodes(finite, stage, use))
+        weights = interpolation_weights(width, _nodes(finite, stage, stage + 1, stage, use))
         weights = np.where(pairs.clean[stage][..., None], np.arange(use) == 0, weights)
         update[stage, ..., 0, :] = (s.sigma[stage] / t.sigma[stage])[..., None] * corrected
         update[stage, ..., 0, X : X + use] += s.alpha[stage][..., None] * weights

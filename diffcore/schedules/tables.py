@@ -194,8 +194,12 @@ def _refuse_disorder(function: str, argument: str, values: Float64, *, falling: 
     good = steps < 0.0 if falling else steps > 0.0
     if not np.all(good):
         index = int(np.argmin(good))
+        where = f"entries {first + index} and {first + index + 1} are {float(values[index])!r} and {float(values[index + 1])!r}"
+        if falling and values[-1] > values[0]:
+            raise ValueError(
+                f"schedules.{function}: `{argument}` must fall, from data to noise, but {where}; turn it round"
+            )
         raise ValueError(
-            f"schedules.{function}: `{argument}` is not strictly monotone: entries {first + index} and "
-            f"{first + index + 1} are {float(values[index])!r} and {float(values[index + 1])!r}, but end to end it "
+            f"schedules.{function}: `{argument}` is not strictly monotone: {where}, but end to end it "
             f"{'falls' if falling else 'rises'}; drop what was patched or repeated"
         )

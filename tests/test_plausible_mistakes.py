@@ -1,0 +1,142 @@
+"""What a newcomer may get wrong is told: which argument, what it got and what it takes; nothing is silently something else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffcore as dc
+from tests.libraries import every_framework, example
+
+SCHEDULE = dc.schedules.Cosine()
+PLAN = dc.samplers.ancestral(SCHEDULE, 4)
+X, LEVEL = np.ones((2, 3)), SCHEDULE(0.5)
+
+
+def net(z: Any, log_snr: Any) -> Any:
+    return 0.3 * z
+
+
+def sample(denoise: Any = net, plan: Any = PLAN, **settings: Any) -> Any:
+    return dc.sample(denoise, plan, **{"shape": (2, 3), "prediction": "v", **settings})
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a time for a level": (
+        lambda: dc.process.diffuse(X, X, 0.5),
+        TypeError,
+        "`level` is float, but takes a diffcore.Level",
+    ),
+    "log-SNRs for a level": (lambda: dc.process.marginal(X, np.ones(2)), TypeError, "`level` is ndarray"),
+    "a level in front": (lambda: dc.process.diffuse(LEVEL, X, X), TypeError, "`level` is ndarray"),
+    "a schedule for a level": (
+        lambda: dc.losses.denoising(X, X, X, SCHEDULE, prediction="v"),
+        TypeError,
+        "losses.denoising: `level` is Cosine",
+    ),
+    "times in the posterior": (lambda: dc.process.posterior(X, X, s=0.1, t=0.2), TypeError, "posterior: `s` is float"),
+    "times in the variance": (lambda: dc.process.novelty(LEVEL, 0.2), TypeError, "novelty: `t` is float"),
+    "a time in convert": (
+        lambda: dc.predictions.convert(X, X, 0.5, source="v", target="x"),
+        TypeError,
+        "predictions.convert: `level` is float",
+    ),
+    "a number for a weight's level": (lambda: dc.weights.MinSNR()(3.0), TypeError, "weights.MinSNR: `level` is float"),
+    "shapes that differ in convert": (
+        lambda: dc.predictions.convert(X, X[:, :1], LEVEL, source="v", target="x"),
+        ValueError,
+        r"`y` has shape \(2, 3\) but `z` has shape \(2, 1\)",
+    ),
+    "a class for a weight": (
+        lambda: dc.losses.denoising(X, X, X, LEVEL, prediction="v", weight=dc.weights.MinSNR),
+        TypeError,
+        "`weight` is <class .*MinSNR.*, but takes a weight",
+    ),
+    "data for a denoiser": (lambda: sample(X), TypeError, "sample: `denoise` is ndarray, but takes a function"),
+    "exchanged arguments": (lambda: dc.sample(PLAN, net, shape=(2, 3)), TypeError, "sample: `plan` is function"),
+    "a schedule for a plan": (
+        lambda: dc.step(SCHEDULE, dc.start(PLAN, X), X, prediction="v"),
+        TypeError,
+        "step: `plan`",
+    ),
+    "an array for a state": (lambda: dc.step(PLAN, X, X, prediction="v"), TypeError, "step: `state` is ndarray"),
+    "a size for a shape": (lambda: sample(shape=3), ValueError, "the shape is 3, but takes"),
+    "a number for like": (lambda: sample(like=0.0), TypeError, "`like` is 0.0, but takes an array"),
+    "a dtype for like": (lambda: sample(like=np.float32), TypeError, "`like` takes an array .* not type"),
+    "an array for noise": (lambda: sample(noise=X), TypeError, "sample: `noise` is ndarray, but takes a function"),
+    "bounds for a transform": (lambda: sample(transform_x=(-1, 1)), TypeError, "`transform_x` is tuple"),
+    "a denoiser without a return": (lambda: sample(lambda z, l: None), TypeError, "the denoiser returned NoneType"),
+    "a denoiser that returns a tuple": (lambda: sample(lambda z, l: (z,)), TypeError, "the denoiser returned tuple"),
+    "a denoiser that returns a number": (lambda: sample(lambda z, l: 0.5), TypeError, "the denoiser returned float"),
+    "betas for alphas_cumprod": (
+        lambda: dc.schedules.from_alphas_cumprod(np.linspace(1e-4, 0.02, 10)),
+        ValueError,
+        "`alphas_cumprod` must fall, from data to noise, but entries 0 and 1",
+    ),
+    "a draw before the first": (lambda: dc.noise.bits(0, -1, (1, 2)), ValueError, "noise.bits: `draw` is -1"),
+    "a draw between two": (lambda: dc.noise.normal(0, 1.5, (1, 2)), TypeError, "noise.normal: `draw` is 1.5"),
+    "noise of no shape": (lambda: dc.noise.normal(0, 1, ()), ValueError, r"`shape` is \(\), but takes \(B, ...\)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told(mistake: str) -> None:
+    call, kind, message = MISTAKES[mistake]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@every_framework
+@pytest.mark.parametrize("plan", [PLAN, dc.samplers.unipc(SCHEDULE, 4)], ids=["ancestral", "unipc"])
+def test_a_transform_of_x_that_returns_another_shape_does_not_broadcast(library: str, plan: dc.Plan) -> None:
+    with example(library) as like, pytest.raises(ValueError, match=r"`transform_x` returned shape \(1, 3\)"):
+        sample(plan=plan, like=like, transform_x=lambda x: x[:1, ...])
+
+
+@every_framework
+def test_a_transform_of_x_that_returns_nothing_is_told(library: str) -> None:
+    """It may have worked in place; its x-hat was once left out of the sum, so that a run ended in zeros."""
+    with example(library) as like, pytest.raises(TypeError, match="what transform_x returned` takes an array"):
+        sample(like=like, transform_x=lambda x: None)
+
+
+SAMPLERS = {
+    "ancestral": lambda schedule: dc.samplers.ancestral(schedule, 3),
+    "ddim": lambda schedule: dc.samplers.ddim(schedule, 3),
+    "euler": lambda schedule: dc.samplers.euler(schedule, 3, churn=2.0),
+    "dpm_solver_pp": lambda schedule: dc.samplers.dpm_solver_pp(schedule, 3),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_exploding_process_does_not_start_without_signal(sampler: str) -> None:
+    """Its sigma is infinite there; a run would end in NaN."""
+    schedule = dc.schedules.Flow(scaling="ve")
+    with pytest.raises(ValueError, match=r"not finite.* start from a finite log-SNR"):
+        SAMPLERS[sampler](schedule)
+
+
+def test_churn_without_signal_is_silent() -> None:
+    with warnings.catch_warnings(), np.errstate(all="warn"):
+        warnings.simplefilter("error")
+        assert np.all(np.isfinite(sample(plan=SAMPLERS["euler"](dc.schedules.Flow()))))
+
+
+@pytest.mark.torch
+def test_the_number_of_a_stage_stays_on_the_host() -> None:
+    """Whatever torch's default device is: on another one every stage would wait for it."""
+    import torch
+
+    like = torch.zeros(1)
+    want = sample(like=like)
+    torch.set_default_device("meta")
+    try:
+        state = dc.start(PLAN, shape=(2, 3), like=like)
+        assert state.index.device.type == "cpu"
+        assert torch.equal(sample(like=like), want)
+    finally:
+        torch.set_default_device(None)

@@ -1,0 +1,69 @@
+"""Plans that start without any signal, lambda = -inf: the limit of plans that start ever noisier."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffcore as dc
+
+FLOW = dc.schedules.Flow()
+SAMPLERS = {
+    "ancestral": lambda grid: dc.samplers.ancestral(FLOW, gamma=0.3, grid=grid),
+    "ddim": lambda grid: dc.samplers.ddim(FLOW, grid=grid),
+    **{
+        f"unipc{order}": lambda grid, order=order: dc.samplers.unipc(FLOW, order=order, grid=grid)
+        for order in (1, 2, 3)
+    },
+    **{
+        f"dpm{order}, eta={eta}": lambda grid, order=order, eta=eta: dc.samplers.dpm_solver_pp(
+            FLOW, order=order, eta=eta, grid=grid
+        )
+        for order in (1, 2, 3)
+        for eta in (0.0, 1.0)
+    },
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+def make(sampler: str, grid: Any) -> dc.Plan:
+    with warnings.catch_warnings(), np.errstate(divide="warn", invalid="warn", over="warn"):
+        warnings.simplefilter("error")
+        return SAMPLERS[sampler](grid)
+
+
+@every_sampler
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
+def test_a_start_from_pure_noise_is_the_limit_of_noisier_starts(sampler: str, steps: int) -> None:
+    grid = dc.grids.uniform(FLOW, steps)
+    near = grid.copy()
+    near[0] = -1e10
+    np.testing.assert_allclose(make(sampler, grid).update, make(sampler, near).update, rtol=0, atol=1e-9)
+
+
+@every_sampler
+def test_samples_that_start_from_pure_noise_and_others_share_a_plan(sampler: str) -> None:
+    grids = [dc.grids.uniform(FLOW, 6), np.array([-9.0, -5.0, -1.0, 0.0, 2.0, 5.0, math.inf])]
+    both = make(sampler, np.stack(grids, axis=-1))
+    for sample, grid in enumerate(grids):
+        np.testing.assert_array_equal(both.update[:, sample], make(sampler, grid).update)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("unipc2", 2.0), ("dpm2, eta=0.0", 2.0), ("ddim", 1.0)])
+def test_the_variance_drawn_from_pure_noise_converges(sampler: str, order: float) -> None:
+    data = dc.exact.Gaussian(np.zeros(1), np.array([0.3]), scaling="flow")
+    errors = [
+        abs(dc.exact.moments(make(sampler, dc.grids.uniform(FLOW, steps)), data).covariance[0] - 0.3)
+        for steps in (64, 256)
+    ]
+    assert math.log(errors[0] / errors[1], 4.0) > order - 0.25
+
+
+def test_heun_from_pure_noise_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"samplers.heun: .* -inf .* use unipc or dpm_solver_pp"):
+        dc.samplers.heun(FLOW, 4)
+    assert len(dc.samplers.heun(FLOW, 1)) == 1
