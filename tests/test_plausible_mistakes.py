@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from libraries import every_framework, example
 
 import diffcore as dc
-from tests.libraries import every_framework, example
 
 SCHEDULE = dc.schedules.Cosine()
 PLAN = dc.samplers.ancestral(SCHEDULE, 4)
@@ -140,3 +141,19 @@ def test_the_number_of_a_stage_stays_on_the_host() -> None:
         assert torch.equal(sample(like=like), want)
     finally:
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("method", ["log_snr", "slope", "__call__"])
+@pytest.mark.parametrize("t", [999.0, -0.01, np.array([0.0, 1.0, 500.0]), np.array(1.5, np.float32)])
+def test_a_timestep_is_no_time(t: Any, method: str) -> None:
+    """Some schedules are periodic, so that what comes out looks right."""
+    for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0)):
+        with pytest.raises(ValueError, match=r"`t` has .*takes times in \[0, 1\].*timestep i of 0, ..., T - 1 is"):
+            getattr(schedule, method)(t)
+
+
+def test_times_that_were_rounded_past_an_end_are_the_end() -> None:
+    schedule = dc.schedules.Cosine()
+    assert schedule.log_snr(1.0 + 2.0**-52) == schedule.log_snr(1.0)
+    assert schedule.log_snr(-(2.0**-53)) == schedule.log_snr(0.0)
+    assert np.isnan(schedule.log_snr(math.nan))

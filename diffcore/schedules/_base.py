@@ -66,8 +66,9 @@ class Schedule(ABC):
 
         Raises:
             TypeError: `t` is an integer array, or no array.
+            ValueError: `t` is a number or a NumPy array, and not in [0, 1].
         """
-        xp, t = _array.level_array(f"schedules.{type(self).__name__}.log_snr", "t", t)
+        xp, t = self._times("log_snr", t)
         with _array.quiet(xp):
             return _array.scalar(self._log_snr(xp, t, 1.0 - t))
 
@@ -99,14 +100,29 @@ class Schedule(ABC):
 
         Raises:
             TypeError: `t` is an integer array, or no array.
+            ValueError: `t` is a number or a NumPy array, and not in [0, 1].
         """
-        xp, t = _array.level_array(f"schedules.{type(self).__name__}.slope", "t", t)
+        xp, t = self._times("slope", t)
         with _array.quiet(xp):
             return _array.scalar(self._slope(xp, t, 1.0 - t))
 
     def __call__(self, t: Array) -> Level:
         """Return the level at time t, in the schedule's scaling."""
         return levels.level(self.log_snr(t), self.scaling)
+
+    def _times(self, method: str, t: Array) -> tuple[Any, Array]:
+        """Return (xp, times); those of other libraries than NumPy are not looked at, since they may be traced."""
+        where = f"schedules.{type(self).__name__}.{method}"
+        xp, t = _array.level_array(where, "t", t)
+        if not isinstance(t, np.ndarray):
+            return xp, t
+        within = np.clip(t, 0.0, 1.0)
+        if np.any(beyond := abs(t - within) > 4.0 * np.finfo(t.dtype).eps):  # less is a sum of steps that was rounded
+            raise ValueError(
+                f"{where}: `t` has {float(t[beyond].flat[0])!r}, but takes times in [0, 1], 0 for data and 1 for noise; "
+                f"timestep i of 0, ..., T - 1 is i / (T - 1)"
+            )
+        return xp, within
 
     def _check_scaling(self) -> None:
         levels.check_scaling(f"schedules.{type(self).__name__}", self.scaling)
