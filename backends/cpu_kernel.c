@@ -414,7 +414,7 @@ static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given
     Py_BEGIN_ALLOW_THREADS
     for (int64_t program = begin; program < end; program++) {
         const Place at = place(program, size);
-        Source source = {{0}};
+        Source source = {{0}, 0, 0};
         if (views[KEYS].buf != NULL)
             source = source_for(&views[KEYS], at.sample, draw, 0);
         const Rows rows = {first + (samples > 1 ? at.sample * a_sample * width : 0), size / a_sample, columns, zeros};
@@ -427,9 +427,62 @@ done:
     return result;
 }
 
+/* The parts of xla/ffi/api/c_api.h that make an error; jax_ffi.py has the others. */
+typedef struct {
+    size_t size;
+    void *extension;
+    const char *message;
+    int code;
+} NewError;
+
+typedef struct {
+    size_t size;
+    void *extension;
+    struct {
+        size_t size;
+        void *extension;
+        int major, minor;
+    } version;
+    void *internal;
+    void *(*new_error)(NewError *);
+} Api;
+
+typedef struct {
+    size_t size;
+    void *extension;
+    const Api *api;
+} Frame;
+
+PyDoc_STRVAR(guarded_doc,
+             "guarded(function, frame)\n--\n\n"
+             "Return function(frame), or where it raises the address of a new error of XLA. Ctrl-C may raise at the very first step of\n"
+             "a function, out of reach of what it catches, and a raising function has no result: XLA would read any number as one.");
+
+static PyObject *guarded(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 2) {
+        refuse("guarded takes 2 arguments");
+        return NULL;
+    }
+    PyObject *result = PyObject_CallFunctionObjArgs(args[0], args[1], NULL);
+    if (result != NULL)
+        return result;
+    const int stopped = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+    PyErr_Clear();
+    const Frame *frame = PyLong_AsVoidPtr(args[1]);
+    if (frame == NULL)
+        return NULL;
+    NewError interrupted = {sizeof interrupted, NULL, "diffcore: interrupted", 13};
+    result = PyLong_FromVoidPtr(frame->api->new_error(&interrupted));
+    if (stopped)
+        PyErr_SetInterrupt(); /* again, where it is heard */
+    return result;
+}
+
 static PyMethodDef functions[] = {
     {"noise", (PyCFunction)(void (*)(void))noise, METH_FASTCALL, noise_doc},
     {"stage", (PyCFunction)(void (*)(void))stage, METH_FASTCALL, stage_doc},
+    {"guarded", (PyCFunction)(void (*)(void))guarded, METH_FASTCALL, guarded_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,5 +1,6 @@
 """The types of cpu_kernel.c."""
 
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,3 +29,4 @@ def stage(
     end: int,
     /,
 ) -> None: ...
+def guarded(function: Callable[[int], int | None], frame: int, /) -> int | None: ...

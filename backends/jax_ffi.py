@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+from _thread import interrupt_main
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,6 +22,7 @@ import jax
 import numpy as np
 
 from diffcore._array import Array
+from diffcore.backends import cpu_threads
 
 Function = Callable[[list[Array], list[Array]], None]
 """Fills arrays from arrays; bfloat16 is there as uint16."""
@@ -110,7 +113,7 @@ class CallFrame(Head):
     ]
 
 
-Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(CallFrame))
+Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 _handlers: dict[str, Any] = {}  # C functions live as long as the objects that made them
 _lock = Lock()
 
@@ -125,13 +128,15 @@ def register(name: str, function: Function) -> None:
     """
     version = _version()
 
-    def handle(frame: Any) -> int | None:
-        call = frame.contents
+    def handle(frame: int) -> int | None:
+        call = CallFrame.from_address(frame)
         try:
             if _tells_version(call, version) or call.stage != EXECUTE:
                 return None
             function(_arrays(call.args), _arrays(call.rets))
         except BaseException as error:  # it must not pass through C
+            if isinstance(error, KeyboardInterrupt):
+                interrupt_main()  # again, where it is heard
             message = f"{name}: {type(error).__name__}: {error}".encode()
             found = ErrorCreateArgs(ctypes.sizeof(ErrorCreateArgs), None, message, INTERNAL)
             created: int = call.api.contents.XLA_FFI_Error_Create(ctypes.byref(found))
@@ -140,7 +145,8 @@ def register(name: str, function: Function) -> None:
 
     with _lock:
         if name not in _handlers:
-            handler = Handler(handle)
+            guarded = None if cpu_threads.kernel is None else cpu_threads.kernel.guarded
+            handler = Handler(handle if guarded is None else partial(guarded, handle))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(ctypes.cast(handler, ctypes.c_void_p).value))
             _handlers[name] = handler
 

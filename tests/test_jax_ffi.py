@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffcore.backends import jax_ffi
+from diffcore.backends import cpu_threads, jax_ffi
 
 jax.config.update("jax_platforms", "cpu")
 pytestmark = pytest.mark.jax
@@ -55,6 +57,66 @@ def test_what_a_function_raises_ends_the_run_in_words() -> None:
             call("test_raises", function, jnp.zeros(3))
     with pytest.raises(Exception, match="test_refuses: KeyError"):  # a dtype that no function of ours is given
         call("test_refuses", lambda args, rets: None, jnp.zeros(3, jnp.int8))
+
+
+@pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
+def test_what_is_raised_before_a_handler_can_catch_it_is_an_error_too() -> None:
+    """Ctrl-C may be, where XLA calls on the main thread."""
+    guarded, told = cpu_threads.kernel.guarded, []
+    frame, api = jax_ffi.CallFrame(), jax_ffi.Api()
+
+    def create(args: Any) -> int:
+        found = args.contents
+        told.append((found.struct_size, found.message, found.errc))
+        return 1234
+
+    api.XLA_FFI_Error_Create = type(api.XLA_FFI_Error_Create)(create)
+    frame.api = ctypes.pointer(api)
+
+    def interrupted(frame: int) -> int:
+        raise KeyboardInterrupt
+
+    def broken(frame: int) -> int:
+        raise MemoryError
+
+    assert guarded(lambda frame: frame + 1, 6) == 7
+    assert guarded(broken, ctypes.addressof(frame)) == 1234
+    with pytest.raises(KeyboardInterrupt):
+        assert guarded(interrupted, ctypes.addressof(frame)) == 1234
+    size = ctypes.sizeof(jax_ffi.ErrorCreateArgs)
+    assert told == [(size, b"diffcore: interrupted", jax_ffi.INTERNAL)] * 2
+
+
+@pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_ctrl_c_at_any_time_is_heard_and_breaks_nothing() -> None:
+    program = """
+import random, signal, time
+import jax, jax.numpy as jnp, numpy as np, diffcore as dc
+jax.config.update("jax_platforms", "cpu")
+plan, z = dc.samplers.ancestral(dc.schedules.Cosine(), steps=3), jnp.ones((2, 1500))
+state = dc.start(plan, z, seed=3)
+step = jax.jit(lambda: dc.step(plan, state, z, prediction="v").z)
+want, heard, ends = np.asarray(step()), 0, time.monotonic() + 1.5
+for number in (signal.SIGALRM, signal.SIGINT):
+    signal.signal(number, signal.default_int_handler)
+while time.monotonic() < ends:
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-4 * random.random() + 1e-6)
+            for _ in range(20):
+                found = np.asarray(step())
+                assert np.array_equal(found, want)
+            time.sleep(1e-3)
+        except ValueError as error:
+            assert "interrupt" in str(error).lower(), error
+            time.sleep(1.0)
+            raise SystemExit("Ctrl-C was lost")
+    except KeyboardInterrupt:
+        heard += 1
+assert heard > 100, heard
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 OFFSETS = {
