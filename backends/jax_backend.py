@@ -15,7 +15,7 @@ from jax.experimental import io_callback
 from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import jax_kernel, jax_noise
+from diffcore.backends import jax_ffi, jax_kernel, jax_noise
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.jax_kernel import Carry
@@ -66,7 +66,7 @@ class JAXBackend(ArrayAPIBackend):
             transform_x=transform_x,
             kernel=jax_kernel.serves(state.z, row.shape[:-1]),
         )
-        return State(z, saved, estimates, state.index + 1, state.seeds)
+        return State(jax_ffi.finish(z), saved, estimates, state.index + 1, state.seeds)
 
     def run(self, run: Run, state: State) -> State:
         first = int(state.index)
@@ -93,7 +93,7 @@ class JAXBackend(ArrayAPIBackend):
         turn = jax_kernel.turn if kernel else lambda estimates, _: estimates
         carry = (state.z, state.saved, turn(state.estimates, first + 1))
         z, saved, estimates = scan(carry, state.seeds, table, levels, indices, held, known)
-        return State(z, saved, turn(estimates, len(run.plan) + 1), len(run.plan), state.seeds)
+        return State(jax_ffi.finish(z), saved, turn(estimates, len(run.plan) + 1), len(run.plan), state.seeds)
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array

@@ -8,12 +8,16 @@ Within a major version they only grow at their ends.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
+import os
 import re
 from _thread import interrupt_main
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -149,6 +153,32 @@ def register(name: str, function: Function) -> None:
             handler = Handler(handle if guarded is None else partial(guarded, handle))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(ctypes.cast(handler, ctypes.c_void_p).value))
             _handlers[name] = handler
+            _waiting(os.getpid())
+
+
+def finish(array: jax.Array) -> jax.Array:
+    """Return an array, computed before the interpreter ends, even if nobody holds it until then.
+
+    JAX shuts XLA down with Python's lock held, for which a function that XLA calls would wait for ever.
+    """
+    if not isinstance(array, jax.core.Tracer) and not array.is_ready():
+        with suppress(RuntimeError):  # while the interpreter shuts down
+            _waiting(os.getpid()).submit(array.block_until_ready)
+    return array
+
+
+@lru_cache(maxsize=1)
+def _waiting(process: int) -> ThreadPoolExecutor:
+    """Return a thread of this process, which the interpreter joins at its end, before it shuts down anything."""
+    atexit.register(_finish_all)
+    return ThreadPoolExecutor(1, thread_name_prefix="diffcore")
+
+
+def _finish_all() -> None:
+    """Wait for what programs of a user's own compute, as far as it is held."""
+    for array in jax.live_arrays("cpu"):
+        with suppress(Exception):  # which is told to whoever reads it
+            array.block_until_ready()
 
 
 def _tells_version(call: CallFrame, version: tuple[int, int]) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffcore import _philox
 from diffcore._array import Array, is_half
-from diffcore.backends import jax_kernel
+from diffcore.backends import jax_ffi, jax_kernel
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,7 +75,7 @@ def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None,
     if 0 in shape:
         return jnp.zeros(shape, dtype=jnp.uint32)
     found: jax.Array = _bits(jnp.asarray(words, dtype=jnp.uint32), _word(draw), shape, stream)
-    return found
+    return jax_ffi.finish(found)
 
 
 def normal(
@@ -87,7 +87,7 @@ def normal(
     if 0 in shape:
         return jnp.zeros(shape, dtype=dtype)
     found: jax.Array = _normal(jnp.asarray(words, dtype=jnp.uint32), _word(draw), shape, dtype, stream)
-    return found
+    return jax_ffi.finish(found)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

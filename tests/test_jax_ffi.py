@@ -119,6 +119,24 @@ assert heard > 100, heard
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
+@pytest.mark.parametrize(
+    "last",
+    ["dc.sample(call, plan, z, prediction='v')", "held = jax.jit(run)(z)", "dc.noise.normal(0, 0, z.shape, like=z)"],
+)
+def test_a_program_may_end_while_xla_computes(last: str) -> None:
+    """JAX waits for XLA's threads with Python's lock held, for which the handlers wait."""
+    program = f"""
+import jax, jax.numpy as jnp, diffcore as dc
+jax.config.update("jax_platforms", "cpu")
+plan, z = dc.samplers.ancestral(dc.schedules.Cosine(), steps=30), jnp.ones((4, 300_000))
+call = lambda z, log_snr: -0.5 * z
+run = lambda z: dc.sample(call, plan, z, prediction="v")
+{last}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 OFFSETS = {
     "XLA_FFI_Api_Version": (jax_ffi.ApiVersion, {"major_version": "", "minor_version": ""}),
     "XLA_FFI_Metadata": (jax_ffi.Metadata, {"api_version": ""}),
