@@ -335,7 +335,7 @@ static void run_stage(const void *told, int64_t begin, int64_t end)
     const int64_t a_sample = job->frames > 0 ? job->frames : 1;
     for (int64_t program = begin; program < end; program++) {
         const Place at = place(program, job->size);
-        Source source = {{0}};
+        Source source = {{0}, 0, 0};
         if (job->keys != NULL)
             source = source_for(job->keys, at.sample, job->draw, 0);
         const Rows rows = {

@@ -1,7 +1,7 @@
 /* What cpu_kernel.c does for one kind of data: STORED in memory, computed in REAL; LOAD and STORE convert, where CONVERTS, and
    OF(name) is the name of a function for the kind. */
 
-INLINE void OF(pairs)(const Words w, int lane, REAL *restrict x, REAL *restrict y, int blocks)
+INLINE void OF(pairs)(Words w, int lane, REAL *restrict x, REAL *restrict y, int blocks)
 {
     for (int i = 0; i < blocks; i++)
         OF(pair)(w[lane][i], w[lane + 1][i], &x[i], &y[i]);

@@ -74,10 +74,18 @@ def each(parts: Iterable[Any], worker: Callable[[], Callable[[Any], object]]) ->
         some()
     finally:
         left.clear()  # where something was raised
-        for job in jobs:
-            if not job.cancel():  # what did not begin has nothing left to do
-                job.result()
+        try:
+            _finish(jobs)
+        except KeyboardInterrupt:
+            _finish(jobs)  # whoever called may free the memory that they work on
+            raise
         del worker  # threads let go of `some` a little later, but not of the arrays that are worked on
+
+
+def _finish(jobs: list[Future[None]]) -> None:
+    for job in jobs:
+        if not job.cancel():  # what did not begin has nothing left to do
+            job.result()
 
 
 @lru_cache(maxsize=1)

@@ -155,8 +155,7 @@ def _stage(
     clip = transform_x if type(transform_x) is Clip else None
     if transform_x is not None and clip is None:
         stage = stage._replace(y=None, x=sampling.estimate(z, y, row, transform_x))
-    given = y if stage.x is None else stage.x
-    if kernel and (given.shape, given.dtype) == (z.shape, z.dtype):
+    if kernel and jax_kernel.takes(stage):
         after = jax_kernel.stage(plain, stage, clip, slots=slots, over=carried and held is None)
     else:
         after = plain(stage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -58,6 +59,23 @@ def serves(z: jax.Array, lead: tuple[int, ...]) -> bool:
     )
 
 
+def takes(stage: Stage) -> bool:
+    """Return whether the arrays of a stage are like its z."""
+    z, optional = stage.z, (stage.saved, stage.y, stage.x, stage.eps)
+    return all(
+        array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.estimates)
+    ) and whole(*jax.tree.leaves(stage))
+
+
+def whole(*arrays: Any) -> bool:
+    """Return whether the types of arrays say nothing of devices, as they do in a `shard_map` and on a mesh with explicit axes,
+    where the results of a call would be of another type than those of XLA's operations."""
+    kinds = [getattr(array, "aval", None) for array in arrays]
+    varying = [getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", None) for kind in kinds]
+    specs = [getattr(getattr(kind, "sharding", None), "spec", ()) for kind in kinds]
+    return not any(varying) and all(axis is None for spec in specs for axis in spec)
+
+
 @cache
 def works() -> bool:
     """Return whether XLA can call the kernel here, by trying it; say so once where it should and cannot.
@@ -72,14 +90,11 @@ def works() -> bool:
         return False
     if len(devices) > 1:
         return False
-    words, shape = np.array([[5, 7]], dtype=np.uint32), (1, 5)
     try:
         jax.ffi.register_ffi_target(NOISE, cpu_threads.kernel.xla_noise)
         jax.ffi.register_ffi_target(STAGE, cpu_threads.kernel.xla_stage)
-        with jax.ensure_compile_time_eval(), jax.default_device(devices[0]):
-            found = np.asarray(jax.jit(partial(noise, stream=0, shape=shape, dtype=jnp.uint32))(words, np.uint32(3)))
-        if not np.array_equal(found, numpy_noise.bits(words, 3, shape)):
-            raise ValueError("other bits came back than were expected")
+        with ThreadPoolExecutor(1) as own:  # where no transformation, mesh or other context of the caller is in force
+            own.submit(_try, devices[0]).result()
     except Exception as error:
         warnings.warn(
             f"diffcore: JAX cannot call the compiled kernel here ({type(error).__name__}: {str(error).splitlines()[0]}); "
@@ -89,6 +104,14 @@ def works() -> bool:
         )
         return False
     return True
+
+
+def _try(device: Any) -> None:
+    words, shape = np.array([[5, 7]], dtype=np.uint32), (1, 5)
+    with jax.default_device(device):
+        found = np.asarray(jax.jit(partial(noise, stream=0, shape=shape, dtype=jnp.uint32))(words, np.uint32(3)))
+    if not np.array_equal(found, numpy_noise.bits(words, 3, shape)):
+        raise ValueError("other bits came back than were expected")
 
 
 def noise(seeds: jax.Array, draw: jax.Array, stream: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -64,7 +64,7 @@ def _elements(
         assembled: jax.Array = _philox.assemble(jnp, lanes, shape)
         return assembled
 
-    if not jax_kernel.works():
+    if not (jax_kernel.whole(words, draw) and jax_kernel.works()):
         return by_operations(words, draw)
     found: jax.Array = jax.lax.platform_dependent(words, draw, cpu=by_kernel, default=by_operations)
     return found

@@ -38,7 +38,8 @@ class Memory:
         computed element by element may be written over it as soon as nobody else does.
         """
         held = getattr(getattr(array, "base", None), "base", None)
-        if type(held) is not memoryview or not any(held.obj is lent.obj for _, lent in self._lent.values()):
+        lent = list(self._lent.values())  # what another thread gives back in between would change the size of the dict
+        if type(held) is not memoryview or not any(held.obj is memory.obj for _, memory in lent):
             return array
         return np.frombuffer(held, self._like.dtype).reshape(self._like.shape)
 

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import mpmath as mp
@@ -348,6 +350,33 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
     assert 5 not in done
     cpu_threads.each(range(20, 40), lambda: work)
     assert set(range(20, 40)) <= set(done)
+
+
+def test_who_interrupts_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would work on memory that the caller gives up."""
+    ends, begun = threading.Event(), threading.Event()
+    result, interrupted = Future.result, []
+
+    def wait(job: Future[Any], timeout: float | None = None) -> Any:
+        if not interrupted:
+            interrupted.append(job)
+            threading.Timer(0.05, ends.set).start()
+            raise KeyboardInterrupt
+        return result(job, timeout)
+
+    def work(part: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            begun.wait(10.0)
+        else:
+            begun.set()
+            ends.wait(10.0)
+
+    monkeypatch.setattr(cpu_threads, "count", lambda: 2)
+    monkeypatch.setattr(Future, "result", wait)
+    with pytest.raises(KeyboardInterrupt):
+        cpu_threads.each(range(2), lambda: work)
+    assert ends.is_set()
+    assert interrupted[0].done()
 
 
 @pytest.mark.parametrize("when", ["start", "submit"])

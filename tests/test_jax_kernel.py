@@ -87,6 +87,7 @@ def test_steps_by_hand_and_resumed_runs_are_the_run(name: str) -> None:
     plan, settings = make(name, 6), {"prediction": "v", "transform_x": CLIP}
     states: list[dc.State] = []
     clip = dc.sample(denoise, plan, jnp.asarray(start()), seed=3, callback=states.append, **settings)
+    jax.effects_barrier()
     step = dc.start(plan, jnp.asarray(start()), seed=3)
     for reached in states:
         step = dc.step(plan, step, denoise(step.z, None), **settings)
@@ -176,6 +177,65 @@ def test_noise_has_no_derivative_and_stops_none() -> None:
     )
     bits = jax.jit(lambda scale: dc.noise.bits(words, 1, (2, 5), like=scale))
     assert jax.jvp(bits, (jnp.float32(1.0),), (jnp.float32(1.0),))[1].dtype == jax.dtypes.float0
+
+
+@needs_kernel
+@pytest.mark.parametrize(("data", "drawn"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_ones_own_noise_may_be_of_another_dtype(data: str, drawn: str) -> None:
+    """Which the kernel does not take: the stage goes the plain way."""
+    z, plan = jnp.asarray(start(), data), make("ancestral.3")
+
+    def noise(draw: Any, shape: tuple[int, ...]) -> Any:
+        return jnp.full(shape, 0.25, drawn)
+
+    clip = dc.sample(denoise, plan, z, noise=noise, prediction="v").block_until_ready()
+    assert clip.dtype == z.dtype
+    state = dc.start(plan, z, noise=noise)
+    for _ in range(len(plan)):
+        state = dc.step(plan, state, denoise(state.z, None), noise=noise, prediction="v")
+    np.testing.assert_allclose(host(clip), host(state.z), atol=0.02 if data == "bfloat16" else 1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["ancestral.3", "unipc2"])
+def test_types_that_tell_of_devices_are_kept(name: str) -> None:
+    """In a shard_map, and on a mesh with explicit axes, also where there is one device."""
+    if not hasattr(jax.sharding, "AxisType") or not hasattr(jax, "set_mesh") or not hasattr(jax, "shard_map"):
+        pytest.skip("an older jax")
+    spec, z = jax.sharding.PartitionSpec("b"), jnp.asarray(start())
+    kinds = jax.sharding.AxisType
+    want = np.asarray(dc.sample(denoise, make(name), z, seed=3, prediction="v"))
+
+    def run(z: Any) -> Any:
+        return dc.sample(denoise, make(name), z, seed=3, prediction="v")
+
+    mesh = jax.make_mesh((1,), ("b",), axis_types=(kinds.Auto,))
+    found = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec))(z)
+    np.testing.assert_allclose(np.asarray(found), want, atol=1e-5)
+    mesh = jax.make_mesh((1,), ("b",), axis_types=(kinds.Explicit,))
+    where = jax.sharding.NamedSharding(mesh, spec)
+    with jax.set_mesh(mesh):
+        for call in (run, jax.jit(run)):
+            found = call(jax.device_put(start(), where))
+            assert found.sharding.spec[0] == "b"
+            np.testing.assert_allclose(np.asarray(found), want, atol=1e-5)
+
+
+@needs_kernel
+def test_whether_it_works_does_not_depend_on_who_asks_first() -> None:
+    mesh, spec = jax.sharding.Mesh(jax.devices(), ("b",)), jax.sharding.PartitionSpec()
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("an older jax")
+    found = []
+
+    def ask(z: Any) -> Any:
+        found.append(jax_kernel.works.__wrapped__())
+        return z
+
+    jax.shard_map(ask, mesh=mesh, in_specs=spec, out_specs=spec)(jnp.zeros(3))
+    with jax.transfer_guard("disallow"), jax.disable_jit():
+        ask(None)
+    assert all(found)
 
 
 @needs_kernel

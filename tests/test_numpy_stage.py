@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -235,6 +238,30 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     third[...] = 1.0
     del third, second
     assert memory.empty().shape == (3, 4)
+
+
+def test_memory_may_come_back_from_another_thread_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_memory, "LARGE", 1)
+    memory = numpy_memory.Memory(np.zeros(3, np.float32))
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    held = [memory.empty() for _ in range(60)]
+
+    def drop() -> None:
+        while waiting.get() is not None:
+            pass
+
+    thread, interval = threading.Thread(target=drop), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(5000):
+            held.append(memory.empty())
+            waiting.put(held.pop(0))
+            assert memory.last(held[-1]).ctypes.data == held[-1].ctypes.data
+    finally:
+        sys.setswitchinterval(interval)
+        waiting.put(None)
+        thread.join()
 
 
 @pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
