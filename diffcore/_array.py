@@ -130,12 +130,13 @@ def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple
 
 
 def device(array: Array) -> Any:
-    """Return the device of an array, also under jit, where `array.device` fails; None where JAX has divided it among several."""
+    """Return the device of an array, also under jit, where `array.device` fails; None where JAX says how it is divided among
+    devices, which holds for that array alone."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         return array.device
     found = array_api_compat.device(array)
-    return None if len(getattr(found, "device_set", ())) > 1 else found
+    return None if hasattr(found, "device_set") else found
 
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:

@@ -240,6 +240,17 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.empty().shape == (3, 4)
 
 
+@pytest.mark.usefixtures("way", "many")
+def test_a_start_may_lie_anywhere_in_memory_of_ones_own() -> None:
+    """Memory of a caller looks much like memory that a run lends."""
+    values = np.linspace(-2.0, 2.0, 1000, dtype=np.float32)
+    z = np.frombuffer(memoryview(bytearray(values.tobytes())), np.float32)[100:900].reshape(2, 400)
+    for plan in plans().values():
+        clip = dc.sample(denoise, plan, z, seed=1, prediction="v")
+        assert raw(clip) == raw(dc.sample(denoise, plan, z.copy(), seed=1, prediction="v"))
+    assert raw(z) == values[100:900].tobytes()
+
+
 def test_memory_may_come_back_from_another_thread_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numpy_memory, "LARGE", 1)
     memory = numpy_memory.Memory(np.zeros(3, np.float32))
