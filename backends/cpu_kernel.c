@@ -419,7 +419,7 @@ PyDoc_STRVAR(noise_doc,
              "noise(to, keys, draw, stream, size, begin, end)\n--\n\n"
              "Write the noise of some programs: bits into uint32, normals into float32 or float64.");
 
-static PyObject *noise(PyObject *module, PyObject *const *args, Py_ssize_t given)
+static PyObject *noise(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
     Py_buffer views[2] = {{0}};
     int64_t draw, stream, size, begin, end;
@@ -456,7 +456,7 @@ PyDoc_STRVAR(stage_doc,
              "of `eps` where noise is made, None for `to_z` where x-hat alone is asked for. The table has samples times frames rows a\n"
              "stage; both are 0 where one row is for all.");
 
-static PyObject *stage(PyObject *module, PyObject *const *args, Py_ssize_t given)
+static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
     static const int arrays[] = {TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X};
     Py_buffer views[BUFFERS] = {{0}};

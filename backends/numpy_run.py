@@ -12,7 +12,7 @@ import numpy as np
 from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
-from diffcore.backends import cpu_threads, numpy_noise, numpy_stage
+from diffcore.backends import cpu_threads, numpy_memory, numpy_noise, numpy_stage
 from diffcore.backends.numpy_memory import Memory
 from diffcore.sampling import State
 
@@ -76,7 +76,8 @@ def _stages(
     if source is None and z.size < AHEAD and cpu_threads.kernel is None:
         ahead = _ahead(keys, [stage + 1 for stage in range(first, len(plan)) if noisy[stage]], shape, dtype)
     watched = run.callback is not None or run.held is not None
-    over = cpu_threads.kernel is not None and not watched and not isinstance(transform_x, _Transform)
+    over = z.nbytes >= numpy_memory.LARGE and cpu_threads.kernel is not None
+    over = over and not watched and not isinstance(transform_x, _Transform)
     current: Any = state.z
     for stage in range(first, len(plan)):
         if at is not None:

@@ -355,7 +355,8 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
 def test_who_interrupts_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they would work on memory that the caller gives up."""
     ends, begun = threading.Event(), threading.Event()
-    result, interrupted = Future.result, []
+    interrupted: list[Any] = []
+    result = Future.result
 
     def wait(job: Future[Any], timeout: float | None = None) -> Any:
         if not interrupted:

@@ -268,7 +268,9 @@ def test_memory_may_come_back_from_another_thread_at_any_time(monkeypatch: pytes
         for _ in range(5000):
             held.append(memory.empty())
             waiting.put(held.pop(0))
-            assert memory.last(held[-1]).ctypes.data == held[-1].ctypes.data
+            last = memory.last(held[-1])
+            assert last is not None
+            assert last.ctypes.data == held[-1].ctypes.data
     finally:
         sys.setswitchinterval(interval)
         waiting.put(None)
