@@ -18,7 +18,7 @@
 #define TILE 256
 #define ROUNDS 10
 #define STRIP 64
-#define HISTORY 8 /* past estimates that a stage may read */
+#define HISTORY 8 /* past estimates that a stage may read: cpu_threads.py says so too */
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))

@@ -60,11 +60,12 @@ def serves(z: jax.Array, lead: tuple[int, ...]) -> bool:
 
 
 def takes(stage: Stage) -> bool:
-    """Return whether the arrays of a stage are like its z."""
+    """Return whether the arrays of a stage are like its z, and no more than the kernel reads."""
     z, optional = stage.z, (stage.saved, stage.y, stage.x, stage.eps)
-    return all(
+    alike = all(
         array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.estimates)
-    ) and whole(*jax.tree.leaves(stage))
+    )
+    return alike and len(stage.estimates) <= cpu_threads.HISTORY and whole(*jax.tree.leaves(stage))
 
 
 def whole(*arrays: Any) -> bool:

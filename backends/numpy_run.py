@@ -42,6 +42,7 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Callable[[Any], 
     held = [z, *past] if state.saved is None else [z, saved, *past]
     if (
         first >= len(plan)
+        or len(past) > cpu_threads.HISTORY
         or not numpy_stage.serves(z, plan.lead)
         or not all(numpy_stage.fits(array, z) for array in held)
     ):
@@ -151,6 +152,7 @@ def advance(
     its_row = np.asarray(row) if isinstance(row, list | tuple) else take(row)
     if (
         its_row is None
+        or len(past) > cpu_threads.HISTORY
         or not numpy_stage.serves(z, its_row.shape[:-1])
         or not all(numpy_stage.fits(array, z) for array in held)
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,29 @@ def test_a_step_by_hand_is_the_run(make: Callable[..., dc.Plan], to: Callable[[A
         np.testing.assert_allclose(host(state.z), host(clip), rtol=0, atol=2e-5)
     else:
         np.testing.assert_array_equal(host(state.z), host(clip))
+
+
+@every_library
+@pytest.mark.parametrize("history", [8, 9])
+def test_a_plan_of_ones_own_may_read_many_estimates(history: int, to: Callable[[Any], Any]) -> None:
+    """More than kernels do, and the oldest of them counts."""
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=12)
+    update = np.zeros((*plan.update.shape[:-1], plan.update.shape[-1] + history))
+    update[..., : plan.update.shape[-1]] = plan.update
+    update[..., 0, -1] = 0.25
+    plan = dataclasses.replace(plan, update=update)
+    assert plan.history == history
+    clip = host(sample(denoise, plan, start_of(to), prediction="v", to=to))
+    z, past = host(start_of(np.asarray)), [0.0] * history
+    for (of_z, of_y), row in zip(plan.coefficients("v")[:, :2], update[:, 0], strict=True):
+        x = of_z * z + of_y * denoise(z, None)
+        z = row[0] * z + row[3] * x + 0.25 * past[-1]
+        past = [x, *past[:-1]]
+    np.testing.assert_allclose(clip, z, rtol=1e-4, atol=1e-5)
+    state = dc.start(plan, start_of(to))
+    for _ in range(len(plan)):
+        state = dc.step(plan, state, denoise(state.z, None), prediction="v")
+    np.testing.assert_allclose(host(state.z), z, rtol=1e-4, atol=1e-5)
 
 
 @every_library
