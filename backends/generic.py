@@ -66,9 +66,7 @@ class ArrayAPIBackend:
 
     def finish(self, run: Run, state: State, y: Array, stage: int, noise: Array | Draw | None) -> State:
         """Return the state after a stage whose prediction is there, with what is known set and the callback called."""
-        row: Any = run.coefficients[stage]
-        noisy = bool(np.any(row[..., sampling.NOISE_COLUMN]))
-        row = sampling.table_for(row, state.z) if run.plan.lead else row.tolist()
+        row, noisy = sampling.row_for(run.coefficients[stage], state.z)
         after = self.advance(state, y, row, noise, stochastic=noisy, transform_x=run.transform_x)
         if run.held is not None:
             after = _known.after(self, run.held, state, after, run.noise)

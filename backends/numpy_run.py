@@ -149,7 +149,7 @@ def advance(
     z, host, saved = take(state.z), take(y), take(state.saved)
     past = tuple(take(estimate) for estimate in state.estimates)
     held = [z, host, *past] if state.saved is None else [z, host, *past, saved]
-    its_row = np.asarray(row) if isinstance(row, list | tuple) else take(row)
+    its_row = np.array(row) if isinstance(row, list | tuple) else take(row)
     if (
         its_row is None
         or len(past) > cpu_threads.HISTORY
@@ -174,9 +174,9 @@ def advance(
     if made is None:
         return None if drawn is None else sampling.advance(state, y, row, drawn, transform_x)
     z, saved, x = made
-    past = (x, *past)[: len(past)]
     saved_now = None if saved is None else give(saved)
-    return State(give(z), saved_now, tuple(map(give, past)), state.index + 1, state.seeds)
+    estimates = (give(x), *state.estimates[:-1]) if past else ()
+    return State(give(z), saved_now, estimates, state.index + 1, state.seeds)
 
 
 class _Transform:

@@ -24,6 +24,8 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = (np.dtype(np.float16), np.dtype(np.uint16))
 """What the kernel takes besides: float16, and bfloat16 by its bits, since NumPy has none. They are computed in float32."""
 
+TAKEN = DTYPES + HALVES
+
 FRAME = 64
 """Elements for each level, where samples or frames have their own, from which the kernel is faster."""
 
@@ -56,7 +58,9 @@ class Table(NamedTuple):
 def table(values: npt.NDArray[np.float64], dtype: Any) -> Table:
     """Return the coefficients of stages (stages, *lead, n) for data of a dtype."""
     samples, frames = (*values.shape[1:-1], 0, 0)[:2]
-    values = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), dtype=np.float64)
+    if values.ndim > 2:
+        values = values.reshape(-1, values.shape[-1])
+    values = np.ascontiguousarray(values, dtype=np.float64)
     return Table(values, samples, frames, [] if cpu_threads.kernel is not None else _rows(values, dtype))
 
 
@@ -164,27 +168,21 @@ def _sum(values: list[Any], terms: Terms, parts: Sequence[Any], like: Array) -> 
 
 def fits(array: Any, like: Array) -> bool:
     """Return whether an array is one of NumPy, like another one and in one aligned piece of memory."""
-    return (
-        type(array) is np.ndarray
-        and array.dtype == like.dtype
-        and array.shape == like.shape
-        and array.flags.c_contiguous
-        and array.flags.aligned
-    )
+    if type(array) is not np.ndarray or array.dtype != like.dtype or array.shape != like.shape:
+        return False
+    flags = array.flags
+    return bool(flags.c_contiguous and flags.aligned)
 
 
 def serves(z: Any, lead: tuple[int, ...]) -> bool:
     """Return whether stages run here on a state: in one piece, not empty, of a dtype that it is computed in; and the kernel on
     levels (*lead) of samples or frames."""
     compiled = cpu_threads.kernel is not None
-    return (
-        type(z) is np.ndarray
-        and z.dtype in (DTYPES + HALVES if compiled else DTYPES)
-        and z.flags.c_contiguous
-        and z.flags.aligned
-        and z.ndim > 0
-        and z.size > 0
-        and (not lead or (compiled and z.size >= FRAME * math.prod(lead)))
-        and len(lead) <= z.ndim
-        and all(n in (1, m) for n, m in zip(lead, z.shape, strict=False))
-    )
+    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in (TAKEN if compiled else DTYPES):
+        return False
+    if not fits(z, z):
+        return False
+    if not lead:
+        return True
+    many = compiled and z.size >= FRAME * math.prod(lead)
+    return many and len(lead) <= z.ndim and all(n in (1, m) for n, m in zip(lead, z.shape, strict=False))

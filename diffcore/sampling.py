@@ -148,8 +148,7 @@ def step(
         stage = int(state.index)
         if stage >= len(plan):
             raise ValueError(f"step: the run is over, all {len(plan)} stages of {plan.sampler} are done; see `start`")
-        row = table[stage].tolist() if not plan.lead else table_for(table[stage], state.z)
-        stochastic = bool(np.any(table[stage, ..., NOISE_COLUMN]))
+        row, stochastic = row_for(table[stage], state.z)
     after = backend.advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
     if constraint is None:
         return after
@@ -267,6 +266,14 @@ def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
     return xp.asarray(table, dtype=dtype, device=_array.device(like))
 
 
+def row_for(row: npt.NDArray[np.float64], like: Array) -> tuple[Any, bool]:
+    """Return a stage's coefficients as `Backend.advance` takes them, and whether it adds noise."""
+    if row.ndim > 1:
+        return table_for(row, like), bool(np.any(row[..., NOISE_COLUMN]))
+    numbers = row.tolist()
+    return numbers, numbers[NOISE_COLUMN] != 0.0
+
+
 def levels_for(plan: Plan, like: Array) -> Array:
     """Return the log-SNRs of all stages as the denoiser gets them: (stages, B), or (stages, *lead)."""
     return table_for(host_levels(plan, like.shape[0]), like)
@@ -282,6 +289,8 @@ def host_levels(plan: Plan, batch: int) -> npt.NDArray[np.float64]:
 
 def check_prediction(y: Array, z: Array) -> None:
     """Raise where a prediction does not fit the state that it is for."""
+    if type(y) is type(z) and y.dtype == z.dtype and y.shape == z.shape and _array.is_floating(z):
+        return
     if not hasattr(y, "dtype"):
         raise TypeError(f"step: the denoiser returned {type(y).__name__}, but must return an array of the shape of z")
     _array.namespace("step", z=z, y=y)

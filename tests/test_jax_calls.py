@@ -96,7 +96,7 @@ def test_noise_that_does_not_fit_ends_the_run_in_words(args: list[Any], to: Any,
 
 STRUCTURES = {
     ("XlaVersion", "XLA_FFI_Api_Version"): "struct_size major_version minor_version",
-    ("XlaExtension", "XLA_FFI_Extension_Base"): "struct_size type next",
+    ("XlaExtension", "XLA_FFI_InternalExtension"): "struct_size type next",
     ("XlaMetadata", "XLA_FFI_Metadata"): "struct_size api_version",
     ("XlaMetadataExtension", "XLA_FFI_Metadata_Extension"): "extension_base metadata",
     ("XlaBuffer", "XLA_FFI_Buffer"): "struct_size dtype data rank dims",
@@ -132,6 +132,9 @@ def test_the_structures_are_those_of_jaxlibs_header(tmp_path: Path) -> None:
     text = "".join(f'_Static_assert({line}, "{line}");\n' for line in lines)
     checked = tmp_path / "checked.c"
     checked.write_text(f'#include "{sources / "cpu_kernel.c"}"\n#include "xla/ffi/api/c_api.h"\n{text}')
+    header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text()
+    if "XLA_FFI_InternalExtension" not in header:  # its name before jax 0.12
+        checked.write_text(checked.read_text().replace("XLA_FFI_InternalExtension", "XLA_FFI_Extension_Base"))
     include = [f"-I{path}" for path in (jax.ffi.include_dir(), sysconfig.get_path("include"))]
     subprocess.run(["cc", "-fsyntax-only", *include, checked], check=True, timeout=120)
     checked.write_text(checked.read_text().replace("offsetof(XlaFrame, stage)", "offsetof(XlaFrame, ctx)"))
