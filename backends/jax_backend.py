@@ -15,9 +15,10 @@ from jax.experimental import io_callback
 from diffcore import _known, sampling
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import jax_kernel, jax_noise
+from diffcore.backends import jax_denoiser, jax_kernel, jax_noise
 from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
+from diffcore.backends.jax_denoiser import Same
 from diffcore.backends.jax_kernel import Carry
 from diffcore.sampling import State
 
@@ -90,10 +91,8 @@ class JAXBackend(ArrayAPIBackend):
             )
             scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         else:
-            weights, tree = jax.tree.flatten(run.denoise)
-            if not weights or not all(isinstance(array, jax.Array) for array in weights):
-                weights, tree = [], _ById(run.denoise)
-            scan = _kept(tree, _ById(run.transform_x), _ById(run.noise), *settings, donated)
+            weights, denoise = jax_denoiser.split(run.denoise)
+            scan = _kept(denoise, Same(run.transform_x), Same(run.noise), *settings, donated)
         turn = jax_kernel.turn if kernel else lambda estimates, _: estimates
         carry = (state.z, state.saved, turn(state.estimates, first + 1))
         z, saved, estimates = scan(carry, weights, state.seeds, table, levels, indices, held, known)
@@ -184,9 +183,9 @@ def _scan(
 ) -> Carry:
     """Scan the stages; the barriers keep the stage apart from the denoiser, so that its bits do not depend on it.
 
-    Where there are weights, `denoise` is the structure that makes a denoiser of them.
+    `denoise` is the denoiser, or what is left of it without its arrays, the weights.
     """
-    denoise = jax.tree.unflatten(denoise, weights) if weights else denoise
+    denoise = denoise.join(weights) if isinstance(denoise, jax_denoiser.Rest) else denoise
 
     def body(carry: Carry, stage: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> tuple[Carry, None]:
         row, level, index, known_row = stage
@@ -215,25 +214,11 @@ def _scan(
     return jax.lax.scan(body, carry, (table, levels, indices, known))[0]
 
 
-class _ById:
-    """A callable as a key: equal only to itself, whatever its own equality says."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and self.value is other.value
-
-
 @lru_cache(maxsize=8)
 def _kept(
-    denoise: Any, transform_x: _ById, noise: _ById, stochastic: bool, kernel: bool, donated: tuple[int, ...]
+    denoise: jax_denoiser.Rest, transform_x: Same, noise: Same, stochastic: bool, kernel: bool, donated: tuple[int, ...]
 ) -> Callable[..., Carry]:
-    """Return the compiled run of a denoiser, or of all that have the structure of one whose arrays are arguments."""
-    denoise = denoise.value if isinstance(denoise, _ById) else denoise
+    """Return the compiled run of all denoisers that differ in their arrays alone."""
     kept: Callable[..., Carry] = jax.jit(
         partial(_scan, denoise, transform_x.value, noise.value, None, stochastic, kernel), donate_argnums=donated
     )

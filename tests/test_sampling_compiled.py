@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,6 +61,59 @@ def test_on_jax_a_kept_run_reads_the_weights_of_the_denoiser() -> None:
         want = dc.sample(lambda z, _, weight=weight: weight * z, plan, z, prediction="v")
         np.testing.assert_allclose(host(found), host(want), atol=1e-6)
     assert len(calls) == 1
+
+
+GUIDED = {
+    "two denoisers": lambda net, cond: dc.guidance.classifier_free(net(1.0), net(0.5), weight=2.0),
+    "a doubled batch": lambda net, cond: dc.guidance.classifier_free(net(1.0), cond=cond, null=0.0 * cond, weight=2.0),
+    "in an interval": lambda net, cond: dc.guidance.classifier_free(
+        net(1.0), cond=np.asarray(cond), null=0.0 * np.asarray(cond), weight=lambda log_snr: 2.0, interval=(-3.0, 3.0)
+    ),
+    "reconstruction": lambda net, cond: dc.conditioning.reconstruction(
+        net(1.0), cond, cond > 0, weight=3.0, prediction="v", schedule=schedule_of("vp")
+    ),
+    "moment matching": lambda net, cond: dc.conditioning.moment_matching(
+        net(1.0), cond, cond > 0, iterations=2, prediction="v", schedule=schedule_of("vp")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_on_jax_a_kept_run_reads_the_arrays_inside_what_guides_it(name: str) -> None:
+    calls, z, plan = [], start_of(jnp.asarray), dc.samplers.ddim(schedule_of("vp"), steps=6)
+
+    def scaled(weight: Any, z: Any, log_snr: Any, cond: Any = 0.25) -> Any:
+        calls.append(1)
+        return weight * z + cond
+
+    traced = []
+    for weight in (-0.6, 0.25):
+        cond = jnp.full(z.shape, weight).at[0].set(-1.0)
+        guided = GUIDED[name](lambda by, weight=weight: jax.tree_util.Partial(scaled, jnp.float32(by * weight)), cond)
+        calls.clear()
+        kept = dc.sample(guided, plan, z, prediction="v", compile=True)
+        traced.append(len(calls))
+        plain = GUIDED[name](lambda by, weight=weight: lambda *given: scaled(by * weight, *given), cond)
+        np.testing.assert_allclose(host(kept), host(dc.sample(plain, plan, z, prediction="v")), atol=1e-5)
+    assert traced[0] > 0
+    assert traced[1] == 0 or name == "in an interval"  # whose weight is another function
+
+
+def test_on_jax_settings_that_are_no_key_keep_the_run_of_one_denoiser() -> None:
+    @partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["settings"])
+    @dataclasses.dataclass
+    class Net:
+        weight: Any
+        settings: dict[str, float]
+
+        def __call__(self, z: Any, log_snr: Any) -> Any:
+            return self.weight * self.settings["by"] * z
+
+    z, plan = start_of(jnp.asarray), dc.samplers.ddim(schedule_of("vp"), steps=6)
+    for weight in (-0.6, 0.25):
+        found = dc.sample(Net(jnp.float32(weight), {"by": 0.5}), plan, z, prediction="v", compile=True)
+        want = dc.sample(lambda z, _, weight=weight: weight * 0.5 * z, plan, z, prediction="v")
+        np.testing.assert_allclose(host(found), host(want), atol=1e-6)
 
 
 def test_on_jax_a_kept_run_of_a_network_follows_its_training() -> None:
