@@ -107,6 +107,11 @@ def _wide_numpy(value: np.floating[Any]) -> Any:
     return np.float64 if value.dtype.itemsize > 4 else np.float32
 
 
+def as_array(xp: Any, value: Array) -> Array:
+    """Return a number as an array of a library, and an array as it is: `torch.asarray` cut it off its gradient until 2.13."""
+    return xp.asarray(value) if library(value) is None else value
+
+
 def scalar(array: Array) -> Array:
     """Return a NumPy 0-d array as the NumPy scalar that NumPy's own functions would return."""
     return array[()] if isinstance(array, np.ndarray) and array.ndim == 0 else array

@@ -75,7 +75,7 @@ def unit_level(function: str, level: Level) -> tuple[Any, Level]:
     levels.check_level(function, level=level)
     xp, log_snr = _array.level_array(function, "level.log_snr", level.log_snr)
     unit = levels.level(log_snr, "vp")
-    return xp, Level(*(xp.asarray(part) if _array.library(part) is None else part for part in unit))
+    return xp, Level(*(_array.as_array(xp, part) for part in unit))
 
 
 def split(weight: Weight | Callable[[Level, Any], Array], level: Level, slope: Array | None) -> Split:

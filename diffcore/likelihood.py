@@ -125,7 +125,7 @@ def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
     function = "likelihood.discrete_weight"
     xp = _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
     clean, noisy = (_array.level_array(function, "log_snr", part.log_snr)[1] for part in (s, t))
-    return _Interval(xp.asarray(clean - noisy), float(steps))(t)
+    return _Interval(_array.as_array(xp, clean - noisy), float(steps))(t)
 
 
 def diffusion_discrete(

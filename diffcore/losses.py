@@ -246,7 +246,7 @@ def _check_mask(function: str, mask: Array, x: Array) -> None:
 
 
 def _as_arrays(xp: Any, level: Level) -> Level:
-    return Level(*(xp.asarray(part) if _array.library(part) is None else part for part in level))
+    return Level(*(_array.as_array(xp, part) for part in level))
 
 
 def _flat(xp: Any, array: Array) -> Array:

@@ -151,7 +151,7 @@ def mixing(level: Level, source: Prediction, target: Prediction) -> Mixing:
     source_row = row_function(function, "source", source)
     target_row = source_row if source == target else row_function(function, "target", target)
     xp = _array.namespace(function, alpha=level.alpha, sigma=level.sigma, log_snr=level.log_snr)
-    level = Level(*(_as_array(xp, part) for part in level))
+    level = Level(*(_array.as_array(xp, part) for part in level))
     with _array.quiet(xp):
         found = solve(xp, level, source_row, target_row)
     if isinstance(level.alpha, np.ndarray):
@@ -173,10 +173,6 @@ def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mi
 def name_of(prediction: Prediction) -> str:
     """Return the name of a prediction for messages."""
     return prediction if isinstance(prediction, str) else getattr(prediction, "__qualname__", repr(prediction))
-
-
-def _as_array(xp: Any, value: Array) -> Array:
-    return xp.asarray(value) if _array.library(value) is None else value
 
 
 def check_solvable(function: str, source: Prediction, target: Prediction, level: Level, found: Mixing) -> None:
@@ -229,7 +225,7 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
     if shapes[0] != shapes[1]:
         raise ValueError(f"{function}: `y` has shape {shapes[0]} but `z` has shape {shapes[1]}; they must be equal")
     p, q = mixing(level, source, target)
-    y, z = _as_array(xp, y), _as_array(xp, z)
+    y, z = _array.as_array(xp, y), _array.as_array(xp, z)
     if source == target:
         return _array.scalar(y)
     dtype = xp.result_type(y, z)

@@ -185,6 +185,19 @@ def test_the_discrete_weight_is_free_of_cancellation() -> None:
     np.testing.assert_allclose(likelihood.discrete_weight(level(s), level(t), 10**6), truth, rtol=1e-6)
 
 
+@pytest.mark.torch
+def test_a_learned_log_snr_gets_the_gradient_of_the_discrete_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """d/ds (T/2) (e^s - e^t) = (T/2) e^s, also where torch.asarray cuts a tensor off its gradient, as it did until 2.13."""
+    import torch
+
+    asarray = torch.asarray
+    monkeypatch.setattr(torch, "asarray", lambda obj, **kw: asarray(obj, **kw).detach_())
+    s = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    likelihood.discrete_weight(level(s), level(torch.zeros_like(s)), 5).sum().backward()
+    assert s.grad is not None
+    np.testing.assert_allclose(s.grad.numpy(), 2.5 * np.exp([1.0, 2.0]), rtol=1e-12)
+
+
 def test_the_prior_term_is_the_kl_and_needs_no_scaling() -> None:
     for scaling in ("vp", "ve", "flow"):
         schedule = schedules.LinearLogSNR(log_snr_min=-3.0, log_snr_max=9.0, scaling=scaling)

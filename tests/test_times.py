@@ -176,6 +176,27 @@ def test_times_under_jit_vmap_and_grad_on_jax() -> None:
 
 
 @pytest.mark.torch
+def test_a_learned_schedule_gets_the_gradient_of_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch.asarray cuts a tensor off its gradient, as it did until 2.13; truth is a finite difference."""
+    import torch
+
+    t = torch.tensor([0.2, 0.6], dtype=torch.float64)
+    increments = torch.tensor([0.1, -0.3, 0.2], dtype=torch.float64)
+
+    def total(increments: Any) -> Any:
+        return times.LogNormal(schedules.Monotone(increments=increments), mean=-1.0, std=1.5).log_density(t).sum()
+
+    steps = 1e-6 * torch.eye(3, dtype=torch.float64)
+    truth = [float(total(increments + step) - total(increments - step)) / 2e-6 for step in steps]
+    asarray = torch.asarray
+    monkeypatch.setattr(torch, "asarray", lambda obj, **kw: asarray(obj, **kw).detach_())
+    increments.requires_grad_()
+    total(increments).backward()
+    assert increments.grad is not None
+    np.testing.assert_allclose(increments.grad.numpy(), truth, rtol=1e-6)
+
+
+@pytest.mark.torch
 def test_one_graph_on_torch() -> None:
     import torch
 

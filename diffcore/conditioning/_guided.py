@@ -140,7 +140,7 @@ def linearise(function: str, guided: Guided, z: Array, log_snr: Array) -> Linear
 def _coefficients(level: Level, prediction: Prediction) -> tuple[Any, Any, Any]:
     """Return (p, q, dy/dx-hat), 0 where they are not finite."""
     xp = _array.namespace("conditioning", log_snr=level.log_snr)
-    level = Level(*(xp.asarray(part) if _array.library(part) is None else part for part in level))
+    level = Level(*(_array.as_array(xp, part) for part in level))
     row, row_x = predictions.row_function("conditioning", "prediction", prediction), predictions.table()["x"]
     with _array.quiet(xp):
         p, q = predictions.solve(xp, level, row, row_x)
