@@ -253,7 +253,8 @@ class LogNormal(Density):
         xp, t = _array.level_array("times.LogNormal.log_density", "t", t)
         inside = (t >= 0.0) & (t <= 1.0)
         safe = xp.where(inside, t, 0.5 * xp.ones_like(t))
-        log_snr, slope = (_array.as_array(xp, part) for part in (self.schedule.log_snr(safe), self.schedule.slope(safe)))
+        parts = self.schedule.log_snr(safe), self.schedule.slope(safe)
+        log_snr, slope = (_array.as_array(xp, part) for part in parts)
         with _array.quiet(xp):
             likely = _log_normal_density(log_snr, -2.0 * self.mean, 2.0 * self.std)
             value = likely + xp.log(xp.abs(slope)) - math.log(self._cut[1] - self._cut[0])
