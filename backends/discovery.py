@@ -33,7 +33,7 @@ def of(array: Array) -> Backend:
     >>> of(np.zeros(3)).name
     'numpy'
     """
-    if isinstance(array, bool | int | float | np.generic | np.ndarray):
+    if isinstance(array, (*_array.NUMBERS, np.ndarray)):
         return _served("numpy")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):

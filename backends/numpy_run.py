@@ -144,12 +144,12 @@ def advance(
     give: Callable[[Any], Array],
 ) -> State | None:
     """Return the state after one stage, or None where the plain function has to; `noise` is False where there is none."""
-    if not (transform_x is None or isinstance(transform_x, Clip | DynamicThreshold)):
+    if not (transform_x is None or isinstance(transform_x, (Clip, DynamicThreshold))):
         return None  # its result may not fit here, and it is called once
     z, host, saved = take(state.z), take(y), take(state.saved)
     past = tuple(take(estimate) for estimate in state.estimates)
     held = [z, host, *past] if state.saved is None else [z, host, *past, saved]
-    its_row = np.array(row) if isinstance(row, list | tuple) else take(row)
+    its_row = np.array(row) if isinstance(row, (list, tuple)) else take(row)
     if (
         its_row is None
         or len(past) > cpu_threads.HISTORY

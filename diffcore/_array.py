@@ -19,10 +19,13 @@ import numpy as np
 Array = Any
 """An array of any library that follows the array API standard."""
 
+NUMBERS = (bool, int, float, np.generic)
+"""What counts as a number. In code that is traced types stand in tuples: torch before 2.9 cannot trace `int | float`."""
+
 
 def library(array: Array) -> Any:
     """Return the array API namespace of one array, or None for a number."""
-    if isinstance(array, bool | int | float | np.generic):
+    if isinstance(array, NUMBERS):
         return None
     if isinstance(array, np.ndarray):
         return np
@@ -122,7 +125,7 @@ def along(function: str, argument: str, coefficient: Array, data: Array, xp: Any
 
     Raises ValueError where the shape of the coefficient does not match the leading axes.
     """
-    if isinstance(coefficient, bool | int | float | np.generic):
+    if isinstance(coefficient, NUMBERS):
         return float(coefficient)
     lead, shape = tuple(coefficient.shape), tuple(data.shape)
     check_lead(function, argument, lead, shape)

@@ -84,8 +84,8 @@ def merge(cond: Any, null: Any, batch: int, path: str) -> Any:
         if not alone and (not isinstance(null, Mapping) or set(null) != set(cond)):
             raise ValueError(f"{function}: `{where}` and `null{path}` differ; they need the same keys")
         return {k: merge(part, None if alone else null[k], batch, f"{path}[{k!r}]") for k, part in cond.items()}
-    if isinstance(cond, tuple | list):
-        if not alone and (not isinstance(null, tuple | list) or len(null) != len(cond)):
+    if isinstance(cond, (tuple, list)):
+        if not alone and (not isinstance(null, (tuple, list)) or len(null) != len(cond)):
             raise ValueError(f"{function}: `{where}` and `null{path}` differ; they need the same length")
         nulls = [None] * len(cond) if alone else null
         pairs = enumerate(zip(cond, nulls, strict=True))
@@ -93,7 +93,7 @@ def merge(cond: Any, null: Any, batch: int, path: str) -> Any:
         if hasattr(cond, "_fields"):
             return type(cond)(*parts)
         return tuple(parts) if isinstance(cond, tuple) else parts
-    if cond is None or isinstance(cond, str | bool | int | float):
+    if cond is None or isinstance(cond, (str, bool, int, float)):
         if not alone and cond != null:
             raise ValueError(f"{function}: `{where}` is {cond!r} and `null{path}` is {null!r}; only arrays may differ")
         return cond

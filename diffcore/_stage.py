@@ -114,7 +114,7 @@ def update(state: State, x: Array, row: Any, eps: Array | None) -> State:
 
 
 def _columns(row: Any) -> list[Any]:
-    return list(row) if isinstance(row, list | tuple) else [row[..., column] for column in range(row.shape[-1])]
+    return list(row) if isinstance(row, (list, tuple)) else [row[..., column] for column in range(row.shape[-1])]
 
 
 def combine(xp: Any, like: Array, terms: list[tuple[Any, Array | None]]) -> Array:

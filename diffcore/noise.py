@@ -31,10 +31,10 @@ def seed_words(seeds: int | Sequence[int] | npt.NDArray[Any], batch: int) -> npt
     >>> seed_words(2**64 - 1, 2).tolist()
     [[4294967295, 4294967295], [0, 0]]
     """
-    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
         values = [_check_seed(seeds)]
         values = [(values[0] + i) & 0xFFFFFFFFFFFFFFFF for i in range(batch)]
-    elif isinstance(seeds, np.ndarray | list | tuple | range):
+    elif isinstance(seeds, (np.ndarray, list, tuple, range)):
         if np.ndim(seeds) != 1:
             raise ValueError(f"noise: `seed` has {np.ndim(seeds)} axes, but takes one int, or one int per sample")
         values = [_check_seed(seed) for seed in seeds]
@@ -70,7 +70,7 @@ def fold_in(seeds: int | Sequence[int] | npt.NDArray[Any], number: int, batch: i
 
 
 def _check_seed(seed: object) -> int:
-    if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer):
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"noise: `seed` has {seed!r}, but takes ints in [0, 2^64)")
     if not 0 <= int(seed) < 2**64:
         raise ValueError(f"noise: `seed` has {seed!r}, but takes ints in [0, 2^64)")

@@ -288,7 +288,7 @@ def _descent(name: str, at: At) -> Array:
         raise ValueError(
             f"{function}: `slope` is missing; it takes d lambda / dt of the schedule, pass slope=schedule.slope(t)"
         )
-    if isinstance(slope, int | float | np.generic | np.ndarray) and np.any(np.asarray(slope) > 0):
+    if isinstance(slope, (*_array.NUMBERS, np.ndarray)) and np.any(np.asarray(slope) > 0):
         raise ValueError(f"{function}: `slope` is {slope}, but takes d lambda / dt <= 0: the log-SNR falls as t rises")
     _array.namespace(function, level=at.one, slope=slope)
     return -float(slope) * at.one if _array.library(slope) is None else -_array.widen(at.xp, slope)

@@ -251,7 +251,7 @@ class Denoiser(ABC):
 def _beside(function: str, argument: str, value: Array, z: Array, at: Entered) -> Array:
     """Return a host array or one of z's library, broadcast to z and laid flat."""
     xp = at.xp
-    if isinstance(value, np.ndarray | list | tuple | bool | int | float | np.generic):
+    if isinstance(value, (*_array.NUMBERS, np.ndarray, list, tuple)):
         found = np.asarray(value)
         found = found if found.dtype == np.bool_ else found.astype(np.float64)
         value = xp.asarray(found.copy(), device=_array.device(z), dtype=None if found.dtype == np.bool_ else at.z.dtype)
