@@ -100,7 +100,8 @@ def after(backend: Any, held: Held, before: State, state: State, source: Draw | 
         row = _row(held.rows[int(before.index) + 1], state.z)
     noisy = not isinstance(row, list) or row[NOISE] != 0.0
     eps = draw(backend, before, source, before.index + 1, stages) if noisy else None
-    return state._replace(z=overwrite(state.z, before.z, held.x, held.known, row, eps))
+    z = overwrite(state.z, before.z, held.x, held.known, row, eps)
+    return sampling.State(z, *state[1:])  # torch before 2.13 does not trace `_replace` of what a trace made
 
 
 def draw(backend: Any, state: State, source: Draw | None, number: Any, stages: int) -> Array:
