@@ -198,7 +198,7 @@ class P2(Weight):
 
     def __post_init__(self) -> None:
         _check_positive("P2", "k", self.k)
-        if not 0.0 <= self.gamma < math.inf:
+        if not 0.0 <= _array.number("weights.P2", "gamma", self.gamma) < math.inf:
             raise ValueError(f"weights.P2: `gamma` is {self.gamma!r}, but takes a finite number >= 0")
 
     def split(self, at: At) -> Split:
@@ -229,7 +229,7 @@ class Sigmoid(Weight):
     bias: float
 
     def __post_init__(self) -> None:
-        if not -80.0 <= self.bias <= 80.0:
+        if not -80.0 <= _array.number("weights.Sigmoid", "bias", self.bias) <= 80.0:
             raise ValueError(f"weights.Sigmoid: `bias` is {self.bias!r}, but takes a log-SNR in [-80, 80]")
 
     def split(self, at: At) -> Split:
@@ -295,5 +295,5 @@ def _descent(name: str, at: At) -> Array:
 
 
 def _check_positive(name: str, argument: str, value: float) -> None:
-    if not 0.0 < value < math.inf:
+    if not 0.0 < _array.number(f"weights.{name}", argument, value) < math.inf:
         raise ValueError(f"weights.{name}: `{argument}` is {value!r}, but takes a positive finite number")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels
+from diffcore import _array, levels
 from diffcore.levels import Level
 from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
 from diffcore.samplers._build import Steps, empty, finish, steps_of
@@ -98,11 +98,12 @@ def _plan(
     grid: Any,
 ) -> Plan:
     function = f"samplers.{name}"
-    if not 0.0 <= churn < math.inf:
+    if not 0.0 <= _array.number(function, "churn", churn) < math.inf:
         raise ValueError(f"{function}: `churn` is {churn!r}, but takes a finite number >= 0; 0 is deterministic")
-    if not 0.0 < noise_scale < math.inf:
+    if not 0.0 < _array.number(function, "noise_scale", noise_scale) < math.inf:
         raise ValueError(f"{function}: `noise_scale` is {noise_scale!r}, but takes a finite number > 0; EDM uses 1.003")
-    if len(churn_range) != 2 or not 0.0 <= churn_range[0] <= churn_range[1]:
+    low, high = _array.interval(function, "churn_range", churn_range)
+    if not 0.0 <= low <= high:
         raise ValueError(f"{function}: `churn_range` is {churn_range!r}, but takes (low, high) with 0 <= low <= high")
     pairs = steps_of(function, schedule, steps, grid, both_ways=churn == 0.0)
     if name == "heun" and len(pairs) > 1 and np.any(np.isneginf(pairs.t.log_snr[0])):

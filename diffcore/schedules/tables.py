@@ -89,6 +89,11 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
     """
     values = _column("from_betas", "betas", betas)
     _refuse("from_betas", "betas", values, (values > 0.0) & (values < 1.0), f"a number in (0, 1); {_NO_END}")
+    if values[0] > 0.5 and np.all(np.diff(values) < 0.0):  # the first step of a table of betas adds a little noise
+        raise ValueError(
+            f"schedules.from_betas: `betas` fall from {float(values[0])!r} to {float(values[-1])!r}, as alphas do; use "
+            f"from_alphas_cumprod, or give 1 - alphas"
+        )
     log_alpha_2 = np.cumsum(np.log1p(-values))
     found = log_alpha_2 - np.log(-np.expm1(log_alpha_2))
     fell = np.concatenate([[True], np.diff(found) < 0.0])
