@@ -295,8 +295,9 @@ def _first_row(
 
 
 def _check(function: str, shape: int | Sequence[int], like: Array | None) -> tuple[tuple[int, ...], Array]:
-    dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
-    if not dims or min(dims) < 0 or isinstance(shape, bool):
+    given = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else (shape,)
+    dims = tuple(int(n) for n in given if hasattr(n, "__index__") and not isinstance(n, bool))
+    if not dims or min(dims) < 0 or len(dims) != len(given):
         raise ValueError(f"times.{function}: `shape` is {shape!r}, but takes B or (B, ...), sizes >= 0")
     return dims, np.zeros((), dtype=np.float32) if like is None else like
 

@@ -83,6 +83,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "`betas` fall from 0.9999 to .*, as alphas do; use from_alphas_cumprod",
     ),
+    "a float for a batch": (lambda: dc.times.stratified(7, 0, 4.0), ValueError, "`shape` is 4.0, but takes B"),
     "a draw before the first": (lambda: dc.noise.bits(0, -1, (1, 2)), ValueError, "noise.bits: `draw` is -1"),
     "a draw between two": (lambda: dc.noise.normal(0, 1.5, (1, 2)), TypeError, "noise.normal: `draw` is 1.5"),
     "noise of no shape": (lambda: dc.noise.normal(0, 1, ()), ValueError, r"`shape` is \(\), but takes \(B, ...\)"),
@@ -165,6 +166,15 @@ def test_a_setting_that_is_no_number_is_told(setting: str, value: Any) -> None:
         (TypeError, ValueError), match=rf"`{setting}` is .*, but takes (a number|two numbers|1, 2 or 3)"
     ):
         SETTINGS[setting](value)
+
+
+def test_counts_may_be_numpy_integers() -> None:
+    four = np.int64(4)
+    np.testing.assert_array_equal(dc.times.stratified(7, 0, four), dc.times.stratified(7, 0, 4))
+    bound = {"schedule": SCHEDULE, "prediction": "v"}
+    for name, counts in (("diffusion_continuous", ("points",)), ("diffusion_discrete", ("steps", "intervals"))):
+        of = [getattr(dc.likelihood, name)(net, X, **bound, **dict.fromkeys(counts, count)) for count in (four, 4)]
+        np.testing.assert_array_equal(*of)
 
 
 def test_a_conversion_that_overflows_does_not_blame_an_end() -> None:

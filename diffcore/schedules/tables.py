@@ -202,7 +202,7 @@ def from_sigmas(sigmas: Sequence[float] | Array, scaling: str = "ve") -> Table:
 
 
 def _is_last(values: Float64) -> npt.NDArray[np.bool_]:
-    return np.arange(len(values)) == len(values) - 1
+    return np.asarray(np.arange(len(values)) == len(values) - 1)
 
 
 def _column(function: str, argument: str, values: Any) -> Float64:
