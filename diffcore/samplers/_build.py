@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +67,13 @@ def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> N
     """
     first, last = float(points[0].max()), float(points[-1].max())
     times = len(points) > 2 and 0.0 in (first, last) and points.min() >= 0.0 and points.max() <= 1.0
-    if times or (last < first and first > float(schedule.log_snr(0.0)) + 1e-6 * abs(first)):
+    most = float(schedule.log_snr(0.0)) if last < first else math.inf
+    if times or first > most + 1e-6 * abs(first):
         raise ValueError(
-            f"{function}: `grid` leads from {first!r} to {last!r}, which are no log-SNRs of this schedule; for times give "
-            f"grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times timesteps / (T - 1), for sigmas "
-            f"(sigma / alpha) the log-SNRs -2 log(sigmas)"
+            f"{function}: `grid` leads from {first!r} to {last!r}, "
+            + ("which are times" if times else f"but this schedule's log-SNRs end at {most!r}")
+            + ", and takes log-SNRs; for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times "
+            "timesteps / (T - 1), for sigmas (sigma / alpha) -2 log(sigmas)"
         )
 
 
