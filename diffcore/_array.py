@@ -97,6 +97,20 @@ def widen(xp: Any, array: Array) -> Array:
     return xp.astype(array, xp.float32) if is_half(array.dtype) else array
 
 
+def number(function: str, argument: str, value: object) -> float:
+    """Return a setting as a float, or raise TypeError for what is no number: a string, None, a bool, an array."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{function}: `{argument}` is {value!r}, but takes a number")
+    return float(value)
+
+
+def interval(function: str, argument: str, value: object) -> tuple[float, float]:
+    """Return a pair of numbers as floats, or raise TypeError."""
+    if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
+        raise TypeError(f"{function}: `{argument}` is {value!r}, but takes two numbers (low, high)")
+    return number(function, argument, value[0]), number(function, argument, value[1])
+
+
 def level_array(function: str, argument: str, value: Array) -> tuple[Any, Array]:
     """Return (xp, array) for a time, a log-SNR or another level: numbers become float64, halves float32."""
     xp = namespace(function, **{argument: value})

@@ -36,7 +36,12 @@ def clip(low: float = -1.0, high: float = 1.0) -> Clip:
     >>> clip(-1.0, 1.0)(np.array([-3.0, 0.5, 2.0]))
     array([-1. ,  0.5,  1. ])
     """
-    if not -math.inf < low < high < math.inf:
+    if (
+        not -math.inf
+        < _array.number("guidance.clip", "low", low)
+        < _array.number("guidance.clip", "high", high)
+        < math.inf
+    ):
         raise ValueError(f"guidance.clip: `low`, `high` are {low!r}, {high!r}, but take finite numbers, low < high")
     return Clip(float(low), float(high))
 
@@ -78,12 +83,11 @@ def dynamic_threshold(percentile: float = 0.995, *, bound: float = 1.0) -> Dynam
     >>> dynamic_threshold(0.5)(np.array([[-4.0, 1.0, 2.0]]))
     array([[-1. ,  0.5,  1. ]])
     """
-    if not 0.0 <= percentile <= 1.0:
-        raise ValueError(
-            f"guidance.dynamic_threshold: `percentile` is {percentile!r}, but takes a number in [0, 1], such as 0.995"
-        )
-    if not 0.0 < bound < math.inf:
-        raise ValueError(f"guidance.dynamic_threshold: `bound` is {bound!r}, but takes a positive finite number")
+    function = "guidance.dynamic_threshold"
+    if not 0.0 <= _array.number(function, "percentile", percentile) <= 1.0:
+        raise ValueError(f"{function}: `percentile` is {percentile!r}, but takes a number in [0, 1], such as 0.995")
+    if not 0.0 < _array.number(function, "bound", bound) < math.inf:
+        raise ValueError(f"{function}: `bound` is {bound!r}, but takes a positive finite number")
     return DynamicThreshold(float(percentile), float(bound))
 
 

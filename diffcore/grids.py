@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _array
 from diffcore.schedules import Schedule
 from diffcore.schedules._base import host, scaling_of
 
@@ -101,7 +102,7 @@ def karras(
     >>> np.exp(-0.5 * karras(Karras(), 3)).round(3)
     array([8.000e+01, 2.515e+00, 2.000e-03, 0.000e+00])
     """
-    if not 0.0 < rho < math.inf:
+    if not 0.0 < _array.number("grids.karras", "rho", rho) < math.inf:
         raise ValueError(f"grids.karras: `rho` is {rho!r}, but takes a positive finite number; EDM uses 7")
     half = -0.5 / rho
     return _spaced(

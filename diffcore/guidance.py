@@ -86,10 +86,12 @@ def classifier_free(
         weight = _number(function, "scale", scale) - 1.0
     elif not callable(weight):
         weight = _number(function, "weight", weight)
-    if not 0.0 <= rescale <= 1.0:
+    if not 0.0 <= _array.number(function, "rescale", rescale) <= 1.0:
         raise ValueError(f"{function}: `rescale` is {rescale!r}, but takes a number in [0, 1]")
-    if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
-        raise ValueError(f"{function}: `interval` is {interval!r}, but takes (low, high) in log-SNR, low <= high")
+    if interval is not None:
+        interval = _array.interval(function, "interval", interval)
+        if not interval[0] <= interval[1]:
+            raise ValueError(f"{function}: `interval` is {interval!r}, but takes (low, high) in log-SNR, low <= high")
     for argument, model in (("denoise", denoise), ("unconditional", unconditional)):
         if model is not None and not callable(model):
             raise TypeError(f"{function}: `{argument}` is {type(model).__name__}, but takes a callable (z, log_snr)")
@@ -106,7 +108,7 @@ def classifier_free(
     else:
         raise TypeError(f"{function}: takes (denoise_cond, denoise_uncond), or (denoise, cond=..., null=...)")
     assert weight is not None
-    return ClassifierFree(source, weight, float(rescale), None if interval is None else (interval[0], interval[1]))
+    return ClassifierFree(source, weight, float(rescale), interval)
 
 
 @dataclass(frozen=True, eq=False)

@@ -342,7 +342,7 @@ def _spread(function: str, seed: Any, count: int, batch: int) -> np.ndarray[Any,
     """
     from diffcore import times
 
-    if not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise ValueError(f"{function}: how many points or intervals is {count!r}, but takes an int >= 1")
     offset = times.independent(seed, 0, batch, like=np.zeros((), dtype=np.float64))[None, :]
     part = np.arange(count)[:, None]
@@ -354,10 +354,10 @@ def _on_device(xp: Any, values: np.ndarray[Any, Any], like: Array) -> Array:
 
 
 def _check_times(function: str, steps: int | Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if isinstance(steps, int):
+    if isinstance(steps, int | np.integer):
         if isinstance(steps, bool) or steps < 1:
             raise ValueError(f"{function}: `steps` is {steps!r}, but takes an int >= 1, or times in rising order")
-        return np.linspace(0.0, 1.0, steps + 1)
+        return np.linspace(0.0, 1.0, int(steps) + 1)
     times = np.asarray(steps, dtype=np.float64)
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) > 0) or times[0] < 0.0 or times[-1] > 1.0:
         raise ValueError(f"{function}: `steps` is {times}, but takes at least two times, 0 <= t_0 < ... < t_T <= 1")

@@ -90,7 +90,7 @@ def edm(sigma_data: float = 0.5) -> RowFunction:
     >>> round(float(convert(1.0, 0.5, level(0.0), source=edm(1.0), target="v")), 12)  # at s = 1, F = -v
     -1.0
     """
-    if not 0.0 < sigma_data < float("inf"):
+    if not 0.0 < _array.number("predictions.edm", "sigma_data", sigma_data) < float("inf"):
         raise ValueError(f"predictions.edm: `sigma_data` is {sigma_data!r}, but takes a positive finite number")
 
     def row(xp: Any, level: Level) -> Row:
@@ -180,11 +180,14 @@ def check_solvable(function: str, source: Prediction, target: Prediction, level:
     bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)
     if np.any(bad):
         where = Level(*(float(np.broadcast_to(part, bad.shape)[bad][0]) for part in level))
-        noise = where.alpha == 0.0
+        at, way_out = "numbers beyond the range of their dtype", "give a less extreme log-SNR, or float64"
+        if where.alpha == 0.0:
+            at, way_out = "alpha = 0 (pure noise)", "use prediction='v', or start at a finite log-SNR"
+        elif where.sigma == 0.0:
+            at, way_out = "sigma = 0 (clean data)", "stop at a finite log-SNR"
         raise ValueError(
-            f"{function}: {name_of(target)!r} does not follow from {name_of(source)!r} at "
-            f"{'alpha = 0 (pure noise)' if noise else 'sigma = 0 (clean data)'}, log_snr = {where.log_snr}; "
-            + ("use prediction='v', or start at a finite log-SNR" if noise else "stop at a finite log-SNR")
+            f"{function}: {name_of(target)!r} does not follow from {name_of(source)!r} at {at}, log_snr = {where.log_snr}; "
+            f"{way_out}"
         )
 
 

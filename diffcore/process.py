@@ -193,8 +193,8 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
 
 
 def check_gamma(function: str, gamma: float) -> None:
-    """Raise ValueError unless gamma is in [0, 1]."""
-    if not 0.0 <= gamma <= 1.0:
+    """Raise ValueError unless gamma is in [0, 1], TypeError unless it is a number."""
+    if not 0.0 <= _array.number(function, "gamma", gamma) <= 1.0:
         raise ValueError(f"{function}: `gamma` is {gamma!r}, but takes a number in [0, 1]: it is an exponent")
 
 

@@ -133,7 +133,8 @@ class Uniform(Density):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.low < self.high <= 1.0:
+        low, high = (_array.number("times.Uniform", end, getattr(self, end)) for end in ("low", "high"))
+        if not 0.0 <= low < high <= 1.0:
             raise ValueError(
                 f"times.Uniform: `low`, `high` are {self.low!r}, {self.high!r}, but take 0 <= low < high <= 1"
             )
@@ -295,12 +296,17 @@ def _first_row(
 
 
 def _check(function: str, shape: int | Sequence[int], like: Array | None) -> tuple[tuple[int, ...], Array]:
-    dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
-    if not dims or min(dims) < 0 or isinstance(shape, bool):
+    given = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else (shape,)
+    dims = tuple(int(n) for n in given if hasattr(n, "__index__") and not isinstance(n, bool))
+    if not dims or min(dims) < 0 or len(dims) != len(given):
         raise ValueError(f"times.{function}: `shape` is {shape!r}, but takes B or (B, ...), sizes >= 0")
     return dims, np.zeros((), dtype=np.float32) if like is None else like
 
 
 def _check_normal(name: str, mean: float, std: float) -> None:
-    if not math.isfinite(mean) or not 0.0 < std < math.inf:
+    function = f"times.{name}"
+    if (
+        not math.isfinite(_array.number(function, "mean", mean))
+        or not 0.0 < _array.number(function, "std", std) < math.inf
+    ):
         raise ValueError(f"times.{name}: `mean`, `std` are {mean!r}, {std!r}, but take finite numbers, std > 0")

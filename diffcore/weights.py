@@ -7,6 +7,7 @@ With l = lambda, A = alpha^2 = sigmoid(l) and S = sigma^2 = sigmoid(-l), so that
 | `X` | 1 | 0, 0 | 1 | Ho et al. 2020 |
 | `Eps` | e^l | 2, -2 | 1 | Ho et al. 2020, eq. 14 |
 | `V` | 1 + e^l | 0, -2 | 1 | Salimans & Ho 2022, sec. 4 |
+| `Flow` | (1 + e^{l/2})^2 | 0, -2 | 1 + 2 sqrt(A S) | Lipman et al. 2023, eq. 23 |
 | `Truncated` | max(1, e^l) | 0, -2 | max(A, S) | Salimans & Ho 2022, sec. 4 |
 | `MinSNR` | min(e^l, g) | 2, 0 | g / max(g S, A) | Hang et al. 2023, sec. 3.4 |
 | `SoftMinSNR` | g e^l / (g + e^l) | 2, 0 | g / (g S + A) | Crowson et al. 2024 |
@@ -36,6 +37,7 @@ __all__ = [
     "Bound",
     "EDM",
     "Eps",
+    "Flow",
     "MinSNR",
     "P2",
     "Sigmoid",
@@ -53,12 +55,13 @@ def table() -> dict[str, type[Weight]]:
     """Return the table of weights: name -> class.
 
     >>> sorted(table())
-    ['bound', 'edm', 'eps', 'min_snr', 'p2', 'sigmoid', 'soft_min_snr', 'truncated', 'v', 'x']
+    ['bound', 'edm', 'eps', 'flow', 'min_snr', 'p2', 'sigmoid', 'soft_min_snr', 'truncated', 'v', 'x']
     """
     return {
         "x": X,
         "eps": Eps,
         "v": V,
+        "flow": Flow,
         "truncated": Truncated,
         "min_snr": MinSNR,
         "soft_min_snr": SoftMinSNR,
@@ -109,6 +112,20 @@ class V(Weight):
     def split(self, at: At) -> Split:
         """Return the exponents and the finite rest."""
         return Split(0.0, -2.0, at.one)
+
+
+@dataclass(frozen=True)
+class Flow(Weight):
+    """w = (1 + e^{lambda/2})^2: the plain error of the velocity eps - x. Source: Lipman et al. 2023 (arXiv 2210.02747), eq. 23.
+
+    >>> from diffcore.levels import level
+    >>> Flow()(level(0.0)).round(12)
+    np.float64(4.0)
+    """
+
+    def split(self, at: At) -> Split:
+        """Return the exponents and the finite rest."""
+        return Split(0.0, -2.0, 1.0 + 2.0 * at.xp.sqrt(at.alpha2 * at.sigma2))
 
 
 @dataclass(frozen=True)
@@ -198,7 +215,7 @@ class P2(Weight):
 
     def __post_init__(self) -> None:
         _check_positive("P2", "k", self.k)
-        if not 0.0 <= self.gamma < math.inf:
+        if not 0.0 <= _array.number("weights.P2", "gamma", self.gamma) < math.inf:
             raise ValueError(f"weights.P2: `gamma` is {self.gamma!r}, but takes a finite number >= 0")
 
     def split(self, at: At) -> Split:
@@ -229,7 +246,7 @@ class Sigmoid(Weight):
     bias: float
 
     def __post_init__(self) -> None:
-        if not -80.0 <= self.bias <= 80.0:
+        if not -80.0 <= _array.number("weights.Sigmoid", "bias", self.bias) <= 80.0:
             raise ValueError(f"weights.Sigmoid: `bias` is {self.bias!r}, but takes a log-SNR in [-80, 80]")
 
     def split(self, at: At) -> Split:
@@ -295,5 +312,5 @@ def _descent(name: str, at: At) -> Array:
 
 
 def _check_positive(name: str, argument: str, value: float) -> None:
-    if not 0.0 < value < math.inf:
+    if not 0.0 < _array.number(f"weights.{name}", argument, value) < math.inf:
         raise ValueError(f"weights.{name}: `{argument}` is {value!r}, but takes a positive finite number")

@@ -107,6 +107,7 @@ def _exact_weight(name: str, l: Any) -> Any:
         "x": mpmath.mpf(1),
         "eps": e,
         "v": 1 + e,
+        "flow": (1 + mpmath.sqrt(e)) ** 2,
         "truncated": max(mpmath.mpf(1), e),
         "min_snr": min(e, g),
         "soft_min_snr": g * e / (g + e),
@@ -152,6 +153,9 @@ def test_plain_losses_have_the_factor_one_at_every_level() -> None:
         np.testing.assert_allclose(losses.factor(at, prediction="v", weight=weights.V()), 1.0, rtol=4 * eps)
         found = losses.factor(at, prediction=predictions.edm(0.5), weight=weights.EDM(0.5))
         np.testing.assert_allclose(found, 1.0, rtol=8 * eps)
+        for scaling in ("vp", "flow"):
+            found = losses.factor(level(log_snr.astype(dtype), scaling), prediction="flow", weight=weights.Flow())
+            np.testing.assert_allclose(found, 1.0, rtol=8 * eps)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -78,6 +78,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "`alphas_cumprod` must fall, from data to noise, but entries 0 and 1",
     ),
+    "alphas_cumprod for betas": (
+        lambda: dc.schedules.from_betas(np.cumprod(1.0 - np.linspace(1e-4, 0.02, 10))),
+        ValueError,
+        "`betas` fall from 0.9999 to .*, as alphas do; use from_alphas_cumprod",
+    ),
+    "a float for a batch": (lambda: dc.times.stratified(7, 0, 4.0), ValueError, "`shape` is 4.0, but takes B"),
     "a draw before the first": (lambda: dc.noise.bits(0, -1, (1, 2)), ValueError, "noise.bits: `draw` is -1"),
     "a draw between two": (lambda: dc.noise.normal(0, 1.5, (1, 2)), TypeError, "noise.normal: `draw` is 1.5"),
     "noise of no shape": (lambda: dc.noise.normal(0, 1, ()), ValueError, r"`shape` is \(\), but takes \(B, ...\)"),
@@ -103,6 +109,78 @@ def test_a_transform_of_x_that_returns_nothing_is_told(library: str) -> None:
     """It may have worked in place; its x-hat was once left out of the sum, so that a run ended in zeros."""
     with example(library) as like, pytest.raises(TypeError, match="what transform_x returned` takes an array"):
         sample(like=like, transform_x=lambda x: None)
+
+
+SIGMAS = [80.0, 2.5, 0.002, 0.0]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpm_solver_pp", "unipc", "ancestral"])
+@pytest.mark.parametrize(
+    ("schedule", "grid"),
+    [
+        (dc.schedules.Karras(), SIGMAS),
+        (dc.schedules.Karras(), np.stack([SIGMAS, SIGMAS], axis=-1)),
+        (dc.schedules.Flow(), [1.0, 0.5, 0.0]),
+        (SCHEDULE, np.linspace(0.999, 0.0, 11)),
+        (SCHEDULE, [0.0, 0.5, 1.0]),
+        (dc.schedules.from_betas(np.linspace(1e-4, 0.02, 1000)), np.arange(999, 0, -50)),
+    ],
+    ids=["sigmas", "sigmas of two", "flow", "times", "times that rise", "timesteps"],
+)
+def test_other_units_are_no_log_snrs(sampler: str, schedule: Any, grid: Any) -> None:
+    """Most of them fall, and what falls leads from data to noise."""
+    with pytest.raises(ValueError, match=rf"samplers.{sampler}: `grid` leads from .*from_times.*-2 log\(sigmas\)"):
+        getattr(dc.samplers, sampler)(schedule, grid=grid)
+
+
+def test_runs_between_levels_of_the_schedule_are_no_other_units() -> None:
+    for grid in (dc.grids.uniform(SCHEDULE, 8, start=0.0, end=0.5), [0.0, 1.0], [0.5, 0.0], [0.0, 0.5, 1.5]):
+        assert len(dc.samplers.ddim(SCHEDULE, grid=grid)) == len(grid) - 1
+
+
+SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "gamma": lambda value: dc.samplers.ancestral(SCHEDULE, 4, gamma=value),
+    "delta": lambda value: dc.samplers.predictor_corrector(SCHEDULE, 4, delta=value),
+    "eta": lambda value: dc.samplers.ddim(SCHEDULE, 4, eta=value),
+    "order": lambda value: dc.samplers.unipc(SCHEDULE, 4, order=value),
+    "churn": lambda value: dc.samplers.euler(SCHEDULE, 4, churn=value),
+    "churn_range": lambda value: dc.samplers.heun(SCHEDULE, 4, churn=1.0, churn_range=value),
+    "rescale": lambda value: dc.guidance.classifier_free(net, net, weight=1.0, rescale=value),
+    "interval": lambda value: dc.guidance.classifier_free(net, net, weight=1.0, interval=value),
+    "low": lambda value: dc.guidance.clip(value, 1.0),
+    "percentile": lambda value: dc.guidance.dynamic_threshold(value),
+    "rho": lambda value: dc.grids.karras(SCHEDULE, 4, rho=value),
+    "bias": lambda value: dc.weights.Sigmoid(bias=value),
+    "k": lambda value: dc.weights.P2(k=value),
+    "std": lambda value: dc.times.LogitNormal(std=value),
+    "sigma_data": lambda value: dc.predictions.edm(value),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("value", ["0.1", "01", None, True, np.ones(2) > 0], ids=repr)
+def test_a_setting_that_is_no_number_is_told(setting: str, value: Any) -> None:
+    if setting == "interval" and value is None:
+        return  # no interval
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"`{setting}` is .*, but takes (a number|two numbers|1, 2 or 3)"
+    ):
+        SETTINGS[setting](value)
+
+
+def test_counts_may_be_numpy_integers() -> None:
+    four = np.int64(4)
+    np.testing.assert_array_equal(dc.times.stratified(7, 0, four), dc.times.stratified(7, 0, 4))
+    bound = {"schedule": SCHEDULE, "prediction": "v"}
+    for name, counts in (("diffusion_continuous", ("points",)), ("diffusion_discrete", ("steps", "intervals"))):
+        of = [getattr(dc.likelihood, name)(net, X, **bound, **dict.fromkeys(counts, count)) for count in (four, 4)]
+        np.testing.assert_array_equal(*of)
+
+
+def test_a_conversion_that_overflows_does_not_blame_an_end() -> None:
+    at = dc.levels.level(np.float32(-80.0), "ve")
+    with pytest.raises(ValueError, match=r"beyond the range of their dtype, log_snr = -80.0; .*or float64"):
+        dc.predictions.mixing(at, "score", "v")
 
 
 SAMPLERS = {

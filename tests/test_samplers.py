@@ -141,7 +141,7 @@ def test_ddim_is_the_paper(scaling: str) -> None:
                 assert_close(plan.update[stage, 0, NOISE], mp.sqrt(noise))
 
 
-@every_scaling
+@pytest.mark.parametrize("scaling", ["vp", "ve"])
 def test_heun_with_churn_is_edm_algorithm_2(scaling: str) -> None:
     """In u = z / alpha and r = sigma / alpha, with symbols for the two estimates and the noise, in 50 digits."""
     with mp.workdps(50):
@@ -167,6 +167,22 @@ def test_heun_with_churn_is_edm_algorithm_2(scaling: str) -> None:
             assert_close(second[0, X], scale * -half / to, 1e-11)
             assert_close(second[0, NOISE], scale * mp.sqrt(churned**2 - to**2) * mp.mpf("1.003"))
         assert len(plan) == 7
+
+
+@pytest.mark.parametrize("start", [1.0, 0.9])
+def test_heun_under_flow_averages_velocities(start: float) -> None:
+    """As flow-matching code does: Heun's textbook method on dz/dt = velocity, from pure noise too."""
+
+    def velocity(z: Any, t: Any) -> Any:
+        return np.tanh(z * (1.0 + t)) + 0.3 * t
+
+    schedule, z = dc.schedules.Flow(), np.array([[0.3, -1.2, 2.0]])
+    plan = dc.samplers.heun(schedule, grid=dc.grids.uniform(schedule, 5, start=start))
+    got = dc.sample(lambda z, log_snr: velocity(z, schedule.time(log_snr)), plan, z, prediction="flow")
+    for t, s in itertools.pairwise(np.linspace(start, 0.0, 6)):
+        euler = z + (s - t) * velocity(z, t)
+        z = z + (s - t) * (velocity(z, t) + velocity(euler, s)) / 2 if s > 0.0 else euler
+    np.testing.assert_allclose(got, z, rtol=0, atol=1e-14)
 
 
 @every_scaling

@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+import diffcore as dc
 from diffcore import levels
 from diffcore.schedules import (
     LinearLogSNR,
@@ -104,9 +105,9 @@ def test_a_table_may_be_bfloat16_and_want_gradients() -> None:
         (lambda: from_sigmas([1.0, math.nan, 3.0]), ValueError, r"`sigmas\[1\]` is nan"),
         (lambda: from_sigmas("karras"), TypeError, r"`sigmas` is str, but takes real numbers"),
         (
-            lambda: from_betas([0.1, 0.2, 1.0]),
+            lambda: from_betas([0.1, 1.0, 0.2]),
             ValueError,
-            r"schedules\.from_betas: `betas\[2\]` is 1\.0.*drop an end patched",
+            r"schedules\.from_betas: `betas\[1\]` is 1\.0, but takes .*or 1 for the last",
         ),
         (lambda: from_betas([0.1, 0.0]), ValueError, r"`betas\[1\]` is 0\.0, but takes a number in \(0, 1\)"),
         (lambda: from_betas([0.1, math.nan]), ValueError, r"`betas\[1\]` is nan"),
@@ -115,7 +116,13 @@ def test_a_table_may_be_bfloat16_and_want_gradients() -> None:
             ValueError,
             r"`betas\[1\]` is 1e-20, but takes a number large enough",
         ),
-        (lambda: from_alphas_cumprod([0.9, 0.5, 0.0]), ValueError, r"`alphas_cumprod\[2\]` is 0\.0.*zero signal"),
+        (lambda: from_alphas_cumprod([1.0, 0.5, 0.0]), ValueError, r"`alphas_cumprod\[0\]` is 1\.0.*drop a 1"),
+        (lambda: from_alphas_cumprod([0.9, 0.0, 0.0]), ValueError, r"`alphas_cumprod\[1\]` is 0\.0.*0 for the last"),
+        (
+            lambda: from_alphas_cumprod([0.5, 0.0]),
+            ValueError,
+            r"`log_snrs\[1\]` is -inf, but takes .* after two others",
+        ),
         (
             lambda: from_alphas_cumprod([0.9, 0.5, 0.6]),
             ValueError,
@@ -168,6 +175,40 @@ def test_between_the_knots_log_snr_is_linear_and_time_its_inverse(parts: list[fl
     np.testing.assert_allclose(log_snr, np.interp(t, np.linspace(0.0, 1.0, len(knots)), knots), rtol=1e-12, atol=1e-12)
     assert abs(schedule.time(log_snr) - t) <= 1e-12 * max(1.0, 100.0 / abs(schedule.slope(t)))
     assert schedule.slope(t) in np.diff(knots) * (len(knots) - 1)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_table_of_zero_terminal_snr_ends_in_pure_noise(library: str, dtype: str) -> None:
+    """Every entry at its own time, also where that is rounded; past the last line the nearer of the two entries."""
+    xp = importlib.import_module(library)
+    root = np.sqrt(np.cumprod(1.0 - BETAS))
+    alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2  # Lin et al. 2023, alg. 1
+    schedule = from_alphas_cumprod(alphas_cumprod)
+    betas = 1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
+    np.testing.assert_allclose(from_betas(betas).log_snrs, schedule.log_snrs, rtol=1e-9)
+    t = xp.asarray((np.arange(1000) / 999).astype(dtype))
+    dtype = str(t.dtype).removeprefix("torch.")  # JAX may not have 64 bits
+    eps, log_snr = np.finfo(dtype).eps, np.asarray(schedule.log_snr(t))
+    near = 2000.0 * eps  # the last line has the slope -1400
+    np.testing.assert_allclose(log_snr, schedule.log_snrs, rtol=0, atol=near)
+    np.testing.assert_allclose(np.asarray(schedule.time(schedule.log_snr(t))), np.asarray(t), rtol=0, atol=2 * eps)
+    ends = xp.asarray(np.array([998.4, 998.6], dtype) / 999)
+    np.testing.assert_allclose(np.asarray(schedule.log_snr(ends)), schedule.log_snrs[-2:], rtol=0, atol=near)
+    beyond = xp.asarray(np.array([-1e9, -np.inf, np.nan], dtype))
+    np.testing.assert_allclose(np.asarray(schedule.time(beyond)), [998 / 999, 1.0, np.nan], rtol=2 * eps)
+    slope = np.asarray(schedule.slope(ends))
+    assert np.isneginf(slope[1])
+    assert slope[0] == pytest.approx(999 * (schedule.log_snrs[-2] - schedule.log_snrs[-3]), rel=1e-5)
+
+
+def test_samplers_start_from_the_pure_noise_of_a_table() -> None:
+    schedule = from_alphas_cumprod([0.9, 0.5, 0.0])
+    assert schedule.log_snr(1.0) == -math.inf
+    plan = dc.samplers.ddim(schedule, steps=2)
+    np.testing.assert_array_equal(plan.log_snr, [-math.inf, 0.0])
+    clip = dc.sample(lambda z, _: 0.0 * z, plan, np.ones((1, 2)), prediction="v")
+    np.testing.assert_allclose(clip, 0.5, rtol=1e-12)  # v = 0: x-hat = alpha z, which is 0, then 1/2
 
 
 def learned(library: str, ends: bool = False) -> Monotone:

@@ -26,6 +26,7 @@ TRUTH: dict[str, tuple[weights.Weight, Callable[[Any], Any]]] = {
     "x": (weights.X(), lambda l: mpmath.mpf(1)),
     "eps": (weights.Eps(), mpmath.exp),
     "v": (weights.V(), lambda l: 1 + mpmath.exp(l)),
+    "flow": (weights.Flow(), lambda l: (1 + mpmath.exp(l / 2)) ** 2),
     "truncated": (weights.Truncated(), lambda l: max(mpmath.mpf(1), mpmath.exp(l))),
     "min_snr": (weights.MinSNR(5.0), lambda l: min(mpmath.exp(l), mpmath.mpf(5))),
     "soft_min_snr": (weights.SoftMinSNR(5.0), lambda l: 5 * mpmath.exp(l) / (5 + mpmath.exp(l))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object,
     """Return the steps of a sampler from what its caller gave: a number of steps, or a grid of log-SNRs.
 
     Raises:
-        ValueError: neither or both given; a grid that `grids.check` refuses; a grid towards more noise (decreasing
-            log-SNR) unless the sampler works both ways.
+        ValueError: neither or both given; a grid that `grids.check` refuses, or that reads as times, timesteps or sigmas; a
+            grid towards more noise (decreasing log-SNR) unless the sampler works both ways.
     """
     if (steps is None) == (grid is None):
         raise ValueError(
@@ -47,6 +48,8 @@ def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object,
     if not isinstance(schedule, Schedule):
         raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")
     points = grids.check(function, grids.uniform(schedule, steps) if steps is not None else grid)
+    if grid is not None:
+        _refuse_other_units(function, schedule, points)
     if not both_ways and points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]:
         raise ValueError(
             f"{function}: `grid` goes towards more noise, which only a deterministic sampler can follow; "
@@ -54,6 +57,24 @@ def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object,
         )
     t, s = levels.level(points[:-1], schedule.scaling), levels.level(points[1:], schedule.scaling)
     return Steps(t, s, 0.5 * (points[1:] - points[:-1]), np.isposinf(points[1:]))
+
+
+def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> None:
+    """Raise ValueError for times, timesteps or sigmas: as log-SNRs they fall, and would silently lead from data to noise.
+
+    Times in [0, 1] with 0 for an end are nothing that a run of log-SNRs would cross in two steps or more; and sigmas and timesteps
+    begin above any log-SNR that the schedule has.
+    """
+    first, last = float(points[0].max()), float(points[-1].max())
+    times = len(points) > 2 and 0.0 in (first, last) and points.min() >= 0.0 and points.max() <= 1.0
+    most = float(schedule.log_snr(0.0)) if last < first else math.inf
+    if times or first > most + 1e-6 * abs(first):
+        raise ValueError(
+            f"{function}: `grid` leads from {first!r} to {last!r}, "
+            + ("which are times" if times else f"but this schedule's log-SNRs end at {most!r}")
+            + ", and takes log-SNRs; for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times "
+            "timesteps / (T - 1), for sigmas (sigma / alpha) -2 log(sigmas)"
+        )
 
 
 def empty(stages: int, lead: tuple[int, ...], estimates: int = 1) -> Float64:

@@ -1,7 +1,8 @@
 r"""Euler's and Heun's methods on the probability-flow ODE, with the churn of EDM.
 
 In the noise-to-signal ratio r = sigma / alpha and with u = z / alpha, the ODE is du/dr = (u - x-hat) / r for every
-scaling. Churn adds noise before a step, from level t to the noisier level t':
+scaling. Under "flow", alpha = 1 - sigma, it is also dz/d sigma = eps-hat - x-hat, the velocity, and those who train it average
+that. Churn adds noise before a step, from level t to the noisier level t':
 
     r_t' = (1 + c) r_t,    z_t' = (alpha_t' / alpha_t) z_t + alpha_t' sqrt(r_t'^2 - r_t^2) s_noise eps
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels
+from diffcore import _array, levels
 from diffcore.levels import Level
 from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
 from diffcore.samplers._build import Steps, empty, finish, steps_of
@@ -72,13 +73,17 @@ def heun(
 
         z_s = alpha_s (u + (r_s - r_t) [ (u - x-hat_t) / r_t + (u_E - x-hat_E) / r_s ] / 2)
 
-    where u_E is Euler's result and x-hat_E the denoiser there. It averages slopes in r, so a step must not cross many octaves of
-    r where the data shows: on `Cosine()` 20 steps uniform in time, of which the first leads from r = 22026 to 13, draw 40 times
-    the variance of unit data, where `grids.karras(Karras(), 20)` draws 1.07 times.
+    where u_E is Euler's result and x-hat_E the denoiser there. Under "flow" it averages the velocities instead,
+
+        z_s = z_t + (sigma_s - sigma_t) [ (eps-hat_t - x-hat_t) + (eps-hat_E - x-hat_E) ] / 2
+
+    which may begin at pure noise. Slopes in r want steps that do not cross many octaves of r where the data shows: on `Cosine()`
+    20 steps uniform in time, of which the first leads from r = 22026 to 13, draw 40 times the variance of unit data, where
+    `grids.karras(Karras(), 20)` draws 1.07 times and `heun(Flow(), 20)` 0.997.
 
     Args, raises: as for `euler`. N steps to clean data call the denoiser 2 N - 1 times.
 
-    Source: Karras et al. 2022 (arXiv 2206.00364), alg. 1 and 2.
+    Source: Karras et al. 2022 (arXiv 2206.00364), alg. 1 and 2; Lipman et al. 2023 (arXiv 2210.02747), sec. 6, for the velocity.
 
     >>> import diffcore as dc
     >>> schedule = dc.schedules.Karras()
@@ -98,14 +103,15 @@ def _plan(
     grid: Any,
 ) -> Plan:
     function = f"samplers.{name}"
-    if not 0.0 <= churn < math.inf:
+    if not 0.0 <= _array.number(function, "churn", churn) < math.inf:
         raise ValueError(f"{function}: `churn` is {churn!r}, but takes a finite number >= 0; 0 is deterministic")
-    if not 0.0 < noise_scale < math.inf:
+    if not 0.0 < _array.number(function, "noise_scale", noise_scale) < math.inf:
         raise ValueError(f"{function}: `noise_scale` is {noise_scale!r}, but takes a finite number > 0; EDM uses 1.003")
-    if len(churn_range) != 2 or not 0.0 <= churn_range[0] <= churn_range[1]:
+    low, high = _array.interval(function, "churn_range", churn_range)
+    if not 0.0 <= low <= high:
         raise ValueError(f"{function}: `churn_range` is {churn_range!r}, but takes (low, high) with 0 <= low <= high")
     pairs = steps_of(function, schedule, steps, grid, both_ways=churn == 0.0)
-    if name == "heun" and len(pairs) > 1 and np.any(np.isneginf(pairs.t.log_snr[0])):
+    if name == "heun" and schedule.scaling != "flow" and len(pairs) > 1 and np.any(np.isneginf(pairs.t.log_snr[0])):
         raise ValueError(
             f"{function}: the first level is log_snr = -inf (pure noise), where sigma / alpha is infinite and its average slope "
             f"has no value; start at a finite log-SNR, for example with schedules.truncate, or use unipc or dpm_solver_pp"
@@ -113,10 +119,9 @@ def _plan(
     churned, noise = _churn(pairs, schedule.scaling, churn, churn_range, noise_scale)
     with np.errstate(divide="ignore", invalid="ignore"):
         half = 0.5 * (pairs.s.log_snr - churned.log_snr)
-        ratio = np.exp(-half)  # r_s / r_t
         from_z = pairs.s.sigma / churned.sigma
         if name == "heun":
-            at, to, update = _heun(pairs, churned, half, ratio, from_z)
+            at, to, update = _heun(pairs, churned, half, from_z, schedule.scaling)
         else:
             at, to = churned.log_snr, pairs.s.log_snr.copy()
             update = empty(len(pairs), pairs.lead)
@@ -132,7 +137,8 @@ def _churn(
 ) -> tuple[Level, Float64]:
     """Return the levels t' at which the steps begin, and the amplitude of the noise that leads there from t."""
     t = pairs.t
-    ratio = np.exp(-0.5 * t.log_snr)
+    with np.errstate(over="ignore"):
+        ratio = np.exp(-0.5 * t.log_snr)
     growth = min(churn / len(pairs), math.sqrt(2.0) - 1.0)
     grown = np.where((ratio >= churn_range[0]) & (ratio <= churn_range[1]), growth, 0.0)
     churned = levels.level(t.log_snr - 2.0 * np.log1p(grown), scaling)
@@ -142,7 +148,7 @@ def _churn(
 
 
 def _heun(
-    pairs: Steps, churned: Level, half: Float64, ratio: Float64, from_z: Float64
+    pairs: Steps, churned: Level, half: Float64, from_z: Float64, scaling: str
 ) -> tuple[Float64, Float64, Float64]:
     """Return the table of pairs of stages: Euler, which saves its start, then the correction."""
     clean = np.asarray(pairs.clean).reshape(len(pairs), -1)
@@ -158,10 +164,18 @@ def _heun(
     first[..., 0, X] = -pairs.s.alpha * np.expm1(-half)
     some = slice(0, len(second))
     first[some, ..., 1, Z] = 1.0
-    second[..., 0, SAVED] = (0.5 * (1.0 + ratio) * pairs.s.alpha / churned.alpha)[some]
-    second[..., 0, X + 1] = (-0.5 * pairs.s.alpha * np.expm1(-half))[some]
-    second[..., 0, Z] = (-0.5 * np.expm1(half))[some]
-    second[..., 0, X] = (0.5 * pairs.s.alpha * np.expm1(half))[some]
+    # z / norm moves straight, in r or in sigma; the step relative to that at its start and at its end
+    if scaling == "flow":
+        norm = norm_t = np.ones_like(half)
+        of_start = pairs.s.alpha * np.expm1(-half)
+        of_end = of_start * churned.sigma / pairs.s.sigma
+    else:
+        norm, norm_t = pairs.s.alpha, churned.alpha
+        of_start, of_end = np.expm1(-half), -np.expm1(half)
+    second[..., 0, SAVED] = ((1.0 + 0.5 * of_start) * norm / norm_t)[some]
+    second[..., 0, X + 1] = (-0.5 * norm * of_start)[some]
+    second[..., 0, Z] = (0.5 * of_end)[some]
+    second[..., 0, X] = (-0.5 * norm * of_end)[some]
     at, to = np.empty(update.shape[:-2]), np.empty(update.shape[:-2])
     at[0::2], at[1::2] = churned.log_snr, pairs.s.log_snr[some]
     to[0::2], to[1::2] = pairs.s.log_snr, pairs.s.log_snr[some]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from diffcore import _array
 from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
 from diffcore.samplers._build import empty, finish, steps_of
 from diffcore.schedules import Schedule
@@ -78,6 +79,11 @@ def _nodes(points: Float64, at: int, to: int, newest: int, count: int) -> Float6
     )
 
 
+def _check_order(function: str, order: object) -> None:
+    if isinstance(order, bool) or not isinstance(order, int | np.integer) or order not in (1, 2, 3):
+        raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
+
+
 def dpm_solver_pp(
     schedule: Schedule, steps: int | None = None, *, order: int = 2, eta: float = 0.0, grid: Any = None
 ) -> Plan:
@@ -112,9 +118,8 @@ def dpm_solver_pp(
     2
     """
     function = "samplers.dpm_solver_pp"
-    if order not in (1, 2, 3):
-        raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
-    if not 0.0 <= eta <= 1.0:
+    _check_order(function, order)
+    if not 0.0 <= _array.number(function, "eta", eta) <= 1.0:
         raise ValueError(f"{function}: `eta` is {eta!r}, but takes a number in [0, 1]: 0 is the ODE, 1 the SDE")
     pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
     t, s, half = pairs.t, pairs.s, pairs.half
@@ -171,8 +176,7 @@ def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid:
     (10, True)
     """
     function = "samplers.unipc"
-    if order not in (1, 2, 3):
-        raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
+    _check_order(function, order)
     pairs = steps_of(function, schedule, steps, grid, both_ways=True)
     t, s, half = pairs.t, pairs.s, pairs.half
     points = np.concatenate([t.log_snr, s.log_snr[-1:]])

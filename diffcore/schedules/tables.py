@@ -6,6 +6,7 @@ steps is the time i / (T - 1), the timestep of a time is t (T - 1), and the leve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,10 @@ class Table(Schedule):
 
         lambda(i / (T - 1)) = log_snrs[i]
 
+    A last entry of -inf is pure noise, zero terminal SNR. No line leads there, so on the last piece the nearer entry counts.
+
     Args:
-        log_snrs: T >= 2 finite, strictly decreasing numbers.
+        log_snrs: T >= 2 finite, strictly decreasing numbers, after which -inf may follow.
         scaling: "vp", "ve" or "flow".
 
     Raises:
@@ -42,26 +45,48 @@ class Table(Schedule):
     log_snrs: tuple[float, ...]
     scaling: str = "vp"
     _host: Float64 = field(init=False, repr=False, compare=False)
+    _share: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = _column("Table", "log_snrs", self.log_snrs)
-        _refuse("Table", "log_snrs", values, np.isfinite(values), "a finite number")
+        finite = values[: -1 if len(values) > 2 and np.isneginf(values[-1]) else None]
+        _refuse("Table", "log_snrs", finite, np.isfinite(finite), "a finite number, or -inf after two others")
         _refuse_disorder("Table", "log_snrs", values, falling=True)
         object.__setattr__(self, "log_snrs", tuple(values.tolist()))
-        object.__setattr__(self, "_host", values)
+        object.__setattr__(
+            self, "_host", finite
+        )  # its lines take this share of the time, and the step to -inf the rest
+        object.__setattr__(self, "_share", (len(finite) - 1) / (len(values) - 1))
         self._check_scaling()
 
     def _knots(self, xp: Any, like: Array) -> Array:
         return xp.asarray(self._host, dtype=like.dtype, device=_array.device(like))
 
-    def _log_snr(self, xp: Any, t: Array, _rest: Array, /) -> Array:
-        return _piecewise.log_snr(xp, self._knots(xp, t), t)
+    def _inner(self, xp: Any, t: Array) -> Array:
+        """Return the time among the finite entries."""
+        return t if self._share == 1.0 else xp.where(t > self._share, xp.ones_like(t), t / self._share)
+
+    def _ending(self, xp: Any, rest: Array, value: Array) -> Array:
+        """Return -inf where the last entry is that and is the nearest, else the value."""
+        return value if self._share == 1.0 else xp.where(rest < 0.5 * (1.0 - self._share), value - math.inf, value)
+
+    def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        return self._ending(xp, rest, _piecewise.log_snr(xp, self._knots(xp, t), self._inner(xp, t)))
 
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
-        return _piecewise.time(xp, self._knots(xp, log_snr), log_snr)
+        if self._share == 1.0:
+            return _piecewise.time(xp, self._knots(xp, log_snr), log_snr)
+        last = float(self._host[-1])
+        near = xp.where(log_snr < last, last * xp.ones_like(log_snr), log_snr)
+        t, rest = _piecewise.time(xp, self._knots(xp, log_snr), near)
+        over, one = log_snr == -math.inf, xp.ones_like(log_snr)
+        return (
+            xp.where(over, one, self._share * t),
+            xp.where(over, 0.0 * one, (1.0 - self._share) + self._share * rest),
+        )
 
-    def _slope(self, xp: Any, t: Array, _rest: Array, /) -> Array:
-        return _piecewise.slope(xp, self._knots(xp, t), t)
+    def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        return self._ending(xp, rest, _piecewise.slope(xp, self._knots(xp, t), self._inner(xp, t)) / self._share)
 
 
 def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
@@ -70,14 +95,14 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
         log alpha^2_i = sum_{j <= i} log(1 - beta_j)
 
     Args:
-        betas: (T,), T >= 2, each in (0, 1).
+        betas: (T,), T >= 2, each in (0, 1); the last may be 1, zero terminal SNR: lambda(1) = -inf.
         scaling: "vp", "ve" or "flow".
 
     Returns:
         `Table`, whose entry i is at t = i / (T - 1).
 
     Raises:
-        ValueError: an entry out of range, the message gives the first; a beta of 1 (zero terminal SNR) has no log-SNR.
+        ValueError: an entry out of range, the message gives the first; betas that fall as alphas do.
         TypeError: `betas` are not real numbers.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 4.
@@ -88,8 +113,15 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
     True
     """
     values = _column("from_betas", "betas", betas)
-    _refuse("from_betas", "betas", values, (values > 0.0) & (values < 1.0), f"a number in (0, 1); {_NO_END}")
-    log_alpha_2 = np.cumsum(np.log1p(-values))
+    good = (values > 0.0) & ((values < 1.0) | (_is_last(values) & (values == 1.0)))
+    _refuse("from_betas", "betas", values, good, "a number in (0, 1), or 1 for the last, pure noise")
+    if values[0] > 0.5 and np.all(np.diff(values) < 0.0):  # the first step of a table of betas adds a little noise
+        raise ValueError(
+            f"schedules.from_betas: `betas` fall from {float(values[0])!r} to {float(values[-1])!r}, as alphas do; use "
+            f"from_alphas_cumprod, or give 1 - alphas"
+        )
+    with np.errstate(divide="ignore"):
+        log_alpha_2 = np.cumsum(np.log1p(-values))
     found = log_alpha_2 - np.log(-np.expm1(log_alpha_2))
     fell = np.concatenate([[True], np.diff(found) < 0.0])
     _refuse("from_betas", "betas", values, fell, "a number large enough to lower alpha^2 in float64")
@@ -104,7 +136,7 @@ def from_alphas_cumprod(alphas_cumprod: Sequence[float] | Array, scaling: str = 
     Give it in float64, or give betas: where alpha^2 is near 1 a float32 table has few digits of 1 - alpha^2 left.
 
     Args:
-        alphas_cumprod: (T,), T >= 2, each in (0, 1), strictly decreasing.
+        alphas_cumprod: (T,), T >= 2, each in (0, 1), strictly decreasing; the last may be 0, zero terminal SNR.
         scaling: "vp", "ve" or "flow".
 
     Returns:
@@ -121,9 +153,13 @@ def from_alphas_cumprod(alphas_cumprod: Sequence[float] | Array, scaling: str = 
     """
     function, argument = "from_alphas_cumprod", "alphas_cumprod"
     values = _column(function, argument, alphas_cumprod)
-    _refuse(function, argument, values, (values > 0.0) & (values < 1.0), f"a number in (0, 1); {_NO_END}")
+    good = (values < 1.0) & ((values > 0.0) | (_is_last(values) & (values == 0.0)))
+    takes = "a number in (0, 1), or 0 for the last, pure noise; drop a 1, grids go to clean data by themselves"
+    _refuse(function, argument, values, good, takes)
     _refuse_disorder(function, argument, values, falling=True)
-    return Table(log_snrs=tuple((np.log(values) - np.log1p(-values)).tolist()), scaling=scaling)
+    with np.errstate(divide="ignore"):
+        log_snrs = np.log(values) - np.log1p(-values)
+    return Table(log_snrs=tuple(log_snrs.tolist()), scaling=scaling)
 
 
 def from_sigmas(sigmas: Sequence[float] | Array, scaling: str = "ve") -> Table:
@@ -165,7 +201,8 @@ def from_sigmas(sigmas: Sequence[float] | Array, scaling: str = "ve") -> Table:
     return Table(log_snrs=tuple(log_snrs.tolist()), scaling=scaling)
 
 
-_NO_END = "drop an end patched to zero signal or zero noise, grids and samplers go there by themselves"
+def _is_last(values: Float64) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.arange(len(values)) == len(values) - 1)
 
 
 def _column(function: str, argument: str, values: Any) -> Float64:
