@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, levels, losses, process
+from diffcore import _array, levels, losses, predictions, process
 from diffcore._array import Array
 from diffcore._decoder import NOISE_STREAM, check_data, check_finite, normal, reconstruction, total
 from diffcore._weight import At, Split, Weight
@@ -325,9 +325,7 @@ def _error(
     draw: int,
 ) -> Array:
     """Return weight * ||x - x-hat(z)||^2, summed over a sample, at one log-SNR per sample."""
-    prediction = getattr(denoise, "prediction", None) if prediction is None else prediction
-    if prediction is None:
-        raise TypeError(f"{function}: `prediction` is missing; say what the denoiser returns, such as 'v'")
+    prediction = predictions.said(function, denoise, prediction)
     eps = normal(x, seed, draw=draw, stream=NOISE_STREAM)
     level = levels.level(log_snr, schedule.scaling)
     y = denoise(process.diffuse(x, eps, level), log_snr)

@@ -175,6 +175,20 @@ def name_of(prediction: Prediction) -> str:
     return prediction if isinstance(prediction, str) else getattr(prediction, "__qualname__", repr(prediction))
 
 
+def said(function: str, denoise: Any, prediction: Prediction | None) -> Prediction:
+    """Return what a denoiser predicts: as the caller says, or as its attribute `prediction` does; the two must not differ."""
+    own: Prediction | None = getattr(denoise, "prediction", None)
+    if prediction is None:
+        if own is None:
+            raise TypeError(
+                f"{function}: `prediction` is missing; say what the denoiser returns, one of {sorted(table())}"
+            )
+        return own
+    if isinstance(own, str) and own != prediction:
+        raise ValueError(f"{function}: `prediction` is {prediction!r}, but the denoiser says that it is {own!r}")
+    return prediction
+
+
 def check_solvable(function: str, source: Prediction, target: Prediction, level: Level, found: Mixing) -> None:
     """Raise ValueError if a conversion worked out on the host is not finite at some level, and say what to do."""
     bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)

@@ -196,8 +196,8 @@ def sample(
         start asks for them.
 
     Raises:
-        ValueError: see `start` and `step`; a denoiser for another scaling than the plan's; a prediction of another
-            shape.
+        ValueError: see `start` and `step`; a denoiser for another scaling than the plan's, or whose own `prediction`
+            is another; a prediction of another shape.
         TypeError: `prediction` is missing and the denoiser does not say; mixed libraries.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
@@ -213,12 +213,7 @@ def sample(
 
     check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = _for_scaling(denoise, plan)
-    if prediction is None:
-        prediction = getattr(denoise, "prediction", None)
-    if prediction is None:
-        raise TypeError(
-            f"sample: `prediction` is missing; say what the denoiser returns, one of {sorted(predictions.table())}"
-        )
+    prediction = predictions.said("sample", denoise, prediction)
     state = z if isinstance(z, State) else start(plan, z, shape=shape, like=like, seed=seed, noise=noise)
     held = None if constraint is None else _known.hold("sample", constraint, plan, state.z)
     _check_resumed(plan, state, noise, held is not None)

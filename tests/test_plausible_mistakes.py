@@ -57,6 +57,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "`weight` is <class .*MinSNR.*, but takes a weight",
     ),
+    "a prediction that the denoiser is not": (
+        lambda: sample(dc.exact.Gaussian(np.zeros(3), 1.0), prediction="eps"),
+        ValueError,
+        "sample: `prediction` is 'eps', but the denoiser says that it is 'x'",
+    ),
     "data for a denoiser": (lambda: sample(X), TypeError, "sample: `denoise` is ndarray, but takes a function"),
     "exchanged arguments": (lambda: dc.sample(PLAN, net, shape=(2, 3)), TypeError, "sample: `plan` is function"),
     "a schedule for a plan": (

@@ -81,14 +81,7 @@ def given(
     if term.measure is not None and not callable(term.measure):
         raise TypeError(f"{function}: `measure` is {type(term.measure).__name__}, but takes a function x -> array")
     check(function, term.observed, term.mask)
-    said = getattr(denoise, "prediction", None)
-    prediction = said if prediction is None else prediction
-    if prediction is None:
-        raise TypeError(
-            f"{function}: `prediction` is missing; say what the denoiser returns, one of {sorted(predictions.table())}"
-        )
-    if said is not None and said != prediction:
-        raise ValueError(f"{function}: `prediction` is {prediction!r}, but the denoiser says that it is {said!r}")
+    prediction = predictions.said(function, denoise, prediction)
     predictions.row_function(function, "prediction", prediction)
     scaling = getattr(denoise, "scaling", None)
     if schedule is not None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import diffcore as dc
+from diffcore import predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -64,9 +65,7 @@ def drawn_by(
         raise ValueError(f"testing.drawn_by: `plan` has levels of shape {plan.lead}, but takes () or (1, T)")
     if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
         denoise = denoise.with_scaling(plan.scaling)
-    kind = getattr(denoise, "prediction", None) if prediction is None else prediction
-    if kind is None:
-        raise TypeError("testing.drawn_by: `prediction` is missing; say what the denoiser returns")
+    kind = predictions.said("testing.drawn_by", denoise, prediction)
     like = np.zeros(()) if like is None else like
     size, parts = math.prod(event), 1 + int(plan.saves) + plan.history
     count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known

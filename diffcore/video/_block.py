@@ -13,7 +13,7 @@ from diffcore._array import Array
 from diffcore.conditioning.moment_matching import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
 from diffcore.plan import Plan
-from diffcore.predictions import Prediction, row_function, table
+from diffcore.predictions import Prediction, row_function, said
 
 METHODS = ("reconstruction", "replacement", "moment_matching")
 
@@ -55,12 +55,7 @@ class Sampler:
         weight_of(self.function, self.weight)
         check_iterations(self.function, self.iterations)
         noise.seed_words(self.seed, len(self.seed) if hasattr(self.seed, "__len__") else 1)
-        if self.prediction is not None:
-            row_function(self.function, "prediction", self.prediction)
-        if self.prediction is None and getattr(self.denoise, "prediction", None) is None:
-            raise TypeError(
-                f"{self.function}: `prediction` is missing; say what the denoiser returns, one of {sorted(table())}"
-            )
+        row_function(self.function, "prediction", said(self.function, self.denoise, self.prediction))
 
     def draw(
         self,
