@@ -1,4 +1,4 @@
-"""What every test shares: Hypothesis profiles, and markers for what may not be installed.
+"""What every test shares: Hypothesis profiles, markers for what may not be installed, and fixtures of stages on a CPU.
 
 Profiles: `default` for work at the keyboard, `ci` (chosen where the variable CI is set) derandomised, so that a red run
 is red again on the same code, and `thorough` for a long search: `pytest --hypothesis-profile=thorough`.
@@ -10,6 +10,8 @@ import os
 
 import hypothesis
 import pytest
+
+from diffcore.backends import cpu_threads, numpy_memory, numpy_noise
 
 _SLOW_START = [hypothesis.HealthCheck.too_slow]  # a first example that compiles takes long, and that is no fault
 
@@ -42,3 +44,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"{library} is not installed")
     if item.get_closest_marker("gpu") is not None and not _cuda():
         pytest.skip("no CUDA device")
+
+
+@pytest.fixture(params=["compiled", "sums"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the kernel, and as where it could not be compiled."""
+    if request.param == "sums":
+        monkeypatch.setattr(cpu_threads, "kernel", None)
+    return str(request.param)
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make small arrays large: several programs and passes a sample, on three threads, in memory that is used again."""
+    monkeypatch.setattr(cpu_threads, "ELEMENTS", 1)
+    monkeypatch.setattr(cpu_threads, "count", lambda: 3)
+    monkeypatch.setattr(numpy_noise, "CHUNK", 256)
+    monkeypatch.setattr(numpy_memory, "LARGE", 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_numpy_stage import denoise
+from stage_cases import denoise
 
 import diffcore as dc
 from diffcore.backends import numpy_run
