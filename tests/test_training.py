@@ -27,7 +27,7 @@ from training_cases import (
 )
 from training_cases import quick as quick
 
-from diffcore import noise
+from diffcore import noise, predictions
 from diffcore.unet3d import UNet3DConfig
 from diffcore.unet3d.build import assemble
 from diffcore.unet3d.training import PRESETS, Settings, objective, train
@@ -252,6 +252,20 @@ def test_the_loss_is_the_mean_over_all_of_the_weighted_error() -> None:
     found = objective.loss(predict, SETTINGS, STILL, drawn, 5)
     np.testing.assert_allclose(found, 0.25, rtol=1e-5)
     np.testing.assert_allclose(seen[0], level.log_snr)
+
+
+@pytest.mark.parametrize("prediction", predictions.table())
+def test_without_a_weight_the_loss_is_the_plain_error_of_the_prediction(prediction: str) -> None:
+    drawn, config = wide_draw(config=STILL), replace(STILL, prediction=prediction)
+    level = SETTINGS.schedule(drawn.t)
+    eps = noise.normal(0, 5, drawn.x.shape, stream=objective.STREAM)
+    sigma = np.asarray(level.sigma)[..., None, None, None]
+    row = predictions.table()[prediction](np, level)
+    a, b, divisor = (np.asarray(part)[..., None, None, None] * np.ones_like(sigma) for part in row)
+    truth = (a * drawn.x + b * eps) / divisor
+    off = 0.5 / sigma if prediction == "score" else 0.5  # of the score, that times sigma
+    found = objective.loss(lambda *_: truth + off, SETTINGS, config, drawn, 5)
+    np.testing.assert_allclose(found, 0.25, rtol=1e-4)
 
 
 # Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from unet3d_cases import (
 )
 
 import diffcore as dc
-from diffcore.unet3d import build, preset
+from diffcore.unet3d import build, load, preset, save
 
 # Training
 
@@ -57,6 +58,19 @@ def test_dropout_is_for_training_on_torch() -> None:
         quiet, plain = model.eval()(z, log_snr), model_of(BASE, "torch")(z, log_snr)
     assert torch.equal(quiet, plain)
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.torch
+def test_a_loaded_model_is_for_evaluation_and_one_in_bfloat16_is_kept_in_float32(tmp_path: Path) -> None:
+    import torch
+
+    pytest.importorskip("safetensors")
+    model = model_of(replace(BASE, dropout=0.5), "torch", "float32").to(torch.bfloat16)
+    save(model, tmp_path / "some.safetensors")
+    loaded = load(tmp_path / "some.safetensors", "torch")
+    assert not any(part.training for part in loaded.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.float()), name
 
 
 @pytest.mark.jax
@@ -286,12 +300,21 @@ def test_float64_on_jax_needs_its_64_bits() -> None:
 @every_backend
 def test_a_label_out_of_range_is_never_taken_for_another(backend: str) -> None:
     model = model_of(preset("tiny", condition="class", classes=3, attention=()), backend, "float32")
-    z, label = draw(1, 1, 4, 4, 1).astype("float32"), np.array([4])
-    if backend == "jax":
-        assert np.isnan(np.asarray(model(z, 0.0, label))).all()
-        return
-    if backend == "torch":
-        torch = importlib.import_module("torch")
-        z, label = torch.from_numpy(z), torch.from_numpy(label)
-    with pytest.raises(IndexError):
-        model(z, 0.0, label)
+    z = draw(2, 1, 4, 4, 1).astype("float32")
+    for outside in (4, -1):
+        label = np.array([0, outside])
+        words = f"labels from {min(label)} to {max(label)}, but takes 0 to 2, and 3 for the null"
+        if backend == "jax":  # whose own arrays the host does not look into
+            wrong = np.isnan(np.asarray(model(z, 0.0, importlib.import_module("jax").numpy.asarray(label)))).all(
+                axis=(1, 2, 3, 4)
+            )
+            assert wrong.tolist() == [False, True]
+        with pytest.raises(ValueError, match=words):
+            model(*((z, 0.0, label) if backend == "jax" else put(backend, (z, np.zeros(2), label))))
+
+
+@every_backend
+def test_an_array_of_another_library_is_refused_in_words(backend: str) -> None:
+    other = Z if backend == "torch" else pytest.importorskip("torch").from_numpy(Z)
+    with pytest.raises(TypeError, match=r"unet3d: `z` is .*, but this model takes .*; another is unet3d.load"):
+        model_of(BASE, backend, "float32")(other, 0.0)

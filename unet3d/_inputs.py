@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from diffcore.unet3d.config import UNet3DConfig
 
 FUNCTION = "unet3d"
@@ -19,8 +21,17 @@ class Sizes(NamedTuple):
     width: int
 
 
-def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any) -> Sizes:
-    """Return the sizes of a call, or raise ValueError or TypeError naming the argument that does not fit."""
+def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *arrays: type) -> Sizes:
+    """Return the sizes of a call, or raise ValueError or TypeError naming the argument that does not fit.
+
+    `arrays` are the types of array that the model takes, its own first.
+    """
+    if not isinstance(z, arrays):
+        own = arrays[0].__module__.partition(".")[0] + "." + arrays[0].__name__
+        raise TypeError(
+            f"{FUNCTION}: `z` is {type(z).__module__.partition('.')[0]}.{type(z).__name__}, but this model takes {own}; another "
+            f'is unet3d.load(path, "numpy"), "torch" or "jax"'
+        )
     shape = tuple(getattr(z, "shape", ()))
     if len(shape) != 5 or shape[4] != config.channels or 0 in shape[1:]:
         raise ValueError(
@@ -52,6 +63,8 @@ def _check_condition(config: UNet3DConfig, cond: Any, *leads: tuple[int, ...]) -
             )
         if "int" not in str(cond.dtype):
             raise TypeError(f"{FUNCTION}: `cond` has dtype {cond.dtype}, but takes integer labels")
+        if isinstance(cond, np.ndarray):
+            check_labels(config, cond)
         return
     if not isinstance(cond, tuple | list) or len(cond) != 2:
         raise ValueError(
@@ -63,6 +76,15 @@ def _check_condition(config: UNet3DConfig, cond: Any, *leads: tuple[int, ...]) -
         raise ValueError(
             f"{FUNCTION}: `cond` has tokens of shape {tokens} and a mask of shape {mask}, but takes (B, L, "
             f"{config.token_width}) and (B, L), L >= 1, or (B, T, L, {config.token_width}) and (B, T, L)"
+        )
+
+
+def check_labels(config: UNet3DConfig, labels: Any) -> None:
+    """Raise ValueError if labels, whose values the host knows, are out of range: a negative one would count from the end."""
+    if 0 not in labels.shape and not (labels.min() >= 0 and labels.max() <= config.classes):
+        raise ValueError(
+            f"{FUNCTION}: `cond` has labels from {int(labels.min())} to {int(labels.max())}, but takes 0 to {config.classes - 1}, "
+            f"and {config.classes} for the null condition; see model.null"
         )
 
 

@@ -87,7 +87,7 @@ class UNet3D(nnx.Module):
 
         `rngs`, an `nnx.Rngs` or a key, turns dropout on.
         """
-        sizes = _inputs.check(self.config, z, log_snr, cond, images)
+        sizes = _inputs.check(self.config, z, log_snr, cond, images, jax.Array, np.ndarray)
         key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else rngs
         return _forward(self, jnp.asarray(z), log_snr, cond, key if self.config.dropout else None, sizes=sizes)
 
@@ -286,7 +286,10 @@ class ClassCondition(nnx.Module):
 
     def __call__(self, cond: Any) -> jax.Array:
         classes = self.classes[...]
-        return classes[-1] if cond is None else jnp.take(classes, cond, axis=0, mode="fill")  # NaN where out of range
+        if cond is None:
+            return classes[-1]
+        inside = jnp.where(cond < 0, len(classes), cond)  # a negative label would count from the end
+        return jnp.take(classes, inside, axis=0, mode="fill")  # NaN where out of range
 
 
 class LayerNorm(Affine):

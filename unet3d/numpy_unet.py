@@ -59,7 +59,7 @@ class UNet3D:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments."""
         w = self.weights
         dtype = w["input.weight"].dtype
-        sizes = _inputs.check(self.config, z, log_snr, cond, images)
+        sizes = _inputs.check(self.config, z, log_snr, cond, images, np.ndarray)
         e = silu(_per_frame(self.embed(np.asarray(log_snr, dtype=dtype), cond), sizes))
         h = conv(z.astype(dtype, copy=False).reshape(-1, *z.shape[2:]), w["input.weight"], w["input.bias"])
         skips = [h]

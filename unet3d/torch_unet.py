@@ -69,12 +69,15 @@ class UNet3D(nn.Module):
         return _inputs.null(self.config, cond, torch)
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the weights by canonical name in the canonical layouts, on the host."""
-        return {name: canonical(name, value).cpu().numpy() for name, value in self.state_dict().items()}
+        """Return the weights by canonical name in the canonical layouts, on the host; those in bfloat16 in float32."""
+        found = {
+            name: value.float() if value.dtype == torch.bfloat16 else value for name, value in self.state_dict().items()
+        }
+        return {name: canonical(name, value).cpu().numpy() for name, value in found.items()}
 
     def forward(self, z: torch.Tensor, log_snr: Any, cond: Any = None, images: int = 0) -> torch.Tensor:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments."""
-        sizes = _inputs.check(self.config, z, log_snr, cond, images)
+        sizes = _inputs.check(self.config, z, log_snr, cond, images, torch.Tensor)
         dtype = self.frequencies.dtype
         with torch.autocast(z.device.type, enabled=False):
             e = F.silu(_per_frame(self._embedding(torch.as_tensor(log_snr, device=z.device).to(dtype), cond), sizes))
@@ -313,9 +316,12 @@ class ClassCondition(nn.Module):
 
     def __init__(self, config: UNet3DConfig, take: Take) -> None:
         super().__init__()
+        self.config = config
         self.classes = take("condition.classes")
 
     def forward(self, cond: Any) -> torch.Tensor:
+        if cond is not None and cond.device.type == "cpu" and not torch.compiler.is_compiling():
+            _inputs.check_labels(self.config, cond)
         return self.classes[-1] if cond is None else F.embedding(cond, self.classes)
 
 

@@ -39,7 +39,8 @@ def save(model: Any, path: str | os.PathLike[str], *, dtype: str | None = None, 
     Args:
         model: of any backend.
         path: of the file; it is replaced in one go once the new one is whole.
-        dtype: "float16", "float32" or "float64" to store the arrays in; as they are without one.
+        dtype: "float16", "float32" or "float64" to store the arrays in; without one as they are, but bfloat16, which NumPy lacks,
+            in float32.
         metadata: str -> str, kept beside the config and the version of this library.
 
     Raises:
@@ -72,7 +73,7 @@ def load(
     device: Any = None,
     checkpointing: bool = False,
 ) -> Any:
-    """Return the model of a weights file in any backend.
+    """Return the model of a weights file in any backend; on torch in evaluation mode, without dropout.
 
     Args:
         path: of the file that `save` wrote.
@@ -84,7 +85,8 @@ def load(
         ImportError: safetensors is missing (install diffcore[weights]), or the backend's library is.
     """
     content = read(path)
-    return assemble("unet3d.load", content.config, content.arrays, backend, dtype, device, checkpointing)
+    model = assemble("unet3d.load", content.config, content.arrays, backend, dtype, device, checkpointing)
+    return model.eval() if backend == "torch" else model
 
 
 def read(path: str | os.PathLike[str]) -> Content:

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ def train(
         raise ImportError(
             f"{function}: training in {backend} needs {error.name}; install diffcore[{backend}]"
         ) from error
+    settings = replace(
+        settings, weight=settings.weight_for(config.prediction)
+    )  # what checkpoints and weights files say
     trainer = module.Trainer(config, settings, **options)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

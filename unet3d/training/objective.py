@@ -68,6 +68,6 @@ def loss(predict: Callable[..., Any], settings: Settings, config: UNet3DConfig, 
     level = settings.schedule(drawn.t)
     eps = noise.normal(settings.seed, step, x.shape, like=x, stream=STREAM)
     y = predict(process.diffuse(x, eps, level), level.log_snr, drawn.cond, drawn.images)
-    slope = settings.schedule.slope(drawn.t)
-    each = losses.denoising(y, x, eps, level, prediction=config.prediction, weight=settings.weight, slope=slope)
+    weight, slope = settings.weight_for(config.prediction), settings.schedule.slope(drawn.t)
+    each = losses.denoising(y, x, eps, level, prediction=config.prediction, weight=weight, slope=slope)
     return each.mean()

@@ -11,6 +11,16 @@ from diffcore.schedules._base import Schedule
 
 PRECISIONS = ("float32", "bfloat16")
 
+PLAIN: dict[str, weights.Weight] = {
+    "x": weights.X(),
+    "eps": weights.Eps(),
+    "score": weights.Eps(),
+    "v": weights.V(),
+    "flow": weights.Flow(),
+    "edm": weights.EDM(),
+}
+"""Prediction -> the weight under which a loss is the plain squared error of it (of the score, times sigma)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -33,7 +43,8 @@ class Settings:
         ema: d, in [0, 1).
         condition_dropout: how often a condition is replaced by the null condition, for guidance, in [0, 1].
         schedule: of `diffcore.schedules`.
-        weight: of `diffcore.weights`; on x, so the loss is the same number whatever the network predicts.
+        weight: of `diffcore.weights`; on x, so the loss is the same number whatever the network predicts. None is the
+            plain squared error of the prediction: `weights.V()` for "v", `weights.Eps()` for "eps", ...; see `PLAIN`.
         precision: "float32", or "bfloat16" for convolutions and matrix products.
         seed: of weights, batches, times, noise and dropout.
         log_every, checkpoint_every, sample_every: in steps; 0 leaves samples out. All three are also due at the end.
@@ -63,7 +74,7 @@ class Settings:
     ema: float = 0.9999
     condition_dropout: float = 0.1
     schedule: Schedule = field(default_factory=schedules.Cosine)
-    weight: Any = field(default_factory=weights.V)
+    weight: Any = None
     precision: str = "float32"
     seed: int = 0
     log_every: int = 10
@@ -92,13 +103,21 @@ class Settings:
             raise ValueError(_says("precision", self.precision, f"one of {PRECISIONS}"))
         if not isinstance(self.schedule, Schedule):
             raise TypeError(_says("schedule", self.schedule, "a schedule, such as schedules.Cosine()"))
-        if not callable(self.weight):
-            raise TypeError(_says("weight", self.weight, "a weight, such as weights.V()"))
+        if self.weight is not None and not callable(self.weight):
+            raise TypeError(_says("weight", self.weight, "a weight, such as weights.V(), or None"))
 
     def _check_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if not _is_number(value) or not low <= value < high:
             raise ValueError(_says(name, value, f"a number in [{low}, {high})"))
+
+    def weight_for(self, prediction: str) -> Any:
+        """Return the weight of the loss of a network with this prediction.
+
+        >>> Settings(steps=1).weight_for("eps")
+        Eps()
+        """
+        return PLAIN[prediction] if self.weight is None else self.weight
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -119,14 +138,12 @@ def _says(name: str, value: object, takes: str) -> str:
     return f"training.Settings: `{name}` is {value!r}, but takes {takes}"
 
 
-_PAPER = Settings(steps=60_000, batch=128, images=8, flip=True, learning_rate=3e-4, weight=weights.Eps())
+_PAPER = Settings(steps=60_000, batch=128, images=8, flip=True, learning_rate=3e-4)
 
 PRESETS: dict[str, Settings] = {
     "ucf101": _PAPER,
-    "bair": replace(
-        _PAPER, steps=660_000, learning_rate=2e-4, beta2=0.999, ema=0.999, weight_decay=0.01, weight=weights.V()
-    ),
-    "kinetics600": replace(_PAPER, steps=220_000, batch=256, learning_rate=2e-4, weight=weights.V()),
+    "bair": replace(_PAPER, steps=660_000, learning_rate=2e-4, beta2=0.999, ema=0.999, weight_decay=0.01),
+    "kinetics600": replace(_PAPER, steps=220_000, batch=256, learning_rate=2e-4),
     "text_small": replace(_PAPER, steps=200_000),
     "text_large_16x64x64": replace(_PAPER, steps=700_000),
     "text_large_9x128x128": replace(_PAPER, steps=800_000, images=7, learning_rate=2e-4),
