@@ -218,6 +218,17 @@ def test_the_checkpoint_of_another_run_is_refused(other: str, unbroken: Any, tmp
 
 
 @pytest.mark.torch
+def test_other_data_of_the_same_size_are_noticed_and_another_rounding_is_not(unbroken: Any, tmp_path: Path) -> None:
+    folder, longer = copied(unbroken("torch"), tmp_path / "copy"), replace(SETTINGS, steps=8)
+    clips = digits().clips
+    with pytest.raises(ValueError, match=r"a run on other data: the means .*, in their order, or take another folder"):
+        train(CONFIG, longer, data.Arrays(clips[::-1], frames=CONFIG.frames, labels=digits().labels), folder)
+    assert left(folder) == left(unbroken("torch"))
+    near = data.Arrays(np.maximum(clips, 2), frames=CONFIG.frames, labels=digits().labels)
+    train(CONFIG, longer, near, folder)
+
+
+@pytest.mark.torch
 def test_a_weight_of_ones_own_is_told_by_its_name_and_not_by_its_place_in_memory(tmp_path: Path) -> None:
     of = [replace(SETTINGS, weight=lambda level, slope: weights.V()(level)) for _ in range(2)]
     assert repr(of[0].weight) != repr(of[1].weight)

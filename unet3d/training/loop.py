@@ -85,7 +85,9 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
-    first = _resume(function, trainer, kept, log, _identity(config, settings, source, backend))
+    identity = _identity(config, settings, source, backend)
+    glimpse = draw(config, settings, source, tokens, 0).x.mean(axis=(1, 2, 3, 4), dtype=np.float64).tolist()
+    first = _resume(function, trainer, kept, log, identity, glimpse)
     if first > settings.steps:
         raise ValueError(
             f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take at "
@@ -107,8 +109,7 @@ def train(
             if settings.sample_every and (done % settings.sample_every == 0 or last):
                 write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
             if keeps:
-                identity = _identity(config, settings, source, backend)
-                weights.write(kept, trainer.state(), {**identity, "step": str(done)})
+                weights.write(kept, trainer.state(), {**identity, "glimpse": json.dumps(glimpse), "step": str(done)})
             tell(done, row)
     path = folder / "model.safetensors"
     metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
@@ -169,8 +170,12 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
     }
 
 
-def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[str, str]) -> int:
-    """Return the step to go on from, with the state and the log as they were there."""
+def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[str, str], glimpse: list[float]) -> int:
+    """Return the step to go on from, with the state and the log as they were there.
+
+    `glimpse` is the mean of each clip of the first batch: other data that are as many and as large show there, while
+    another decoder's rounding does not.
+    """
     for half in kept.parent.glob(".*.part"):  # of a run that was killed while it wrote
         half.unlink()
     step = 0
@@ -182,6 +187,13 @@ def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[s
                     f"{function}: the folder {kept.parent.name!r} holds a run with another {part}: "
                     f"{_difference(metadata.get(part), value)}; go on with what it was, or take another folder"
                 )
+        seen = json.loads(metadata.get("glimpse", json.dumps(glimpse)))
+        if len(seen) != len(glimpse) or not np.allclose(seen, glimpse, rtol=0.0, atol=0.02):
+            raise ValueError(
+                f"{function}: the folder {kept.parent.name!r} holds a run on other data: the means of its first clips are "
+                f"{np.round(seen[:3], 2).tolist()} instead of {np.round(glimpse[:3], 2).tolist()}; go on with the data it had, in "
+                f"their order, or take another folder"
+            )
         trainer.restore(state)
         step = int(metadata["step"])
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
