@@ -177,7 +177,9 @@ class TorchBackend(ArrayAPIBackend):
                 )
             return value
 
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # nothing is recorded until torch 2.13
+        if (
+            not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        ):  # nothing is recorded until torch 2.13
             with torch.inference_mode(False):
                 return self.gradient(function, z.clone())
         with torch.enable_grad():
