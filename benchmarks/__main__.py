@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import gpu, record, report
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,55 +32,25 @@ def main() -> int:
     if given.compare:
         print(report.compare(*(json.loads(path.read_text(encoding="utf-8")) for path in given.compare)))
         return 0
-    results, worst = [], 0
-    for path in sorted(HERE.glob("bench_*.py")):  # each by itself, and what it found kept at once
-        code, result = _run(path, given)
-        worst = worst if code == pytest.ExitCode.NO_TESTS_COLLECTED else max(worst, code)
-        if result is None:
-            continue
-        results.append(result)
-        merged = report.merged(results)
-        for place, content in (
-            (given.json, json.dumps(merged, indent=1) + "\n"),
-            (given.markdown, report.markdown(merged)),
-        ):
-            if place is not None:
-                part = place.with_name(f".{place.name}.part")
-                part.write_text(content, encoding="utf-8")
-                os.replace(part, place)
-    if results:
-        print(report.markdown(report.merged(results)))
+    with tempfile.TemporaryDirectory() as folder:
+        kept = record.Record(given.json or Path(folder, "result.json"))
+        device = gpu.name() if given.device == "cuda" else report.processor()
+        kept.write(record.EMPTY | report.head(device, given.quick))
+        worst = 0
+        for path in sorted(HERE.glob("bench_*.py")):  # each by itself, so that none takes the next with it
+            code = _run(path, given, kept.path)
+            worst = worst if code == pytest.ExitCode.NO_TESTS_COLLECTED else max(worst, abs(code))
+            if given.markdown:
+                record.write(given.markdown, report.markdown(kept.read()))
+        print(report.markdown(kept.read()))
     return worst
 
 
-def _run(path: Path, given: argparse.Namespace) -> tuple[int, report.Result | None]:
-    """Return the exit status of one file of the suite, and its result, if it has rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        raw, notes = Path(folder, "raw.json"), Path(folder, "notes.xml")
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            str(path),
-            "--benchmark-only",
-            "-q",
-            "-p",
-            "no:xdist",
-            "-W",
-            "ignore",
-        ]
-        command += ["--override-ini", "python_files=bench_*.py", "--override-ini", "addopts="]
-        command += ["--benchmark-columns=min,median,rounds", f"--benchmark-json={raw}", f"--junit-xml={notes}"]
-        command += [
-            f"--device={given.device}",
-            *(["--quick"] if given.quick else []),
-            *(["-k", given.k] if given.k else []),
-        ]
-        code = subprocess.run(command, check=False, cwd=HERE.parent).returncode
-        if code == pytest.ExitCode.NO_TESTS_COLLECTED or not notes.exists():
-            return code, None
-        text = raw.read_text(encoding="utf-8") if raw.exists() else ""
-        return code, report.result(json.loads(text or '{"benchmarks": []}'), notes, given.device, given.quick)
+def _run(path: Path, given: argparse.Namespace, to: Path) -> int:
+    """Return the exit status of one file of the suite."""
+    filters = ["-k", given.k] if given.k else []
+    command = [*record.PYTEST, str(path), "--benchmark-only", f"--record={to}", f"--device={given.device}", *filters]
+    return subprocess.run([*command, *(["--quick"] if given.quick else [])], check=False, cwd=HERE.parent).returncode
 
 
 if __name__ == "__main__":

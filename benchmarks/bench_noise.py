@@ -1,8 +1,12 @@
-"""(b) What a normal drawn by counter costs, next to each library's own generator; half precision rounds the same draw."""
+"""(b) What a normal drawn by counter costs, next to each library's own generator; half precision rounds the same draw.
+
+Are its bits those of NumPy? `extra_info` has how many words were compared, and how many differ.
+"""
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,3 +45,23 @@ def test_noise(timed: Any, device: str, size: int, library: str, dtype: str, who
         call, draw = torch.compile(ours, fullgraph=True, dynamic=False), torch.tensor(3)
     group = f"noise, {library}, {size} numbers, {dtype}, {device}"
     timed(lambda: arrays.ready(call(draw, shape)), group, whose, "peer" if whose == "native" else "ours")
+
+
+@pytest.mark.parametrize("who", ["torch", "jax", "triton"])
+def test_bits(timed: Any, device: str, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    """Words of the device against NumPy's; those of the Triton kernel are shown by a kernel of the tests."""
+    seed, number, shape = 2**64 - 3, 2**32 - 2, (1, 1024 if who == "triton" else 2**20)
+    if who == "triton":
+        if device != "cuda":
+            pytest.skip("the Triton kernel runs on CUDA")
+        arrays.array("torch", (1,), "float32", device)  # or skip
+        monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "tests"))
+        words = importlib.import_module("kernels_for_tests").words
+        draw = lambda: words(seed, number, device)  # noqa: E731
+    else:
+        like = arrays.array(who, (1,), "float32", device)
+        draw = lambda: arrays.ready(dc.noise.bits([seed], number, shape, like=like))  # noqa: E731
+    found = draw()
+    found = np.asarray(found.cpu() if hasattr(found, "cpu") else found).astype(np.uint64).ravel()
+    differ = int((found != dc.noise.bits([seed], number, shape).ravel()).sum())
+    timed(draw, f"bits of the noise, {device}", who, "ours", words=found.size, differ=differ)

@@ -132,7 +132,8 @@ def test_unet3d(benchmark: Any, device: str, what: str, who: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     benchmark.pedantic(call, rounds=5 if device == "cpu" else 30, warmup_rounds=1)
     seconds = benchmark.stats.stats.min
-    info = {"parameters": count, "frames_per_second": round(SHAPE[1] / seconds, 2)}
+    info: dict[str, Any] = {"who": who, "role": "peer" if who.startswith("peer") else "ours", "parameters": count}
+    info["frames_per_second"] = round(SHAPE[1] / seconds, 2)
     if not who.startswith("peer"):
         info["gflops"] = round(config().summary().total.flops * (3 if what == "step" else 1) / seconds / 1e9)
     if device == "cuda" and who != "jax":

@@ -33,7 +33,7 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def timed(benchmark: Any, quick: bool) -> Any:
+def timed(benchmark: Any, quick: bool, device: str) -> Any:
     """Return a function (call, group, who, role, calls=1) that times a call; `calls` is how many units it does.
 
     Roles: "ours", "peer", "ceiling". Within a group the report divides peers and ceilings by ours.
@@ -47,7 +47,9 @@ def timed(benchmark: Any, quick: bool) -> Any:
         call()
         once = perf_counter() - start
         budget = 0.2 if quick else 2.0
-        rounds = int(min(max(budget / max(once, 1e-7), 2 if once > 1.0 else 3), 5 if quick else 2000))
+        rounds = int(
+            min(max(budget / max(once, 1e-7), 2 if once > 1.0 else 3), 5 if quick and device == "cpu" else 2000)
+        )
         benchmark.group = group
         benchmark.extra_info.update(who=who, role=role, calls=calls, **info)
         benchmark.pedantic(call, rounds=rounds, warmup_rounds=int(once < 1.0))

@@ -45,6 +45,9 @@ PARTS = (
 )  # fmt: skip
 """Title, which groups of a result (what of a group names the row), and the unit."""
 
+ON_CUDA = ("torch kernel", "torch graph")
+"""What the goals for a GPU are about."""
+
 
 def tables(result: dict[str, Any]) -> str:
     """Return a result as Markdown."""
@@ -53,6 +56,7 @@ def tables(result: dict[str, Any]) -> str:
         f"{result['device']}, {result['threads']} cores, {result['date']}, load {result['load'][0]}; "
         f"Python {result['python']}, {versions}. The shortest of many calls; empty where there is no such row.",
     ]
+    lines += _goals(result)
     for title, pattern, unit in PARTS:
         cells: dict[str, dict[str, float]] = {}
         for row in result["rows"]:
@@ -66,7 +70,7 @@ def tables(result: dict[str, Any]) -> str:
                 "",
                 f"**{title}**",
                 "",
-                _line(["", *(COLUMNS.get(who, who) for who in whos)]),
+                _line(["", *(_column(who, whos) for who in whos)]),
                 _line(["---"] * (len(whos) + 1)),
             ]
             lines += [_line([name, *(_digits(row.get(who)) for who in whos)]) for name, row in cells.items()]
@@ -79,7 +83,51 @@ def tables(result: dict[str, Any]) -> str:
         ]
     if imports:
         lines += ["", "**Import after NumPy**: " + _listed(imports, 1e3, " ms")]
+    for how, what in (("Failed", result.get("failed")), ("No time left for", result.get("cut"))):
+        lines += ["", f"**{how}**: {', '.join(what)}."] if what else []
     return "\n".join(lines) + "\n"
+
+
+def _goals(result: dict[str, Any]) -> list[str]:
+    """Return the goals for a GPU beside what was measured; nothing for a result of a CPU."""
+    lines = []
+
+    def goal(what: str, wanted: str, measured: str, met: bool) -> None:
+        lines.append(_line([what, wanted, measured, "yes" if met else "no"]))
+
+    for row in result["rows"]:
+        found = re.fullmatch(r"step, (.+), (\d{7,}) numbers, (\w+), cuda", row["group"])
+        if found is None or row["who"] not in ON_CUDA:
+            continue
+        sampler, size, dtype = SAMPLERS.get(found[1], found[1]), _spaced(found[2]), found[3]
+        step = f"{sampler}, {size}, {dtype}, {COLUMNS[row['who']]}"
+        if "copy" in row["ceilings"]:
+            share = row["ceilings"]["copy"]
+            goal(
+                f"{step}: share of a copy's bandwidth",
+                "at least 85 %",
+                f"{share:.1%}".replace("%", " %"),
+                share >= 0.85,
+            )
+        if "diffusers" in row["peers"]:
+            times = row["peers"]["diffusers"]
+            goal(f"{step}: times as fast as diffusers", "at least 8", f"{times:.3g}", times >= 8.0)
+    graph = {row["who"]: row["min"] for row in result["rows"] if row["group"] == "one graph of 256 stages"}
+    if {"run", "denoiser"} <= graph.keys():
+        over = graph["run"] / graph["denoiser"] - 1.0
+        goal("256 stages in one graph: over the denoiser", "under 2 %", f"{over:.2%}".replace("%", " %"), over < 0.02)
+    for row in result["rows"]:
+        if row["group"] == "bits of the noise, cuda":
+            what = f"Bits of the noise that differ from NumPy's, {COLUMNS.get(row['who'], row['who'])}"
+            goal(what, "0", f"{row['differ']:,} of {row['words']:,}", row["differ"] == 0)
+    if not lines:
+        return []
+    return ["", "**Goals on a GPU**", "", _line(["", "wanted", "measured", "met"]), _line(["---"] * 4), *lines]
+
+
+def _column(who: str, whos: list[str]) -> str:
+    """Return the heading of a column; on CUDA "torch" is the kernel, and what runs without it says so."""
+    return "torch, plain operations" if who == "torch" and "torch kernel" in whos else COLUMNS.get(who, who)
 
 
 def _spaced(name: str) -> str:

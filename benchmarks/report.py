@@ -1,35 +1,52 @@
-"""From what pytest-benchmark measured to one result: rows with their ratios, the versions, and tables."""
+"""From what pytest-benchmark measured to a result: rows with their ratios, the versions, and tables."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
-import xml.etree.ElementTree
+import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("diffcore", "numpy", "torch", "triton", "jax", "jaxlib", "diffusers", "k-diffusion", "azula")
+import diffcore
+
+PACKAGES = ("numpy", "torch", "triton", "jax", "jaxlib", "diffusers", "k-diffusion", "azula")
+
+HERE = Path(__file__).resolve().parent
 
 Result = dict[str, Any]
 
 
-def result(raw: Result, notes: Path, device: str, quick: bool) -> Result:
-    """Return the result: `rows` with seconds a unit and ratios, `missing` with the reasons, versions, machine and date.
+def head(device: str, quick: bool) -> Result:
+    """Return what a result says before its rows: date, device by its name, Python, versions, commit, load."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": device,
+        "threads": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {"diffcore": diffcore.__version__}
+        | {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _commit(),
+        "quick": quick,
+        "load": [round(load, 1) for load in os.getloadavg()],
+    }
 
-    The ratio to a copy is that of the bytes a second.
-    """
-    rows = []
-    for bench in raw["benchmarks"]:
-        info = dict(bench["extra_info"])
-        calls = info.pop("calls", 1)
-        seconds = {name: bench["stats"][name] / calls for name in ("min", "median")}
-        if "seconds" in info:  # measured in a process of its own
-            seconds = dict.fromkeys(seconds, info.pop("seconds"))
-        who, role = info.pop("who", bench["name"]), info.pop("role", "ours")
-        rows.append({"group": bench["group"], "who": who, "role": role, **seconds, **info})
+
+def row(benchmark: Any) -> Result:
+    """Return the row of a fixture of pytest-benchmark that has run: seconds a unit, and what the row says of itself."""
+    info = dict(benchmark.extra_info)
+    calls, stats = info.pop("calls", 1), benchmark.stats.stats
+    seconds = {"min": stats.min / calls, "median": stats.median / calls}
+    if "seconds" in info:  # measured in a process of its own
+        seconds = dict.fromkeys(seconds, info.pop("seconds"))
+    who, role = info.pop("who", benchmark.name), info.pop("role", "ours")
+    return {"group": benchmark.group, "who": who, "role": role, **seconds, **info}
+
+
+def relate(rows: list[Result]) -> None:
+    """Give every row of ours its ratios to the peers and ceilings of its group; to a copy, that of the bytes a second."""
     for row in rows:
         others = [other for other in rows if other["group"] == row["group"]]
         if row["role"] == "ours":
@@ -39,27 +56,6 @@ def result(raw: Result, notes: Path, device: str, quick: bool) -> Result:
                 for o in others
                 if o["role"] == "ceiling"
             }
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": _device(device),
-        "threads": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": (raw.get("commit_info") or {}).get("id"),
-        "quick": quick,
-        "load": [round(load, 1) for load in os.getloadavg()],
-        "rows": rows,
-        "missing": _missing(notes),
-    }
-
-
-def merged(results: list[Result]) -> Result:
-    """Return the results of several parts of one run as one: the rows of all, and the head of the last."""
-    missing: dict[str, list[str]] = {}
-    for result in results:
-        for reason, names in result["missing"].items():
-            missing.setdefault(reason, []).extend(names)
-    return results[-1] | {"rows": [row for result in results for row in result["rows"]], "missing": missing}
 
 
 def markdown(result: Result) -> str:
@@ -83,10 +79,12 @@ def markdown(result: Result) -> str:
             who = row["who"] if row["role"] == "ours" else f"{row['who']} ({row['role']})"
             peers, ceilings = (_ratios(row.get(name, {})) for name in ("peers", "ceilings"))
             lines.append(f"| {who} | {duration(row['min'])} | {peers} | {ceilings} | {_more(row)} |")
-    if result["missing"]:
+    if result["missing"] or result.get("failed") or result.get("cut"):
         lines += ["", "Not run:", ""]
     for reason, names in result["missing"].items():
         lines.append(f"- {reason}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}")
+    lines += [f"- failed, {name}: {error}" for name, error in result.get("failed", {}).items()]
+    lines += [f"- no time left: {', '.join(result['cut'])}"] if result.get("cut") else []
     return "\n".join(lines) + "\n"
 
 
@@ -124,28 +122,21 @@ def _ratios(ratios: dict[str, float]) -> str:
     return ", ".join(f"{who} {ratio:.2g}x" for who, ratio in ratios.items())
 
 
-def _missing(notes: Path) -> dict[str, list[str]]:
-    """Return reason -> the rows that were skipped for it, from the JUnit file."""
-    found: dict[str, list[str]] = {}
-    for case in xml.etree.ElementTree.parse(notes).iter("testcase"):
-        skipped = case.find("skipped")
-        if skipped is not None:
-            reason = re.sub(r"^Skipped: ", "", skipped.get("message", ""))
-            found.setdefault(reason, []).append(str(case.get("name")))
-    return found
-
-
-def _device(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "no CUDA device"
-    for line in (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=HERE)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _version(name: str) -> str | None:

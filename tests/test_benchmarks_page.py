@@ -40,3 +40,65 @@ def test_a_picture_is_drawn(page: Any, tmp_path: Path) -> None:
     name = page.BLOCK.search(page.PAGE.read_text(encoding="utf-8"))[2]
     page.draw(json.loads((page.HERE / name).read_text(encoding="utf-8")), tmp_path / "figure.png")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def made_up(group: str, who: str, role: str, seconds: float, **info: Any) -> dict[str, Any]:
+    return {"group": group, "who": who, "role": role, "min": seconds, "median": seconds, **info}
+
+
+@pytest.fixture
+def on_a_gpu(page: Any) -> dict[str, Any]:
+    """A result whose numbers are made up, so that its goals are known."""
+    step, bits = "step, ancestral, 6291456 numbers, float32, cuda", "bits of the noise, cuda"
+    rows = [
+        made_up(step, "torch kernel", "ours", 4e-5, bytes=300),
+        made_up(step, "torch graph", "ours", 3e-5, bytes=300),
+        made_up(step, "torch", "ours", 9e-4, bytes=300),
+        made_up(step, "diffusers", "peer", 3e-4),
+        made_up(step, "copy", "ceiling", 1.8e-5, bytes=200),
+        made_up("one graph of 256 stages", "denoiser", "ceiling", 1e-3),
+        made_up("one graph of 256 stages", "run", "ours", 1.015e-3),
+        made_up(bits, "torch", "ours", 1e-3, words=2**20, differ=0),
+        made_up(bits, "triton", "ours", 1e-3, words=1024, differ=3),
+    ]
+    importlib.import_module("benchmarks.report").relate(rows)
+    head = {
+        "device": "a card",
+        "threads": 16,
+        "date": "today",
+        "load": [0.1],
+        "python": "3.12",
+        "versions": {"torch": "2"},
+    }
+    return head | {
+        "rows": rows,
+        "failed": {"bench_run.py::test_graph": "error"},
+        "cut": ["bench_unet3d.py::test_unet3d"],
+    }
+
+
+def test_the_goals_for_a_gpu_stand_beside_what_was_measured(page: Any, on_a_gpu: dict[str, Any]) -> None:
+    tables = page.tables(on_a_gpu)
+    step = "ancestral (DDPM), 6,291,456 numbers, float32, torch"
+    for line in (
+        "|  | wanted | measured | met |",
+        f"| {step}: share of a copy's bandwidth | at least 85 % | 67.5 % | no |",
+        f"| {step}: times as fast as diffusers | at least 8 | 7.5 | no |",
+        f"| {step}, one CUDA graph: share of a copy's bandwidth | at least 85 % | 90.0 % | yes |",
+        f"| {step}, one CUDA graph: times as fast as diffusers | at least 8 | 10 | yes |",
+        "| 256 stages in one graph: over the denoiser | under 2 % | 1.50 % | yes |",
+        "| Bits of the noise that differ from NumPy's, torch | 0 | 0 of 1,048,576 | yes |",
+        "| Bits of the noise that differ from NumPy's, triton | 0 | 3 of 1,024 | no |",
+        "|  | torch | torch, one CUDA graph | torch, plain operations | diffusers | copy |",
+        "| ancestral (DDPM) | 0.04 | 0.03 | 0.9 | 0.3 | 0.018 |",
+        "**Failed**: bench_run.py::test_graph.",
+        "**No time left for**: bench_unet3d.py::test_unet3d.",
+    ):
+        assert line in tables.splitlines(), line
+
+
+def test_a_block_of_the_page_shows_it(page: Any, on_a_gpu: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "card.json").write_text(json.dumps(on_a_gpu))
+    assert "**Goals on a GPU**" in page.page("<!-- results/card.json -->\n<!-- end -->\n")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import diffcore as dc
 from diffcore import backends, testing
 from diffcore.backends import discovery
 from diffcore.testing import conformance
@@ -31,6 +32,12 @@ backend = Strict(array_api_strict)
 @pytest.mark.parametrize("like", [np.zeros(1, np.float32), torch.zeros(1), jnp.zeros(1)], ids=["numpy", "torch", "jax"])
 def test_the_backends_conform(like: Any) -> None:
     testing.check_backend(like=like)
+
+
+@pytest.mark.parametrize("like", [np.zeros(1, np.float32), torch.zeros(1), jnp.zeros(1)], ids=["numpy", "torch", "jax"])
+def test_a_run_is_what_the_table_of_its_plan_says(like: Any) -> None:
+    for plan in conformance.plans().values():
+        testing.check_run(plan, like=like, transform_x=dc.guidance.clip(-0.5, 0.5))
 
 
 def test_a_third_party_backend_is_found_by_its_entry_point_and_conforms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -64,16 +65,132 @@ class _WrongSlope(S.Cosine):
         return 0.5 * super()._slope(xp, t, rest)
 
 
+class _RightOnNodes(S.LinearLogSNR):
+    """An inverse that is right at t = k / 64 and near both ends."""
+
+    def _time(self, xp: Any, log_snr: Any, /) -> Any:
+        t, rest = super()._time(xp, log_snr)
+        return t + 1e-9 * np.sin(64.0 * np.pi * t) ** 2 * ((t > 0.01) & (t < 0.99)), rest
+
+
+class _SteepEnd(S.Cosine):
+    def _slope(self, xp: Any, t: Any, rest: Any, /) -> Any:
+        return super()._slope(xp, t, rest) * np.where(t == self.end, 1.01, 1.0)
+
+    end = 0.0
+
+
+class _SteepStart(_SteepEnd):
+    end = 1.0
+
+
+def _another_eta(grid: Any, eta: float) -> dc.Plan:
+    """A sampler that keeps the marginals and is right at both ends of eta."""
+    return ddim(grid, eta=eta**2)
+
+
+def _ratio_of_one(grid: Any) -> dc.Plan:
+    """DPM-Solver++ 2M that takes all gaps for equal."""
+    plan = dc.samplers.dpm_solver_pp(S.Cosine(), grid=grid, order=2)
+    update = plan.update.copy()
+    total = update[1:, 0, 3] + update[1:, 0, 4]
+    update[1:, 0, 3], update[1:, 0, 4] = 1.5 * total, -0.5 * total
+    return dataclasses.replace(plan, update=update)
+
+
+def _corrector(noise: float = 1.0, mean: float = 1.0) -> Callable[..., dc.Plan]:
+    def make_plan(schedule: Any, **settings: Any) -> dc.Plan:
+        plan = dc.samplers.predictor_corrector(schedule, **settings)
+        update = plan.update.copy()
+        update[1::2, 0, 2] *= noise
+        update[1::2, 0, 3] *= mean
+        return dataclasses.replace(plan, update=update)
+
+    return make_plan
+
+
+def _loop(noise: Any = None, clip: bool = True, dtype: Any = np.float64, level: int = 0) -> Callable[..., Any]:
+    """A loop of one's own, by the public steps, with a mistake."""
+
+    def run(denoise: Any, plan: dc.Plan, z: Any, *, seed: Any, prediction: Any, transform_x: Any) -> Any:
+        def drawn(draw: int, shape: Any) -> Any:
+            return dc.noise.normal(seed, draw, shape, dtype=z.dtype)
+
+        def source(draw: int, shape: Any) -> Any:
+            return drawn(draw, shape) if noise is None else noise(drawn, int(draw), shape)
+
+        state = dc.start(plan, z, noise=source)
+        for k in range(len(plan)):
+            at = np.broadcast_to(plan.log_snr[min(k + level, len(plan) - 1)], z.shape[:1])
+            y = denoise(state.z, at).astype(dtype).astype(z.dtype)
+            given = transform_x if clip else None
+            state = dc.step(plan, state, y, prediction=prediction, noise=source, transform_x=given)
+        return state.z
+
+    return run
+
+
+def check_run(**mistake: Any) -> float:
+    plan = dc.samplers.dpm_solver_pp(S.Cosine(), 4, order=2, eta=1.0)
+    return testing.check_run(plan, _loop(**mistake), transform_x=dc.guidance.clip(-0.5, 0.5))
+
+
+def test_a_loop_without_a_mistake_is_no_mistake() -> None:
+    assert check_run() <= 1.0
+
+
 class _Forgetful(dc.exact.Gaussian):
     def denoise(self, z: Any, log_snr: Any) -> Any:
         return 1.001 * super().denoise(z, log_snr)
 
 
 S_T = level(np.array([3.0, 0.1])), level(np.array([-1.0, 0.0]))
+TABLE = "a run of .* is what its table says at element"
 SEEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a log-SNR that rises": (lambda: testing.check_schedule(_Rising()), "lambda.t. falls: not between"),
     "an inverse off by 1e-9": (lambda: testing.check_schedule(_WrongTime()), r"time.lambda.t.. = t at t = "),
     "half the slope": (lambda: testing.check_schedule(_WrongSlope()), "slope = d lambda / dt at t = "),
+    "an inverse that is right on the nodes of a table": (
+        lambda: testing.check_schedule(_RightOnNodes()),
+        r"time.lambda.t.. = t at t = ",
+    ),
+    "a slope off at t = 0": (lambda: testing.check_schedule(_SteepEnd()), "slope = d lambda / dt at its end at t = 0"),
+    "a slope off at t = 1": (
+        lambda: testing.check_schedule(_SteepStart()),
+        "slope = d lambda / dt at its end at t = 1",
+    ),
+    "another eta between 0 and 1": (
+        lambda: testing.check_eta(_another_eta, GRID),
+        r"eta\^2 of the posterior's variance at stage = 0",
+    ),
+    "gaps taken for equal": (
+        lambda: testing.check_order(_ratio_of_one, 2),
+        r"0\.\d\d, but should be 2 .* with gaps as \(1.0, 2.0,",
+    ),
+    "a corrector with too much noise": (
+        lambda: testing.check_corrector_bias(S.Cosine(), make_plan=_corrector(noise=2.0**0.5)),
+        "stationary variance of the corrector",
+    ),
+    "a corrector that moves the mean": (
+        lambda: testing.check_corrector_bias(S.Cosine(), make_plan=_corrector(mean=2.0)),
+        "mean under the corrector",
+    ),
+    "one noise for all stages": (lambda: check_run(noise=lambda drawn, draw, shape: drawn(1, shape)), TABLE),
+    "one noise for all samples": (
+        lambda: check_run(noise=lambda drawn, draw, shape: np.repeat(drawn(draw, shape)[:1], shape[0], axis=0)),
+        TABLE,
+    ),
+    "noise in another order of frames": (
+        lambda: check_run(noise=lambda drawn, draw, shape: drawn(draw, shape)[:, ::-1]),
+        TABLE,
+    ),
+    "noise that starts with another draw": (
+        lambda: check_run(noise=lambda drawn, draw, shape: drawn(draw + 1, shape)),
+        TABLE,
+    ),
+    "a threshold that is forgotten": (lambda: check_run(clip=False), TABLE),
+    "the level after this one": (lambda: check_run(level=1), TABLE),
+    "float32 on the way": (lambda: check_run(dtype=np.float32), TABLE),
     "half the slope, in the bound": (lambda: testing.check_bound(_WrongSlope()), "L_inf from its ends"),
     "sigma by a difference": (
         lambda: testing.check_level_precision(

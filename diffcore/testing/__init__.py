@@ -6,7 +6,8 @@
 * predictions, losses, guidance: `check_conversions`, `check_loss_invariance`, `check_guidance_invariance`
 * a denoiser in closed form: `check_denoiser`, `check_conditional`
 * a plan: `check_composes`, `check_keeps_marginals`, `check_same_plan`, `check_ddim_eta1_is_ancestral`,
-  `check_dpm1_is_ddim`, `check_moments`, `check_corrector_bias`; its order: `order_of_convergence`, `check_order`
+  `check_dpm1_is_ddim`, `check_eta`, `check_moments`, `check_corrector_bias`; its order: `order_of_convergence`, `check_order`
+* a loop against the plan's table: `check_run`
 * runs, bit for bit: `check_last_step_returns_x`, `check_deterministic`, `check_batch_equals_singles`,
   `check_interleaved`, `check_resumed`
 * noise, a backend: `check_noise`, `check_backend`
@@ -44,6 +45,7 @@ from diffcore.testing.plans import (
     check_corrector_bias,
     check_ddim_eta1_is_ancestral,
     check_dpm1_is_ddim,
+    check_eta,
     check_keeps_marginals,
     check_moments,
     check_same_plan,
@@ -55,6 +57,7 @@ from diffcore.testing.runs import (
     check_interleaved,
     check_last_step_returns_x,
     check_resumed,
+    check_run,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ __all__ = [
     "check_denoiser",
     "check_deterministic",
     "check_dpm1_is_ddim",
+    "check_eta",
     "check_guidance_invariance",
     "check_interleaved",
     "check_keeps_marginals",
@@ -87,6 +91,7 @@ __all__ = [
     "check_posterior_precision",
     "check_resumed",
     "check_reverse_variance",
+    "check_run",
     "check_same_plan",
     "check_scaling",
     "check_schedule",

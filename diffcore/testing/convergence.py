@@ -22,7 +22,10 @@ from diffcore import exact, levels
 from diffcore.plan import Plan
 from diffcore.testing._arrays import Float64, fail_unless
 
-__all__ = ["Convergence", "check_order", "order_of_convergence"]
+__all__ = ["UNEVEN", "Convergence", "check_order", "order_of_convergence"]
+
+UNEVEN = (1.0, 2.0, 1.5, 0.75)
+"""Gaps whose ratio does not tend to 1: a multistep coefficient that takes it for 1 loses an order on them."""
 
 
 class Convergence(NamedTuple):
@@ -48,8 +51,9 @@ def order_of_convergence(
     steps: Sequence[int] = (32, 64, 128, 256, 512),
     log_snrs: tuple[float, float] = (-12.0, 6.0),
     floor: float = 1e-12,
+    gaps: Sequence[float] = (1.0,),
 ) -> Convergence:
-    r"""Return the order at which a sampler's error falls on Gaussian data, on grids even in log-SNR.
+    r"""Return the order at which a sampler's error falls on Gaussian data, on grids even in log-SNR or of given gaps.
 
     Of a deterministic plan it is the order of the map z_start -> z_end. Of a noisy one it is the weak order, of mean and
     variance at the end, started from the true marginal.
@@ -61,6 +65,7 @@ def order_of_convergence(
         steps: N of the grids, each the double of the one before.
         log_snrs: (first, last) of the grids; see the module's text for what a start amid signal does.
         floor: errors below it are rounding; such grids are left out.
+        gaps: the gaps of a grid in log-SNR relative to each other, repeated along it, such as `UNEVEN`.
 
     Returns:
         `Convergence`.
@@ -75,7 +80,9 @@ def order_of_convergence(
     >>> round(order_of_convergence(lambda grid: dc.samplers.ddim(schedule, grid=grid)).order)
     1
     """
-    errors = tuple(_error(make_plan(np.linspace(*log_snrs, count + 1)), variances, log_snrs) for count in steps)
+    grids = (np.concatenate([[0.0], np.cumsum(np.resize(gaps, count))]) for count in steps)
+    spread = log_snrs[1] - log_snrs[0]
+    errors = tuple(_error(make_plan(log_snrs[0] + spread * (at / at[-1])), variances, log_snrs) for at in grids)
     kept = [(count, error) for count, error in zip(steps, errors, strict=True) if error > floor]
     if len(kept) < 3:
         raise ValueError(
@@ -103,15 +110,15 @@ def _error(plan: Plan, variances: Sequence[float], log_snrs: tuple[float, float]
 def check_order(
     make_plan: Callable[[Float64], Plan], order: float, *, within: float = 0.25, **settings: object
 ) -> float:
-    """Check that a sampler converges at the order that it claims.
+    """Check that a sampler converges at the order that it claims, on even and on uneven grids.
 
     Args:
-        make_plan, settings: as for `order_of_convergence`.
+        make_plan, settings: as for `order_of_convergence`; with `gaps`, on those alone.
         order: the order that is claimed.
         within: how far the slope may be off; above the claimed order is no failure of less than 1.
 
     Returns:
-        The slope.
+        The smallest slope.
 
     Raises:
         AssertionError: with the errors on all grids.
@@ -121,11 +128,15 @@ def check_order(
     >>> check_order(lambda grid: dc.samplers.heun(schedule, grid=grid), 2) > 1.9
     True
     """
-    found = order_of_convergence(make_plan, **settings)  # type: ignore[arg-type]
-    fail_unless(
-        abs(found.order - order) <= within,
-        f"order of convergence of {make_plan(np.linspace(-1.0, 1.0, 3)).sampler}",
-        f"{found.order:.2f}, but should be {order} within {within}; errors {[f'{e:.2e}' for e in found.errors]} at "
-        f"{found.steps} steps",
-    )
-    return found.order
+    given = [settings.pop("gaps")] if "gaps" in settings else [(1.0,), UNEVEN]
+    slopes = []
+    for gaps in given:
+        found = order_of_convergence(make_plan, gaps=gaps, **settings)  # type: ignore[arg-type]
+        fail_unless(
+            abs(found.order - order) <= within,
+            f"order of convergence of {make_plan(np.linspace(-1.0, 1.0, 3)).sampler}",
+            f"{found.order:.2f}, but should be {order} within {within}; errors {[f'{e:.2e}' for e in found.errors]} at "
+            f"{found.steps} steps with gaps as {gaps}",
+        )
+        slopes.append(found.order)
+    return min(slopes)

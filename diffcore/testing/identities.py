@@ -28,12 +28,14 @@ __all__ = [
 
 
 def times_over(count: int = 65) -> Float64:
-    """Return times from 0 to 1, both included, closer together towards both ends.
+    """Return times from 0 to 1, both included, closer together towards both ends, and some on no grid of equal steps.
 
     >>> times_over(3)[:4]
     array([0.e+00, 1.e-06, 1.e-03, 5.e-01])
     """
-    inner = np.linspace(0.0, 1.0, count)[1:-1]
+    even = np.linspace(0.0, 1.0, count)[1:-1]
+    between = (np.arange(1, count - 2) * (5.0**0.5 - 1.0) / 2.0) % 1.0  # what is right on a table's nodes alone
+    inner = np.sort(np.concatenate([even, between[(between > 2e-3) & (between < 1.0 - 2e-3)]]))
     return np.concatenate([[0.0, 1e-6, 1e-3], inner, [1.0 - 1e-3, 1.0 - 1e-6, 1.0]])
 
 
@@ -66,17 +68,22 @@ def check_schedule(
     name = f"schedule {textwrap.shorten(repr(schedule), 100)}"
     found = host(log_snr)
     fail_unless(not np.any(np.isnan(found)), f"{name}: lambda(t)", f"NaN at t = {t[np.isnan(found)]}")
-    falls = found[1:] < found[:-1]
+    steep = np.abs(host(slope))
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # between times so close together it may fall by less than a unit
+        little = np.minimum(steep[1:], steep[:-1]) * np.diff(t) <= 4.0 * eps * (1.0 + np.abs(found[1:]))
+    falls = (found[1:] < found[:-1]) | ((found[1:] == found[:-1]) & little)
     fail_unless(
         np.all(falls),
         f"{name}: lambda(t) falls",
         f"not between t = {t[:-1][~falls]} and {t[1:][~falls]}: {found[:-1][~falls]}",
     )
-    steep = np.abs(host(slope))
     with np.errstate(invalid="ignore", divide="ignore"):
         rounding = np.where(np.isfinite(found), (1.0 + np.abs(found)) / steep, 0.0)
     used = compare(f"{name}: time(lambda(t)) = t", host(back), t, ulps * eps * (t + rounding), where={"t": t})
     used = max(used, _check_slope(name, schedule, t, host(slope), eps))
+    used = max(used, _check_ends(name, schedule, t, host(slope), eps))
     return max(used, check_scaling(schedule(at), schedule.scaling))
 
 
@@ -92,6 +99,23 @@ def _check_slope(name: str, schedule: Any, t: Float64, slope: Float64, eps: floa
     return compare(
         f"{name}: slope = d lambda / dt", slope, best, (2e-5 + 2048.0 * eps) * np.abs(best) + noise, where={"t": t}
     )
+
+
+def _check_ends(name: str, schedule: Any, t: Float64, slope: Float64, eps: float) -> float:
+    """Compare the slope at t = 0 and 1 with a quotient of second order from inside, where lambda and the slope are finite."""
+    used, step = 0.0, 1e-7
+    for end, inward in ((0.0, 1.0), (1.0, -1.0)):
+        there = slope[t == end]
+        here, first, second = (float(schedule.log_snr(np.float64(end + k * inward * step))) for k in (0.0, 1.0, 2.0))
+        if not there.size or not np.isfinite([here, first, second, there[0]]).all():
+            continue
+        quotient = inward * (4.0 * first - 3.0 * here - second) / (2.0 * step)
+        noise = 32.0 * 2.0**-52 * (1.0 + abs(here)) / step
+        allowed = (1e-3 + 2048.0 * eps) * abs(quotient) + noise
+        used = max(
+            used, compare(f"{name}: slope = d lambda / dt at its end", there[0], quotient, allowed, where={"t": end})
+        )
+    return used
 
 
 def check_scaling(level: Level, scaling: str, *, ulps: float = 16.0) -> float:

@@ -21,6 +21,7 @@ __all__ = [
     "check_corrector_bias",
     "check_ddim_eta1_is_ancestral",
     "check_dpm1_is_ddim",
+    "check_eta",
     "check_keeps_marginals",
     "check_moments",
     "check_same_plan",
@@ -170,6 +171,36 @@ def check_keeps_marginals(plan: Plan, *, rtol: float = 1e-10) -> float:
     return max(used, compare(f"{plan.sampler} keeps the variance", spread, after.sigma**2, tolerance, where=where))
 
 
+def check_eta(make_plan: Callable[[Float64, float], Plan], grid: Float64, *, rtol: float = 1e-10) -> float:
+    r"""Check what eta means: the marginals are kept at every eta, and a step's noise has eta^2 of the posterior's variance.
+
+        (variance of the noise) = eta^2 (1 - e^{lambda_t - lambda_s}) sigma_s^2,   eta = 0, 0.25, 0.5, 0.75, 1
+
+    Args:
+        make_plan: the sampler, (grid, eta) -> plan, of one stage a step.
+        grid: increasing log-SNRs.
+        rtol: of the variance.
+
+    Raises:
+        AssertionError: naming eta and the stage.
+
+    Source: Song, Meng & Ermon 2021 (arXiv 2010.02502), eq. 16.
+
+    >>> schedule = dc.schedules.Cosine()
+    >>> check_eta(lambda grid, eta: dc.samplers.ddim(schedule, grid=grid, eta=eta), np.linspace(-6.0, 3.0, 5)) <= 1.0
+    True
+    """
+    used = 0.0
+    for eta in (0.0, 0.25, 0.5, 0.75, 1.0):
+        plan = make_plan(grid, eta)
+        t, s = (levels.level(at, plan.scaling) for at in (plan.log_snr, plan.next_log_snr))
+        variance = -np.expm1(t.log_snr - s.log_snr) * s.sigma**2
+        identity, where = f"{plan.sampler}: eta^2 of the posterior's variance", {"stage": np.arange(len(plan))}
+        found, want = plan.update[:, 0, NOISE] ** 2, eta**2 * variance
+        used = max(used, compare(identity, found, want, rtol * variance, where=where), check_keeps_marginals(plan))
+    return used
+
+
 def check_moments(plan: Plan, *, mean: float = 0.7, variance: float = 0.4, rtol: float = 1e-9) -> float:
     r"""Check `exact.moments` of a plan against the sampler itself, run on unit noises one by one.
 
@@ -205,8 +236,15 @@ def check_moments(plan: Plan, *, mean: float = 0.7, variance: float = 0.4, rtol:
     return max(used, compare(f"moments of {plan.sampler}: variance", found_variance, spread, rtol * (1.0 + spread)))
 
 
-def check_corrector_bias(schedule: Any, *, delta: float = 0.1, variance: float = 0.4, rtol: float = 1e-10) -> float:
-    r"""Check the stationary variance of the Langevin corrector on Gaussian data, which is not the true one.
+def check_corrector_bias(
+    schedule: Any,
+    *,
+    delta: float = 0.1,
+    variance: float = 0.4,
+    rtol: float = 1e-10,
+    make_plan: Callable[..., Plan] = dc.samplers.predictor_corrector,
+) -> float:
+    r"""Check that a Langevin corrector leaves the mean, and its stationary variance, which is not the true one.
 
         stationary variance = (alpha^2 c + sigma^2) / (1 - delta k / 4),   k = sigma^2 / (alpha^2 c + sigma^2)
 
@@ -215,6 +253,8 @@ def check_corrector_bias(schedule: Any, *, delta: float = 0.1, variance: float =
         delta: the corrector's step.
         variance: c of the data.
         rtol: relative to the variance.
+        make_plan: the sampler to check, called as `predictor_corrector` is: (schedule, steps=, gamma=, delta=) -> plan
+            whose stages are by turns a step and a correction.
 
     Raises:
         AssertionError: naming the log-SNR.
@@ -224,12 +264,15 @@ def check_corrector_bias(schedule: Any, *, delta: float = 0.1, variance: float =
     >>> check_corrector_bias(dc.schedules.Cosine()) <= 1.0
     True
     """
-    plan = dc.samplers.predictor_corrector(schedule, steps=12, gamma=0.0, delta=delta)
+    plan = make_plan(schedule, steps=12, gamma=0.0, delta=delta)
     correct = plan.update[1::2, 0]
     at = levels.level(plan.log_snr[1::2], plan.scaling)
     total = at.alpha**2 * variance + at.sigma**2
+    moved = correct[:, Z] * at.alpha + correct[:, X]
+    used = compare("mean under the corrector", moved, at.alpha, rtol * at.alpha, where={"log_snr": at.log_snr})
     gain = correct[:, Z] + correct[:, X] * at.alpha * variance / total
     stationary = correct[:, NOISE] ** 2 / (1.0 - gain**2)
     truth = total / (1.0 - 0.25 * delta * at.sigma**2 / total)
     size = rtol * truth / np.minimum(1.0, delta * at.sigma**2 / total)  # 1 - gain^2 cancels where the step is small
-    return compare("stationary variance of the corrector", stationary, truth, size, where={"log_snr": at.log_snr})
+    name = "stationary variance of the corrector"
+    return max(used, compare(name, stationary, truth, size, where={"log_snr": at.log_snr}))

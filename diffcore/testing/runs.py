@@ -8,15 +8,17 @@ of the one that serves `like`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+import diffcore as dc
+from diffcore import levels, noise
 from diffcore._array import Array
 from diffcore.backends import Backend
 from diffcore.plan import Plan, X
 from diffcore.sampling import State
-from diffcore.testing._arrays import compare, fail_unless, host, put
+from diffcore.testing._arrays import compare, epsilon, fail_unless, host, put
 from diffcore.testing._loop import Denoise, Loop
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "check_interleaved",
     "check_last_step_returns_x",
     "check_resumed",
+    "check_run",
 ]
 
 
@@ -41,7 +44,6 @@ def check_last_step_returns_x(plan: Plan, *, like: Array | None = None, backend:
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
 
-    >>> import diffcore as dc
     >>> check_last_step_returns_x(dc.samplers.ancestral(dc.schedules.Cosine(), 4, gamma=1.0))
     """
     fail_unless(np.all(plan.next_log_snr[-1] == np.inf), plan.sampler, f"ends at log_snr = {plan.next_log_snr[-1]}")
@@ -83,7 +85,6 @@ def check_deterministic(
     Raises:
         AssertionError: bits that differ, or do not.
 
-    >>> import diffcore as dc
     >>> check_deterministic(lambda z, log_snr: 0.5 * z, dc.samplers.ancestral(dc.schedules.Cosine(), 4))
     """
     loop = Loop(like, backend)
@@ -112,7 +113,6 @@ def check_batch_equals_singles(
     Raises:
         AssertionError: naming the sample and how far it moved.
 
-    >>> import diffcore as dc
     >>> check_batch_equals_singles(lambda z, log_snr: 0.5 * z, dc.samplers.ancestral(dc.schedules.Cosine(), 4))
     """
     loop = Loop(like, backend)
@@ -143,9 +143,7 @@ def check_interleaved(
     Raises:
         AssertionError: naming the plan and how far it moved.
 
-    >>> import diffcore as dc
     >>> schedule = dc.schedules.Cosine()
-    >>> import diffcore as dc
     >>> check_interleaved(lambda z, l: 0.5 * z, [dc.samplers.unipc(schedule, 4), dc.samplers.heun(schedule, 3)])
     """
     loop = Loop(like, backend)
@@ -184,7 +182,6 @@ def check_resumed(
     Raises:
         AssertionError: naming the stage and how far the end moved.
 
-    >>> import diffcore as dc
     >>> check_resumed(lambda z, log_snr: 0.5 * z, dc.samplers.unipc(dc.schedules.Cosine(), 4))
     """
     loop = Loop(like, backend)
@@ -198,6 +195,72 @@ def check_resumed(
         state = kept._replace(z=carry(kept.z), saved=carry(kept.saved), estimates=estimates)
         again = loop.sample(denoise, plan, state, prediction)
         _same_bits(f"{plan.sampler}: resumed after stage {stage} and straight", again, straight)
+
+
+def check_run(
+    plan: Plan,
+    run: Callable[..., Array] = dc.sample,
+    like: Array | None = None,
+    *,
+    shape: Sequence[int] = (3, 4, 5),
+    transform_x: Callable[[Array], Array] | None = None,
+    rounding: float = 64.0,
+) -> float:
+    """Check a loop: that a run is what the plan's table says, worked out stage by stage in float64 on NumPy.
+
+    The denoiser predicts v from z, the level and the place in the sample. So a loop is told apart that draws one noise
+    for two stages or for two samples, in another order, that reads another level, or that forgets what x-hat became.
+
+    Args:
+        plan: with levels of shape ().
+        run: called as `diffcore.sample` is: (denoise, plan, z, seed=, prediction=, transform_x=) -> the end of the run;
+            the noise of stage k is draw k + 1.
+        like: a floating array of the library, dtype and device; NumPy float64 without one.
+        shape: (B, ...).
+        transform_x: a clip or another function of x-hat.
+        rounding: the tolerance, in units of the dtype's rounding of the largest number.
+
+    Returns:
+        How much of the tolerance was used up, in [0, 1].
+
+    Raises:
+        AssertionError: naming the element, and how far off it is.
+
+    >>> check_run(dc.samplers.unipc(dc.schedules.Cosine(), 4), transform_x=dc.guidance.clip()) <= 1.0
+    True
+    """
+    if plan.lead:
+        raise ValueError(f"testing.check_run: `plan` has levels of shape {plan.lead}, but takes those of shape ()")
+    like = np.zeros(()) if like is None else like
+    seed = [(3, 2**64 - 1, 2**33 + 5)[i % 3] + i // 3 for i in range(shape[0])]
+    place = np.linspace(-1.0, 1.0, math.prod(shape[1:])).reshape(shape[1:])
+    begin = put(plan.start.sigma * noise.normal(seed, 0, shape, dtype=np.float64), like)
+
+    def says(z: Array, log_snr: Array) -> Array:
+        of_level = 0.5 / (1.0 + 0.1 * log_snr * log_snr)
+        return put(place, z) - of_level.reshape(-1, *(1,) * (len(shape) - 1)) * z
+
+    z = host(begin)
+    saved, past = np.zeros(shape), [np.zeros(shape)] * plan.history
+    largest = np.abs(z).max(initial=0.0)
+    for k, log_snr in enumerate(plan.log_snr.tolist()):
+        at = levels.level(np.float64(log_snr), plan.scaling)
+        v = says(z, np.full(shape[0], log_snr))
+        x = (at.alpha * z - at.sigma * v) / (at.alpha**2 + at.sigma**2)
+        x = x if transform_x is None else np.asarray(transform_x(x))
+        eps = noise.normal(seed, k + 1, shape, dtype=np.float64)
+        terms = [z, saved, eps, x, *past]
+        sizes = np.array([np.abs(term).max(initial=0.0) for term in terms])
+        largest = max(largest, float((np.abs(plan.update[k]) @ sizes).max()))  # before what cancels
+        z, saved = (sum(c * term for c, term in zip(row, terms, strict=True)) for row in plan.update[k].tolist())
+        past = [x, *past][: plan.history]
+    found = run(says, plan, begin, seed=seed, prediction="v", transform_x=transform_x)
+    identity = f"a run of {plan.sampler} is what its table says"
+    fail_unless(found.dtype == begin.dtype, identity, f"dtype {found.dtype}, but should be {begin.dtype}")
+    fail_unless(
+        tuple(found.shape) == tuple(shape), identity, f"shape {tuple(found.shape)}, but should be {tuple(shape)}"
+    )
+    return compare(identity, host(found), z, rounding * epsilon(begin) * (1.0 + largest), where="element ")
 
 
 def _same_bits(identity: str, found: Array, want: Array) -> None:
