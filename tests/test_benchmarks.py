@@ -49,7 +49,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.gpu")
 
 
-def test_a_row_that_fails_hangs_or_crashes_costs_itself_or_the_rest_of_its_part(gpu: Any, tmp_path: Path) -> None:
+def test_no_part_takes_another_with_it(gpu: Any, tmp_path: Path) -> None:
+    """A row that fails, hangs or crashes costs itself or the rest of its part. (`-k` reads the folder too, so this name has no word of it.)"""
     (tmp_path / "bench_rows.py").write_text(ROWS)
     (tmp_path / "bench_broken.py").write_text("import a_package_that_is_not_there\n")
     options = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.conftest import *"
