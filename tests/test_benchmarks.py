@@ -50,7 +50,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_no_part_takes_another_with_it(gpu: Any, tmp_path: Path) -> None:
-    """A row that fails, hangs or crashes costs itself or the rest of its part. (`-k` reads the folder too, so this name has no word of it.)"""
+    """A row that fails, hangs or crashes costs itself or the rest of its part.
+
+    Filters of rows also read the name of a test's folder, so that this name has none of their words.
+    """
     (tmp_path / "bench_rows.py").write_text(ROWS)
     (tmp_path / "bench_broken.py").write_text("import a_package_that_is_not_there\n")
     options = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.conftest import *"
