@@ -1,8 +1,8 @@
 r"""The contract: what a backend supplies, with enough said to write a fourth one.
 
-Everything in `diffcore` but a few things is plain array API code. A backend supplies those. Derive from
-`diffcore.backends.ArrayAPIBackend`, which has all of them for any library that follows the array API standard, and
-replace what the library does better:
+Everything in `diffcore` but a few things is plain array API code. A backend supplies those. It knows a stage and a plan, and
+nothing of guidance, conditioning or the functions that call it. Derive from `diffcore.backends.ArrayAPIBackend`, which has all
+of them for any library that follows the array API standard, and replace what the library does better:
 
     from diffcore.backends import ArrayAPIBackend
 
@@ -21,42 +21,15 @@ and check it with `diffcore.testing.check_backend(backend, like=cupy.zeros(1))`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from diffcore._array import Array
-
-if TYPE_CHECKING:
-    from diffcore._known import Held
-    from diffcore.plan import Plan
-    from diffcore.sampling import State
-
-Draw = Callable[[Any, tuple[int, ...]], Array]
-"""A source of noise: (draw number, shape) -> standard normal array."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """All that a loop needs: see `diffcore.sample`, which checks it and hands it to `Backend.run`.
-
-    `coefficients` is (stages, *lead, 2 + 2 columns) in float64 on the host: the two coefficients of x-hat in the state
-    and the prediction, then the two rows of `Plan.update`. `noise` is None where the seeds of the state make the noise.
-    `held` is what is known of x: after every stage `diffcore._known.after` sets it. `owned` says that the arrays of the state
-    were made for this run alone, so that it may write over them.
-    """
-
-    denoise: Callable[[Array, Array], Array]
-    plan: Plan
-    coefficients: npt.NDArray[np.float64]
-    transform_x: Callable[[Array], Array] | None = None
-    noise: Draw | None = None
-    callback: Callable[[State], object] | None = None
-    compile: bool | None = None
-    held: Held | None = None
-    owned: bool = False
+from diffcore.plan import Form
+from diffcore.stage import Run, Source
+from diffcore.state import State
 
 
 @runtime_checkable
@@ -81,23 +54,24 @@ class Backend(Protocol):
         """Return the 32-bit words behind `normal`, in an integer dtype that holds [0, 2^32)."""
 
     def index(self, value: int) -> Any:
-        """Return the number of a stage in the form that a state carries: an int unless tracing wants an array."""
-
-    def traces(self, index: Any) -> bool:
-        """Return whether a stage's number is unknown now, because the code is being traced."""
+        """Return the number of a stage or a draw in the form that a state carries: an int unless tracing wants an array."""
 
     def advance(
         self,
+        form: Form,
         state: State,
         y: Array,
         row: Any,
-        noise: Array | Draw | None,
+        noise: Array | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: Array | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
-        """Return the state after a stage: the fused kernel. Must equal `diffcore.sampling.advance`, which is the plain
-        function, up to rounding. `row` holds the stage's coefficients: Python floats, or an array (*lead, n).
+        """Return the state after a stage: the fused kernel. Must equal `diffcore.stage.advance`, which is the plain
+        function, up to rounding. `row` holds the stage's coefficients: Python floats, or an array (*lead, n). `noise` is fresh
+        noise, a caller's source of it, or None for the keys of the state; `between` are the levels that a source may ask for.
         """
 
     def run(self, run: Run, state: State) -> State:

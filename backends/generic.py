@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _known, _philox, sampling
+from diffcore import _array, _philox, stage
 from diffcore._array import Array
-from diffcore.backends.contract import Draw, Run
-from diffcore.sampling import State
+from diffcore.plan import Form
+from diffcore.stage import Run, Source, Turn
+from diffcore.state import State
 
 
 class ArrayAPIBackend:
@@ -39,40 +40,54 @@ class ArrayAPIBackend:
     def index(self, value: int) -> Any:
         return value
 
-    def traces(self, index: Any) -> bool:
-        return False
-
     def advance(
         self,
+        form: Form,
         state: State,
         y: Array,
         row: Any,
-        noise: Array | Draw | None,
+        noise: Array | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: Array | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
-        drawn = sampling.draw_noise(self, state, noise) if stochastic else None
-        return sampling.advance(state, y, row, drawn, transform_x)
+        eps = self.fresh(state, noise, between) if stochastic else None
+        return stage.advance(form, state, y, row, eps, transform_x, other)
 
     def run(self, run: Run, state: State) -> State:
-        at = sampling.levels_for(run.plan, state.z)
-        for stage in range(int(state.index), len(run.plan)):
-            denoise = run.denoise.at(run.plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
-            y = denoise(state.z, at[stage, ...])
-            sampling.check_prediction(y, state.z)
-            state = self.finish(run, state, y, stage, run.noise)
+        levels = stage.levels_of(run, state.z)
+        for turn in stage.turns(run, int(state.index), levels):
+            y, other = stage.ask(run.form, turn.denoise, state.z, turn.levels)
+            state = self.finish(run, state, y, turn, run.noise, other)
         return state
 
-    def finish(self, run: Run, state: State, y: Array, stage: int, noise: Array | Draw | None) -> State:
-        """Return the state after a stage whose prediction is there, with what is known set and the callback called."""
-        row, noisy = sampling.row_for(run.coefficients[stage], state.z)
-        after = self.advance(state, y, row, noise, stochastic=noisy, transform_x=run.transform_x)
-        if run.held is not None:
-            after = _known.after(self, run.held, state, after, run.noise)
+    def finish(
+        self, run: Run, state: State, y: Array, turn: Turn, noise: Array | Source | None, other: Array | None = None
+    ) -> State:
+        """Return the state after a stage whose prediction is there, with the constraint met and the callback called."""
+        after = self.advance(
+            run.form,
+            state,
+            y,
+            stage.row_of(run.coefficients, turn.stage, state.z),
+            noise,
+            stochastic=turn.noisy,
+            transform_x=run.transform_x,
+            other=other,
+            between=stage.levels_between(run.plan, turn.stage),
+        )
+        after = stage.constrained(self, run.held, state, after, run.noise)
         if run.callback is not None:
             run.callback(after)
         return after
+
+    def fresh(self, state: State, noise: Array | Source | None, between: tuple[Any, Any] | None) -> Array:
+        """Return the noise of a stage: what is given, or what a source or the keys give."""
+        if noise is None or isinstance(noise, Source):
+            return stage.drawn(self, state, noise, between)
+        return noise
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array

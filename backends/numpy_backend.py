@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from diffcore._array import Array
-from diffcore.backends import numpy_noise, numpy_run
-from diffcore.backends.contract import Draw, Run
+from diffcore.backends import numpy_noise
 from diffcore.backends.generic import ArrayAPIBackend
-from diffcore.sampling import State
 
 
 class NumPyBackend(ArrayAPIBackend):
@@ -24,29 +21,6 @@ class NumPyBackend(ArrayAPIBackend):
 
     def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
         return numpy_noise.bits(words, draw, shape, device=device, stream=stream)
-
-    def advance(
-        self,
-        state: State,
-        y: Array,
-        row: Any,
-        noise: Array | Draw | None,
-        *,
-        stochastic: bool,
-        transform_x: Callable[[Array], Array] | None,
-    ) -> State:
-        found = numpy_run.advance(self, state, y, row, noise if stochastic else False, transform_x, _same, _same)
-        if found is not None:
-            return found
-        return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
-
-    def run(self, run: Run, state: State) -> State:
-        reached = numpy_run.run(self, run, state, _same, _same)
-        return super().run(run, state if reached is None else reached)
-
-
-def _same(array: Any) -> Any:
-    return array
 
 
 backend = NumPyBackend(np)

@@ -15,6 +15,7 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+import numpy.typing as npt
 
 Array = Any
 """An array of any library that follows the array API standard."""
@@ -127,6 +128,32 @@ def _wide_numpy(value: np.floating[Any]) -> Any:
 def as_array(xp: Any, value: Array) -> Array:
     """Return a number as an array of a library, and an array as it is: `torch.asarray` cut it off its gradient until 2.13."""
     return xp.asarray(value) if library(value) is None else value
+
+
+def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
+    """Return host coefficients as an array of the data's library and device, in the dtype they are computed in."""
+    xp = library(like)
+    dtype = xp.float32 if is_half(like.dtype) else like.dtype
+    return xp.asarray(table, dtype=dtype, device=device(like))
+
+
+def known_int(value: Any) -> int | None:
+    """Return an int, or a 0-d integer array, as an int; None where code is traced and its value is not known yet."""
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and torch.compiler.is_compiling():
+        return None
+    try:
+        return int(value)
+    except (TypeError, RuntimeError):  # a tracer of JAX; a tensor inside a transformation of torch
+        return None
+
+
+def take_row(rows: Array, index: Any, like: Array) -> Array:
+    """Return rows[index] for an index that is traced, without a branch on it and without waiting for a device."""
+    xp = library(rows)
+    return xp.take(rows, xp.reshape(xp.asarray(index, device=device(like)), (1,)), axis=0)[0, ...]
 
 
 def scalar(array: Array) -> Array:
