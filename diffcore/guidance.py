@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -115,6 +115,7 @@ def classifier_free(
 class ClassifierFree:
     """A denoiser under classifier-free guidance: what `classifier_free` returns, which documents the fields."""
 
+    parts: ClassVar = ("source",)
     source: Two | One
     weight: float | Callable[[Array], Array]
     rescale: float = 0.0
@@ -176,6 +177,17 @@ class ClassifierFree:
         if callable(self.weight) or self.weight == 0.0 or self.rescale != 0.0 or self.interval is not None:
             return None
         return *self.source.both(z, log_snr), self.weight
+
+    def with_unguided(self, z: Array, log_snr: Array) -> tuple[Array, Array]:
+        """Return the guided prediction at z and the unconditional one, for plans that read both.
+
+        >>> guided = classifier_free(lambda z, l: z, lambda z, l: -z, weight=2.0)
+        >>> guided.with_unguided(np.ones((1, 1)), 0.0)
+        (array([[5.]]), array([[-1.]]))
+        """
+        c, u = self.source.both(z, log_snr)
+        given = replace(self, source=Two(lambda z, log_snr: c, lambda z, log_snr: u))  # noqa: ARG005
+        return given(z, log_snr), u
 
     def __getattr__(self, name: str) -> Any:
         if name in _FORWARDED or name == "with_scaling":

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +32,7 @@ Pull = Callable[[Array], Array]
 class Term:
     """One condition: A(x) = observed where the mask says so; A is the identity where `measure` is None."""
 
+    parts: ClassVar = ("observed", "mask")
     observed: Any
     mask: Any
     measure: Callable[[Array], Array] | None
@@ -43,6 +44,7 @@ class Term:
 class Guided(ABC):
     """A denoiser (z, log_snr) -> prediction that is conditioned on terms."""
 
+    parts: ClassVar = ("denoise", "terms")
     denoise: Callable[[Array, Array], Array]
     terms: tuple[Term, ...]
     prediction: Prediction
