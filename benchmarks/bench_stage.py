@@ -106,9 +106,7 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
         return dc.sample(denoise, plan, start, prediction="eps", transform_x=CLIP, compile=fuse)
 
     start = dc.start(plan, z, seed=7)
-    moved = (
-        3 + 2 * plan.saves + plan.history + (plan.history > 0)
-    )  # arrays: read z and y, write z, and what the plan keeps
+    moved = 3 + plan.memory + plan.form.computed  # arrays: read z, y and the memory, write z and the rows that are worked out
     call = _replayed(ours) if who == "torch graph" else lambda: arrays.ready(ours())
     timed(call, group, who, "ours", calls=len(plan), bytes=moved * z.nbytes)
 

@@ -141,9 +141,9 @@ class ClassifierFree:
         inside = (log_snr >= low) & (log_snr <= high)
         if _array.name(xp) == "torch":  # its `cond` runs both branches, and would call the model three times
             return self._guided(z, log_snr, inside)
-        from diffcore import backends
+        from diffcore._dispatch import backend_of
 
-        guided: Array = backends.of(z).cond(xp.any(inside), self._guided, self._conditional, z, log_snr, inside)
+        guided: Array = backend_of(z).cond(xp.any(inside), self._guided, self._conditional, z, log_snr, inside)
         return guided
 
     def at(self, log_snr: Any) -> Denoiser:

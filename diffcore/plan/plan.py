@@ -104,9 +104,13 @@ class Plan:
     def _check(self) -> None:
         shape, update = self.log_snr.shape, self.update.shape
         if self.log_snr.ndim not in (1, 2, 3) or shape[0] < 1:
-            raise ValueError(f"Plan: `log_snr` must have the shape (stages, *lead), lead (), (B,) or (B, T), got {shape}")
+            raise ValueError(
+                f"Plan: `log_snr` must have the shape (stages, *lead), lead (), (B,) or (B, T), got {shape}"
+            )
         if self.next_log_snr.shape != shape:
-            raise ValueError(f"Plan: `next_log_snr` must have the shape of `log_snr`, {shape}, got {self.next_log_snr.shape}")
+            raise ValueError(
+                f"Plan: `next_log_snr` must have the shape of `log_snr`, {shape}, got {self.next_log_snr.shape}"
+            )
         more = 2 + (self.second is not None)
         if update[:-2] != shape or len(update) != len(shape) + 2 or update[-1] != update[-2] + more or update[-2] < 1:
             raise ValueError(
@@ -119,7 +123,9 @@ class Plan:
                 f"{self.log_snr[stage]} -> {self.next_log_snr[stage]}; start from a finite log-SNR"
             )
         if np.any(np.isnan(self.next_log_snr)):
-            raise ValueError(f"Plan: `next_log_snr` of {self.sampler} is NaN at stage {int(np.argwhere(np.isnan(self.next_log_snr))[0][0])}")
+            raise ValueError(
+                f"Plan: `next_log_snr` of {self.sampler} is NaN at stage {int(np.argwhere(np.isnan(self.next_log_snr))[0][0])}"
+            )
         if not np.all(np.isfinite(self.levels.sigma)):
             raise ValueError(
                 f"Plan: {self.sampler} calls the denoiser at a log_snr of -inf or NaN, where sigma is not finite under scaling "
@@ -238,7 +244,9 @@ class Plan:
         """
         order = np.asarray(stages)
         if self.lead:
-            raise ValueError(f"Plan.per_frame: the plan has levels of shape {self.lead}, but takes one whose levels have shape ()")
+            raise ValueError(
+                f"Plan.per_frame: the plan has levels of shape {self.lead}, but takes one whose levels have shape ()"
+            )
         if order.ndim != 2 or order.dtype.kind not in "iu" or order.size == 0:
             raise ValueError(f"Plan.per_frame: `stages` must be ints (N, T), got {order.dtype} of shape {order.shape}")
         before = np.maximum.accumulate(np.concatenate([np.full((1, order.shape[1]), -1), order]), axis=0)

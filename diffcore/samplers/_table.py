@@ -50,7 +50,9 @@ def table() -> dict[str, Sampler]:
     """
     return {
         "ancestral": Sampler(ancestral, _once, (Variant({}), Variant({"gamma": 0.3}), Variant({"gamma": 1.0}))),
-        "predictor_corrector": Sampler(predictor_corrector, _twice, (Variant({}), Variant({"gamma": 0.3, "delta": 0.2}))),
+        "predictor_corrector": Sampler(
+            predictor_corrector, _twice, (Variant({}), Variant({"gamma": 0.3, "delta": 0.2}))
+        ),
         "ddim": Sampler(ddim, _once, (Variant({}, 1), Variant({"eta": 0.5}), Variant({"eta": 1.0}))),
         "euler": Sampler(euler, _once, (Variant({}, 1), Variant({"churn": 4.0, "noise_scale": 1.003}))),
         "heun": Sampler(heun, _twice, (Variant({}, 2), Variant({"churn": 4.0, "noise_scale": 1.003}))),
