@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, schedule_of
 from test_sampling import LIBRARIES, denoise, every_library, every_sampler, host, sample
 
 import diffcore as dc
@@ -125,7 +125,7 @@ def test_the_noise_of_what_is_known_is_independent_of_all_other_noise() -> None:
         asked.append(int(draw))
         return np.zeros(shape)
 
-    for name in ("ancestral.3", "predictor_corrector", "dpm++2m sde"):
+    for name in ("ancestral gamma=0.3", "predictor_corrector", "dpm_solver_pp order=2 eta=1.0"):
         for variant in ("marginal", "posterior"):
             asked.clear()
             plan = SAMPLERS[name](schedule_of("vp"), steps=5)
@@ -136,7 +136,7 @@ def test_the_noise_of_what_is_known_is_independent_of_all_other_noise() -> None:
 
 def test_with_seeds_each_noise_is_the_one_it_should_be() -> None:
     """The start and each stage from stream 4, draw 0, 1, 2, ...; the rest of the run as without a constraint."""
-    plan, clip = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4), CLIP.astype(np.float64)
+    plan, clip = SAMPLERS["ancestral"](schedule_of("vp"), steps=4), CLIP.astype(np.float64)
     state = dc.start(plan, shape=SHAPE, like=clip, seed=9, constraint=given(clip=clip))
     free = dc.start(plan, shape=SHAPE, like=clip, seed=9)
     for k in range(len(plan)):
@@ -150,7 +150,7 @@ def test_with_seeds_each_noise_is_the_one_it_should_be() -> None:
 
 
 @every_library
-@pytest.mark.parametrize("name", ["ancestral.3", "heun churned", "dpm++3m sde", "unipc2", "predictor_corrector"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "heun churn=4.0 noise_scale=1.003", "dpm_solver_pp order=3 eta=1.0", "unipc", "predictor_corrector"])
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(name: str, to: Callable[[Any], Any]) -> None:
     plan = SAMPLERS[name](schedule_of("vp"), steps=4)
     states: list[dc.State] = []
@@ -167,7 +167,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(name: str, to: Callable[[
 @every_library
 @every_variant
 def test_steps_by_hand_are_the_run(to: Callable[[Any], Any], variant: str) -> None:
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](schedule_of("vp"), steps=4)
     constraint = given(variant)
     state = dc.start(plan, to(CLIP), seed=7, constraint=constraint)
     for log_snr in plan.log_snr:
@@ -181,7 +181,7 @@ def test_steps_by_hand_are_the_run(to: Callable[[Any], Any], variant: str) -> No
 
 @every_library
 def test_a_batch_is_its_samples_bit_for_bit(to: Callable[[Any], Any]) -> None:
-    plan, like = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=4), to(np.zeros(1, np.float32))
+    plan, like = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=4), to(np.zeros(1, np.float32))
     kept: dict[str, Any] = {"like": like, "prediction": "v", "to": to}
     both = sample(denoise, plan, shape=SHAPE, seed=[3, 2**64 - 1], constraint=given(), **kept)
     for i, seed in enumerate((3, 2**64 - 1)):
@@ -199,9 +199,9 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(
     low = np.linspace(-4.0, -2.0, int(np.prod(lead))).reshape(lead)
     grid = np.stack([low + 1.5 * k for k in range(4)])
     schedule, noise = schedule_of("vp"), {"seed": 5, "prediction": "v", "constraint": given(variant)}
-    clip = host(sample(denoise, SAMPLERS["ancestral.3"](schedule, grid=grid), to(CLIP), to=to, **noise))
+    clip = host(sample(denoise, SAMPLERS["ancestral gamma=0.3"](schedule, grid=grid), to(CLIP), to=to, **noise))
     for where in np.ndindex(lead):
-        alone = SAMPLERS["ancestral.3"](schedule, grid=grid[(slice(None), *where)])
+        alone = SAMPLERS["ancestral gamma=0.3"](schedule, grid=grid[(slice(None), *where)])
         want = host(sample(denoise, alone, to(CLIP), to=to, **noise))
         index = where if lead[0] > 1 else (slice(None), where[1])
         np.testing.assert_allclose(clip[index], want[index], atol=2e-6)
@@ -220,7 +220,7 @@ def test_frames_that_are_clean_from_the_start_stay_clean() -> None:
 
 def test_past_estimates_of_known_elements_reach_no_other() -> None:
     """So that a constraint may leave them alone."""
-    for name in ("dpm++3m", "unipc3", "heun", "dpm++2m sde"):
+    for name in ("dpm_solver_pp order=3", "unipc order=3", "heun", "dpm_solver_pp order=2 eta=1.0"):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
         state = dc.start(plan, CLIP, seed=1, constraint=given())
         for stage, log_snr in enumerate(plan.log_snr):
@@ -236,7 +236,7 @@ def test_past_estimates_of_known_elements_reach_no_other() -> None:
 
 @every_library
 def test_nothing_known_changes_no_bit_and_all_known_is_what_is_known(to: Callable[[Any], Any]) -> None:
-    for name in ("ancestral.3", "heun"):
+    for name in ("ancestral gamma=0.3", "heun"):
         plan = SAMPLERS[name](schedule_of("vp"), steps=4)
         run = lambda constraint: host(  # noqa: E731
             dc.sample(denoise, plan, to(CLIP), seed=2, prediction="v", constraint=constraint)  # noqa: B023
@@ -247,7 +247,7 @@ def test_nothing_known_changes_no_bit_and_all_known_is_what_is_known(to: Callabl
 
 
 def test_a_clip_of_one_frame_and_an_empty_one() -> None:
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=4)
     one = CLIP[:, :1]
     for mask, want in ((True, one), (False, None)):
         held = replacement(one, frames([0] if mask else [], of=1)[..., 0])
@@ -261,7 +261,7 @@ def test_a_clip_of_one_frame_and_an_empty_one() -> None:
 
 
 def test_out_of_range_observations_come_back_whatever_is_clipped() -> None:
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=4)
     assert np.abs(CLIP[KNOWN]).max() > 1.0
     for bounded in (dc.guidance.clip(-1.0, 1.0), dc.guidance.dynamic_threshold(0.9)):
         clip = dc.sample(denoise, plan, CLIP, seed=1, prediction="v", constraint=given(), transform_x=bounded)
@@ -271,7 +271,7 @@ def test_out_of_range_observations_come_back_whatever_is_clipped() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtype_in_is_dtype_out(dtype: str) -> None:
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](schedule_of("vp"), steps=4)
     z = torch.from_numpy(CLIP).to(getattr(torch, dtype))
     clip = dc.sample(denoise, plan, z, seed=1, prediction="v", constraint=given())
     assert clip.dtype == z.dtype
@@ -303,7 +303,7 @@ def run(plan: dc.Plan, constraint: Any) -> Any:
 @pytest.mark.parametrize(("call", "error", "words"), BAD)
 def test_bad_input_says_what_to_do(call: Callable[[dc.Plan], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        call(SAMPLERS["ancestral0"](schedule_of("vp"), steps=3))
+        call(SAMPLERS["ancestral"](schedule_of("vp"), steps=3))
 
 
 def test_a_state_without_seeds_asks_for_noise() -> None:

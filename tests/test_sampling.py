@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore.backends import cpu_threads
@@ -124,7 +124,7 @@ def test_a_batch_is_its_samples_bit_for_bit(make: Callable[..., dc.Plan], to: Ca
 
 @every_library
 def test_interleaved_runs_are_runs_in_sequence(to: Callable[[Any], Any]) -> None:
-    plans = [SAMPLERS["unipc2"](schedule_of("vp"), steps=5), SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=5)]
+    plans = [SAMPLERS["unipc"](schedule_of("vp"), steps=5), SAMPLERS["dpm_solver_pp order=3 eta=1.0"](schedule_of("vp"), steps=5)]
     together = [dc.start(plan, start_of(to), seed=seed) for seed, plan in enumerate(plans)]
     for stage in range(5):
         for which, plan in enumerate(plans):
@@ -138,7 +138,7 @@ def test_interleaved_runs_are_runs_in_sequence(to: Callable[[Any], Any]) -> None
 
 
 def test_a_step_leaves_the_state_it_was_given() -> None:
-    plan = SAMPLERS["unipc2"](schedule_of("vp"), steps=5)
+    plan = SAMPLERS["unipc"](schedule_of("vp"), steps=5)
     state = dc.start(plan, start_of(np.asarray), seed=1)
     before = state.z.copy()
     dc.step(plan, state, denoise(state.z, 0.0), prediction="v")
@@ -217,7 +217,7 @@ def test_a_run_that_is_over_is_returned_as_it_is(make: Callable[..., dc.Plan], t
 @pytest.mark.parametrize("size", [5, 1 << 15])
 @pytest.mark.parametrize("to", [LIBRARIES["numpy"], LIBRARIES["torch"]], ids=["numpy", "torch"])
 def test_a_denoiser_may_write_every_prediction_to_the_same_memory(size: int, to: Callable[[Any], Any]) -> None:
-    plan = SAMPLERS["dpm++3m"](schedule_of("vp"), steps=6)
+    plan = SAMPLERS["dpm_solver_pp order=3"](schedule_of("vp"), steps=6)
     z = to(np.linspace(-2.0, 2.0, size, dtype=np.float32).reshape(1, -1))
     memory = z * 0.0
 
@@ -241,7 +241,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(to: Callable[[Any
     low = np.linspace(-4.0, -2.0, int(np.prod(lead))).reshape(lead)
     grid = np.stack([low + 1.5 * k for k in range(5)])
     schedule = schedule_of("vp")
-    plan = SAMPLERS["dpm++3m"](schedule, grid=grid)
+    plan = SAMPLERS["dpm_solver_pp order=3"](schedule, grid=grid)
     shapes = []
 
     def recorded(z: Any, log_snr: Any) -> Any:
@@ -252,7 +252,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(to: Callable[[Any
     clip = host(dc.sample(recorded, plan, z, prediction="v"))  # traced anew, so that the shapes are seen
     assert set(shapes) == {(2, *lead[1:])}
     for where in np.ndindex(lead):
-        alone = SAMPLERS["dpm++3m"](schedule, grid=grid[(slice(None), *where)])
+        alone = SAMPLERS["dpm_solver_pp order=3"](schedule, grid=grid[(slice(None), *where)])
         want = host(sample(denoise, alone, z, prediction="v", to=to))
         index = where if lead[0] > 1 else ()
         np.testing.assert_allclose(clip[index], want[index], atol=2e-6)
@@ -260,7 +260,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(to: Callable[[Any
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtype_in_is_dtype_out(dtype: str) -> None:
-    plan = SAMPLERS["unipc2"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["unipc"](schedule_of("vp"), steps=4)
     z = start_of(torch.from_numpy).to(getattr(torch, dtype))
     clip = dc.sample(denoise, plan, z, seed=1, prediction="v")
     assert clip.dtype == z.dtype
@@ -274,7 +274,7 @@ def test_dtype_in_is_dtype_out(dtype: str) -> None:
 
 
 def test_meta_tensors_go_through_without_a_value() -> None:
-    plan = SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=3 eta=1.0"](schedule_of("vp"), steps=4)
     clip = dc.sample(denoise, plan, shape=(2, 3), like=torch.zeros(1, device="meta"), prediction="v")
     assert clip.device.type == "meta"
     assert clip.shape == (2, 3)
@@ -282,13 +282,13 @@ def test_meta_tensors_go_through_without_a_value() -> None:
 
 @every_library
 def test_an_empty_axis_stays_empty(to: Callable[[Any], Any]) -> None:
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=3)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=3)
     clip = dc.sample(denoise, plan, shape=(2, 0, 3), like=to(np.zeros(1, np.float32)), seed=1, prediction="v")
     assert tuple(clip.shape) == (2, 0, 3)
 
 
 def test_ones_own_noise_is_asked_once_a_draw() -> None:
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=4)
     asked: list[tuple[int, tuple[int, ...]]] = []
 
     def mine(draw: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -312,7 +312,7 @@ def test_the_estimate_is_transformed_before_anything_is_computed_from_it() -> No
 
 def test_progress_counts_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=4)
     dc.sample(denoise, plan, start_of(np.asarray), prediction="v", progress=True)
     assert "4/4" in capsys.readouterr().err
 
@@ -337,7 +337,7 @@ BAD: list[tuple[Callable[[dc.Plan, Any], Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("call", "error", "words"), BAD)
 def test_bad_input_says_what_to_do(call: Callable[[dc.Plan, Any], Any], error: type[Exception], words: str) -> None:
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=4)
     with pytest.raises(error, match=words):
         call(plan, start_of(np.asarray))
 
