@@ -12,7 +12,6 @@ import pytest
 import diffcore as dc
 from diffcore.plan.text import table
 
-
 NAMES = ["z", "m1", "m2", "noise", "x"]
 
 

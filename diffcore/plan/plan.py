@@ -207,8 +207,8 @@ class Plan:
         end, start = self.next_log_snr[-1], other.log_snr[0]
         if not np.allclose(end, start, rtol=1e-9, atol=1e-9):
             raise ValueError(
-                f"Plan: {self.sampler} ends at log_snr {end} but {other.sampler} starts at {start}; end the grid of the first where "
-                f"that of the second begins"
+                f"Plan: {self.sampler} ends at log_snr {end} but {other.sampler} starts at {start}; end the grid of the "
+                f"first where that of the second begins"
             )
         memory = max(self.form.memory, other.form.memory)
         rows = [_with_memory(plan.update, memory) for plan in (self, other)]
@@ -238,9 +238,9 @@ class Plan:
         Source: Chen et al. 2024 (arXiv 2407.01392), sec. 3.3, for schedules of levels over frames and time.
 
         >>> import diffcore as dc
-        >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=2)
+        >>> plan = dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2)
         >>> plan.per_frame([[0, -1], [1, 0], [-1, 1]]).log_snr[:, 0].tolist()
-        [[-20.0, -20.0], [0.0, -20.0], [inf, 0.0]]
+        [[-10.0, -10.0], [0.0, -10.0], [inf, 0.0]]
         """
         order = np.asarray(stages)
         if self.lead:
