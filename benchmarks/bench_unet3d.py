@@ -152,6 +152,8 @@ def _peak(who: str, what: str) -> int:
 
 def together(path: Path, rounds: int = 3) -> None:
     """Time all in turn, round after round, so that other work on the machine falls on all alike; write JSON as it goes."""
+    from diffcore import _files
+
     rows: list[dict[str, Any]] = []
     for what in WHAT:
         cases = {who: case(who, what) for who in WHO}
@@ -172,7 +174,7 @@ def together(path: Path, rounds: int = 3) -> None:
             print(row, flush=True)
             versions = {name: metadata.version(name) for name in ("torch", "jax", "flax", "video-diffusion-pytorch")}
             found = {"clip": SHAPE, "cores": os.cpu_count(), "versions": versions, "rows": rows}
-            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            _files.write(path, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
