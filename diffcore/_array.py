@@ -155,6 +155,26 @@ def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple
         )
 
 
+def line_up(function: str, /, **arrays: Array) -> tuple[Array, ...]:
+    """Return arrays of levels that broadcast by their leading axes: beside (B, T), one of (B,) becomes (B, 1).
+
+    Raises ValueError where two of them do not align. An array of no axes, and a number, is left as it is.
+    """
+    shapes = {argument: tuple(getattr(array, "shape", ())) for argument, array in arrays.items()}
+    for argument, shape in shapes.items():
+        for other, against in shapes.items():
+            if any(1 not in (n, m) and n != m for n, m in zip(shape, against, strict=False)):
+                raise ValueError(
+                    f"{function}: `{argument}` has shape {shape} and `{other}` has {against}, which do not align by their "
+                    f"leading axes; levels have shape (), (B,) or (B, T)"
+                )
+    rank = max(len(shape) for shape in shapes.values())
+    return tuple(
+        library(array).reshape(array, shape + (1,) * (rank - len(shape))) if 0 < len(shape) < rank else array
+        for array, shape in zip(arrays.values(), shapes.values(), strict=True)
+    )
+
+
 def device(array: Array) -> Any:
     """Return the device of an array, also under jit, where `array.device` fails; None where JAX says how it is divided among
     devices, which holds for that array alone."""

@@ -123,7 +123,8 @@ def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
     np.float64(0.859141)
     """
     function = "likelihood.discrete_weight"
-    xp = _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
+    s, t = levels.line_up(function, s=s, t=t)
+    xp = _array.namespace(function, s=s.log_snr, t=t.log_snr)
     clean, noisy = (_array.level_array(function, "log_snr", part.log_snr)[1] for part in (s, t))
     return _Interval(_array.as_array(xp, clean - noisy), float(steps))(t)
 
