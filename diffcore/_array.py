@@ -155,6 +155,30 @@ def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple
         )
 
 
+def check_trailing(function: str, argument: str, shape: tuple[int, ...], of: tuple[int, ...]) -> None:
+    """Raise ValueError unless a mask's shape, or that of something observed, broadcasts to the data's by its last axes.
+
+    Of one or two axes, it could be one value for each sample or frame, as of levels; where the sizes do not tell the two
+    apart, that is refused too. A last axis of size 1 says which are meant.
+    """
+    rest = (1,) * (len(of) - len(shape))
+    leads = len(shape) <= len(of) and all(n in (1, m) for n, m in zip(shape, of, strict=False))
+    if len(shape) > len(of) or any(n not in (1, m) for n, m in zip(rest + shape, of, strict=True)):
+        way_out = (
+            f"reshape it to {shape + rest} for one of each sample or frame"
+            if leads
+            else "a mask of T frames takes trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
+        )
+        raise ValueError(
+            f"{function}: `{argument}` has shape {shape}, which does not broadcast to data of shape {of}; {way_out}"
+        )
+    if 0 < len(shape) < min(3, len(of)) and shape[-1] > 1 and leads:
+        raise ValueError(
+            f"{function}: `{argument}` has shape {shape}, which fits both the first and the last axes of data of shape "
+            f"{of}; reshape it to {shape + rest} for one of each sample or frame, or to {rest + shape} for the last axes"
+        )
+
+
 def line_up(function: str, /, **arrays: Array) -> tuple[Array, ...]:
     """Return arrays of levels that broadcast by their leading axes: beside (B, T), one of (B,) becomes (B, 1).
 

@@ -126,7 +126,8 @@ def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
     s, t = levels.line_up(function, s=s, t=t)
     xp = _array.namespace(function, s=s.log_snr, t=t.log_snr)
     clean, noisy = (_array.level_array(function, "log_snr", part.log_snr)[1] for part in (s, t))
-    return _Interval(_array.as_array(xp, clean - noisy), float(steps))(t)
+    gap = _array.as_array(xp, clean - noisy)
+    return _Interval(gap, float(steps))(levels.level(xp.broadcast_to(noisy, gap.shape)))
 
 
 def diffusion_discrete(

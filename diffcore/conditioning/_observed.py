@@ -73,20 +73,15 @@ def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bo
 
     Raises:
         TypeError: an array of another library.
-        ValueError: it does not broadcast.
+        ValueError: it does not broadcast, or its axes could be the first as well as the last of the data.
     """
     xp = _array.namespace(function, data=like)
     if isinstance(value, HOST):
         host = np.array(value)  # a copy: torch warns of read-only arrays
         value = xp.asarray(host != 0 if boolean else host, device=_array.device(like))
     _array.namespace(function, **{"the data": like, argument: value})
-    shape, of = tuple(value.shape), tuple(like.shape)
-    padded = (1,) * (len(of) - len(shape)) + shape
-    if len(shape) > len(of) or any(n not in (1, m) for n, m in zip(padded, of, strict=True)):
-        raise ValueError(
-            f"{function}: `{argument}` has shape {shape}, which does not broadcast to data of shape {of}; a mask of "
-            f"T frames takes trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
-        )
+    of = tuple(like.shape)
+    _array.check_trailing(function, argument, tuple(value.shape), of)
     if boolean:
         value = value if value.dtype == xp.bool else value != 0
     else:
