@@ -199,6 +199,29 @@ def line_up(function: str, /, **arrays: Array) -> tuple[Array, ...]:
     )
 
 
+def known(value: Any) -> Any:
+    """Return a value on the host, or None where looking at it would wait for a device, or it is traced."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if torch.compiler.is_compiling() or value.device.type != "cpu":
+            return None
+        value = value.detach()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+    try:
+        array = np.asarray(value)
+        return array if array.dtype == np.bool_ else array.astype(np.float64)
+    except Exception:  # a tracer, or a tensor hidden in a transformation: each library raises its own
+        return None
+
+
+def recording(array: Array, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which torch records gradients only where they are wanted, or the array asks for them."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor) and not (wanted or array.requires_grad):
+        return torch.no_grad()  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
+
+
 def device(array: Array) -> Any:
     """Return the device of an array, also under jit, where `array.device` fails; None where JAX says how it is divided among
     devices, which holds for that array alone."""

@@ -124,7 +124,7 @@ def transition(z_s: Array, *, s: Level, t: Level) -> Gaussian:
     Gaussian(mean=array([1.]), variance=array([0.]))
     """
     function = "process.transition"
-    s, t = _ordered(function, s, t)
+    s, t = ordered(function, s, t)
     return _gaussian(function, _scaled(function, t.alpha / s.alpha, z_s, "z_s"), novelty(s, t) * t.sigma**2)
 
 
@@ -155,7 +155,7 @@ def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
     Gaussian(mean=array([0.25]), variance=array([0.]))
     """
     function = "process.posterior"
-    s, t = _ordered(function, s, t)
+    s, t = ordered(function, s, t)
     a, b, variance = posterior_coefficients(s, t)
     return _gaussian(function, _combine(function, a, z_t, b, x, names=("z_t", "x")), variance)
 
@@ -184,7 +184,7 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
     """
     function = "process.reverse_variance"
     check_gamma(function, gamma)
-    s, t = _ordered(function, s, t)
+    s, t = ordered(function, s, t)
     # No logarithm: it would give 0 * -inf at sigma_s = 0. A Python exponent of 0 gives exactly 1.
     return novelty(s, t) * s.sigma ** (2.0 - 2.0 * gamma) * t.sigma ** (2.0 * gamma)
 
@@ -304,7 +304,7 @@ def _gaussian(function: str, mean: Array, variance: Array) -> Gaussian:
     return Gaussian(mean, aligned)
 
 
-def _ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
+def ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
     """Return the two levels lined up, or raise where the host knows that they are out of order."""
     s, t = levels.line_up(function, s=s, t=t)
     host = (int, float, np.ndarray)  # other libraries' values are not looked at: they may be traced

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def check(function: str, observed: Any, mask: Any) -> None:
         _array.namespace(function, **{argument: array})
         if argument == "observed" and not isinstance(value, float):
             _array.check_floating(function, **{argument: array})
-    given, known = _look(observed), True if mask is None else _look(mask)
+    given, known = _array.known(observed), True if mask is None else _array.known(mask)
     if known is not None and not isinstance(known, bool):
         if known.dtype != np.bool_ and not np.all((known == 0) | (known == 1)):
             raise ValueError(
@@ -51,21 +50,6 @@ def check(function: str, observed: Any, mask: Any) -> None:
                 f"{function}: `observed` has {int(bad.sum())} known entries that are not finite; what is not known may "
                 f"hold anything, so mask them"
             )
-
-
-def _look(value: Any) -> Any:
-    """Return a value on the host, or None where it is traced or on another device."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        if torch.compiler.is_compiling() or value.device.type != "cpu":
-            return None
-        value = value.detach()
-        value = value.float() if value.dtype == torch.bfloat16 else value
-    try:
-        array = np.asarray(value)
-        return array if array.dtype == np.bool_ else array.astype(np.float64)
-    except Exception:  # a tracer, or a tensor hidden in a transformation: each library raises its own
-        return None
 
 
 def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bool) -> Array:
