@@ -18,7 +18,6 @@ from diffcore.conditioning._guided import Term
 from diffcore.guidance import ClassifierFree
 
 PARTS: dict[type[Any], tuple[str, ...]] = {
-    ClassifierFree: ("source",),
     Two: ("conditional", "unconditional"),
     One: ("denoise", "cond", "null"),
     Reconstruction: ("denoise", "terms"),
@@ -29,6 +28,22 @@ PARTS: dict[type[Any], tuple[str, ...]] = {
 for kind, parts in PARTS.items():
     settings = [field.name for field in fields(kind) if field.name not in parts]
     jax.tree_util.register_dataclass(kind, list(parts), settings)
+
+
+def _guided_parts(guided: ClassifierFree) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
+    """Return what is a part of guidance, with a weight that is an array, and what is a setting."""
+    setting = isinstance(guided.weight, float) or callable(guided.weight)
+    weight, fixed = (None, guided.weight) if setting else (guided.weight, None)
+    return (guided.source, weight), (fixed, guided.rescale, guided.interval)
+
+
+def _guided_of(settings: tuple[Any, ...], parts: tuple[Any, Any]) -> ClassifierFree:
+    source, weight = parts
+    fixed, *rest = settings
+    return ClassifierFree(source, weight if fixed is None else fixed, *rest)
+
+
+jax.tree_util.register_pytree_node(ClassifierFree, _guided_parts, _guided_of)
 
 
 class Same:
