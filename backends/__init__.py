@@ -12,9 +12,9 @@ if __name__ != "diffcore.backends":
         "run `pip install -e .` and use `import diffcore.backends`"
     )
 
-from diffcore.backends.contract import Backend
 from diffcore._dispatch import available
 from diffcore._dispatch import backend_of as of
+from diffcore.backends.contract import Backend
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.stage import Run, Source
 

@@ -97,11 +97,11 @@ def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[int, ..
 
 
 def _place(function: str, like: Array | None, device: Any) -> tuple[Any, Any, Any]:
-    from diffcore import backends
+    from diffcore._dispatch import backend_of
 
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)
-    return backends.of(like), like, _array.device(like) if device is None else device
+    return backend_of(like), like, _array.device(like) if device is None else device
 
 
 def normal(

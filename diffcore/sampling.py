@@ -63,7 +63,9 @@ def start(
     """
     source = _check_given("start", plan, noise=noise)
     if (z is None) == (shape is None):
-        raise ValueError("start: takes either `z`, noisy data (B, ...) or a State, or `shape`, to start from pure noise")
+        raise ValueError(
+            "start: takes either `z`, noisy data (B, ...) or a State, or `shape`, to start from pure noise"
+        )
     keys, draw = None, 1
     if isinstance(z, State):
         _refuse_seed("start", seed)
@@ -95,7 +97,9 @@ def start(
     _array.check_lead("start", "plan", plan.lead, tuple(z.shape))
     xp = _array.library(z)
     blank = [xp.zeros_like(z) for _ in range(plan.memory + 1)]  # arrays of their own: aliases are another graph
-    state = State(z, tuple(blank[1:]), blank[0], backend.index(0), backend.index(draw) if isinstance(draw, int) else draw, keys)
+    state = State(
+        z, tuple(blank[1:]), blank[0], backend.index(0), backend.index(draw) if isinstance(draw, int) else draw, keys
+    )
     return state if constraint is None else _begin(backend, stage.hold("start", constraint, plan, z), state, source)
 
 
@@ -155,7 +159,11 @@ def step(
     table, at = plan.coefficients(prediction), _array.known_int(state.index)
     row: Any
     if at is None:  # the row stays on the device: no branch on the number
-        row, noisy, between = _array.take_row(_array.table_for(table, state.z), state.index, state.z), plan.stochastic, None
+        row, noisy, between = (
+            _array.take_row(_array.table_for(table, state.z), state.index, state.z),
+            plan.stochastic,
+            None,
+        )
     else:
         _check_place("step", plan, state, at)
         row, noisy, between = stage.row_of(table, at, state.z), plan.noisy[at], stage.levels_between(plan, at)
@@ -263,7 +271,9 @@ def _check_given(function: str, plan: object, noise: object = None, **given: obj
     }
     for argument, value in {"noise": noise, **given}.items():
         if not callable(value) and (value is not None or argument == "denoise"):
-            raise TypeError(f"{function}: `{argument}` must be a function {takes[argument]}, got {type(value).__name__}")
+            raise TypeError(
+                f"{function}: `{argument}` must be a function {takes[argument]}, got {type(value).__name__}"
+            )
     return None if noise is None else noise if isinstance(noise, Source) else Source(noise)
 
 
@@ -276,7 +286,9 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _refuse_seed(function: str, seed: object) -> None:
     if seed is not None:
-        raise ValueError(f"{function}: `seed` is given beside a State, which has keys of its own; replace them: state._replace(keys=...)")
+        raise ValueError(
+            f"{function}: `seed` is given beside a State, which has keys of its own; replace them: state._replace(keys=...)"
+        )
 
 
 def _check_place(function: str, plan: Plan, state: State, at: int) -> None:
@@ -318,7 +330,8 @@ def _fitting(denoise: Any, plan: Plan) -> Any:
     if scaling != plan.scaling:
         raise ValueError(
             f"sample: `denoise` is for scaling {scaling!r}, but `plan` is for {plan.scaling!r}; make the plan from a schedule of "
-            f"scaling {scaling!r}" + (f", or use denoise.with_scaling({plan.scaling!r})" if hasattr(denoise, "with_scaling") else "")
+            f"scaling {scaling!r}"
+            + (f", or use denoise.with_scaling({plan.scaling!r})" if hasattr(denoise, "with_scaling") else "")
         )
     return denoise
 

@@ -48,7 +48,6 @@ class Run:
         return self.plan.form
 
 
-
 class Turn(NamedTuple):
     """One stage of a run, as `turns` yields it: its number, the denoiser for it, its levels, and whether it adds noise."""
 
@@ -140,7 +139,9 @@ def levels_between(plan: Plan, stage: int) -> tuple[Any, Any]:
     return _array.scalar(plan.log_snr[stage]), _array.scalar(plan.next_log_snr[stage])
 
 
-def drawn(backend: Any, state: State, source: Source | None, between: tuple[Any, Any] | None = None, stream: int = 0) -> Array:
+def drawn(
+    backend: Any, state: State, source: Source | None, between: tuple[Any, Any] | None = None, stream: int = 0
+) -> Array:
     """Return fresh noise for a stage: from the caller's source, or from the keys of the state."""
     z, shape = state.z, tuple(state.z.shape)
     if source is not None:
@@ -241,12 +242,14 @@ def update(form: Form, state: State, x: Array, row: Any, eps: Array | None, seco
     at = _columns(row)[2:]
     given = [state.z, *state.memory, eps, x, second][: form.columns]
     terms = [None if part is None else _array.widen(xp, part) for part in given]
+    columns, rows = form.columns, 1 + form.computed - form.keeps_x
     made = [
-        xp.astype(combine(xp, terms[0], list(zip(at[first : first + form.columns], terms, strict=True))), dtype, copy=False)
-        for first in range(0, (1 + form.computed) * form.columns, form.columns)
+        xp.astype(combine(xp, terms[0], list(zip(at[first : first + columns], terms, strict=True))), dtype, copy=False)
+        for first in range(0, rows * columns, columns)
     ]
-    memory = (*made[1:], *state.memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
-    found = memory[form.computed - 1] if form.keeps_x else xp.astype(x, dtype, copy=False)
+    found = xp.astype(x, dtype, copy=False)
+    head = [found] if form.keeps_x else []
+    memory = (*made[1:], *head, *state.memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
     return State(made[0], memory, found, state.index + 1, state.draw + 1, state.keys)
 
 

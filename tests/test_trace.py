@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import diffcore as dc
 from diffcore.samplers.exponential import interpolation_weights
@@ -201,7 +199,9 @@ def unipc(order: int) -> Callable[[Grid], Loop]:
                 return xs[0]
             nodes = np.array([lam[newest - j] - lam[k] for j in range(len(xs))]) / h
             weights = interpolation_weights(np.array(h), nodes)
-            return (g.sigma[k + 1] / g.sigma[k]) * z + g.alpha[k + 1] * sum(w * x for w, x in zip(weights, xs, strict=True))
+            return (g.sigma[k + 1] / g.sigma[k]) * z + g.alpha[k + 1] * sum(
+                w * x for w, x in zip(weights, xs, strict=True)
+            )
 
         def loop(denoise: Any, z: Any, draw: Any) -> Any:
             past: list[Any] = []

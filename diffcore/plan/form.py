@@ -89,5 +89,3 @@ def needed(update: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         rows = np.concatenate([[True], live[stage + 1]])
         live[stage] = np.any(reads[stage][rows], axis=0)
     return live
-
-

@@ -32,6 +32,4 @@ def table(plan: Any, *, lead: tuple[int, ...] | None = None) -> str:
     width = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     of = f" (levels of shape {plan.lead}, showing {where[1:]})" if plan.lead else ""
     head = f"{plan.sampler}, {plan.scaling}, {len(plan)} stages{of}"
-    return "\n".join(
-        [head, *("  ".join(cell.rjust(w) for cell, w in zip(line, width, strict=True)) for line in lines)]
-    )
+    return "\n".join([head, *("  ".join(cell.rjust(w) for cell, w in zip(line, width, strict=True)) for line in lines)])

@@ -104,7 +104,9 @@ class _System(NamedTuple):
     def of(cls, response: Float64, inputs: int) -> _System:
         values = np.moveaxis(np.asarray(response, dtype=np.float64), 0, 1)
         size, scale = np.ones(values.shape[:2]), np.ones(values.shape[::2])
-        for _ in range(8):  # divide by roots of the largest entries, until every row and column has about 1 for its largest
+        for _ in range(
+            8
+        ):  # divide by roots of the largest entries, until every row and column has about 1 for its largest
             scaled = np.abs(values) / size[..., None] / scale[:, None, :]
             row, column = scaled.max(axis=2), scaled.max(axis=1)
             size *= np.sqrt(np.where(row > 0.0, row, 1.0))
@@ -177,6 +179,7 @@ def _chains(
     system: _System, spans: list[Float64], tolerance: float, memory: int, heads: Sequence[Float64]
 ) -> Iterator[tuple[Float64, int]]:
     """Yield heads and lengths of chains that leave the memory at its least, those with most copies first."""
+
     def copies(case: tuple[Float64, int]) -> int:
         return case[1] - int(np.count_nonzero(case[0][-1, 0]) > 1)
 

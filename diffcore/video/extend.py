@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import sampling
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
+from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.extend"
 STREAM = 5
@@ -31,8 +31,8 @@ def extend(
     prediction: Prediction | None = None,
     transform_x: Callable[[Array], Array] | None = None,
     compile: bool | None = None,
-    callback: Callable[[sampling.State], object] | None = None,
-    resume: State | None = None,
+    callback: Callable[[State], object] | None = None,
+    resume: Progress | None = None,
 ) -> Stream:
     r"""Return a video, made longer block by block: the frames given, as they are, then new ones.
 
@@ -92,8 +92,8 @@ def extend(
 
 
 def _blocks(
-    sampler: Sampler, video: Any, total: int | None, window: int, overlap: int, state: State
-) -> Iterator[tuple[Array, State]]:
+    sampler: Sampler, video: Any, total: int | None, window: int, overlap: int, state: Progress
+) -> Iterator[tuple[Array, Progress]]:
     read, made, _, context = state
     like = context
     for block in blocks_of(FUNCTION, video):
@@ -102,7 +102,7 @@ def _blocks(
         if given.shape[1]:
             read, made = read + given.shape[1], made + given.shape[1]
             context = last(given if context is None else joined([context, given]), overlap)
-            yield own(given), State(read, made, None, context)
+            yield own(given), Progress(read, made, None, context)
         if total is not None and made >= total:
             return
     if like is None:
@@ -117,4 +117,4 @@ def _blocks(
         new = block[:, there:, ...] if total is None else block[:, there : there + total - made, ...]
         made += new.shape[1]
         context = last(block[:, : there + new.shape[1], ...], overlap)
-        yield own(new), State(read, made, None, context)
+        yield own(new), Progress(read, made, None, context)
