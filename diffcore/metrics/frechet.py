@@ -217,6 +217,7 @@ def frechet_gaussians(mean1: Array, covariance1: Array, mean2: Array, covariance
 
 
 def _host(function: str, argument: str, array: Array) -> Float64:
+    _array.namespace(function, **{argument: array})
     return _array.to_host(array, np.float64, function=function, argument=argument, finite=True)
 
 

@@ -85,6 +85,7 @@ def _skimage(function: str) -> ModuleType:
 
 
 def _pair(function: str, x: Array, y: Array, data_range: float) -> tuple[Float64, Float64]:
+    _array.namespace(function, x=x, y=y)
     first, second = (
         _array.to_host(part, np.float64, function=function, argument=name, finite=True)
         for name, part in (("x", x), ("y", y))
