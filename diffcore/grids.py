@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _array, levels
+from diffcore._array import to_host
 from diffcore.schedules import Schedule
-from diffcore.schedules._base import host, scaling_of
+from diffcore.schedules._base import scaling_of
 
 Float64 = npt.NDArray[np.float64]
 
@@ -304,7 +305,10 @@ def _check_steps(function: str, steps: object) -> int:
 
 
 def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tuple[Float64, Float64]:
-    ends = {"start": host(function, "start", start), "end": host(function, "end", end)}
+    ends = {
+        "start": to_host(start, np.float64, function=function, argument="start"),
+        "end": to_host(end, np.float64, function=function, argument="end"),
+    }
     for argument, time in ends.items():
         if not np.all((time >= 0.0) & (time <= 1.0)) or time.ndim > 2:
             raise ValueError(
@@ -317,7 +321,7 @@ def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tupl
 
 
 def _check_shape(function: str, argument: str, what: str, values: Any) -> Float64:
-    points = host(function, argument, values).copy()
+    points = to_host(values, np.float64, function=function, argument=argument).copy()
     if points.ndim not in (1, 2, 3) or points.shape[0] < 2 or points.size == 0:
         raise ValueError(
             f"{function}: `{argument}` has shape {points.shape}, but takes {what} (N + 1,), (N + 1, B) or "

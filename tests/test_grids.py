@@ -134,7 +134,7 @@ def test_checking_a_grid_returns_it_as_float64() -> None:
             r"`clean` is True, but the times",
         ),
         (lambda: grids.uniform(Cosine(), 4, clean=1), TypeError, r"`clean` is 1, but takes True, False or None"),  # type: ignore[arg-type]
-        (lambda: grids.uniform(Cosine(), 4, start="now"), TypeError, r"`start` is str, but takes real numbers"),
+        (lambda: grids.uniform(Cosine(), 4, start="now"), TypeError, r"`start` must be numbers"),
         (lambda: grids.uniform(Cosine(), 4, start=[0.2, 0.9], end=0.5), ValueError, r"`grid` is out of order"),
         (lambda: grids.uniform(Flow(), 4, start=0.0, end=1.0), ValueError, r"`grid\[0\]` is inf.*only the last point"),
         (
@@ -187,7 +187,7 @@ def test_checking_a_grid_returns_it_as_float64() -> None:
             r"is out of order: entries \[1\] and \[2\] are 3\.0 and 2\.0",
         ),
         (lambda: grids.check("f", np.zeros((2, 1, 1, 1))), ValueError, r"shape \(2, 1, 1, 1\)"),
-        (lambda: grids.check("f", object()), TypeError, r"f: `grid` is object, but takes real numbers"),
+        (lambda: grids.check("f", object()), TypeError, r"f: `grid` must be numbers"),
     ],
 )
 def test_bad_input_gets_an_error_with_its_place(make: Callable[[], Any], error: type[Exception], match: str) -> None:
