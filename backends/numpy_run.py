@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffcore import stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
 from diffcore.backends import numpy_memory, numpy_noise, numpy_stage
+from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_stage import HALVES, Stages, fitted
 from diffcore.plan import Form
 from diffcore.stage import Float64, Run, Source
@@ -26,8 +28,8 @@ Transform = Callable[[Array], Array] | None
 
 
 def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State | None:
-    """Return the state after all stages, or after the first one at which something does not fit here, where the plain loop
-    goes on; None where nothing fits. The bits are those of the plain loop.
+    """Return the state after all stages, or None where something does not fit here at the start; where it does not later, the
+    plain loop goes on. The bits are those of the plain loop.
 
     Args:
         backend: the one that runs this.
@@ -56,7 +58,7 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State |
             if callback is not None:
                 callback(after)
             if not fitting or not walk.moved(after.z):
-                return after
+                return ArrayAPIBackend.run(backend, run, after)
             del after  # nobody holds it now but whom the callback gave it to
         return walk.state()
     finally:
@@ -129,8 +131,9 @@ class _Walk:
         walk.x = None if state.x is None else take(state.x)
         clip = transform_x if type(transform_x) is Clip else None
         walk.function = transform_x if clip is None else None
-        walk.room = numpy_memory.Memory(z)
-        walk.stages = Stages(form, coefficients, z, clip, walk.room.empty)
+        walk.large, walk.room = z.nbytes >= numpy_memory.LARGE, numpy_memory.Memory(z)
+        empty = walk.room.empty if walk.large else partial(np.empty, z.shape, z.dtype)
+        walk.stages = Stages(form, coefficients, z, clip, empty)
         return walk
 
     def state(self) -> State:
@@ -159,7 +162,7 @@ class _Walk:
         if not fitting:
             return self._plainly(at, y, other, drawn, noisy, transform_x)
         memory, keys = self.memory, self.keys if noisy and eps is None else None
-        if z.nbytes >= numpy_memory.LARGE:  # nothing below needs what is read here a last time
+        if self.large:  # nothing below needs what is read here a last time
             last, stays = self.room.last, self.form.computed - 1
             z, memory = last(z), (*map(last, memory[:stays]), *memory[stays:-1], *map(last, memory[-1:]))
             self.z = self.memory = self.current = self.x = None
