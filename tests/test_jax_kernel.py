@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from libraries import example, host
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore import backends
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.jax
 needs_kernel = pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
 SIZE = 1024
 CLIP = dc.guidance.clip(-0.7, 0.6)
-HISTORIES = ["dpm++2m", "dpm++3m", "unipc2", "dpm++3m sde"]
+HISTORIES = ["dpm_solver_pp", "dpm_solver_pp order=3", "unipc", "dpm_solver_pp order=3 eta=1.0"]
 
 
 def denoise(z: Any, log_snr: Any) -> Any:
@@ -51,7 +51,7 @@ def test_a_run_is_numpys_bit_for_bit(name: str, transform_x: Any) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["ancestral.3", "dpm++3m sde", "unipc2"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "dpm_solver_pp order=3 eta=1.0", "unipc"])
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 def test_so_it_is_in_every_dtype(dtype: str, name: str) -> None:
     settings: dict[str, Any] = {"seed": 3, "prediction": "v", "transform_x": CLIP}
@@ -101,7 +101,7 @@ def test_steps_by_hand_and_resumed_runs_are_the_run(name: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["ancestral.3", "unipc2", "dpm++3m"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "unipc", "dpm_solver_pp order=3"])
 def test_what_the_denoiser_returns_may_be_anything(name: str) -> None:
     """Its own input, a constant, what it read from a caller's array: nothing is written over before it is read, or kept."""
     z, plan = start(), make(name)
@@ -120,7 +120,7 @@ def test_what_the_denoiser_returns_may_be_anything(name: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["ancestral.3", "dpm++3m sde", "unipc2"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "dpm_solver_pp order=3 eta=1.0", "unipc"])
 def test_it_goes_under_jit_vmap_and_grad(name: str) -> None:
     plan, z = make(name), jnp.asarray(start())
 
@@ -143,7 +143,7 @@ def test_it_goes_under_jit_vmap_and_grad(name: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["ancestral.3", "unipc2"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "unipc"])
 def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
     z, plan = start(), make(name)
     held = [dc.conditioning.replacement(to(np.clip(z, -1.0, 1.0)), to(z > 0.5)) for to in (np.asarray, jnp.asarray)]
@@ -185,7 +185,7 @@ def test_noise_has_no_derivative_and_stops_none() -> None:
 @pytest.mark.parametrize(("data", "drawn"), [("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_ones_own_noise_may_be_of_another_dtype(data: str, drawn: str) -> None:
     """Which the kernel does not take: the stage goes the plain way."""
-    z, plan = jnp.asarray(start(), data), make("ancestral.3")
+    z, plan = jnp.asarray(start(), data), make("ancestral gamma=0.3")
 
     def noise(draw: Any, shape: tuple[int, ...]) -> Any:
         return jnp.full(shape, 0.25, drawn)
@@ -199,7 +199,7 @@ def test_ones_own_noise_may_be_of_another_dtype(data: str, drawn: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["ancestral.3", "unipc2"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "unipc"])
 def test_types_that_tell_of_devices_are_kept(name: str) -> None:
     """In a shard_map, and on a mesh with explicit axes, also where there is one device."""
     if not hasattr(jax.sharding, "AxisType") or not hasattr(jax, "set_mesh") or not hasattr(jax, "shard_map"):
@@ -273,7 +273,7 @@ def test_slots_turn_into_order_and_back() -> None:
 
 @needs_kernel
 def test_runs_on_several_threads_at_once() -> None:
-    plan, want = make("ancestral.3", 20), {}
+    plan, want = make("ancestral gamma=0.3", 20), {}
     settings: dict[str, Any] = {"prediction": "v"}
     for seed in range(4):
         want[seed] = dc.sample(denoise, plan, start(), seed=seed, **settings)

@@ -135,7 +135,7 @@ LEVELS = {
 
 SAMPLERS: dict[str, Callable[..., dc.Plan]] = {
     "ancestral": lambda grid: dc.samplers.ancestral(dc.schedules.Cosine(), grid=grid, gamma=0.3),
-    "dpm3_sde": lambda grid: dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), grid=grid, order=3, eta=1.0),
+    "dpm_solver_pp": lambda grid: dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), grid=grid, order=3, eta=1.0),
     "heun": lambda grid: dc.samplers.heun(dc.schedules.Cosine(), grid=grid),
 }
 
@@ -170,7 +170,7 @@ def test_levels_of_samples_and_frames_are_the_plain_loop_bit_for_bit(
 @pytest.mark.parametrize("wide", [True, False])
 def test_a_transform_is_called_once_a_stage(like: Any, wide: bool) -> None:
     """Whether its result fits or not; so it may count, or draw numbers."""
-    plan, calls = plans()["dpm3_sde"], []
+    plan, calls = plans()["dpm_solver_pp"], []
 
     def transform(x: Any) -> Any:
         calls.append(1)
