@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ def _zero_rows(form: Form, coefficients: npt.NDArray[np.float64]) -> list[list[b
     if coefficients.ndim > 2:  # there a sum of zeros may be -0, or not a number
         return [[False] * made] * len(coefficients)
     rows = coefficients[:, 2 + form.columns :].reshape(len(coefficients), form.memory, form.columns)
-    zero: list[list[bool]] = (~rows[:, :made].any(axis=-1)).tolist()
+    zero: list[list[bool]] = np.all(rows[:, :made] == 0.0, axis=-1).tolist()
     return zero
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stage_cases import LEADS, LIKE, TRANSFORMS, Plain, any_plan, both, denoise, every_library, every_plan, raw, same
+from stage_cases import LIKE, TRANSFORMS, any_plan, both, denoise, every_library, every_plan, raw, same
 
 import diffcore as dc
 from diffcore import backends, conditioning, stage
