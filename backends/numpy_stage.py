@@ -62,6 +62,8 @@ class Stages:
         self._size, self._programs = shape[1], cpu_threads.number(shape)
         self._launch = cpu_threads.launcher(shape)
         self._zero = _zero_rows(form, coefficients) if form.memory else []
+        some = any(map(any, self._zero))
+        self._nothing = np.zeros(like.shape, like.dtype) if some else None  # all rows of 0, which nothing is written over
 
     def estimate(self, at: int, z: Array, y: Array) -> Array:
         """Return x-hat of stage `at`, neither clipped nor transformed."""
@@ -106,7 +108,7 @@ class Stages:
         x = to_x if x is None else x
         if memory:
             head = (x,) if self._keeps_x else ()
-            made = [np.zeros(z.shape, z.dtype) if row is None else row for row in to_memory]
+            made = [self._nothing if row is None else row for row in to_memory]
             memory = (*made, *head, *memory[self._head : -1])
         return to_z, memory, x
 
