@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-
 PLAIN = (bool, int, float, str)
 """Settings that are equal where their values are; anything else is equal to itself alone, whatever its own equality is."""
 
@@ -32,7 +31,9 @@ class Key:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Key):
             return False
-        return self.value is other.value or (self.plain and type(self.value) is type(other.value) and self.value == other.value)
+        return self.value is other.value or (
+            self.plain and type(self.value) is type(other.value) and self.value == other.value
+        )
 
 
 @dataclass(frozen=True)

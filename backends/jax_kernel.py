@@ -26,9 +26,6 @@ NOISE, STAGE = "diffcore_noise", "diffcore_stage"
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-MEMORY = 4
-"""Arrays of memory that the kernel takes, at most."""
-
 SECONDS = {None: 0, "unguided": 1, "raw": 2}
 """What a second column of estimates holds -> the kernel's number for it."""
 
@@ -92,7 +89,7 @@ def takes(stage: Stage) -> bool:
     alike = all(
         array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.memory)
     )
-    return alike and len(stage.memory) <= MEMORY and whole(*jax.tree.leaves(stage))
+    return alike and len(stage.memory) <= cpu_threads.MEMORY and whole(*jax.tree.leaves(stage))
 
 
 def whole(*arrays: Any) -> bool:

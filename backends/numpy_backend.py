@@ -40,9 +40,7 @@ class NumPyBackend(ArrayAPIBackend):
         between: tuple[Any, Any] | None = None,
     ) -> State:
         given = noise if stochastic else False
-        found = numpy_run.advance(
-            self, form, state, y, row, given, transform_x, other, between, _same, _same
-        )
+        found = numpy_run.advance(self, form, state, y, row, given, transform_x, other, between, _same, _same)
         if found is not None:
             return found
         settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
