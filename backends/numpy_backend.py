@@ -48,7 +48,7 @@ class NumPyBackend(ArrayAPIBackend):
 
     def run(self, run: Run, state: State) -> State:
         reached = numpy_run.run(self, run, state, _same, _same)
-        return super().run(run, state if reached is None else reached)
+        return super().run(run, state) if reached is None else reached
 
 
 def _same(array: Any) -> Any:
