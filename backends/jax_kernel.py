@@ -102,8 +102,11 @@ def whole(*arrays: Any) -> bool:
 
 def varying(arrays: Any) -> frozenset[Any]:
     """Return the axes of a `shard_map` over which arrays vary, as their types have it."""
-    kinds = [getattr(array, "aval", array) for array in jax.tree.leaves(arrays)]
-    axes = [getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", None) or () for kind in kinds]
+    axes: list[frozenset[Any]] = []
+    for array in jax.tree.leaves(arrays):
+        kind = getattr(array, "aval", array)
+        said = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None)  # before jax 0.10 the type has `vma` itself
+        axes.append(getattr(said, "varying", None) or getattr(kind, "vma", None) or frozenset())
     return frozenset[Any]().union(*axes)
 
 

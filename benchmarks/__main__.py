@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, record, report
+from diffcore import _files
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,7 +42,7 @@ def main() -> int:
             code = _run(path, given, kept.path)
             worst = worst if code == pytest.ExitCode.NO_TESTS_COLLECTED else max(worst, abs(code))
             if given.markdown:
-                record.write(given.markdown, report.markdown(kept.read()))
+                _files.write(given.markdown, report.markdown(kept.read()))
         print(report.markdown(kept.read()))
     return worst
 

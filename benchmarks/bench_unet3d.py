@@ -135,7 +135,12 @@ def test_unet3d(benchmark: Any, device: str, what: str, who: str) -> None:
     info: dict[str, Any] = {"who": who, "role": "peer" if who.startswith("peer") else "ours", "parameters": count}
     info["frames_per_second"] = round(SHAPE[1] / seconds, 2)
     if not who.startswith("peer"):
-        info["gflops"] = round(config().summary().total.flops * (3 if what == "step" else 1) / seconds / 1e9)
+        info["gflops"] = round(
+            importlib.import_module("diffcore.unet3d").summarise(config()).total.flops
+            * (3 if what == "step" else 1)
+            / seconds
+            / 1e9
+        )
     if device == "cuda" and who != "jax":
         info["peak_megabytes"] = torch.cuda.max_memory_allocated() // 2**20
     elif device == "cpu":
@@ -152,6 +157,8 @@ def _peak(who: str, what: str) -> int:
 
 def together(path: Path, rounds: int = 3) -> None:
     """Time all in turn, round after round, so that other work on the machine falls on all alike; write JSON as it goes."""
+    from diffcore import _files
+
     rows: list[dict[str, Any]] = []
     for what in WHAT:
         cases = {who: case(who, what) for who in WHO}
@@ -172,7 +179,7 @@ def together(path: Path, rounds: int = 3) -> None:
             print(row, flush=True)
             versions = {name: metadata.version(name) for name in ("torch", "jax", "flax", "video-diffusion-pytorch")}
             found = {"clip": SHAPE, "cores": os.cpu_count(), "versions": versions, "rows": rows}
-            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            _files.write(path, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

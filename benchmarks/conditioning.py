@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import conditioning
+from diffcore import _files, conditioning
 from diffcore.testing.affine import drawn_by
 
 Float64 = npt.NDArray[np.float64]
@@ -217,7 +217,8 @@ def draw(by_steps: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
         panel.minorticks_off()
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=110)
+    with _files.replacing(path) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def _like() -> Any:
@@ -254,7 +255,7 @@ def main() -> None:
         found = re.sub(
             re.escape(begin) + ".*?" + re.escape(end), lambda _: begin + text + end, page.read_text(), flags=re.DOTALL
         )
-        page.write_text(found)
+        _files.write(page, found)
         draw(by_steps, DOCS / "images" / "conditioning.png")
 
 

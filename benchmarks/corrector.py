@@ -20,7 +20,7 @@ import numpy as np
 
 import diffcore as dc
 from benchmarks.conditioning import problem
-from diffcore import metrics
+from diffcore import _files, metrics
 
 SCHEDULE = dc.schedules.Cosine()
 EVALUATIONS = (15, 31, 63, 127, 255, 511)
@@ -113,7 +113,7 @@ def main(given: list[str] | None = None) -> None:
     if wanted.weights is not None:
         result["digits"] = {"clips": wanted.count, "rows": on_digits(wanted.weights, wanted.count)}
     if wanted.out is not None:
-        wanted.out.write_text(json.dumps(result, indent=1) + "\n")
+        _files.write(wanted.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

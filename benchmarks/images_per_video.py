@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import metrics
+from diffcore import _files, metrics
 from diffcore.unet3d import build, data, digit_features, load, preset, training
 from diffcore.unet3d.training.evaluate_digits import Network
 
@@ -97,11 +97,11 @@ def main(given: list[str] | None = None) -> None:
             }
             key = ("images", "same", "seed")
             result["rows"] = [old for old in result["rows"] if any(old[part] != row[part] for part in key)] + [row]
-            wanted.out.write_text(json.dumps(result, indent=1) + "\n")
+            _files.write(wanted.out, json.dumps(result, indent=1) + "\n")
             print(json.dumps(row), flush=True)
     if "untrained" not in result:
         result["untrained"] = judge(build(CONFIG, "torch"), held, wanted.count, wanted.sample_steps)
-        wanted.out.write_text(json.dumps(result, indent=1) + "\n")
+        _files.write(wanted.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import diffcore as dc
-from diffcore import metrics
+from diffcore import _files, metrics
 from diffcore.unet3d import digit_features, pretrained
 from diffcore.unet3d.training.evaluate_digits import clips_of
 
@@ -51,10 +50,8 @@ def draw(number: int, folder: Path) -> None:
             first = dc.sample(guided, plan, shape=shape, like=torch.zeros(1), **common)
         plan_on = dc.samplers.dpm_solver_pp(schedule, steps=STEPS, eta=1.0)
         made = dc.video.extend(guided, plan_on, first, frames=FRAMES, window=WINDOW, overlap=OVERLAP, **how, **common)
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with _files.replacing(path) as part, part.open("wb") as file:
             np.save(file, made.all().numpy())
-        os.replace(part, path)
         print(path.name, flush=True)
 
 
@@ -112,7 +109,7 @@ def main(given: list[str] | None = None) -> None:
     for method in METHODS:
         clips = np.concatenate([np.load(wanted.folder / f"{method}-{number:03}.npy") for number in numbers])
         found[method] = judge(clips, labels, reference, whole)
-    wanted.out.write_text(json.dumps(found, indent=1) + "\n")
+    _files.write(wanted.out, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from diffcore import _files
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -180,9 +181,8 @@ def draw(result: dict[str, Any], to: Path) -> None:
         axes.margins(x=0.12)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(bars))
-    part = to.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    os.replace(part, to)
+    with _files.replacing(to) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def main() -> None:
@@ -190,9 +190,7 @@ def main() -> None:
     parser.parse_args()
     text = PAGE.read_text(encoding="utf-8")
     names = [found[2] for found in BLOCK.finditer(text)]
-    part = PAGE.with_suffix(".part")
-    part.write_text(page(text), encoding="utf-8")
-    os.replace(part, PAGE)
+    _files.write(PAGE, page(text))
     draw(json.loads((HERE / names[0]).read_text(encoding="utf-8")), PICTURE)
     print(f"{PAGE} and {PICTURE}, from {', '.join(names)}")
 

@@ -8,7 +8,6 @@ counts the tests that time nothing and passed.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Generator
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks import report
+from diffcore import _files
 
 EMPTY: dict[str, Any] = {"rows": [], "missing": {}, "failed": {}, "cut": [], "running": None, "passed": 0}
 
@@ -36,7 +36,7 @@ class Record:
         return EMPTY | json.loads(self.path.read_text(encoding="utf-8"))
 
     def write(self, result: dict[str, Any]) -> None:
-        write(self.path, json.dumps(result, indent=1) + "\n")
+        _files.write(self.path, json.dumps(result, indent=1) + "\n")
 
     def change(self, how: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """Let a function change the result in place, and keep it."""
@@ -44,13 +44,6 @@ class Record:
         how(result)
         self.write(result)
         return result
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file under another name first, so that it is never half a file."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 class Recorder:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from diffcore import _files
 
 Rows = list[tuple[str, npt.NDArray[np.float32]]]
 """A label, and frames (columns, H, W, C) or clips (columns, T, H, W, C) in [-1, 1], of 1 or 3 channels."""
@@ -38,30 +39,19 @@ def page(rows: Rows, zoom: int) -> Any:
     return page
 
 
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) -> None:
     """Write rows of clips, (label, (columns, T, H, W, C)), as one moving picture, forwards and back."""
     length = rows[0][1].shape[1]
     pages = [page([(label, clips[:, frame]) for label, clips in rows], zoom) for frame in range(length)]
     order = [*range(length), *range(length - 2, 0, -1)]
     still = [pages[frame].quantize(128) for frame in order]
-    _replace(
-        path,
-        lambda to: still[0].save(
-            to, format="GIF", save_all=True, append_images=still[1:], duration=milliseconds, loop=0, disposal=1
-        ),
-    )
+    moving: dict[str, Any] = {"append_images": still[1:], "duration": milliseconds, "loop": 0, "disposal": 1}
+    with _files.replacing(path) as part:
+        still[0].save(part, format="GIF", save_all=True, **moving)
 
 
 def write_sheet(path: Path, rows: Rows, *, zoom: int = 2) -> None:
     """Write rows of frames, (label, (columns, H, W, C)), as a contact sheet."""
     sheet = page(rows, zoom)
-    _replace(path, lambda to: sheet.save(to, format="PNG"))
+    with _files.replacing(path) as part:
+        sheet.save(part, format="PNG")

@@ -233,12 +233,7 @@ def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tupl
             raise ValueError(
                 f"{function}: `{argument}` is {time}, but takes times in [0, 1], a number or an array (B,) or (B, T)"
             )
-    try:
-        first, last = np.broadcast_arrays(ends["start"], ends["end"])
-    except ValueError:
-        raise ValueError(
-            f"{function}: `start` has shape {ends['start'].shape} and `end` {ends['end'].shape}, which do not broadcast"
-        ) from None
+    first, last = np.broadcast_arrays(*_array.line_up(function, **ends))
     if np.any(first == last):
         raise ValueError(f"{function}: `start` and `end` are both {first[first == last][0]}, but must differ")
     return first, last

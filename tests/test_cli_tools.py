@@ -44,9 +44,9 @@ def test_train_evaluate_and_sample_of_what_was_trained() -> None:
     row = json.loads(done(*common, "--steps", 3, "--json").stdout)
     assert row["weights"] == str(Path("run", "model.safetensors"))
     assert row["loss"] > 0.0
-    done(*common, "--steps", 4)  # goes on
+    assert "run: going on from step 3" in done(*common, "--steps", 4).stderr
     assert "at step 4" in run(*common, "--steps", 2).stderr
-    done(*common, "--steps", 2, "--force")
+    assert "going on" not in done(*common, "--steps", 2, "--force").stderr
     Path("run", "checkpoint.safetensors").unlink()
     assert "--force overwrites it" in refused(2, *common, "--steps", 2)
     row = json.loads(done("evaluate", "run", "-n", 2, "--no-samples", "--out", "found.json", "--json").stdout)
@@ -54,6 +54,37 @@ def test_train_evaluate_and_sample_of_what_was_trained() -> None:
     assert all(np.isfinite(list(row["loss"].values())))
     assert json.loads(Path("found.json").read_text())["loss"] == row["loss"]
     done("sample", "clip.npy", "-w", "run", *QUICK)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("at", "times", "force", "goes"),
+    [
+        (1, 1, False, "stopped; the same command goes on from step 2"),
+        (1, 1, True, "stopped; the same command, without --force, goes on from step 2"),
+        (1, 2, False, "stopped; the same command begins anew"),
+    ],
+)
+def test_an_interrupted_training_says_what_the_next_one_does(
+    at: int, times: int, force: bool, goes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffcore.cli import report
+
+    def told(bar: Any, count: int, text: str = "") -> None:
+        for _ in range(times if count == at else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(report.Bar, "done", told)
+    command = ("train", "run", "--data", "digits", "--preset", "tiny", "--device", "cpu", "--batch", 2, "--steps", 9)
+    try:
+        found = run(*command, *(["--force"] if force else []))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found.exit_code == 130
+    assert goes in found.stderr.splitlines()
+    if "from step" in goes:
+        assert "run: going on from step 2" in done(*command[:-1], 2).stderr
 
 
 @pytest.mark.torch

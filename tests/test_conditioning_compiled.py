@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_conditioning import CLIP, KNOWN, MASK, given
 from sampler_cases import SAMPLERS, schedule_of
+from test_conditioning import CLIP, KNOWN, MASK, given
 from test_sampling import denoise, host
 
 import diffcore as dc

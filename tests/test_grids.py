@@ -73,14 +73,13 @@ def test_a_grid_increases_strictly_from_start_to_end(
 
 @pytest.mark.parametrize("make", [grids.uniform, grids.uniform_log_snr, grids.karras])
 def test_a_grid_of_many_is_the_grids_of_each(make: Any) -> None:
-    """Lead axes: starts and ends of shape (B,) or (B, T), some of which end clean and some do not."""
-    schedule, start, end = Cosine(), np.array([[1.0], [0.6]]), np.array([0.0, 0.25, 0.5])
+    """Lead axes: starts and ends of shape (B,) and (B, T), some of which end clean and some do not."""
+    schedule, start, end = Cosine(), np.array([1.0, 0.6]), np.array([[0.0, 0.25], [0.5, 0.1]])
     both = make(schedule, 7, start=start, end=end)
-    assert both.shape == (8, 2, 3)
-    for i in range(2):
-        for j in range(3):
-            np.testing.assert_allclose(both[:, i, j], make(schedule, 7, start=start[i, 0], end=end[j]), rtol=1e-14)
-    assert np.array_equal(np.isposinf(both[-1]), [[True, False, False]] * 2)
+    assert both.shape == (8, 2, 2)
+    for i, j in np.ndindex(2, 2):
+        np.testing.assert_allclose(both[:, i, j], make(schedule, 7, start=start[i], end=end[i, j]), rtol=1e-14)
+    assert np.array_equal(np.isposinf(both[-1]), [[True, False], [False, False]])
 
 
 def test_any_times_make_a_grid() -> None:

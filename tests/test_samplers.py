@@ -20,6 +20,7 @@ from diffcore.samplers.exponential import exponential_moments, interpolation_wei
 
 Z, NOISE, X = 0, 1, 2  # columns of a plan without memory
 
+
 def exact_level(log_snr: float, scaling: str) -> tuple[Any, Any]:
     if log_snr == math.inf:
         return mp.mpf(1), mp.mpf(0)
@@ -195,7 +196,9 @@ def test_weights_integrate_polynomials_exactly(count: int) -> None:
             weights = interpolation_weights(np.array(step), np.array([float(node) for node in nodes]))
             for power in range(count):
                 want = step * mp.quad(lambda u, h=step, k=power: mp.e ** (-h * (1 - u)) * u**k, [0, 1])
-                assert_close(sum(mp.mpf(float(w)) * mp.mpf(float(u)) ** power for w, u in zip(weights, nodes, strict=True)), want)
+                assert_close(
+                    sum(mp.mpf(float(w)) * mp.mpf(float(u)) ** power for w, u in zip(weights, nodes, strict=True)), want
+                )
 
 
 @every_scaling

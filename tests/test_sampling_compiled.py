@@ -27,7 +27,13 @@ def test_on_jax_a_run_is_one_trace() -> None:
         assert log_snr.shape == (2,)
         return -0.6 * z
 
-    for name in ("ancestral", "predictor_corrector", "heun churn=4.0 noise_scale=1.003", "dpm_solver_pp order=3", "unipc"):
+    for name in (
+        "ancestral",
+        "predictor_corrector",
+        "heun churn=4.0 noise_scale=1.003",
+        "dpm_solver_pp order=3",
+        "unipc",
+    ):
         calls.clear()
         dc.sample(counted, SAMPLERS[name](schedule_of("vp"), steps=6), start_of(jnp.asarray), seed=1, prediction="v")
         assert len(calls) == 1, name
@@ -180,7 +186,13 @@ def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monk
     torch._dynamo.reset()
     counters.clear()
     z = start_of(torch.from_numpy)
-    for name in ("ancestral", "ddim eta=1.0", "predictor_corrector", "dpm_solver_pp order=1 eta=1.0", "ancestral gamma=1.0"):
+    for name in (
+        "ancestral",
+        "ddim eta=1.0",
+        "predictor_corrector",
+        "dpm_solver_pp order=1 eta=1.0",
+        "ancestral gamma=1.0",
+    ):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
         fused = dc.sample(denoise, plan, z, seed=9, prediction="v", compile=True)
         plain = dc.sample(denoise, plan, z, seed=9, prediction="v")

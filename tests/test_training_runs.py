@@ -6,9 +6,11 @@ import functools
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,8 +73,8 @@ def test_what_a_run_leaves(backend: str, unbroken: Any) -> None:
 
 def _half_written(patch: Any, target: Any) -> None:
     """Fail at the second file, once its bytes are written and before it has its name."""
-    calls = itertools.count(1)
-    stop(patch, target, "fsync", lambda number: next(calls) == 2)
+    calls = itertools.count(1)  # of the first file, of its folder, of the second file
+    stop(patch, target, "fsync", lambda number: next(calls) == 3)
 
 
 PLACES: dict[str, Callable[[pytest.MonkeyPatch, Any], None]] = {
@@ -102,7 +104,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(backend: str, place: str, unbroken: A
         PLACES[place](patch, module_of(backend).Trainer)
         with pytest.raises(Stopped):
             train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.part"))
     train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
     assert left(tmp_path) == left(unbroken(backend))
 
@@ -116,9 +118,10 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_taken_back(rest: str, u
             train(CONFIG, SETTINGS, digits(), tmp_path)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write(rest)
-    (tmp_path / ".checkpoint.safetensors.1.part").write_bytes(b"half of it")
+    (tmp_path / ".checkpoint.safetensors.0123456789abcdef.part").write_bytes(b"half of it")
+    (tmp_path / ".download.part").write_bytes(b"of another program")
     train(CONFIG, SETTINGS, digits(), tmp_path)
-    assert left(tmp_path) == left(unbroken("torch"))
+    assert left(tmp_path) == {**left(unbroken("torch")), ".download.part": b"of another program"}
 
 
 KILLED = """
@@ -168,6 +171,99 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) 
     assert done.returncode == 0, (seed, done.stderr)
     assert int(done.stdout) >= 1, seed
     assert left(tmp_path / "one") == left(tmp_path / "other"), seed
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[..., Any]]:
+    """Give what interrupts this process at a step, as Ctrl-C does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
+    def at(number: int, times: int = 1) -> Any:
+        def tell(done: int, row: dict[str, Any]) -> None:
+            for _ in range(times if done == number else 0):
+                signal.raise_signal(signal.SIGINT)
+
+        return tell
+
+    yield at
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@every_backend
+def test_an_interrupted_run_goes_on_bit_for_bit(backend: str, interrupt: Any, unbroken: Any, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_every=100)
+    assert training.step_of(tmp_path) == 0
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, settings, digits(), tmp_path, backend=backend, progress=interrupt(1))
+    assert training.step_of(tmp_path) == 2
+    assert not (tmp_path / "model.safetensors").exists()
+    train(CONFIG, settings, digits(), tmp_path, backend=backend)
+    assert training.step_of(tmp_path) == 7
+    found, wanted = (files.read(folder / "model.safetensors").arrays for folder in (tmp_path, unbroken(backend)))
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert rows(tmp_path)[0]["step"] == 2
+
+
+@pytest.mark.torch
+def test_a_second_interrupt_does_not_wait(interrupt: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, SETTINGS, digits(), tmp_path, progress=interrupt(1, times=2))
+    assert training.step_of(tmp_path) == 0
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("step", [6, 7])
+def test_an_interrupt_at_the_end_leaves_a_whole_run(step: int, interrupt: Any, unbroken: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, SETTINGS, digits(), tmp_path, progress=interrupt(step))
+    assert left(tmp_path) == left(unbroken("torch"))
+
+
+@pytest.mark.torch
+def test_a_handler_of_ones_own_and_another_thread_are_left_alone(tmp_path: Path) -> None:
+    seen, found = list[int](), list[Any]()
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    progress = lambda done, row: signal.raise_signal(signal.SIGINT) if done == 1 else None  # noqa: E731
+    try:
+        train(CONFIG, replace(SETTINGS, steps=2), digits(), tmp_path / "one", progress=progress)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert seen == [signal.SIGINT]
+    try:
+        give = lambda: found.append(train(CONFIG, replace(SETTINGS, steps=2), digits(), tmp_path / "two"))  # noqa: E731
+        thread = threading.Thread(target=give)
+        thread.start()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [tmp_path / "two" / "model.safetensors"]
+
+
+@pytest.mark.torch
+def test_two_runs_in_one_folder_exclude_each_other(unbroken: Any, tmp_path: Path) -> None:
+    def other(done: int, row: dict[str, Any]) -> None:
+        if done == 2:
+            for settings in (SETTINGS, replace(SETTINGS, seed=1)):
+                with pytest.raises(
+                    BlockingIOError, match=r"^training.train: another run trains in the folder 'run'; wait"
+                ):
+                    train(CONFIG, settings, digits(), tmp_path / "run", overwrite=True)
+
+    train(CONFIG, SETTINGS, digits(), tmp_path / "run", progress=other)
+    assert left(tmp_path / "run") == left(unbroken("torch"))
+    with pytest.MonkeyPatch.context() as patch:  # one that failed holds nothing
+        PLACES["before step 1"](patch, module_of("torch").Trainer)
+        with pytest.raises(Stopped):
+            train(CONFIG, SETTINGS, digits(), tmp_path / "new")
+    train(CONFIG, SETTINGS, digits(), tmp_path / "new")
+
+
+@pytest.mark.torch
+def test_a_run_may_begin_anew(unbroken: Any, tmp_path: Path) -> None:
+    train(CONFIG, replace(SETTINGS, seed=1, steps=9), digits(), tmp_path)
+    train(CONFIG, SETTINGS, digits(), tmp_path, overwrite=True)
+    assert left(tmp_path) == left(unbroken("torch"))
 
 
 @every_backend
@@ -294,11 +390,11 @@ def test_a_source_that_does_not_fit_is_refused(
 
 
 def test_numpy_has_no_gradients(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`backend` is 'numpy', but takes .* NumPy has no gradients"):
+    with pytest.raises(ValueError, match=r"`backend` must be 'torch' or 'jax', got 'numpy'; NumPy has no gradients"):
         train(CONFIG, SETTINGS, digits(), tmp_path, backend="numpy")
 
 
-@pytest.mark.parametrize(("backend", "library"), [("torch", "torch"), ("jax", "optax")])
+@pytest.mark.parametrize(("backend", "library"), [("torch", "torch"), ("jax", "optax"), ("torch", "filelock")])
 def test_a_missing_library_is_named(
     backend: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

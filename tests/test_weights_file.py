@@ -152,12 +152,47 @@ def test_a_model_beyond_the_range_of_its_storage_is_not_saved(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", np.float16])
-def test_an_unknown_storage_is_named(dtype: Any, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"unet3d.save: `dtype` is .*, but takes one of \['float16', 'float32', 'float64'\]"
-    ):
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", ValueError), ("int8", ValueError), (np.float16, TypeError)])
+def test_an_unknown_storage_is_named(dtype: Any, kind: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(kind, match=r"unet3d.save: `dtype` must be 'float16', 'float32', 'float64' or None, got "):
         save(build(CONFIG), tmp_path / "some", dtype=dtype)
+
+
+@pytest.mark.torch
+def test_a_model_is_taken_out_of_what_wraps_it(tmp_path: Path) -> None:
+    import torch
+    import torch.distributed
+    from torch._C._distributed_c10d import HashStore
+
+    save(model_of("torch"), tmp_path / "plain")
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model_of("torch"))
+    finally:
+        torch.distributed.destroy_process_group()
+    wrapped = [
+        parallel,
+        torch.nn.DataParallel(model_of("torch")),
+        torch.nn.DataParallel(torch.optim.swa_utils.AveragedModel(model_of("torch"))),
+        torch.compile(model_of("torch")),
+        torch.compile(parallel),
+    ]
+    for number, model in enumerate(wrapped):
+        save(model, tmp_path / str(number))
+        assert (tmp_path / str(number)).read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_what_is_no_model_is_not_saved(tmp_path: Path) -> None:
+    for other in (arrays_of(), CONFIG, lambda z, log_snr: z, type(build(CONFIG))):
+        with pytest.raises(
+            TypeError, match=r"^unet3d.save: `model` must be what unet3d.build or unet3d.load returns, got"
+        ):
+            save(other, tmp_path / "some")
+    model = build(CONFIG)
+    model.weights["input.bias"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match=r"unet3d.save: 'input.bias' has shape \(3,\), but its config takes \(4,\)"):
+        save(model, tmp_path / "some")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +292,24 @@ def test_arrays_that_do_not_fit_are_named_and_no_model_is_made(
 def test_a_config_that_does_not_fit_is_told(config: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"unet3d.load: some:? .*{message}"):
         load(written(tmp_path / "some", config=config))
+
+
+@pytest.mark.parametrize("change", [{"blocks": 10**9}, {"mlp_layers": 10**9}, {"blocks": 10**4000}])
+@pytest.mark.parametrize("arrays", [{}, None])
+def test_a_config_far_beyond_its_file_is_refused_at_once(change: Any, arrays: Any, tmp_path: Path) -> None:
+    path = written(tmp_path / "some", arrays, json.dumps({**CONFIG.to_dict(), **change}))
+    with pytest.raises(ValueError, match=r"some has \d+ arrays, but its config takes at least (\d+|2\^\d+\.\.\.)$"):
+        load(path)
+
+
+def test_a_deep_network_is_listed_and_the_count_is_a_lower_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "MANY", 0)
+    for config in (CONFIG, TEXT, replace(CONFIG, blocks=3, multipliers=(1, 1, 2)), replace(CONFIG, mlp_layers=9)):
+        assert structure.least(config) <= len(structure.arrays(config))
+        save(model_of("numpy", config), tmp_path / "some")
+        assert load(tmp_path / "some").config == config
 
 
 def test_a_file_without_a_config_is_told(tmp_path: Path) -> None:

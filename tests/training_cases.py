@@ -130,7 +130,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def left(folder: Path) -> dict[str, Any]:
     """Return all that a run left behind, to be compared."""
     return {
-        path.name: rows(folder) if path.name == "log.jsonl" else path.read_bytes() for path in sorted(folder.iterdir())
+        path.name: rows(folder) if path.name == "log.jsonl" else path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name != ".lock"
     }
 
 

@@ -87,6 +87,16 @@ def rows(config: UNet3DConfig) -> tuple[Row, ...]:
     return tuple(found)
 
 
+def least(config: UNet3DConfig) -> int:
+    """Return a number of arrays that the network has at least, without listing them.
+
+    >>> from diffcore.unet3d.config import PRESETS
+    >>> least(PRESETS["tiny"]), len(arrays(PRESETS["tiny"]))
+    (84, 160)
+    """
+    return 10 * (len(config.widths) * (2 * config.blocks + 1) + 2) + 2 * config.mlp_layers
+
+
 class Array(NamedTuple):
     """A weight: its shape, and the standard deviation it starts with; 0 starts at `fill`."""
 
@@ -159,4 +169,4 @@ def arrays(config: UNet3DConfig) -> dict[str, Array]:
     return found
 
 
-__all__ = ["Array", "EPSILON", "FREQUENCIES", "LOG_SNR_LIMIT", "Row", "arrays", "groups", "rows"]
+__all__ = ["Array", "EPSILON", "FREQUENCIES", "LOG_SNR_LIMIT", "Row", "arrays", "groups", "least", "rows"]

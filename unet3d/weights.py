@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _check, _files
 from diffcore.unet3d import structure
 from diffcore.unet3d.build import assemble
 from diffcore.unet3d.config import UNet3DConfig
 
 Arrays = dict[str, npt.NDArray[Any]]
 DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+MANY = 10_000
+"""Arrays: a config that takes more is held against how many the file has before they are listed."""
 
 
 class Content(NamedTuple):
@@ -37,13 +40,14 @@ def save(model: Any, path: str | os.PathLike[str], *, dtype: str | None = None, 
     """Write a model to a safetensors file that every backend loads.
 
     Args:
-        model: of any backend.
+        model: of any backend; one in a wrapper with a `module`, as of torch.nn.parallel, is taken out of it.
         path: of the file; it is replaced in one go once the new one is whole.
         dtype: "float16", "float32" or "float64" to store the arrays in; without one as they are, but bfloat16, which NumPy lacks,
             in float32.
         metadata: str -> str, kept beside the config and the version of this library.
 
     Raises:
+        TypeError: what is no model.
         ValueError: an array with NaN or infinity, or one beyond the range of `dtype`; an unknown dtype.
         ImportError: safetensors is missing; install diffcore[weights].
 
@@ -54,13 +58,14 @@ def save(model: Any, path: str | os.PathLike[str], *, dtype: str | None = None, 
     ...     load(folder + "/model.safetensors").config == preset("tiny")
     True
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"unet3d.save: `dtype` is {dtype!r}, but takes one of {sorted(DTYPES)}, or None")
+    _check.choice("unet3d.save", "dtype", dtype, [*DTYPES, None])
+    model = _unwrapped(model)
     with np.errstate(over="ignore"):
         arrays = {
             name: np.ascontiguousarray(array, dtype=array.dtype if dtype is None else DTYPES[dtype])
             for name, array in model.arrays().items()
         }
+    _check_arrays("unet3d.save", model.config, arrays)
     _check_finite("unet3d.save", arrays)
     write(path, arrays, {**(metadata or {}), "config": json.dumps(model.config.to_dict())})
 
@@ -104,7 +109,17 @@ def read(path: str | os.PathLike[str]) -> Content:
     return Content(config, arrays, metadata)
 
 
+def _unwrapped(model: Any) -> Any:
+    while not hasattr(model, "arrays") and hasattr(model, "module"):
+        model = model.module
+    if not hasattr(model, "arrays") or not hasattr(model, "config"):
+        raise _check.error(TypeError, "unet3d.save", "model", "be what unet3d.build or unet3d.load returns", model)
+    return model
+
+
 def _check_arrays(where: str, config: UNet3DConfig, arrays: Arrays) -> None:
+    if (least := structure.least(config)) > max(MANY, len(arrays)):
+        raise ValueError(f"{where} has {len(arrays)} arrays, but its config takes at least {_check.shown(least)}")
     wanted = structure.arrays(config)
     for kind, names in (
         ("lacks", wanted.keys() - arrays.keys()),
@@ -137,33 +152,18 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]], 
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library's order differs from run to run
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    replace(path, lambda file: file.writelines([len(text).to_bytes(8, "little"), text, data[8 + size :]]))
+    with _files.replacing(path) as part, part.open("wb") as file:
+        file.writelines([len(text).to_bytes(8, "little"), text, data[8 + size :]])
 
 
 def _header_size(data: Any) -> int:
     return int.from_bytes(data[:8], "little")
 
 
-def replace(path: str | os.PathLike[str], fill: Callable[[Any], object]) -> None:
-    """Let `fill` write to a binary file under a temporary name, bring it to the disk, and then give it its name."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_arrays(function: str, path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
     """Return the arrays and metadata of a safetensors file; see `load` for what is raised."""
     numpy = _safetensors(function)
-    target = Path(path)
-    if not target.is_file():
-        raise FileNotFoundError(f"{function}: there is no file {str(path)!r}")
+    target = _file(function, path)
     data = target.read_bytes()
     try:
         arrays = numpy.load(data)
@@ -173,16 +173,39 @@ def read_arrays(function: str, path: str | os.PathLike[str]) -> tuple[Arrays, di
             f"{function}: {target.name} has arrays of dtype {error.args[0]}, but takes one of {sorted(DTYPES)}"
         ) from None
     except Exception as error:  # of kinds of the library's own
-        # only now: a safetensors file begins with the size of its header, whose first byte may be that of a pickle
-        if data[:1] == b"\x80" or zipfile.is_zipfile(target):
-            raise ValueError(
-                f"{function}: {target.name} is a pickle or an archive, as torch.save and numpy.savez write; it takes a "
-                f"safetensors file, since opening a pickle can run any code. Write one with unet3d.save"
-            ) from None
-        raise ValueError(
-            f"{function}: {target.name} is no whole safetensors file ({error}); it is damaged or cut off"
-        ) from None
+        raise _refused(function, target, error) from None
     return arrays, metadata
+
+
+def read_metadata(function: str, path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file, whose arrays are not read; see `load` for what is raised."""
+    _safetensors(function)
+    from safetensors import safe_open
+
+    target = _file(function, path)
+    try:
+        with safe_open(target, "numpy") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # of kinds of the library's own
+        raise _refused(function, target, error) from None
+
+
+def _file(function: str, path: str | os.PathLike[str]) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{function}: there is no file {str(path)!r}")
+    return Path(path)
+
+
+def _refused(function: str, path: Path, error: Exception) -> ValueError:
+    with path.open("rb") as file:
+        first = file.read(1)
+    # only now: a safetensors file begins with the size of its header, whose first byte may be that of a pickle
+    if first == b"\x80" or zipfile.is_zipfile(path):
+        return ValueError(
+            f"{function}: {path.name} is a pickle or an archive, as torch.save and numpy.savez write; it takes a "
+            f"safetensors file, since opening a pickle can run any code. Write one with unet3d.save"
+        )
+    return ValueError(f"{function}: {path.name} is no whole safetensors file ({error}); it is damaged or cut off")
 
 
 def _safetensors(function: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffcore import _files
 from diffcore.cli import options, report, writers
 
 EXAMPLES = (
@@ -70,8 +71,7 @@ def bench(
             raise report.Failure(f"the benchmarks ended with exit code {done.returncode} and no result; see above")
         result = json.loads(found.read_text(encoding="utf-8"))
     if out is not None:
-        with writers.whole(out) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _files.write(out, json.dumps(result, indent=1) + "\n")
     if as_json:
         report.result(result, "", as_json=True)
     if done.returncode:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from diffcore import _files
 from diffcore.cli import files, models, options, report, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
@@ -91,8 +92,7 @@ def evaluate(
             row["seconds"] = round(time.perf_counter() - began, 3)
         text = ""
     if out is not None:
-        with writers.whole(out) as temporary:
-            temporary.write_text(report.as_text(row) + "\n", encoding="utf-8")
+        _files.write(out, report.as_text(row) + "\n")
     if as_json or text:
         report.result(row, text, as_json=as_json)
         return

@@ -106,6 +106,9 @@ def train(
     folder = _prepared(folder, force)
     place, name, _ = models.placed(backend_, device, "float32")
     took, last = time.perf_counter(), {}
+    first = 0 if force else training.step_of(folder)
+    if first:
+        report.note(f"{folder}: going on from step {first}")
     with report.Bar("training", settings.steps) as bar:
 
         def told(done: int, row: dict[str, Any]) -> None:
@@ -113,9 +116,13 @@ def train(
             bar.done(done, f"loss {row['loss']:.4f}" if row else "")
 
         try:
-            path = training.train(config, settings, source, folder, backend=backend_, device=place, progress=told)
+            path = training.train(
+                config, settings, source, folder, backend=backend_, device=place, progress=told, overwrite=force
+            )
         except KeyboardInterrupt:
-            report.note(f"stopped at step {last.get('step', 0)}; the same command goes on from the last checkpoint")
+            kept = training.step_of(folder)
+            goes = f"goes on from step {kept}" if kept else "begins anew"
+            report.note(f"stopped; the same command{', without --force,' if force and kept else ''} {goes}")
             raise
     seconds = time.perf_counter() - took
     row = {"command": "train", "weights": str(path), "steps": settings.steps, "loss": last.get("loss"), "backend": backend_,
@@ -147,15 +154,12 @@ def _settings(preset: str, given: dict[str, Any]) -> Any:
 
 
 def _prepared(folder: Path, force: bool) -> Path:
-    """Return the folder of a run, without the run in it where that is not wanted any more."""
+    """Return the folder of a run, if there can be one in it."""
     if folder.exists() and not folder.is_dir():
         report.usage(f"{folder} is a file; takes a folder for the run")
     if not folder.parent.is_dir():
         report.usage(f"there is no folder {folder.parent} for {folder.name}; make it first: mkdir -p {folder.parent}")
-    parts = [folder / name for name in ("model.safetensors", "checkpoint.safetensors", "log.jsonl")]
-    if force:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    elif parts[0].exists() and not parts[1].exists():
-        report.usage(f"{parts[0]} is there already, with no checkpoint to go on from; --force overwrites it")
+    weights = folder / "model.safetensors"
+    if not force and weights.exists() and not (folder / "checkpoint.safetensors").exists():
+        report.usage(f"{weights} is there already, with no checkpoint to go on from; --force overwrites it")
     return folder

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _files
 from diffcore.cli import sheets
 from diffcore.cli.files import Float32, _av
 from diffcore.cli.report import Failure, note, usage
@@ -53,7 +54,7 @@ def check_place(path: Path, force: bool) -> None:
 @contextlib.contextmanager
 def opened(path: Path, fps: float, zoom: int = 1) -> Iterator[Writer]:
     """Open a file to write a video to: it appears, whole, when the context is left without an error."""
-    with whole(path) as temporary:
+    with _files.replacing(path) as temporary:
         writer = _KINDS[path.suffix.lower()](temporary, fps, zoom)
         try:
             yield writer
@@ -62,18 +63,6 @@ def opened(path: Path, fps: float, zoom: int = 1) -> Iterator[Writer]:
                 writer.abandon()
             raise
         writer.close()
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a path; what was written there gets the name of the path at the end, or goes."""
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")  # a name may be as long as a folder takes
-    try:
-        temporary.touch()  # tells now whether the folder takes it
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pixels(block: Float32, zoom: int) -> npt.NDArray[np.uint8]:

@@ -120,11 +120,9 @@ def _split(rows: Float64) -> tuple[Float64, Float64, Float64]:
 
 
 def _gain(alpha: Float64, sigma: Float64, values: Float64) -> tuple[Float64, Float64]:
-    """Return (g, 1 - alpha g) of x-hat = g z + (1 - alpha g) m; at lambda = inf x-hat is z itself, whatever c is."""
+    """Return (g, 1 - alpha g) of x-hat = g z + (1 - alpha g) m."""
     total = alpha**2 * values + sigma**2
-    gain = np.where(
-        total > 0.0, alpha * values / np.where(total > 0.0, total, 1.0), np.where(values > 0.0, 1.0 / alpha, 0.0)
-    )
+    gain = np.where(values > 0.0, alpha * values / np.where(total > 0.0, total, 1.0), 0.0)
     return gain, 1.0 - alpha * gain
 
 

@@ -1,4 +1,6 @@
-r"""What becomes of known elements in a run. After every stage they are overwritten:
+r"""What becomes of known elements in a run.
+
+After every stage they are overwritten:
 
     z^a <- c_z z^a + c_x x^a + c_eps eps
 

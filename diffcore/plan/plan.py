@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, levels, predictions
+from diffcore import _array, levels, predictions, process
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import io, known, plot, text
@@ -207,8 +207,8 @@ class Plan:
         end, start = self.next_log_snr[-1], other.log_snr[0]
         if not np.allclose(end, start, rtol=1e-9, atol=1e-9):
             raise ValueError(
-                f"Plan: {self.sampler} ends at log_snr {end} but {other.sampler} starts at {start}; end the grid of the first where "
-                f"that of the second begins"
+                f"Plan: {self.sampler} ends at log_snr {end} but {other.sampler} starts at {start}; end the grid of the "
+                f"first where that of the second begins"
             )
         memory = max(self.form.memory, other.form.memory)
         rows = [_with_memory(plan.update, memory) for plan in (self, other)]
@@ -221,6 +221,41 @@ class Plan:
             second=self.second,
             ahead=self.ahead,
         )
+
+    def noised(self, log_snr: float) -> Plan:
+        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t:
+
+            z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
+
+        It takes no call of the denoiser, and follows what the last stage does. `plan.noised(level) + rest` restarts.
+
+        Args:
+            log_snr: where to, below the level that the plan ends at.
+
+        Raises:
+            ValueError: a level that is no noisier than the end of the plan.
+
+        Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, for the transition; Xu et al. 2023 (arXiv 2306.14878), alg. 2.
+
+        >>> import diffcore as dc
+        >>> dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2).noised(0.0).next_log_snr.tolist()
+        [0.0, 0.0]
+        """
+        s = self.end
+        t = levels.level(np.broadcast_to(np.float64(log_snr), self.lead), self.scaling)
+        if not np.all(t.log_snr < s.log_snr):
+            raise ValueError(
+                f"Plan.noised: `log_snr` must be below {s.log_snr}, where {self.sampler} ends, got {log_snr!r}"
+            )
+        form, update, after = self.form, np.array(self.update), np.array(self.next_log_snr)
+        update[-1, ..., 0, :] *= np.asarray(t.alpha / s.alpha)[..., None]
+        update[-1, ..., 0, form.noise] = np.hypot(
+            update[-1, ..., 0, form.noise], np.sqrt(process.novelty(s, t)) * t.sigma
+        )
+        update[-1, ..., 1:, :] = 0.0  # what was remembered is of another path
+        after[-1] = t.log_snr
+        flags: dict[str, Any] = {"second": self.second, "ahead": self.ahead}
+        return Plan(f"{self.sampler}, noised", self.scaling, self.log_snr, after, update, **flags)
 
     def per_frame(self, stages: npt.ArrayLike) -> Plan:
         """Return the plan in which every frame goes through the stages of this one at its own time, and waits in between.
@@ -238,9 +273,9 @@ class Plan:
         Source: Chen et al. 2024 (arXiv 2407.01392), sec. 3.3, for schedules of levels over frames and time.
 
         >>> import diffcore as dc
-        >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=2)
+        >>> plan = dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2)
         >>> plan.per_frame([[0, -1], [1, 0], [-1, 1]]).log_snr[:, 0].tolist()
-        [[-20.0, -20.0], [0.0, -20.0], [inf, 0.0]]
+        [[-10.0, -10.0], [0.0, -10.0], [inf, 0.0]]
         """
         order = np.asarray(stages)
         if self.lead:

@@ -11,6 +11,7 @@
 """
 
 from diffcore.samplers._table import Sampler, Variant, make, table
+from diffcore.samplers._trace import trace
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.edm import euler, heun
@@ -27,5 +28,6 @@ __all__ = [
     "make",
     "predictor_corrector",
     "table",
+    "trace",
     "unipc",
 ]

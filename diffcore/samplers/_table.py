@@ -1,4 +1,4 @@
-"""The table of samplers: every battery of tests, every benchmark and the command line walks it, so that a new sampler is one row."""
+"""The table of samplers, which tests, benchmarks and the command line walk: a new sampler is one file and one row."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from diffcore.schedules import Schedule
 
 
 class Variant(NamedTuple):
-    """Settings that are worth a test of their own, and the order of convergence to the ODE that they have, or None."""
+    """Settings that are worth a test of their own, and what they promise.
+
+    Fields:
+        settings: of the sampler.
+        order: the order of convergence to the probability-flow ODE, or None where there is noise.
+        weak: the order at which the variance that is drawn of Gaussian data converges, or None where it does not.
+        marginal: whether, given x, a run goes through the marginals q(z_t | x).
+    """
 
     settings: Mapping[str, Any]
     order: int | None = None
+    weak: int | None = None
+    marginal: bool = True
 
 
 class Sampler(NamedTuple):
@@ -26,12 +35,14 @@ class Sampler(NamedTuple):
     Fields:
         make: (schedule, steps, *, grid, **settings) -> Plan.
         calls: the number of steps to clean data -> how often the denoiser is called.
-        variants: what is tested and timed, the default settings first.
+        variants: what is tested and timed: the default settings first, and those that do most last.
+        ranges: what random tests draw settings from: ints to choose from, or two floats to draw between.
     """
 
     make: Callable[..., Plan]
     calls: Callable[[int], int]
     variants: tuple[Variant, ...]
+    ranges: Mapping[str, tuple[float, ...]]
 
 
 def _once(steps: int) -> int:
@@ -48,14 +59,32 @@ def table() -> dict[str, Sampler]:
     >>> table()["heun"].calls(10)
     19
     """
+    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False)
     return {
-        "ancestral": Sampler(ancestral, _once, (Variant({}), Variant({"gamma": 0.3}), Variant({"gamma": 1.0}))),
-        "predictor_corrector": Sampler(
-            predictor_corrector, _twice, (Variant({}), Variant({"gamma": 0.3, "delta": 0.2}))
+        "ancestral": Sampler(
+            ancestral,
+            _once,
+            (
+                Variant({}, weak=1),
+                Variant({"gamma": 0.3}, weak=1, marginal=False),
+                Variant({"gamma": 1.0}, weak=1, marginal=False),
+            ),
+            {"gamma": (0.0, 1.0)},
         ),
-        "ddim": Sampler(ddim, _once, (Variant({}, 1), Variant({"eta": 0.5}), Variant({"eta": 1.0}))),
-        "euler": Sampler(euler, _once, (Variant({}, 1), Variant({"churn": 4.0, "noise_scale": 1.003}))),
-        "heun": Sampler(heun, _twice, (Variant({}, 2), Variant({"churn": 4.0, "noise_scale": 1.003}))),
+        "predictor_corrector": Sampler(
+            predictor_corrector,
+            _twice,
+            (Variant({}, marginal=False), Variant({"gamma": 0.3, "delta": 0.2}, marginal=False)),
+            {"gamma": (0.0, 1.0), "delta": (0.0, 1.0)},
+        ),
+        "ddim": Sampler(
+            ddim,
+            _once,
+            (Variant({}, 1), Variant({"eta": 0.5}, weak=1), Variant({"eta": 1.0}, weak=1)),
+            {"eta": (0.0, 1.0)},
+        ),
+        "euler": Sampler(euler, _once, (Variant({}, 1), churned), {"churn": (0.0, 1.0)}),
+        "heun": Sampler(heun, _twice, (Variant({}, 2), churned), {"churn": (0.0, 1.0)}),
         "dpm_solver_pp": Sampler(
             dpm_solver_pp,
             _once,
@@ -63,10 +92,16 @@ def table() -> dict[str, Sampler]:
                 Variant({}, 2),
                 Variant({"order": 1}, 1),
                 Variant({"order": 3}, 3),
-                *(Variant({"order": order, "eta": 1.0}) for order in (1, 2, 3)),
+                Variant({"order": 1, "eta": 1.0}, weak=1),
+                Variant({"order": 2, "eta": 0.5}, weak=2),
+                Variant({"order": 2, "eta": 1.0}, weak=2),
+                Variant({"order": 3, "eta": 1.0}, weak=2),
             ),
+            {"order": (1, 2, 3), "eta": (0.0, 1.0)},
         ),
-        "unipc": Sampler(unipc, _once, (Variant({}, 3), Variant({"order": 1}, 2), Variant({"order": 3}, 4))),
+        "unipc": Sampler(
+            unipc, _once, (Variant({}, 3), Variant({"order": 1}, 2), Variant({"order": 3}, 4)), {"order": (1, 2, 3)}
+        ),
     }
 
 

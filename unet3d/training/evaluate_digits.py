@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import exact, losses, metrics, noise, process, times, weights
+from diffcore import _files, exact, losses, metrics, noise, process, times, weights
 from diffcore.unet3d import build, digit_features, load
 from diffcore.unet3d.training import moving_digits
-from diffcore.unet3d.weights import replace
 
 Float32 = npt.NDArray[np.float32]
 SCHEDULE = dc.schedules.Cosine()
@@ -165,7 +164,7 @@ def main(given: list[str] | None = None) -> None:
         "samples": sample_table(network, untrained, held, train, settings.count, settings.steps),
         "seconds": round(time.perf_counter() - began),
     }
-    replace(settings.out, lambda file: file.write(json.dumps(found, indent=1).encode()))
+    _files.write(settings.out, json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))  # noqa: T201
 
 

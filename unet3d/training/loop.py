@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import json
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import diffcore as dc
-from diffcore import _array
+from diffcore import _array, _check, _files
 from diffcore.unet3d import weights
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source
@@ -24,6 +26,9 @@ from diffcore.unet3d.training.settings import Settings
 
 FREE = ("steps", "log_every", "checkpoint_every", "sample_every", "sample_steps")
 """The settings that a run may change when it goes on."""
+
+CHECKPOINT, LOG, WEIGHTS = FILES = ("checkpoint.safetensors", "log.jsonl", "model.safetensors")
+"""What a folder holds of a run, beside samples."""
 
 Tell = Callable[[int, dict[str, Any]], object]
 """What is told, after each step, how many are done, and the last line of the log, {} until there is one."""
@@ -38,6 +43,7 @@ def train(
     backend: str = "torch",
     tokens: Any = None,
     progress: bool | Tell = False,
+    overwrite: bool = False,
     **options: Any,
 ) -> Path:
     r"""Train a network, and return the path of its weights file, folder/model.safetensors.
@@ -46,7 +52,9 @@ def train(
     gradient_norm since the line before, learning_rate, seconds), `samples/STEP.png` where `sample_every` is set, and
     `checkpoint.safetensors`. A run that finds its checkpoint goes on from there: batches, times, noise and dropout are
     pure functions of (seed, step), so that on a CPU it ends with the very bits of a run that was never stopped. Every
-    file appears whole or not at all, but for a line of the log, which the next run mends.
+    file appears whole or not at all, but for a line of the log, which the next run mends. Ctrl-C ends the step, writes a
+    checkpoint and raises KeyboardInterrupt; a second one raises it at once. While a run trains, a lock on the file `.lock`
+    keeps others out of its folder.
 
     Args:
         config: the network.
@@ -58,21 +66,23 @@ def train(
             the source are indices of.
         progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]); or a function that is
             called after each step with how many are done and the last line of the log, {} until there is one.
+        overwrite: begin anew where the folder holds a run, instead of going on with it.
         options: of the backend's trainer: device, checkpointing; for torch, compile.
 
     Raises:
         ValueError: a source that does not fit the config; a folder with the checkpoint of another run, or of more
             steps; a backend without gradients; a loss or gradient that is not finite, which ends the run and leaves
             the last checkpoint, which is sound.
+        BlockingIOError: another run trains in the folder.
         ImportError: a library is missing.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), app. A.
     """
     function = "training.train"
-    if backend not in {"torch", "jax"}:
-        raise ValueError(f'{function}: `backend` is {backend!r}, but takes "torch" or "jax"; NumPy has no gradients')
+    _check.choice(function, "backend", backend, ("torch", "jax"), hint="NumPy has no gradients")
     _check_source(function, config, source, tokens)
     try:
+        importlib.import_module("filelock")
         module = importlib.import_module(f"diffcore.unet3d.training.{backend}_trainer")
     except ImportError as error:
         raise ImportError(
@@ -82,39 +92,97 @@ def train(
         settings, weight=settings.weight_for(config.prediction)
     )  # what checkpoints and weights files say
     trainer = module.Trainer(config, settings, **options)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, log = folder / "checkpoint.safetensors", folder / "log.jsonl"
     identity = _identity(config, settings, source, backend)
     glimpse = draw(config, settings, source, tokens, 0).x.mean(axis=(1, 2, 3, 4), dtype=np.float64).tolist()
-    first = _resume(function, trainer, kept, log, identity, glimpse)
-    if first > settings.steps:
-        raise ValueError(
-            f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take at "
-            f"least as many, or another folder"
-        )
-    pending: list[tuple[Any, Any]] = []
-    row: dict[str, Any] = {}
-    began = time.perf_counter()
-    with _telling(progress, first, settings.steps) as tell, log.open("a", encoding="utf-8") as lines:
-        for step in range(first, settings.steps):
-            pending.append(trainer.step(step, draw(config, settings, source, tokens, step)))
-            done, last = step + 1, step + 1 == settings.steps
-            keeps = done % settings.checkpoint_every == 0 or last
-            if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
-                row = _means(function, done, pending) | {"learning_rate": settings.rate(step)}
-                pending = []
-                lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
-                lines.flush()
-            if settings.sample_every and (done % settings.sample_every == 0 or last):
-                write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
-            if keeps:
-                weights.write(kept, trainer.state(), {**identity, "glimpse": json.dumps(glimpse), "step": str(done)})
-            tell(done, row)
-    path = folder / "model.safetensors"
-    metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
-    weights.write(path, trainer.weights(), metadata)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, log, path = (folder / name for name in FILES)
+    with _alone(function, folder), _interrupts() as interrupted:
+        for file in (kept, log, path):
+            _files.remove_parts(file)  # of a run that was killed while it wrote
+            if overwrite:
+                file.unlink(missing_ok=True)
+        first = _resume(function, trainer, kept, log, identity, glimpse)
+        if first > settings.steps:
+            raise ValueError(
+                f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take "
+                f"at least as many, or another folder"
+            )
+        pending: list[tuple[Any, Any]] = []
+        row: dict[str, Any] = {}
+        began = time.perf_counter()
+        with _telling(progress, first, settings.steps) as tell, log.open("a", encoding="utf-8") as lines:
+            for step in range(first, settings.steps):
+                pending.append(trainer.step(step, draw(config, settings, source, tokens, step)))
+                done, last, stops = step + 1, step + 1 == settings.steps, interrupted.is_set()
+                keeps = done % settings.checkpoint_every == 0 or last or stops
+                if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
+                    row = _means(function, done, pending) | {"learning_rate": settings.rate(step)}
+                    pending = []
+                    lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+                    lines.flush()
+                if settings.sample_every and (done % settings.sample_every == 0 or last):
+                    write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
+                if keeps:
+                    weights.write(
+                        kept, trainer.state(), {**identity, "glimpse": json.dumps(glimpse), "step": str(done)}
+                    )
+                tell(done, row)
+                if stops and not last:
+                    raise KeyboardInterrupt
+        metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
+        weights.write(path, trainer.weights(), metadata)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
     return path
+
+
+def step_of(folder: str | Path) -> int:
+    """Return the step from which the next run in a folder goes on: 0 where it begins anew."""
+    kept = Path(folder) / CHECKPOINT
+    return int(weights.read_metadata("training.train", kept)["step"]) if kept.is_file() else 0
+
+
+@contextlib.contextmanager
+def _alone(function: str, folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder."""
+    import filelock
+
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BlockingIOError(
+            f"{function}: another run trains in the folder {folder.name!r}; wait for it, stop it, or take another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Give an event that is set by Ctrl-C, which then interrupts nothing until it comes again.
+
+    It is so where Python's own handler is at work: another one, and another thread than the main one, are left alone.
+    """
+    asked = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            signal.default_int_handler(number, frame)
+        asked.set()
+
+    main = threading.current_thread() is threading.main_thread()
+    of = [sign for sign in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(sign) is signal.default_int_handler]
+    for sign in of if main else ():
+        signal.signal(sign, handle)
+    try:
+        yield asked
+    finally:
+        for sign in of if main else ():
+            signal.signal(sign, signal.default_int_handler)
 
 
 def _means(function: str, done: int, pending: list[tuple[Any, Any]]) -> dict[str, Any]:
@@ -176,8 +244,6 @@ def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[s
     `glimpse` is the mean of each clip of the first batch: other data that are as many and as large show there, while
     another decoder's rounding does not.
     """
-    for half in kept.parent.glob(".*.part"):  # of a run that was killed while it wrote
-        half.unlink()
     step = 0
     if kept.is_file():
         state, metadata = weights.read_arrays(function, kept)
@@ -203,7 +269,7 @@ def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[s
             if json.loads(line)["step"] <= step:
                 whole += line + "\n"
     if whole != text:
-        weights.replace(log, lambda file: file.write(whole.encode()))
+        _files.write(log, whole)
     return step
 
 

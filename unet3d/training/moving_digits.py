@@ -29,6 +29,8 @@ def main(given: list[str] | None = None) -> None:
     settings = training.PRESETS["moving_digits"]
     if given_settings.steps is not None:
         settings = replace(settings, steps=given_settings.steps)
+    if first := training.step_of(given_settings.out):
+        print(f"going on from step {first}")  # noqa: T201
     path = training.train(
         preset("moving_digits"), settings, source(), given_settings.out, backend=given_settings.backend, progress=True
     )

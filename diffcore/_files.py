@@ -1,0 +1,80 @@
+"""The one way in which a file is written: whole, under a temporary name, which then becomes its own.
+
+Whoever opens the file finds the old content or the new one, also after a power cut, and however many threads, processes
+and machines write it at once. In all else it is as with `open`: the same permissions, and a link is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+PART = ".{}.{}.part"
+"""A temporary name: of the file's, as much as surely fits into a name of 255 bytes, and a number of 64 bits."""
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty file beside `path` to write to; it takes the place of `path` when the block ends without an error, and
+    goes when it does not. A pipe or a device, which nothing can replace, is given itself.
+
+    Raises:
+        OSError: what `open` raises for the path: no such folder, a folder, a file that may not be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(folder + "/a.txt") as part:
+    ...         _ = part.write_text("whole")
+    ...     Path(folder, "a.txt").read_text()
+    'whole'
+    """
+    mode = None
+    if os.path.exists(path):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            yield Path(path)
+            return
+        os.close(os.open(path, os.O_WRONLY))  # raises where it may not be written
+    target = Path(os.path.realpath(path))
+    part = target.with_name(PART.format(target.name[:40], secrets.token_hex(8)))
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, which cannot be asked for
+    try:
+        if mode is not None:
+            part.chmod(stat.S_IMODE(mode))
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def write(path: str | os.PathLike[str], content: str | bytes | memoryview) -> None:
+    """Write a file whole or not at all; text is UTF-8."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_parts(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed left of a file. For whoever knows that nobody writes it now."""
+    target = Path(os.path.realpath(path))
+    name = re.compile(PART.format(re.escape(target.name[:40]), "[0-9a-f]{16}").replace(".part", r"\.part"))
+    for other in target.parent.iterdir() if target.parent.is_dir() else ():
+        if name.fullmatch(other.name):
+            other.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name of a file to the disk, where the system lets one."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
