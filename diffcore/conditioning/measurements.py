@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from diffcore._array import Array
 class Downsample:
     """The mean over blocks of pixels: what `downsample` returns."""
 
+    parts: ClassVar = ()
     factor: tuple[int, int]
     axes: tuple[int, int] | None = None
 
@@ -66,6 +67,7 @@ def downsample(factor: int | tuple[int, int], *, axes: tuple[int, int] | None = 
 class FrameAverage:
     """The mean over blocks of frames: what `frame_average` returns."""
 
+    parts: ClassVar = ()
     count: int
     axis: int = 1
 
