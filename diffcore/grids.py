@@ -180,7 +180,7 @@ def from_sigmas(sigmas: npt.ArrayLike, *, scaling: str = "ve", tolerance: float 
     levels.check_scaling(function, scaling)
     if not 0.0 <= _array.number(function, "tolerance", tolerance) < 1.0:
         raise ValueError(f"{function}: `tolerance` is {tolerance!r}, but takes a number in [0, 1)")
-    points = host(function, "sigmas", sigmas)
+    points = to_host(sigmas, np.float64, function=function, argument="sigmas")
     if points.ndim != 1 or len(points) < 2:
         raise ValueError(f"{function}: `sigmas` has shape {points.shape}, but takes (N + 1,), N >= 1")
     most = math.inf if scaling == "ve" else 1.0

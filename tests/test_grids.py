@@ -276,7 +276,7 @@ def test_rounding_is_said_and_a_mistake_is_refused() -> None:
         ([2.0, 2.0, 2.0], {}, ValueError, r"all 2\.0, but take at least two levels"),
         ([0.0, 1.0], {}, ValueError, r"`grid\[0\]` is inf.*start at a finite log-SNR"),
         ([1.0, 0.0, 0.5], {}, ValueError, r"entries \[1\] and \[2\] are 0\.0 and 0\.5"),
-        (["a", "b"], {}, TypeError, r"`sigmas` is list, but takes real numbers"),
+        (["a", "b"], {}, TypeError, r"`sigmas` must be numbers, as a sequence"),
         ([1.0, 0.0], {"scaling": "edm"}, ValueError, r"`scaling` is 'edm'"),
         ([1.0, 0.0], {"tolerance": 1.0}, ValueError, r"`tolerance` is 1\.0, but takes a number in \[0, 1\)"),
     ],
