@@ -3,7 +3,7 @@
    It is what torch_triton.py is for a GPU, and is cut in the same programs: a program is one tile of one sample (diffcore/_philox.py),
    up to T blocks of four words, which are 4 T elements in a row. Noise, x-hat and sums of a program stay in the first-level
    cache. Loops are plain C that compilers turn into vector instructions, and no product is fused with a sum, so that the bits are
-   those of diffcore.sampling.advance, and are equal whatever the width of the vectors. */
+   those of diffcore.stage.advance, and are equal whatever the width of the vectors. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,7 +18,8 @@
 #define TILE 256
 #define ROUNDS 10
 #define STRIP 64
-#define HISTORY 8 /* past estimates that a stage may read: cpu_threads.py says so too */
+#define MEMORY 4 /* arrays that a plan may remember: cpu_threads.py says so too */
+#define COLUMNS (MEMORY + 4)
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -35,8 +36,11 @@
 #define FOR_EVERY_WIDTH
 #endif
 
-/* The arrays of a stage, in this order; all but z are missing where a stage has none. */
-enum { TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X, TABLE, KEYS, PAST, BUFFERS = PAST + HISTORY };
+/* The arrays of a stage; all but z are missing where a stage has none. */
+enum { TO_Z, TO_X, Z, Y, OTHER, EPS, X, TABLE, KEYS, TO_M, M = TO_M + MEMORY, BUFFERS = M + MEMORY };
+
+/* What the last column of a row multiplies: x-hat of the prediction `other`, or x-hat before it is clipped. */
+enum { NO_SECOND, UNGUIDED, RAW };
 
 typedef struct {
     uint32_t key[2];
@@ -50,12 +54,12 @@ typedef struct {
     int blocks, count;
 } Place;
 
-/* The coefficients of a sample, in rows (x-hat from z and y; z and the saved state from `columns` arrays): one for each `frame`
-   elements. Where `zeros`, terms of 0 count too, since they are not 0 everywhere. */
+/* The coefficients of a sample: of x-hat (z and y), then rows for z and for each array of memory, of `columns` each; another set for
+   each `frame` elements. Where `zeros`, terms of 0 count too, since they are not 0 everywhere. */
 typedef struct {
     const double *first;
     int64_t frame;
-    int columns, zeros;
+    int memory, columns, width, second, zeros;
 } Rows;
 
 typedef uint32_t Words[4][TILE];
@@ -304,7 +308,7 @@ typedef struct {
     void *buffers[BUFFERS];
     const double *first;
     int64_t samples, frames, size;
-    int columns;
+    int memory, second;
     double low, high;
     const uint32_t *keys;
     int64_t draw;
@@ -317,6 +321,16 @@ typedef struct {
     const uint32_t *keys;
     int64_t draw, stream, size;
 } NoiseJob;
+
+static int columns_of(int memory, int second)
+{
+    return memory + 3 + (second != NO_SECOND);
+}
+
+static int width_of(int memory, int second)
+{
+    return 2 + (1 + memory) * columns_of(memory, second);
+}
 
 static Source source_for(const uint32_t *keys, int64_t sample, int64_t draw, int64_t stream)
 {
@@ -333,19 +347,36 @@ static void run_stage(const void *told, int64_t begin, int64_t end)
 {
     const StageJob *job = told;
     const int64_t a_sample = job->frames > 0 ? job->frames : 1;
+    const int width = width_of(job->memory, job->second);
     for (int64_t program = begin; program < end; program++) {
         const Place at = place(program, job->size);
         Source source = {{0}, 0, 0};
         if (job->keys != NULL)
             source = source_for(job->keys, at.sample, job->draw, 0);
         const Rows rows = {
-            job->first + (job->samples > 1 ? at.sample * a_sample * (2 + 2 * job->columns) : 0),
-            job->size / a_sample,
-            job->columns,
-            job->samples > 0,
+            .first = job->first + (job->samples > 1 ? at.sample * a_sample * width : 0),
+            .frame = job->size / a_sample,
+            .memory = job->memory,
+            .columns = columns_of(job->memory, job->second),
+            .width = width,
+            .second = job->second,
+            .zeros = job->samples > 0,
         };
         job->tile(job->buffers, at.sample * job->size + at.offset, &rows, job->low, job->high, job->keys == NULL ? NULL : &source, at);
     }
+}
+
+/* What a job lacks that it reads, in words, or NULL. Memory that it reads is there up to the last array. */
+static const char *lacks(const StageJob *job)
+{
+    if (job->buffers[Y] == NULL && (job->buffers[X] == NULL || job->second == RAW))
+        return "a stage needs y, or x, and y too for x-hat before its clip";
+    if (job->buffers[OTHER] == NULL && job->second == UNGUIDED)
+        return "a stage needs the unguided prediction that it reads";
+    for (int i = 0; i < job->memory; i++)
+        if (job->buffers[M + i] == NULL)
+            return "a stage needs the memory that it reads";
+    return NULL;
 }
 
 static void run_noise(const void *told, int64_t begin, int64_t end)
@@ -382,9 +413,9 @@ static int take(Py_buffer *view, PyObject *array, int writable, char kind, Py_ss
     if (PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) < 0)
         return -1;
     const char *format = view->format == NULL ? "B" : view->format;
-    const int fits = kind == 'u' ? strchr("IL", *format) != NULL && view->itemsize == 4 : *format == kind;
-    if (!fits || format[1] != '\0')
-        return refuse("an array of another dtype than the rest");
+    const int fits = kind == 'u' ? (*format == 'I' || *format == 'L') && view->itemsize == 4 : *format == kind;
+    if (!fits || format[1] != '\0' || (uintptr_t)view->buf % (uintptr_t)view->itemsize)
+        return refuse("an array of another dtype than the rest, or out of line with it");
     if (items >= 0 && view->len != items * view->itemsize)
         return refuse("an array of another size than the rest");
     return 0;
@@ -450,64 +481,71 @@ done:
 }
 
 PyDoc_STRVAR(stage_doc,
-             "stage(to_z, to_saved, to_x, z, y, saved, eps, x, past, table, index, samples, frames, keys, draw, low, high, size, begin, end)\n"
-             "--\n\n"
-             "Write what some programs make of stage `index`. `x` instead of `y` where x-hat is there already, `keys` and `draw` instead\n"
-             "of `eps` where noise is made, None for `to_z` where x-hat alone is asked for. The table has samples times frames rows a\n"
+             "stage(to_z, to_x, to_memory, z, y, other, eps, x, memory, table, index, samples, frames, keys, draw, second, low, high, size,\n"
+             "begin, end)\n--\n\n"
+             "Write what some programs make of stage `index`: the rows for which `to_z` and the tuple `to_memory` have an array, and x-hat.\n"
+             "`x` where x-hat is there already, `keys` and `draw` instead of `eps` where noise is made; `second` is 0, 1 where the rows\n"
+             "also read x-hat of `other`, 2 where they read that of `y` before it is clipped. The table has samples times frames rows a\n"
              "stage; both are 0 where one row is for all.");
+
+/* Take a tuple of at most `most` arrays, some of which may be None. */
+static Py_ssize_t take_all(Py_buffer *views, PyObject *arrays, Py_ssize_t most, int writable, char kind, Py_ssize_t items)
+{
+    if (!PyTuple_Check(arrays) || PyTuple_GET_SIZE(arrays) > most)
+        return refuse("memory is a tuple of arrays, four at most, and no more are written than are read");
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arrays); i++)
+        if (take(&views[i], PyTuple_GET_ITEM(arrays, i), writable, kind, items))
+            return -1;
+    return PyTuple_GET_SIZE(arrays);
+}
 
 static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
-    static const int arrays[] = {TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X};
+    enum { AT_Z = 3, AT_MEMORY = 8, AT_KEYS = 13 };
+    static const struct {
+        int view, argument;
+    } arrays[] = {{TO_Z, 0}, {TO_X, 1}, {Y, 4}, {OTHER, 5}, {EPS, 6}, {X, 7}};
     Py_buffer views[BUFFERS] = {{0}};
-    int64_t index, samples, frames, draw, size, begin, end;
+    int64_t index, samples, frames, draw, second, size, begin, end;
     PyObject *result = NULL;
-    if (given != 20) {
-        refuse("stage takes 20 arguments");
+    if (given != 21) {
+        refuse("stage takes 21 arguments");
         return NULL;
     }
-    const double low = PyFloat_AsDouble(args[15]), high = PyFloat_AsDouble(args[16]);
+    const double low = PyFloat_AsDouble(args[16]), high = PyFloat_AsDouble(args[17]);
     if (PyErr_Occurred() || whole(args[10], &index) || whole(args[11], &samples) || whole(args[12], &frames) || whole(args[14], &draw) ||
-        whole(args[17], &size) || whole(args[18], &begin) || whole(args[19], &end))
+        whole(args[15], &second) || whole(args[18], &size) || whole(args[19], &begin) || whole(args[20], &end))
         return NULL;
-    const Py_ssize_t history = PyTuple_Size(args[8]);
-    if (history < 0)
-        return NULL;
-    if (PyObject_GetBuffer(args[3], &views[Z], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
+    if (PyObject_GetBuffer(args[AT_Z], &views[Z], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
         return NULL;
     const char kind = views[Z].format == NULL ? 'B' : *views[Z].format;
     const Tile tile = tile_for(kind);
-    if (tile == NULL) {
-        refuse("a stage takes float32, float64, float16, or bfloat16 as uint16");
+    if (tile == NULL || views[Z].format[1] != '\0' || (uintptr_t)views[Z].buf % (uintptr_t)views[Z].itemsize) {
+        refuse("a stage takes aligned float32, float64, float16, or bfloat16 as uint16");
         goto done;
     }
     const Py_ssize_t items = views[Z].len / views[Z].itemsize;
-    for (int i = 0; i < 8; i++)
-        if (arrays[i] != Z && take(&views[arrays[i]], args[i], arrays[i] <= TO_X, kind, items))
+    for (int i = 0; i < 6; i++)
+        if (take(&views[arrays[i].view], args[arrays[i].argument], arrays[i].view <= TO_X, kind, items))
             goto done;
-    if (history > HISTORY) {
-        refuse("more past estimates than a stage reads");
+    const Py_ssize_t memory = take_all(&views[M], args[AT_MEMORY], MEMORY, 0, kind, items);
+    if (memory < 0 || take_all(&views[TO_M], args[2], memory, 1, kind, items) < 0)
+        goto done;
+    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[AT_KEYS], 0, 'u', -1) ||
+        check_range(items, size, begin, end, args[AT_KEYS] == Py_None ? -1 : views[KEYS].len))
+        goto done;
+    if (second < NO_SECOND || second > RAW) {
+        refuse("the second estimate is 0, 1 or 2");
         goto done;
     }
-    for (Py_ssize_t i = 0; i < history; i++)
-        if (take(&views[PAST + i], PyTuple_GetItem(args[8], i), 0, kind, items))
-            goto done;
-    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[13], 0, 'u', -1) ||
-        check_range(items, size, begin, end, args[13] == Py_None ? -1 : views[KEYS].len))
-        goto done;
-    const int columns = 4 + (int)history, width = 2 + 2 * columns;
     if (samples < 0 || frames < 0 || (samples > 1 && samples != items / size) || (frames > 0 && size % frames) || (frames > 0 && samples == 0)) {
         refuse("rows for other samples or frames than there are");
         goto done;
     }
-    const int64_t a_sample = frames > 0 ? frames : 1, a_stage = samples > 0 ? samples * a_sample : 1;
+    const int width = width_of((int)memory, (int)second);
+    const int64_t a_stage = (samples > 0 ? samples : 1) * (frames > 0 ? frames : 1);
     if (views[TABLE].ndim != 2 || views[TABLE].shape[1] != width || index < 0 || index >= views[TABLE].shape[0] / a_stage) {
         refuse("the table has no such row");
-        goto done;
-    }
-    if ((views[Y].buf == NULL && views[X].buf == NULL) || (views[TO_Z].buf == NULL && views[TO_X].buf == NULL) ||
-        (views[TO_SAVED].buf != NULL && views[SAVED].buf == NULL)) {
-        refuse("an array that this stage needs is None");
         goto done;
     }
     StageJob job = {
@@ -516,7 +554,8 @@ static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
         .samples = samples,
         .frames = frames,
         .size = size,
-        .columns = columns,
+        .memory = (int)memory,
+        .second = (int)second,
         .low = low,
         .high = high,
         .keys = views[KEYS].buf,
@@ -524,6 +563,10 @@ static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     };
     for (int i = 0; i < BUFFERS; i++)
         job.buffers[i] = views[i].buf;
+    if (lacks(&job)) {
+        refuse(lacks(&job));
+        goto done;
+    }
     Py_BEGIN_ALLOW_THREADS
     run_stage(&job, begin, end);
     Py_END_ALLOW_THREADS

@@ -20,8 +20,8 @@ try:
 except ImportError:  # installed where there was no C compiler
     kernel = None
 
-HISTORY = 8
-"""Past estimates that the kernel reads, at most."""
+MEMORY = 4
+"""Arrays of memory that the kernel reads and writes, at most."""
 
 ELEMENTS = 1 << 16
 """What a thread takes at a time, at least: many times what a call costs."""

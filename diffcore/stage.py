@@ -242,14 +242,14 @@ def update(form: Form, state: State, x: Array, row: Any, eps: Array | None, seco
     at = _columns(row)[2:]
     given = [state.z, *state.memory, eps, x, second][: form.columns]
     terms = [None if part is None else _array.widen(xp, part) for part in given]
+    columns, rows = form.columns, 1 + form.computed - form.keeps_x
     made = [
-        xp.astype(
-            combine(xp, terms[0], list(zip(at[first : first + form.columns], terms, strict=True))), dtype, copy=False
-        )
-        for first in range(0, (1 + form.computed) * form.columns, form.columns)
+        xp.astype(combine(xp, terms[0], list(zip(at[first : first + columns], terms, strict=True))), dtype, copy=False)
+        for first in range(0, rows * columns, columns)
     ]
-    memory = (*made[1:], *state.memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
-    found = memory[form.computed - 1] if form.keeps_x else xp.astype(x, dtype, copy=False)
+    found = xp.astype(x, dtype, copy=False)
+    head = [found] if form.keeps_x else []
+    memory = (*made[1:], *head, *state.memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
     return State(made[0], memory, found, state.index + 1, state.draw + 1, state.keys)
 
 
