@@ -178,12 +178,17 @@ def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
     return xp.asarray(table, dtype=dtype, device=device(like))
 
 
+def traced() -> bool:
+    """Return whether torch traces this code, NumPy's with it, so that the numbers in an array are not known."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
 def known_int(value: Any) -> int | None:
     """Return an int, or a 0-d integer array, as an int; None where code is traced and its value is not known yet."""
     if isinstance(value, (int, np.integer)):
         return int(value)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and torch.compiler.is_compiling():
+    if traced():
         return None
     try:
         return int(value)
@@ -302,7 +307,6 @@ def device(array: Array) -> Any:
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
-    torch = sys.modules.get("torch")
-    if xp is np and not (torch is not None and torch.compiler.is_compiling()):  # which cannot trace a NumPy context
+    if xp is np and not traced():  # which cannot trace a NumPy context
         return np.errstate(all="ignore")
     return contextlib.nullcontext()
