@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
-from diffcore import _known, sampling
+from diffcore import _known, _streams, sampling
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import numpy_run, torch_noise
 from diffcore.backends.contract import Draw, Run
@@ -33,18 +34,33 @@ class TorchBackend(ArrayAPIBackend):
 
     def seeds(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
         if isinstance(words, torch.Tensor):
-            return words.to(like.device)
-        return torch.as_tensor(words.astype(np.int64), device=like.device)
+            return words.to(like.device, torch.int64)
+        return torch.as_tensor(np.asarray(words).astype(np.int64), device=like.device)
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> torch.Tensor:
-        return torch_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return torch_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
     def bits(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> torch.Tensor:
-        return torch_noise.bits(words, draw, shape, device=device, stream=stream)
+        return torch_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def index(self, value: int) -> torch.Tensor:
         # on the host, whatever the default device is; an int would be a new graph for every stage under torch.compile
@@ -213,7 +229,7 @@ def _stage(
         return after.z, after.saved, after.estimates
     x, known, known_row, known_eps, known_words = held
     if known_words is not None:
-        known_eps = torch_noise.normal(known_words, draw, tuple(z.shape), **like, stream=_known.STREAM)
+        known_eps = torch_noise.normal(known_words, draw, tuple(z.shape), **like, stream=_streams.KNOWN)
     return _known.overwrite(after.z, z, x, known, known_row, known_eps), after.saved, after.estimates
 
 

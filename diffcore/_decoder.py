@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _streams
 from diffcore._array import Array
 
 BLOCK = 16
 """How many bins are summed at once: a few large operations, in memory that does not grow with the number of bins."""
-
-NOISE_STREAM = 2
-"""The streams 2 and 3 of the noise are drawn for likelihoods; 0 is the samplers', 1 that of training times."""
 
 
 def reconstruction(
@@ -30,7 +27,7 @@ def reconstruction(
         schedule: a schedule of `diffcore.schedules`; its cleanest level, t = 0, counts.
         bins: how many values an element takes, at least 2.
         low, high: the first and the last value.
-        seed: one int (sample i gets seed + i), or one int per sample.
+        seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
 
     Returns:
         An array of shape (B,), at least float32; near 0 where the noise at t = 0 is far below the width of a bin. Takes
@@ -58,7 +55,7 @@ def reconstruction(
     wide = _array.widen(xp, x)
     ratio = math.exp(-0.5 * log_snr)  # sigma / alpha
     width = (high - low) / (bins - 1)
-    offset = ratio * normal(wide, seed, draw=0, stream=NOISE_STREAM + 1)  # z / alpha - x
+    offset = ratio * normal(wide, seed, draw=0, stream=_streams.RECONSTRUCTION)  # z / alpha - x
     # values are counted in bins, so that rounding x to float32 does no harm
     own = xp.clip(xp.round((wide - low) / width), 0.0, bins - 1.0)
     nearest = xp.clip(xp.round(own + offset / width), 0.0, bins - 1.0)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, levels, process, sampling
+from diffcore import _array, _streams, levels, process, sampling
 from diffcore._array import Array
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from diffcore.sampling import State
 
 Float64 = npt.NDArray[np.float64]
-
-STREAM = 4
-"""The stream of the noise of known elements: independent of the start, of the samplers' noise and of each other."""
 
 BEFORE, CLEAN, NOISE = 0, 1, 2
 """Columns of the table."""
@@ -113,7 +110,8 @@ def draw(backend: Any, state: State, source: Draw | None, number: Any, stages: i
         return sampling.drawn_from(source, stages + 1 + number, shape, state.z)
     if state.seeds is None:
         raise ValueError("step: the state has no seeds, so give `noise`, or start with `seed`")
-    return backend.normal(state.seeds, number, shape, dtype=state.z.dtype, device=_array.device(state.z), stream=STREAM)
+    like = {"dtype": state.z.dtype, "device": _array.device(state.z)}
+    return backend.normal(state.seeds, number, shape, **like, stream=_streams.KNOWN)
 
 
 def overwrite(z: Array, before: Array, x: Array, known: Array, row: Any, eps: Array | None) -> Array:

@@ -42,7 +42,7 @@ def start(
         z: noisy data (B, ...) at the plan's first level; or give `shape`.
         shape: (B, ...) of a start from noise, draw 0 of the seeds.
         like: an array that gives the library, dtype and device of a start from noise; NumPy float32 without one.
-        seed: one int (sample i gets seed + i), or one int per sample, in [0, 2^64).
+        seed: one int in [0, 2^64), of which sample i gets its own key; or one int or key per sample: see `noise.keys`.
         noise: a source of noise (draw, shape) -> array of one's own instead of the seeds.
         constraint: what is known of x, from `conditioning.replacement`: the start is at its noised value there.
 
@@ -336,8 +336,8 @@ def _for_scaling(denoise: Any, plan: Plan) -> Any:
     return denoise
 
 
-def _seed_words(seed: Any, batch: int) -> npt.NDArray[np.uint32]:
-    return noise.seed_words(seed, batch)
+def _seed_words(seed: Any, batch: int) -> Array:
+    return noise.keys(seed, batch)
 
 
 def _bar(total: int, state: State) -> Any:

@@ -39,7 +39,7 @@ def test_a_large_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str
 
 @given(batch=st.integers(1, 5), size=st.integers(0, 2500), draws=st.integers(1, 4), seed=st.integers(0, 2**64 - 9))
 def test_many_draws_at_once_are_the_draws(batch: int, size: int, draws: int, seed: int) -> None:
-    words = dc.noise.seed_words(seed, batch)
+    words = dc.noise.keys(seed, batch)
     numbers = np.arange(3, 3 + draws, dtype=np.uint64)
     with mock.patch.object(cpu_threads, "kernel", None):
         together = numpy_noise.normals(words, numbers, (batch, size), dtype=np.float32)
