@@ -40,7 +40,7 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
         )
     if not _array.is_floating(z):  # what the network says is cast to the dtype of z
         raise TypeError(
-            f"{FUNCTION}: `z` has dtype {z.dtype}, but takes a real floating dtype; frames of bytes are "
+            f"{FUNCTION}: `z` has dtype {getattr(z, 'dtype', None)}, but takes a real floating dtype; frames of bytes are "
             f"z.astype('float32') / 127.5 - 1"
         )
     _check_log_snr(log_snr)
