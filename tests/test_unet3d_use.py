@@ -254,10 +254,10 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[Any, ...], type[Exception], str]] =
     "no frame": ({}, (Z[:, :0], 0.0), ValueError, "at least one frame"),
     "levels of another batch": ({}, (Z, np.zeros(3)), ValueError, "`log_snr` must have shape"),
     "levels of other frames": ({}, (Z, np.zeros((2, 2))), ValueError, "`log_snr` must have shape"),
-    "more images than frames": ({}, (Z, 0.0, None, 4), ValueError, "`images` is 4"),
-    "images below zero": ({}, (Z, 0.0, None, -1), ValueError, "`images` is -1"),
-    "images as a bool": ({}, (Z, 0.0, None, True), ValueError, "`images` is True"),
-    "images as a float": ({}, (Z, 0.0, None, 1.0), ValueError, "`images` is 1.0"),
+    "more images than frames": ({}, (Z, 0.0, None, 4), ValueError, r"`images` must be an int in \[0, 3\], got 4"),
+    "images below zero": ({}, (Z, 0.0, None, -1), ValueError, "`images` must be .* got -1"),
+    "images as a bool": ({}, (Z, 0.0, None, True), TypeError, "`images` must be .* got True"),
+    "images as a float": ({}, (Z, 0.0, None, 1.0), TypeError, "`images` must be .* got 1.0"),
     "a condition of none": ({}, (Z, 0.0, np.zeros(2, dtype=int)), ValueError, "`cond` is given"),
     "labels of another batch": (CLASS, (Z, 0.0, np.zeros(3, dtype=int)), ValueError, "`cond` must be labels of shape"),
     "labels of other frames": (
@@ -267,12 +267,22 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[Any, ...], type[Exception], str]] =
         "`cond` must be labels of shape",
     ),
     "labels as tokens": (CLASS, (Z, 0.0, TEXT), ValueError, "`cond` must be labels of shape"),
-    "labels as floats": (CLASS, (Z, 0.0, np.zeros(2)), TypeError, "`cond` has dtype float64"),
-    "tokens without a mask": (TOKENS, (Z, 0.0, TEXT[0]), ValueError, "`cond` is ndarray"),
-    "tokens of another width": (TOKENS, (Z, 0.0, (np.zeros((2, 3, 4)), TEXT[1])), ValueError, "`cond` has tokens"),
-    "tokens of another batch": (TOKENS, (Z[:1], 0.0, TEXT), ValueError, "`cond` has tokens"),
-    "another mask": (TOKENS, (Z, 0.0, (TEXT[0], TEXT[1][:, :2])), ValueError, "`cond` has tokens"),
-    "no token": (TOKENS, (Z, 0.0, (TEXT[0][:, :0], TEXT[1][:, :0])), ValueError, "`cond` has tokens"),
+    "labels as floats": (
+        CLASS,
+        (Z, 0.0, np.zeros(2)),
+        TypeError,
+        "`cond` must be labels, of an integer dtype, got .* float64",
+    ),
+    "tokens without a mask": (TOKENS, (Z, 0.0, TEXT[0]), TypeError, "`cond` must be a pair .* got ndarray"),
+    "tokens of another width": (
+        TOKENS,
+        (Z, 0.0, (np.zeros((2, 3, 4)), TEXT[1])),
+        ValueError,
+        "`cond` must have shapes",
+    ),
+    "tokens of another batch": (TOKENS, (Z[:1], 0.0, TEXT), ValueError, "`cond` must have shapes"),
+    "another mask": (TOKENS, (Z, 0.0, (TEXT[0], TEXT[1][:, :2])), ValueError, "`cond` must have shapes"),
+    "no token": (TOKENS, (Z, 0.0, (TEXT[0][:, :0], TEXT[1][:, :0])), ValueError, "`cond` must have shapes"),
 }
 
 
