@@ -12,8 +12,10 @@ if __name__ != "diffcore.backends":
         "run `pip install -e .` and use `import diffcore.backends`"
     )
 
-from diffcore.backends.contract import Backend, Run
-from diffcore.backends.discovery import available, of
+from diffcore._dispatch import available
+from diffcore._dispatch import backend_of as of
+from diffcore.backends.contract import Backend
 from diffcore.backends.generic import ArrayAPIBackend
+from diffcore.stage import Run, Source
 
-__all__ = ["ArrayAPIBackend", "Backend", "Run", "available", "of"]
+__all__ = ["ArrayAPIBackend", "Backend", "Run", "Source", "available", "of"]

@@ -1,14 +1,16 @@
 r"""The contract: what a backend supplies, with enough said to write a fourth one.
 
-Everything in `diffcore` but a few things is plain array API code. A backend supplies those. Derive from
-`diffcore.backends.ArrayAPIBackend`, which has all of them for any library that follows the array API standard, and
-replace what the library does better:
+Everything in `diffcore` but a few things is plain array API code. A backend supplies those. It knows a stage and a plan, and
+nothing of guidance, conditioning or the functions that call it. Derive from `diffcore.backends.ArrayAPIBackend`, which has all
+of them for any library that follows the array API standard, and replace what the library does better:
 
     from diffcore.backends import ArrayAPIBackend
 
     class CuPy(ArrayAPIBackend):
-        def normal(self, words, draw, shape, *, dtype, device=None, stream=0):
-            return my_kernel(words, draw, shape, dtype, stream)      # same bits as diffcore.noise: the battery checks
+        def normal(self, words, draw, shape, *, region=None, **how):
+            if region is not None:
+                return super().normal(words, draw, shape, region=region, **how)
+            return my_kernel(words, draw, shape, **how)              # same bits as diffcore.noise: the battery checks
 
     backend = CuPy(cupy)
 
@@ -21,42 +23,17 @@ and check it with `diffcore.testing.check_backend(backend, like=cupy.zeros(1))`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _streams
 from diffcore._array import Array
-
-if TYPE_CHECKING:
-    from diffcore._known import Held
-    from diffcore.plan import Plan
-    from diffcore.sampling import State
-
-Draw = Callable[[Any, tuple[int, ...]], Array]
-"""A source of noise: (draw number, shape) -> standard normal array."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """All that a loop needs: see `diffcore.sample`, which checks it and hands it to `Backend.run`.
-
-    `coefficients` is (stages, *lead, 2 + 2 columns) in float64 on the host: the two coefficients of x-hat in the state
-    and the prediction, then the two rows of `Plan.update`. `noise` is None where the seeds of the state make the noise.
-    `held` is what is known of x: after every stage `diffcore._known.after` sets it. `owned` says that the arrays of the state
-    were made for this run alone, so that it may write over them.
-    """
-
-    denoise: Callable[[Array, Array], Array]
-    plan: Plan
-    coefficients: npt.NDArray[np.float64]
-    transform_x: Callable[[Array], Array] | None = None
-    noise: Draw | None = None
-    callback: Callable[[State], object] | None = None
-    compile: bool | None = None
-    held: Held | None = None
-    owned: bool = False
+from diffcore._philox import Region
+from diffcore.plan import Form
+from diffcore.stage import Run, Source
+from diffcore.state import State
 
 
 @runtime_checkable
@@ -70,34 +47,53 @@ class Backend(Protocol):
         """Return seed words (B, 2) (low, high) in the form that `normal` takes, on the device of `like`."""
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> Array:
         """Return standard normals (B, ...): Philox4x32-10 keyed by words[i], counted by (element, draw, stream), then
         Box-Muller; the format is `diffcore.noise`'s. `words` is what `seeds` returned, or NumPy uint32 (B, 2); `draw`
-        an int or a 0-d integer array.
+        an int or a 0-d integer array. With a region, (first, size) along each axis, that block of the array: `words` are
+        those of its samples alone, and a first index may be a 0-d integer array.
         """
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+    def bits(
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
+    ) -> Array:
         """Return the 32-bit words behind `normal`, in an integer dtype that holds [0, 2^32)."""
 
     def index(self, value: int) -> Any:
-        """Return the number of a stage in the form that a state carries: an int unless tracing wants an array."""
-
-    def traces(self, index: Any) -> bool:
-        """Return whether a stage's number is unknown now, because the code is being traced."""
+        """Return the number of a stage or a draw in the form that a state carries: an int unless tracing wants an array."""
 
     def advance(
         self,
+        form: Form,
         state: State,
         y: Array,
         row: Any,
-        noise: Array | Draw | None,
+        noise: Array | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: Array | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
-        """Return the state after a stage: the fused kernel. Must equal `diffcore.sampling.advance`, which is the plain
-        function, up to rounding. `row` holds the stage's coefficients: Python floats, or an array (*lead, n).
+        """Return the state after a stage: the fused kernel. Must equal `diffcore.stage.advance`, which is the plain
+        function, up to rounding. `row` holds the stage's coefficients: Python floats, or an array (*lead, n). `noise` is fresh
+        noise, a caller's source of it, or None for the keys of the state; `between` are the levels that a source may ask for.
         """
 
     def run(self, run: Run, state: State) -> State:

@@ -3,7 +3,7 @@
    It is what torch_triton.py is for a GPU, and is cut in the same programs: a program is one tile of one sample (diffcore/_philox.py),
    up to T blocks of four words, which are 4 T elements in a row. Noise, x-hat and sums of a program stay in the first-level
    cache. Loops are plain C that compilers turn into vector instructions, and no product is fused with a sum, so that the bits are
-   those of diffcore.sampling.advance, and are equal whatever the width of the vectors. */
+   those of diffcore.stage.advance, and are equal whatever the width of the vectors. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,7 +18,8 @@
 #define TILE 256
 #define ROUNDS 10
 #define STRIP 64
-#define HISTORY 8 /* past estimates that a stage may read: cpu_threads.py says so too */
+#define MEMORY 4 /* arrays that a plan may remember: cpu_threads.py says so too */
+#define COLUMNS (MEMORY + 4)
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -35,8 +36,11 @@
 #define FOR_EVERY_WIDTH
 #endif
 
-/* The arrays of a stage, in this order; all but z are missing where a stage has none. */
-enum { TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X, TABLE, KEYS, PAST, BUFFERS = PAST + HISTORY };
+/* The arrays of a stage; all but z are missing where a stage has none. */
+enum { TO_Z, TO_X, Z, Y, OTHER, EPS, X, TABLE, KEYS, TO_M, M = TO_M + MEMORY, BUFFERS = M + MEMORY };
+
+/* What the last column of a row multiplies: x-hat of the prediction `other`, or x-hat before it is clipped. */
+enum { NO_SECOND, UNGUIDED, RAW };
 
 typedef struct {
     uint32_t key[2];
@@ -50,12 +54,12 @@ typedef struct {
     int blocks, count;
 } Place;
 
-/* The coefficients of a sample, in rows (x-hat from z and y; z and the saved state from `columns` arrays): one for each `frame`
-   elements. Where `zeros`, terms of 0 count too, since they are not 0 everywhere. */
+/* The coefficients of a sample: of x-hat (z and y), then rows for z and for each array of memory, of `columns` each; another set for
+   each `frame` elements. Where `zeros`, terms of 0 count too, since they are not 0 everywhere. */
 typedef struct {
     const double *first;
     int64_t frame;
-    int columns, zeros;
+    int memory, columns, width, second, zeros;
 } Rows;
 
 typedef uint32_t Words[4][TILE];
@@ -304,19 +308,32 @@ typedef struct {
     void *buffers[BUFFERS];
     const double *first;
     int64_t samples, frames, size;
-    int columns;
+    int memory, second;
     double low, high;
     const uint32_t *keys;
     int64_t draw;
 } StageJob;
 
-/* Noise of a kind of data, or bits. */
+/* Noise of a kind of data, or bits: of whole samples of `size` elements, or of `runs` runs of `size` elements of each sample, which
+   begin at `starts` (low, high). */
 typedef struct {
     char kind;
     void *to;
     const uint32_t *keys;
     int64_t draw, stream, size;
+    const uint32_t *starts;
+    int64_t runs;
 } NoiseJob;
+
+static int columns_of(int memory, int second)
+{
+    return memory + 3 + (second != NO_SECOND);
+}
+
+static int width_of(int memory, int second)
+{
+    return 2 + (1 + memory) * columns_of(memory, second);
+}
 
 static Source source_for(const uint32_t *keys, int64_t sample, int64_t draw, int64_t stream)
 {
@@ -328,39 +345,111 @@ static int64_t programs_of(int64_t items, int64_t size)
     return items / size * ((size + 4 * TILE - 1) / (4 * TILE));
 }
 
+/* The tiles that a run of this size meets at most, wherever it begins. */
+static int64_t tiles_of_run(int64_t size)
+{
+    return (size + 8 * TILE - 2) / (4 * TILE);
+}
+
+static int64_t noise_programs(const NoiseJob *job, int64_t items)
+{
+    return job->starts == NULL ? programs_of(items, job->size) : items / job->size * tiles_of_run(job->size);
+}
+
 /* The programs from begin to end, one after another. */
 static void run_stage(const void *told, int64_t begin, int64_t end)
 {
     const StageJob *job = told;
     const int64_t a_sample = job->frames > 0 ? job->frames : 1;
+    const int width = width_of(job->memory, job->second);
     for (int64_t program = begin; program < end; program++) {
         const Place at = place(program, job->size);
         Source source = {{0}, 0, 0};
         if (job->keys != NULL)
             source = source_for(job->keys, at.sample, job->draw, 0);
         const Rows rows = {
-            job->first + (job->samples > 1 ? at.sample * a_sample * (2 + 2 * job->columns) : 0),
-            job->size / a_sample,
-            job->columns,
-            job->samples > 0,
+            .first = job->first + (job->samples > 1 ? at.sample * a_sample * width : 0),
+            .frame = job->size / a_sample,
+            .memory = job->memory,
+            .columns = columns_of(job->memory, job->second),
+            .width = width,
+            .second = job->second,
+            .zeros = job->samples > 0,
         };
         job->tile(job->buffers, at.sample * job->size + at.offset, &rows, job->low, job->high, job->keys == NULL ? NULL : &source, at);
+    }
+}
+
+/* What a job lacks that it reads, in words, or NULL. Memory that it reads is there up to the last array. */
+static const char *lacks(const StageJob *job)
+{
+    if (job->buffers[Y] == NULL && (job->buffers[X] == NULL || job->second == RAW))
+        return "a stage needs y, or x, and y too for x-hat before its clip";
+    if (job->buffers[OTHER] == NULL && job->second == UNGUIDED)
+        return "a stage needs the unguided prediction that it reads";
+    for (int i = 0; i < job->memory; i++)
+        if (job->buffers[M + i] == NULL)
+            return "a stage needs the memory that it reads";
+    return NULL;
+}
+
+static void noise_of_tile(char kind, void *to, const Source *source, uint64_t first, int blocks, int count)
+{
+    if (kind == 'f')
+        normals_float(to, source, first, blocks, count);
+    else if (kind == 'd')
+        normals_double(to, source, first, blocks, count);
+    else
+        bits_of_tile(to, source, first, blocks, count);
+}
+
+/* What a run of a sample has of one of the tiles that it meets: made from the whole tile, or, where it is short, lane by lane from the
+   blocks of its elements alone. */
+static void run_of_tile(const NoiseJob *job, int64_t program)
+{
+    const int64_t tiles = tiles_of_run(job->size), run = program / tiles;
+    const uint32_t *start = job->starts + 2 * (run % job->runs);
+    const uint64_t first = start[0] | (uint64_t)start[1] << 32, last = first + (uint64_t)job->size;
+    const uint64_t tile = first / (4 * TILE) + (uint64_t)(program % tiles), corner = tile * (4 * TILE), next = corner + 4 * TILE;
+    if (corner >= last)
+        return;
+    const int from = first > corner ? (int)(first - corner) : 0, until = last < next ? (int)(last - corner) : 4 * TILE;
+    const Source source = source_for(job->keys, run / job->runs, job->draw, job->stream);
+    const size_t item = job->kind == 'd' ? sizeof(double) : sizeof(float);
+    char *to = (char *)job->to + ((uint64_t)(run * job->size) + (corner + (uint64_t)from - first)) * item;
+    union {
+        float f[4 * TILE];
+        double d[4 * TILE];
+        uint32_t u[4 * TILE];
+    } some;
+    if (until - from == 4 * TILE) {
+        noise_of_tile(job->kind, to, &source, tile * TILE, TILE, 4 * TILE);
+    } else if (until - from > TILE) {
+        noise_of_tile(job->kind, &some, &source, tile * TILE, TILE, until);
+        memcpy(to, (char *)&some + (size_t)from * item, (size_t)(until - from) * item);
+    } else {
+        for (int at = from, end; at < until; to += (size_t)(end - at) * item, at = end) {
+            const int lane = at / TILE, blocks = (until < (lane + 1) * TILE ? until : (lane + 1) * TILE) - at;
+            end = at + blocks;
+            noise_of_tile(job->kind, &some, &source, tile * TILE + (uint64_t)(at % TILE), blocks, (lane + 1) * blocks);
+            memcpy(to, (char *)&some + (size_t)(lane * blocks) * item, (size_t)blocks * item);
+        }
     }
 }
 
 static void run_noise(const void *told, int64_t begin, int64_t end)
 {
     const NoiseJob *job = told;
+    const int64_t item = job->kind == 'd' ? sizeof(double) : sizeof(float);
     for (int64_t program = begin; program < end; program++) {
+        if (job->starts != NULL) {
+            run_of_tile(job, program);
+            continue;
+        }
         const Place at = place(program, job->size);
         const Source source = source_for(job->keys, at.sample, job->draw, job->stream);
-        const int64_t to = at.sample * job->size + at.offset;
-        if (job->kind == 'f')
-            normals_float((float *)job->to + to, &source, at.block, at.blocks, at.count);
-        else if (job->kind == 'd')
-            normals_double((double *)job->to + to, &source, at.block, at.blocks, at.count);
-        else
-            bits_of_tile((uint32_t *)job->to + to, &source, at.block, at.blocks, at.count);
+        char *to = (char *)job->to + (at.sample * job->size + at.offset) * item;
+        noise_of_tile(job->kind, to, &source, at.block, at.blocks, at.count);
     }
 }
 
@@ -382,9 +471,9 @@ static int take(Py_buffer *view, PyObject *array, int writable, char kind, Py_ss
     if (PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) < 0)
         return -1;
     const char *format = view->format == NULL ? "B" : view->format;
-    const int fits = kind == 'u' ? strchr("IL", *format) != NULL && view->itemsize == 4 : *format == kind;
-    if (!fits || format[1] != '\0')
-        return refuse("an array of another dtype than the rest");
+    const int fits = kind == 'u' ? (*format == 'I' || *format == 'L') && view->itemsize == 4 : *format == kind;
+    if (!fits || format[1] != '\0' || (uintptr_t)view->buf % (uintptr_t)view->itemsize)
+        return refuse("an array of another dtype than the rest, or out of line with it");
     if (items >= 0 && view->len != items * view->itemsize)
         return refuse("an array of another size than the rest");
     return 0;
@@ -403,32 +492,31 @@ static int whole(PyObject *number, int64_t *value)
     return *value == -1 && PyErr_Occurred() != NULL ? -1 : 0;
 }
 
-/* How many programs an array of `items` elements in samples of `size` has; the range asked for must lie within. */
-static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t end, Py_ssize_t keys)
+/* The range asked for must lie within the programs that an array of `items` elements in samples of `size` has. */
+static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t end, int64_t programs)
 {
-    if (size <= 0 || size > INT64_MAX - 4 * TILE || items % size)
+    if (size <= 0 || size > INT64_MAX - 8 * TILE || items % size)
         return refuse("samples do not fill the array");
-    if (begin < 0 || begin > end || end > programs_of(items, size))
+    if (begin < 0 || begin > end || end > programs)
         return refuse("a range of programs that the array does not have");
-    if (keys >= 0 && keys != 8 * (items / size))
-        return refuse("another number of seeds than samples");
     return 0;
 }
 
 PyDoc_STRVAR(noise_doc,
-             "noise(to, keys, draw, stream, size, begin, end)\n--\n\n"
-             "Write the noise of some programs: bits into uint32, normals into float32 or float64.");
+             "noise(to, keys, draw, stream, starts, size, begin, end)\n--\n\n"
+             "Write the noise of some programs: bits into uint32, normals into float32 or float64. Of each sample all `size` elements, or,\n"
+             "where `starts` is not None, runs of `size` elements in a row, which begin at `starts`, (runs, 2) (low, high).");
 
 static PyObject *noise(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
-    Py_buffer views[2] = {{0}};
+    Py_buffer views[3] = {{0}};
     int64_t draw, stream, size, begin, end;
     PyObject *result = NULL;
-    if (given != 7) {
-        refuse("noise takes 7 arguments");
+    if (given != 8) {
+        refuse("noise takes 8 arguments");
         return NULL;
     }
-    if (whole(args[2], &draw) || whole(args[3], &stream) || whole(args[4], &size) || whole(args[5], &begin) || whole(args[6], &end))
+    if (whole(args[2], &draw) || whole(args[3], &stream) || whole(args[5], &size) || whole(args[6], &begin) || whole(args[7], &end))
         return NULL;
     if (PyObject_GetBuffer(args[0], &views[0], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE) < 0)
         return NULL;
@@ -437,77 +525,95 @@ static PyObject *noise(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
         refuse("noise is made in float32, float64 or uint32");
         goto done;
     }
-    if (take(&views[1], args[1], 0, 'u', -1) || check_range(views[0].len / views[0].itemsize, size, begin, end, views[1].len))
+    if (take(&views[1], args[1], 0, 'u', -1) || take(&views[2], args[4], 0, 'u', -1))
         goto done;
-    const NoiseJob job = {kind, views[0].buf, views[1].buf, draw, stream, size};
+    const Py_ssize_t items = views[0].len / views[0].itemsize;
+    const NoiseJob job = {kind, views[0].buf, views[1].buf, draw, stream, size, views[2].buf, views[2].len / 8};
+    if (check_range(items, size, begin, end, size > 0 ? noise_programs(&job, items) : 0))
+        goto done;
+    if (views[1].len / 8 * (job.starts == NULL ? 1 : job.runs) != items / size || views[1].len % 8 || views[2].len % 8) {
+        refuse("another number of seeds than samples");
+        goto done;
+    }
     Py_BEGIN_ALLOW_THREADS
     run_noise(&job, begin, end);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
-    give_back(views, 2);
+    give_back(views, 3);
     return result;
 }
 
 PyDoc_STRVAR(stage_doc,
-             "stage(to_z, to_saved, to_x, z, y, saved, eps, x, past, table, index, samples, frames, keys, draw, low, high, size, begin, end)\n"
-             "--\n\n"
-             "Write what some programs make of stage `index`. `x` instead of `y` where x-hat is there already, `keys` and `draw` instead\n"
-             "of `eps` where noise is made, None for `to_z` where x-hat alone is asked for. The table has samples times frames rows a\n"
+             "stage(to_z, to_x, to_memory, z, y, other, eps, x, memory, table, index, samples, frames, keys, draw, second, low, high, size,\n"
+             "begin, end)\n--\n\n"
+             "Write what some programs make of stage `index`: the rows for which `to_z` and the tuple `to_memory` have an array, and x-hat.\n"
+             "`x` where x-hat is there already, `keys` and `draw` instead of `eps` where noise is made; `second` is 0, 1 where the rows\n"
+             "also read x-hat of `other`, 2 where they read that of `y` before it is clipped. The table has samples times frames rows a\n"
              "stage; both are 0 where one row is for all.");
+
+/* Take a tuple of at most `most` arrays, some of which may be None. */
+static Py_ssize_t take_all(Py_buffer *views, PyObject *arrays, Py_ssize_t most, int writable, char kind, Py_ssize_t items)
+{
+    if (!PyTuple_Check(arrays) || PyTuple_GET_SIZE(arrays) > most)
+        return refuse("memory is a tuple of arrays, four at most, and no more are written than are read");
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arrays); i++)
+        if (take(&views[i], PyTuple_GET_ITEM(arrays, i), writable, kind, items))
+            return -1;
+    return PyTuple_GET_SIZE(arrays);
+}
 
 static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
-    static const int arrays[] = {TO_Z, TO_SAVED, TO_X, Z, Y, SAVED, EPS, X};
+    enum { AT_Z = 3, AT_MEMORY = 8, AT_KEYS = 13 };
+    static const struct {
+        int view, argument;
+    } arrays[] = {{TO_Z, 0}, {TO_X, 1}, {Y, 4}, {OTHER, 5}, {EPS, 6}, {X, 7}};
     Py_buffer views[BUFFERS] = {{0}};
-    int64_t index, samples, frames, draw, size, begin, end;
+    int64_t index, samples, frames, draw, second, size, begin, end;
     PyObject *result = NULL;
-    if (given != 20) {
-        refuse("stage takes 20 arguments");
+    if (given != 21) {
+        refuse("stage takes 21 arguments");
         return NULL;
     }
-    const double low = PyFloat_AsDouble(args[15]), high = PyFloat_AsDouble(args[16]);
+    const double low = PyFloat_AsDouble(args[16]), high = PyFloat_AsDouble(args[17]);
     if (PyErr_Occurred() || whole(args[10], &index) || whole(args[11], &samples) || whole(args[12], &frames) || whole(args[14], &draw) ||
-        whole(args[17], &size) || whole(args[18], &begin) || whole(args[19], &end))
+        whole(args[15], &second) || whole(args[18], &size) || whole(args[19], &begin) || whole(args[20], &end))
         return NULL;
-    const Py_ssize_t history = PyTuple_Size(args[8]);
-    if (history < 0)
-        return NULL;
-    if (PyObject_GetBuffer(args[3], &views[Z], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
+    if (PyObject_GetBuffer(args[AT_Z], &views[Z], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
         return NULL;
     const char kind = views[Z].format == NULL ? 'B' : *views[Z].format;
     const Tile tile = tile_for(kind);
-    if (tile == NULL) {
-        refuse("a stage takes float32, float64, float16, or bfloat16 as uint16");
+    if (tile == NULL || views[Z].format[1] != '\0' || (uintptr_t)views[Z].buf % (uintptr_t)views[Z].itemsize) {
+        refuse("a stage takes aligned float32, float64, float16, or bfloat16 as uint16");
         goto done;
     }
     const Py_ssize_t items = views[Z].len / views[Z].itemsize;
-    for (int i = 0; i < 8; i++)
-        if (arrays[i] != Z && take(&views[arrays[i]], args[i], arrays[i] <= TO_X, kind, items))
+    for (int i = 0; i < 6; i++)
+        if (take(&views[arrays[i].view], args[arrays[i].argument], arrays[i].view <= TO_X, kind, items))
             goto done;
-    if (history > HISTORY) {
-        refuse("more past estimates than a stage reads");
+    const Py_ssize_t memory = take_all(&views[M], args[AT_MEMORY], MEMORY, 0, kind, items);
+    if (memory < 0 || take_all(&views[TO_M], args[2], memory, 1, kind, items) < 0)
+        goto done;
+    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[AT_KEYS], 0, 'u', -1) ||
+        check_range(items, size, begin, end, size > 0 ? programs_of(items, size) : 0))
+        goto done;
+    if (args[AT_KEYS] != Py_None && views[KEYS].len != 8 * (items / size)) {
+        refuse("another number of keys than samples");
         goto done;
     }
-    for (Py_ssize_t i = 0; i < history; i++)
-        if (take(&views[PAST + i], PyTuple_GetItem(args[8], i), 0, kind, items))
-            goto done;
-    if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[13], 0, 'u', -1) ||
-        check_range(items, size, begin, end, args[13] == Py_None ? -1 : views[KEYS].len))
+    if (second < NO_SECOND || second > RAW) {
+        refuse("the second estimate is 0, 1 or 2");
         goto done;
-    const int columns = 4 + (int)history, width = 2 + 2 * columns;
+    }
     if (samples < 0 || frames < 0 || (samples > 1 && samples != items / size) || (frames > 0 && size % frames) || (frames > 0 && samples == 0)) {
         refuse("rows for other samples or frames than there are");
         goto done;
     }
-    const int64_t a_sample = frames > 0 ? frames : 1, a_stage = samples > 0 ? samples * a_sample : 1;
+    const int width = width_of((int)memory, (int)second);
+    const int64_t a_stage = (samples > 0 ? samples : 1) * (frames > 0 ? frames : 1);
     if (views[TABLE].ndim != 2 || views[TABLE].shape[1] != width || index < 0 || index >= views[TABLE].shape[0] / a_stage) {
         refuse("the table has no such row");
-        goto done;
-    }
-    if ((views[Y].buf == NULL && views[X].buf == NULL) || (views[TO_Z].buf == NULL && views[TO_X].buf == NULL) ||
-        (views[TO_SAVED].buf != NULL && views[SAVED].buf == NULL)) {
-        refuse("an array that this stage needs is None");
         goto done;
     }
     StageJob job = {
@@ -516,7 +622,8 @@ static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
         .samples = samples,
         .frames = frames,
         .size = size,
-        .columns = columns,
+        .memory = (int)memory,
+        .second = (int)second,
         .low = low,
         .high = high,
         .keys = views[KEYS].buf,
@@ -524,6 +631,10 @@ static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     };
     for (int i = 0; i < BUFFERS; i++)
         job.buffers[i] = views[i].buf;
+    if (lacks(&job)) {
+        refuse(lacks(&job));
+        goto done;
+    }
     Py_BEGIN_ALLOW_THREADS
     run_stage(&job, begin, end);
     Py_END_ALLOW_THREADS

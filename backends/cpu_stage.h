@@ -21,22 +21,21 @@ FOR_EVERY_WIDTH static void OF(normals)(REAL *restrict to, const Source *source,
 }
 
 /* The terms of a sum of coefficients times arrays, each from the start of the tile on. A coefficient of 0 that holds for all
-   samples is none, as in diffcore.sampling.combine. */
+   samples is none, as in diffcore.stage.combine. */
 typedef struct {
     int count;
-    REAL c[4 + HISTORY];
-    const REAL *part[4 + HISTORY];
+    REAL c[COLUMNS];
+    const REAL *part[COLUMNS];
 } OF(Terms);
 
-INLINE OF(Terms) OF(terms)(const double *row, const REAL *const *parts, int columns, int zeros)
+INLINE void OF(gather)(OF(Terms) *terms, const double *row, const REAL *const *parts, int columns, int zeros)
 {
-    OF(Terms) terms = {0};
+    terms->count = 0;
     for (int column = 0; column < columns; column++)
         if ((zeros || row[column] != 0.0) && parts[column] != NULL) {
-            terms.c[terms.count] = (REAL)row[column];
-            terms.part[terms.count++] = parts[column];
+            terms->c[terms->count] = (REAL)row[column];
+            terms->part[terms->count++] = parts[column];
         }
-    return terms;
 }
 
 /* The sum from left to right, of the elements at .. at + count: up to four terms in a pass. */
@@ -74,37 +73,38 @@ INLINE void OF(store)(STORED *restrict to, const REAL *restrict from, int count)
         to[i] = STORE(from[i]);
 }
 
+/* What a tile makes, in strips: x-hat, unless it is given, the second estimate, and the rows that are wanted. */
 typedef struct {
-    OF(Terms) x, z, saved;
+    OF(Terms) x, unguided, row[1 + MEMORY];
+    STORED *to_x, *to[1 + MEMORY];
+    const REAL *x_given;
     REAL low, high;
-    STORED *to_x, *to_z, *to_saved;
-    const REAL *x_given; /* or it is made */
+    int rows, second;
 } OF(Stage);
 
-/* One strip: what is summed stays in registers. Everything is read before anything is written, so that a result may lie over any
-   of the arrays that are read. */
-INLINE void OF(strip)(const OF(Stage) *s, REAL *x, int at, int count)
+/* One strip. Everything is read before anything is written, so that a result may lie over any of the arrays that are read. */
+INLINE void OF(strip)(const OF(Stage) *s, REAL *x, REAL *second, int at, int count)
 {
-    REAL z[STRIP], saved[STRIP];
-    if (s->x_given == NULL) {
-        OF(sum)(z, &s->x, at, count);
+    REAL raw[STRIP], made[1 + MEMORY][STRIP];
+    if (s->x_given == NULL || s->second == RAW)
+        OF(sum)(raw, &s->x, at, count);
+    if (s->x_given == NULL)
         for (int i = 0; i < count; i++) { /* NaN stays NaN, and bounds that are infinite clip nothing */
-            const REAL raised = s->low > z[i] ? s->low : z[i];
+            const REAL raised = s->low > raw[i] ? s->low : raw[i];
             x[i] = s->high < raised ? s->high : raised;
         }
-    } else if (s->to_x != NULL) {
+    else if (s->to_x != NULL)
         memcpy(x, s->x_given + at, sizeof(REAL) * (size_t)count);
-    }
-    if (s->to_z != NULL)
-        OF(sum)(z, &s->z, at, count);
-    if (s->to_saved != NULL)
-        OF(sum)(saved, &s->saved, at, count);
+    if (s->second == RAW)
+        memcpy(second, raw, sizeof(REAL) * (size_t)count);
+    else if (s->second == UNGUIDED)
+        OF(sum)(second, &s->unguided, at, count);
+    for (int row = 0; row < s->rows; row++)
+        OF(sum)(made[row], &s->row[row], at, count);
     if (s->to_x != NULL)
         OF(store)(s->to_x + at, x, count);
-    if (s->to_z != NULL)
-        OF(store)(s->to_z + at, z, count);
-    if (s->to_saved != NULL)
-        OF(store)(s->to_saved + at, saved, count);
+    for (int row = 0; row < s->rows; row++)
+        OF(store)(s->to[row] + at, made[row], count);
 }
 
 /* An array of the tile in the kind that it is computed in: itself, or its numbers in memory of the tile. */
@@ -122,41 +122,41 @@ INLINE const REAL *OF(part)(REAL *memory, const STORED *stored, int count)
 FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const Rows *rows, double low, double high, const Source *source,
                                      Place place)
 {
-    REAL eps[4 * TILE], own[4 * TILE], memory[CONVERTS ? 5 + HISTORY : 1][4 * TILE];
-    const int columns = rows->columns;
-#define PART(column, which) OF(part)(memory[CONVERTS ? (column) : 0], AT(which), place.count)
-    const REAL *parts[4 + HISTORY] = {PART(0, Z), PART(1, SAVED), PART(2, EPS), PART(3, X)};
-    for (int back = 0; back < columns - 4; back++)
-        parts[4 + back] = PART(4 + back, PAST + back);
-    const REAL *for_x[2] = {parts[0], PART(4 + HISTORY, Y)}, *x_given = parts[3];
+    REAL eps[4 * TILE], x[4 * TILE], second[4 * TILE], converted[CONVERTS ? COLUMNS + 2 : 1][4 * TILE];
+    const int memory = rows->memory, columns = rows->columns;
+#define PART(column, which) OF(part)(converted[CONVERTS ? (column) : 0], AT(which), place.count)
+    const REAL *parts[COLUMNS] = {PART(0, Z)};
+    for (int i = 0; i < memory; i++)
+        parts[1 + i] = PART(1 + i, M + i);
+    const REAL *x_given = PART(MEMORY + 2, X), *for_x[2] = {parts[0], PART(COLUMNS, Y)}, *unguided[2] = {parts[0], PART(COLUMNS + 1, OTHER)};
+    parts[memory + 1] = source != NULL ? eps : PART(MEMORY + 1, EPS);
 #undef PART
-    if (x_given == NULL)
-        parts[3] = own;
+    parts[memory + 2] = x_given != NULL ? x_given : x;
+    parts[memory + 3] = second; /* beyond the columns where there is none */
     if (source != NULL) {
         OF(normals)(eps, source, place.block, place.blocks, place.count);
         for (int i = 0; i < place.count; i++)
             eps[i] = LOAD(STORE(eps[i])); /* noise is drawn in the dtype of the data */
-        parts[2] = eps;
     }
+    OF(Stage) stage = {.to_x = AT(TO_X), .x_given = x_given, .low = (REAL)low, .high = (REAL)high, .second = rows->second};
     for (int at = 0; at < place.count;) {
         const int64_t frame = (place.offset + at) / rows->frame, left = (frame + 1) * rows->frame - place.offset;
         const int end = left < place.count ? (int)left : place.count; /* of the frame, or of the tile */
-        const double *row = rows->first + frame * (2 + 2 * columns);
-        const OF(Stage) stage = {
-            .x = OF(terms)(row, for_x, 2, rows->zeros),
-            .z = OF(terms)(row + 2, parts, columns, rows->zeros),
-            .saved = OF(terms)(row + 2 + columns, parts, columns, rows->zeros),
-            .low = (REAL)low,
-            .high = (REAL)high,
-            .to_x = AT(TO_X),
-            .to_z = AT(TO_Z),
-            .to_saved = AT(TO_SAVED),
-            .x_given = x_given,
-        };
+        const double *row = rows->first + frame * rows->width;
+        OF(gather)(&stage.x, row, for_x, 2, rows->zeros);
+        OF(gather)(&stage.unguided, row, unguided, 2, rows->zeros);
+        stage.rows = 0;
+        for (int i = 0; i <= memory; i++) {
+            STORED *to = i == 0 ? AT(TO_Z) : AT(TO_M + i - 1);
+            if (to == NULL)
+                continue;
+            OF(gather)(&stage.row[stage.rows], row + 2 + i * columns, parts, columns, rows->zeros);
+            stage.to[stage.rows++] = to;
+        }
         for (; at + STRIP <= end; at += STRIP)
-            OF(strip)(&stage, own + at, at, STRIP);
+            OF(strip)(&stage, x + at, second + at, at, STRIP);
         if (at < end)
-            OF(strip)(&stage, own + at, at, end - at);
+            OF(strip)(&stage, x + at, second + at, at, end - at);
         at = end;
     }
 }

@@ -248,85 +248,102 @@ static double xla_number(const XlaBuffer *buffer, int64_t at)
     return buffer->dtype == XLA_F64 ? ((const double *)buffer->data)[at] : (double)((const float *)buffer->data)[at];
 }
 
-/* (seeds, (draw, stream)) -> bits or normals. */
+/* (seeds, (draw, stream), starts of the runs of each sample, none for whole samples) -> bits or normals. */
 static void *xla_noise(XlaFrame *frame)
 {
     if (xla_asks(frame))
         return NULL;
-    if (frame->args.size != 2 || frame->rets.size != 1)
-        return xla_refuse(frame, "diffcore_noise: takes two arrays and gives one");
-    const XlaBuffer *seeds = frame->args.buffers[0], *source = frame->args.buffers[1], *to = frame->rets.buffers[0];
-    const int64_t items = xla_items(to), samples = to->rank > 0 ? to->dims[0] : 0;
+    if (frame->args.size != 3 || frame->rets.size != 1)
+        return xla_refuse(frame, "diffcore_noise: takes three arrays and gives one");
+    XlaBuffer *const *args = frame->args.buffers;
+    const XlaBuffer *seeds = args[0], *source = args[1], *starts = args[2], *to = frame->rets.buffers[0];
+    const int64_t items = xla_items(to), samples = to->rank > 0 ? to->dims[0] : 0, runs = xla_items(starts) / 2;
+    const int64_t rows = samples * (runs > 0 ? runs : 1);
     const char kind = xla_kind(to);
-    if (xla_kind(seeds) != 'u' || xla_kind(source) != 'u' || strchr("fdu", kind) == NULL)
-        return xla_refuse(frame, "diffcore_noise: seeds and source are uint32, noise is float32, float64 or uint32");
-    if (items <= 0 || xla_items(seeds) != 2 * samples || xla_items(source) != 2)
-        return xla_refuse(frame, "diffcore_noise: another number of seeds than samples, or none");
+    if (xla_kind(seeds) != 'u' || xla_kind(source) != 'u' || xla_kind(starts) != 'u' || strchr("fdu", kind) == NULL)
+        return xla_refuse(frame, "diffcore_noise: seeds, source and starts are uint32, noise is float32, float64 or uint32");
+    if (items <= 0 || xla_items(seeds) != 2 * samples || xla_items(source) != 2 || items % rows)
+        return xla_refuse(frame, "diffcore_noise: another number of seeds than samples, or of elements than runs, or none");
     const uint32_t *number = source->data;
-    const NoiseJob job = {kind, to->data, seeds->data, number[0], number[1], items / samples};
-    xla_run(frame, run_noise, &job, programs_of(items, job.size));
+    const NoiseJob job = {kind, to->data, seeds->data, number[0], number[1], items / rows, runs > 0 ? starts->data : NULL, runs};
+    xla_run(frame, run_noise, &job, noise_programs(&job, items));
     return NULL;
 }
 
-/* (z, y, x, saved, eps, seeds, row, bounds, draw, *past) -> (z, saved, *kept), those that there are not without elements. Where as
-   many estimates are kept as there were, and more than one, they are slots: what stage i made lies in slot i modulo their number. */
+/* (z, y, x, other, eps, keys, row, bounds, numbers, *memory) -> (z, x, *memory), those that there are not without elements. The
+   numbers are the draw, the turn, how many rows of memory only move up, whether the one before those, the head, keeps x-hat, and
+   what the second estimate is. Memory that is given back as a whole lies where it lay: the head and what moves up are then slots, of
+   which what was made in turn i lies in slot i modulo their number. Else the rows that are made are given back. */
 static void *xla_stage(XlaFrame *frame)
 {
-    enum { AT_Z, AT_Y, AT_X, AT_SAVED, AT_EPS, AT_SEEDS, AT_ROW, AT_BOUNDS, AT_DRAW, AT_PAST };
-    static const int places[] = {Z, Y, X, SAVED, EPS};
+    enum { AT_Z, AT_Y, AT_X, AT_OTHER, AT_EPS, AT_KEYS, AT_ROW, AT_BOUNDS, AT_NUMBERS, AT_MEMORY };
+    enum { TO_Z_AT, TO_X_AT, TO_MEMORY_AT };
+    static const int places[] = {Z, Y, X, OTHER, EPS};
     if (xla_asks(frame))
         return NULL;
     XlaBuffer *const *args = frame->args.buffers, *const *rets = frame->rets.buffers;
-    const int64_t history = frame->args.size - AT_PAST, kept = frame->rets.size - 2;
-    if (history < 0 || history > HISTORY || kept < 0 || (kept > 1 && kept != history))
+    const int64_t memory = frame->args.size - AT_MEMORY, kept = frame->rets.size - TO_MEMORY_AT;
+    if (memory < 0 || memory > MEMORY || kept < 0)
         return xla_refuse(frame, "diffcore_stage: another number of arrays than it takes and gives");
-    const XlaBuffer *z = args[AT_Z], *row = args[AT_ROW];
+    if (xla_kind(args[AT_NUMBERS]) != 'u' || xla_items(args[AT_NUMBERS]) != 5)
+        return xla_refuse(frame, "diffcore_stage: takes five numbers, in uint32");
+    const uint32_t *numbers = args[AT_NUMBERS]->data, turn = numbers[1], shifted = numbers[2], keeps_x = numbers[3], second = numbers[4];
+    const int64_t computed = memory - shifted, slots = 1 + (int64_t)shifted, head = computed - 1;
+    if (second > RAW || keeps_x > 1 || (memory > 0 ? computed < 1 : shifted || keeps_x) || (kept != memory && kept != computed))
+        return xla_refuse(frame, "diffcore_stage: another form than its memory has");
+    const XlaBuffer *z = args[AT_Z], *row = args[AT_ROW], *bounds = args[AT_BOUNDS], *keys = args[AT_KEYS];
     const int64_t items = xla_items(z), batch = z->rank > 0 ? z->dims[0] : 0, count = xla_items(row);
-    StageJob job = {.tile = tile_for(xla_kind(z)), .columns = 4 + (int)history};
-    const int64_t width = 2 + 2 * job.columns, draw = *(const uint32_t *)args[AT_DRAW]->data;
+    StageJob job = {.tile = tile_for(xla_kind(z)), .memory = (int)memory, .second = (int)second, .draw = numbers[0]};
     if (job.tile == NULL || items <= 0)
         return xla_refuse(frame, "diffcore_stage: takes float32, float64, float16 or bfloat16, and not nothing");
-    for (int i = AT_Z; i <= AT_EPS; i++)
-        if (xla_items(args[i]) != 0)
-            job.buffers[places[i]] = args[i]->data;
-    for (int64_t back = 0; back < history; back++) {
-        const int64_t slot = ((draw - 1 - back) % history + history) % history;
-        job.buffers[PAST + back] = args[AT_PAST + (kept > 1 ? slot : back)]->data;
-        if (kept > 1 && args[AT_PAST + back]->data != rets[2 + back]->data)
-            return xla_refuse(frame, "diffcore_stage: slots that do not lie over the estimates");
-    }
-    job.buffers[TO_Z] = rets[0]->data;
-    job.buffers[TO_SAVED] = job.buffers[SAVED] == NULL ? NULL : rets[1]->data;
-    job.buffers[TO_X] = kept == 0 ? NULL : rets[2 + draw % kept]->data;
     for (int64_t i = 0; i < frame->args.size + frame->rets.size; i++) {
         const XlaBuffer *array = i < frame->args.size ? args[i] : rets[i - frame->args.size];
-        const int optional = (i >= AT_Y && i <= AT_EPS) || i == frame->args.size + 1;
-        if (i >= AT_SEEDS && i <= AT_DRAW)
+        const int optional = (i >= AT_Y && i <= AT_EPS) || i == frame->args.size + TO_X_AT;
+        if (i >= AT_KEYS && i <= AT_NUMBERS)
             continue;
         if ((xla_items(array) != items && !(optional && xla_items(array) == 0)) || array->dtype != z->dtype)
             return xla_refuse(frame, "diffcore_stage: arrays of several sizes or dtypes");
     }
+    for (int i = AT_Z; i <= AT_EPS; i++)
+        if (xla_items(args[i]) != 0)
+            job.buffers[places[i]] = args[i]->data;
+    for (int64_t i = 0; i < memory; i++) {
+        const int64_t slot = head + ((int64_t)turn - 1 - (i - head) + slots) % slots;
+        job.buffers[M + i] = args[AT_MEMORY + (kept == memory && i >= head ? slot : i)]->data;
+        if (kept == memory && shifted && i >= head && args[AT_MEMORY + i]->data != rets[TO_MEMORY_AT + i]->data)
+            return xla_refuse(frame, "diffcore_stage: slots that do not lie over the memory");
+    }
+    job.buffers[TO_Z] = rets[TO_Z_AT]->data;
+    for (int64_t i = 0; i < computed; i++)
+        job.buffers[TO_M + i] = rets[TO_MEMORY_AT + (kept == memory && i == head ? head + turn % slots : i)]->data;
+    if (xla_items(rets[TO_X_AT]) != 0) {
+        job.buffers[TO_X] = rets[TO_X_AT]->data;
+    } else if (keeps_x) {
+        job.buffers[TO_X] = job.buffers[TO_M + head];
+        job.buffers[TO_M + head] = NULL;
+    }
     job.size = items / batch;
     job.samples = row->rank > 1 ? row->dims[0] : 0;
     job.frames = row->rank > 2 ? row->dims[1] : 0;
-    if ((job.buffers[Y] == NULL && job.buffers[X] == NULL) || row->rank < 1 || row->rank > 3 || row->dims[row->rank - 1] != width ||
-        count <= 0 || strchr("fd", xla_kind(row)) == NULL || args[AT_BOUNDS]->dtype != row->dtype || xla_items(args[AT_BOUNDS]) != 2 ||
-        (job.samples > 1 && job.samples != batch) || (job.frames > 0 && job.size % job.frames) || xla_kind(args[AT_DRAW]) != 'u' ||
-        xla_kind(args[AT_SEEDS]) != 'u' || (xla_items(args[AT_SEEDS]) != 0 && xla_items(args[AT_SEEDS]) != 2 * batch))
-        return xla_refuse(frame, "diffcore_stage: coefficients, bounds, seeds or draw for other arrays");
+    const int width = width_of(job.memory, job.second), columns = columns_of(job.memory, job.second);
+    if (row->rank < 1 || row->rank > 3 || row->dims[row->rank - 1] != width || count <= 0 || strchr("fd", xla_kind(row)) == NULL ||
+        bounds->dtype != row->dtype || xla_items(bounds) != 2 || (job.samples > 1 && job.samples != batch) ||
+        (job.frames > 0 && job.size % job.frames) || xla_kind(keys) != 'u' || (xla_items(keys) != 0 && xla_items(keys) != 2 * batch))
+        return xla_refuse(frame, "diffcore_stage: coefficients, bounds or keys for other arrays");
+    if (lacks(&job) != NULL)
+        return xla_refuse(frame, "diffcore_stage: a prediction that it reads is not there");
     double *rows = malloc(sizeof(double) * (size_t)count);
     if (rows == NULL)
         return xla_refuse(frame, "diffcore_stage: no memory for the coefficients");
     int noisy = 0;
     for (int64_t i = 0; i < count; i++) {
         rows[i] = xla_number(row, i);
-        noisy |= i % width == 4 && rows[i] != 0.0;
+        noisy |= i % width >= 2 && (i % width - 2) % columns == memory + 1 && rows[i] != 0.0;
     }
     job.first = rows;
-    job.low = xla_number(args[AT_BOUNDS], 0);
-    job.high = xla_number(args[AT_BOUNDS], 1);
-    job.keys = noisy && xla_items(args[AT_SEEDS]) != 0 ? args[AT_SEEDS]->data : NULL;
-    job.draw = draw;
+    job.low = xla_number(bounds, 0);
+    job.high = xla_number(bounds, 1);
+    job.keys = noisy && xla_items(keys) != 0 ? keys->data : NULL;
     xla_run(frame, run_stage, &job, programs_of(items, job.size));
     free(rows);
     return NULL;

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _known, _philox, sampling
+from diffcore import _array, _philox, _streams, stage
 from diffcore._array import Array
-from diffcore.backends.contract import Draw, Run
-from diffcore.sampling import State
+from diffcore._philox import Region
+from diffcore.plan import Form
+from diffcore.stage import Run, Source
+from diffcore.state import State
 
 
 class ArrayAPIBackend:
@@ -29,50 +31,74 @@ class ArrayAPIBackend:
         return words
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> Array:
-        return _philox.normal(self.xp, words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return _philox.normal(self.xp, words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
-        return _philox.bits(self.xp, words, draw, shape, device=device, stream=stream)
+    def bits(
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
+    ) -> Array:
+        return _philox.bits(self.xp, words, draw, shape, device=device, stream=stream, region=region)
 
     def index(self, value: int) -> Any:
         return value
 
-    def traces(self, index: Any) -> bool:
-        return False
-
     def advance(
         self,
+        form: Form,
         state: State,
         y: Array,
         row: Any,
-        noise: Array | Draw | None,
+        noise: Array | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: Array | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
-        drawn = sampling.draw_noise(self, state, noise) if stochastic else None
-        return sampling.advance(state, y, row, drawn, transform_x)
+        eps = self.fresh(state, noise, between) if stochastic else None
+        return stage.advance(form, state, y, row, eps, transform_x, other)
 
     def run(self, run: Run, state: State) -> State:
-        at = sampling.levels_for(run.plan, state.z)
-        for stage in range(int(state.index), len(run.plan)):
-            denoise = run.denoise.at(run.plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
-            y = denoise(state.z, at[stage, ...])
-            sampling.check_prediction(y, state.z)
-            state = self.finish(run, state, y, stage, run.noise)
+        levels, rows = stage.levels_of(run, state.z), stage.rows_of(run.coefficients, state.z)
+        for turn in stage.turns(run, int(state.index), levels):
+            y, other = stage.ask(run.form, turn.denoise, state.z, turn.levels)
+            after = self.advance(
+                run.form,
+                state,
+                y,
+                rows[turn.stage],
+                run.noise,
+                stochastic=turn.noisy,
+                transform_x=run.transform_x,
+                other=other,
+                between=stage.levels_between(run.plan, turn.stage),
+            )
+            state = stage.constrained(self, run.held, state, after, run.noise)
+            if run.callback is not None:
+                run.callback(state)
         return state
 
-    def finish(self, run: Run, state: State, y: Array, stage: int, noise: Array | Draw | None) -> State:
-        """Return the state after a stage whose prediction is there, with what is known set and the callback called."""
-        row, noisy = sampling.row_for(run.coefficients[stage], state.z)
-        after = self.advance(state, y, row, noise, stochastic=noisy, transform_x=run.transform_x)
-        if run.held is not None:
-            after = _known.after(self, run.held, state, after, run.noise)
-        if run.callback is not None:
-            run.callback(after)
-        return after
+    def fresh(self, state: State, noise: Array | Source | None, between: tuple[Any, Any] | None) -> Array:
+        """Return the noise of a stage: what is given, or what a source or the keys give."""
+        if noise is None or isinstance(noise, Source):
+            return stage.drawn(self, state, noise, between)
+        return noise
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array

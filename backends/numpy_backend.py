@@ -7,42 +7,67 @@ from typing import Any
 
 import numpy as np
 
+from diffcore import _streams
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore.backends import numpy_noise, numpy_run
-from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
-from diffcore.sampling import State
+from diffcore.plan import Form
+from diffcore.stage import Run, Source
+from diffcore.state import State
 
 
 class NumPyBackend(ArrayAPIBackend):
     """The contract on NumPy arrays."""
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> Array:
-        return numpy_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return numpy_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
-        return numpy_noise.bits(words, draw, shape, device=device, stream=stream)
+    def bits(
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
+    ) -> Array:
+        return numpy_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def advance(
         self,
+        form: Form,
         state: State,
         y: Array,
         row: Any,
-        noise: Array | Draw | None,
+        noise: Array | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: Array | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
-        found = numpy_run.advance(self, state, y, row, noise if stochastic else False, transform_x, _same, _same)
+        given = noise if stochastic else False
+        found = numpy_run.advance(self, form, state, y, row, given, transform_x, other, between, _same, _same)
         if found is not None:
             return found
-        return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
+        settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
+        return super().advance(form, state, y, row, noise, stochastic=stochastic, **settings)
 
     def run(self, run: Run, state: State) -> State:
         reached = numpy_run.run(self, run, state, _same, _same)
-        return super().run(run, state if reached is None else reached)
+        return super().run(run, state) if reached is None else reached
 
 
 def _same(array: Any) -> Any:

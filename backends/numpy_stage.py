@@ -1,169 +1,128 @@
-"""A stage of a plan on memory that NumPy sees: NumPy's own arrays, and torch's tensors on a CPU.
+"""Stages of a plan on memory that NumPy sees, by the compiled kernel: NumPy's own arrays, and torch's tensors on a CPU.
 
-The operations are those of `diffcore.sampling.advance`, in its order and dtype, so that every bit is equal. What is saved
-is the rest. The compiled kernel reads and writes every array once, on threads, and makes its noise in the cache. Without it
-the sums are NumPy's, but which coefficients are 0 or 1 is worked out once a run, and the noise of many small stages is made
-at once.
+The operations are those of `diffcore.stage.advance`, in its order and dtype, so that every bit is equal. The kernel reads and
+writes every array once, on threads, and makes its noise in the cache.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import cpu_threads, numpy_noise
+from diffcore.backends import cpu_threads
+from diffcore.plan import Form
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = (np.dtype(np.float16), np.dtype(np.uint16))
-"""What the kernel takes besides: float16, and bfloat16 by its bits, since NumPy has none. They are computed in float32."""
+"""float16, and bfloat16 by its bits, since NumPy has none. They are computed in float32."""
 
-TAKEN = DTYPES + HALVES
+TAKEN = (np.dtype(np.float32), np.dtype(np.float64), *HALVES)
+"""What the kernel takes."""
 
 FRAME = 64
 """Elements for each level, where samples or frames have their own, from which the kernel is faster."""
 
-Terms = list[tuple[int, int]]
-"""The terms of a sum that are not 0: which coefficient of the row, or -1 for 1; and which array it multiplies."""
+SECOND = (None, "unguided", "raw")
+"""What the kernel's number for a second estimate means."""
 
-Transform = Callable[[Array], Array | None] | None
-"""A clip, a function of x-hat whose result may not fit, or nothing."""
-
-
-class Row(NamedTuple):
-    """A stage's coefficients, as 0-d arrays, which meet data faster than numbers, and three sums over them."""
-
-    values: list[Any]
-    x: Terms
-    z: Terms
-    saved: Terms
+Made = tuple[Array, tuple[Array, ...], Array | None]
+"""The new z, the new memory, and x-hat where it is wanted, given or remembered."""
 
 
-class Table(NamedTuple):
-    """The coefficients of some stages, on the host in float64: (stages, n), or (stages * samples * frames, n), where 0 for
-    the last two stands for coefficients that all share; and as rows, where there is no kernel."""
-
-    values: npt.NDArray[np.float64]
-    samples: int
-    frames: int
-    rows: list[Row]
-
-
-def table(values: npt.NDArray[np.float64], dtype: Any) -> Table:
-    """Return the coefficients of stages (stages, *lead, n) for data of a dtype."""
-    samples, frames = (*values.shape[1:-1], 0, 0)[:2]
-    if values.ndim > 2:
-        values = values.reshape(-1, values.shape[-1])
-    values = np.ascontiguousarray(values, dtype=np.float64)
-    return Table(values, samples, frames, [] if cpu_threads.kernel is not None else _rows(values, dtype))
-
-
-def _rows(values: npt.NDArray[np.float64], dtype: Any) -> list[Row]:
-    stages, width = values.shape
-    cast = list(np.nditer(values.astype(dtype)))
-    codes = ((values != 0.0).astype(np.uint8) + (values == 1.0)).tobytes()  # 0, 1 or 2: the few kinds of rows of a plan
-    kinds: dict[bytes, tuple[Terms, Terms, Terms]] = {}
-    found = []
-    for first in range(0, stages * width, width):
-        code = codes[first : first + width]
-        if code not in kinds:
-            terms = [(-1 if kind == 2 else at, at) for at, kind in enumerate(code) if kind]
-            half = width // 2 + 1  # x-hat has two coefficients, each row of the update half of the rest
-            kinds[code] = (
-                [term for term in terms if term[1] < 2],
-                [(value, at - 2) for value, at in terms if 2 <= at < half],
-                [(value, at - half) for value, at in terms if at >= half],
-            )
-        found.append(Row(cast[first : first + width], *kinds[code]))
-    return found
-
-
-class Stage(NamedTuple):
-    """What one stage reads, all on the host: stage `at` of the table; `keys` and `draw` make the noise where `eps` is None."""
-
-    table: Table
-    at: int
-    z: Array
-    saved: Array | None
-    past: tuple[Array, ...]
-    y: Array
-    eps: Array | None
-    keys: Array | None
-    draw: int
-
-
-After = tuple[Array, Array | None, Array | None]
-"""The new z, the new saved state, and x-hat where it is kept: new memory, or without the kernel an array that came in."""
-
-
-def after(stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]) -> After | None:
-    """Return what a stage makes; None where transform_x returns what does not fit, which the plain function may take.
+class Stages:
+    """Some stages of one form, on arrays like one array.
 
     Args:
-        stage: what it reads.
-        transform_x: applied to x-hat.
-        keep: whether x-hat is needed later.
-        empty: makes memory like z.
+        form: of the plan.
+        coefficients: (stages, *lead, form.width), on the host in float64.
+        like: an array that `serves` said yes to.
+        clip: what x-hat is clipped to, where it is not given.
+        empty: makes memory like `like`.
     """
-    if cpu_threads.kernel is None:
-        return _by_sums(stage, transform_x)
-    return _by_kernel(cpu_threads.kernel.stage, stage, transform_x, keep, empty)
+
+    def __init__(
+        self,
+        form: Form,
+        coefficients: npt.NDArray[np.float64],
+        like: Array,
+        clip: Clip | None,
+        empty: Callable[[], Array],
+    ) -> None:
+        self._samples, self._frames = (*coefficients.shape[1:-1], 0, 0)[:2]  # 0 stands for coefficients that all share
+        self._table = np.ascontiguousarray(coefficients, dtype=np.float64).reshape(-1, form.width)
+        self._memory, self._keeps_x, self._head = form.memory, form.keeps_x, form.computed - 1
+        self._second, self._empty = SECOND.index(form.second), empty
+        self._low, self._high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
+        shape = len(like), like.size // len(like)
+        self._size, self._programs = shape[1], cpu_threads.number(shape)
+        self._launch = cpu_threads.launcher(shape)
+        self._zero = _zero_rows(form, coefficients) if form.memory else []
+        some = any(map(any, self._zero))
+        self._nothing = (
+            np.zeros(like.shape, like.dtype) if some else None
+        )  # all rows of 0, which nothing is written over
+
+    def estimate(self, at: int, z: Array, y: Array) -> Array:
+        """Return x-hat of stage `at`, neither clipped nor transformed."""
+        x, unread = self._empty(), (z,) * self._memory
+        rows, bounds = (self._table, at, self._samples, self._frames), (-math.inf, math.inf)
+        inputs = None, x, (), z, y, y, None, None, unread, *rows, None, 0, self._second, *bounds, self._size
+        self._launch(*inputs, 0, self._programs)
+        return x
+
+    def after(
+        self,
+        at: int,
+        z: Array,
+        memory: tuple[Array, ...],
+        y: Array,
+        other: Array | None,
+        eps: Array | None,
+        x: Array | None,
+        keys: Array | None,
+        draw: int,
+        wants_x: bool,
+    ) -> Made:
+        """Return what stage `at` makes.
+
+        Args:
+            at, z, memory, y: which stage, and what it reads.
+            other: the unguided prediction, for plans that read it.
+            eps: fresh noise, or None.
+            x: x-hat where it is there already, or None.
+            keys, draw: what makes the noise where `eps` is None; no keys, no noise.
+            wants_x: whether x-hat is wanted besides.
+        """
+        empty = self._empty
+        to_z, to_x = empty(), empty() if x is None and (wants_x or self._keeps_x) else None
+        to_memory = tuple([None if zero else empty() for zero in self._zero[at]]) if memory else ()
+        # fmt: off
+        self._launch(
+            to_z, to_x, to_memory, z, y, other, eps, x, memory, self._table, at, self._samples, self._frames, keys, draw,
+            self._second, self._low, self._high, self._size, 0, self._programs,
+        )
+        # fmt: on
+        x = to_x if x is None else x
+        if memory:
+            head = (x,) if self._keeps_x else ()
+            made = [self._nothing if row is None else row for row in to_memory]
+            memory = (*made, *head, *memory[self._head : -1])
+        return to_z, memory, x
 
 
-def _by_kernel(
-    kernel: Any, stage: Stage, transform_x: Transform, keep: bool, empty: Callable[[], Array]
-) -> After | None:
-    (values, samples, frames, _), at, z, saved, past, y, eps, keys, draw = stage
-    size, rows = z.size // len(z), (values, at, samples, frames)
-    low, high, x = -math.inf, math.inf, None
-    if type(transform_x) is Clip:
-        low, high = transform_x.low, transform_x.high
-    elif transform_x is not None and z.dtype in HALVES:  # it expects x-hat in float32
-        return None
-    elif transform_x is not None:
-        x = empty()
-        found = partial(kernel, None, None, x, z, y, None, None, None, past, *rows, None, 0, low, high, size)
-        cpu_threads.programs((len(z), size), found)
-        x = transform_x(x)
-        if not fits(x, z):
-            return None
-    new, new_saved, kept = empty(), None if saved is None else empty(), empty() if keep and x is None else None
-    made = partial(kernel, new, new_saved, kept, z, y, saved, eps, x, past, *rows, keys, draw, low, high, size)
-    cpu_threads.programs((len(z), size), made)
-    return new, new_saved, kept if x is None else x
-
-
-def _by_sums(stage: Stage, transform_x: Transform) -> After | None:
-    row, z, eps = stage.table.rows[stage.at], stage.z, stage.eps
-    if eps is None and stage.keys is not None:
-        eps = numpy_noise.normal(stage.keys, stage.draw, z.shape, dtype=z.dtype)
-    x = _sum(row.values, row.x, (z, stage.y), z)
-    if x is stage.y:  # the denoiser's own memory, which it may write to again
-        x = x.copy()
-    if type(transform_x) is Clip:
-        x = x.clip(transform_x.low, transform_x.high)
-    elif transform_x is not None:
-        found = transform_x(x)
-        if not fits(found, z):
-            return None
-        x = found
-    parts = (z, stage.saved, eps, x, *stage.past)
-    return _sum(row.values, row.z, parts, z), None if stage.saved is None else _sum(row.values, row.saved, parts, z), x
-
-
-def _sum(values: list[Any], terms: Terms, parts: Sequence[Any], like: Array) -> Array:
-    """Return the sum of the terms, from left to right."""
-    total: Any = None
-    for value, at in terms:
-        term = parts[at] if value < 0 else values[value] * parts[at]
-        total = term if total is None else total + term
-    return np.zeros_like(like) if total is None else total
+def _zero_rows(form: Form, coefficients: npt.NDArray[np.float64]) -> list[list[bool]]:
+    """Return for each stage which of the rows of memory that are made, but x-hat, are 0: their arrays take no arithmetic."""
+    made = form.computed - form.keeps_x
+    if coefficients.ndim > 2:  # there a sum of zeros may be -0, or not a number
+        return [[False] * made] * len(coefficients)
+    rows = coefficients[:, 2 + form.columns :].reshape(len(coefficients), form.memory, form.columns)
+    zero: list[list[bool]] = np.all(rows[:, :made] == 0.0, axis=-1).tolist()
+    return zero
 
 
 def fits(array: Any, like: Array) -> bool:
@@ -174,15 +133,22 @@ def fits(array: Any, like: Array) -> bool:
     return bool(flags.c_contiguous and flags.aligned)
 
 
-def serves(z: Any, lead: tuple[int, ...]) -> bool:
-    """Return whether stages run here on a state: in one piece, not empty, of a dtype that it is computed in; and the kernel on
-    levels (*lead) of samples or frames."""
-    compiled = cpu_threads.kernel is not None
-    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in (TAKEN if compiled else DTYPES):
+def fitted(array: Any, like: Array) -> Array | None:
+    """Return an array that `fits`: itself, or a copy where it only lies otherwise in memory; None for another one."""
+    if type(array) is not np.ndarray or array.dtype != like.dtype or array.shape != like.shape:
+        return None
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
+
+
+def serves(z: Any, form: Form, lead: tuple[int, ...]) -> bool:
+    """Return whether the kernel is there and takes stages of a form, with levels (*lead), on a state: in one piece, not empty,
+    of a dtype that it is computed in."""
+    if cpu_threads.kernel is None or form.memory > cpu_threads.MEMORY:
         return False
-    if not fits(z, z):
+    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in TAKEN or not fits(z, z):
         return False
     if not lead:
         return True
-    many = compiled and z.size >= FRAME * math.prod(lead)
-    return many and len(lead) <= z.ndim and all(n in (1, m) for n, m in zip(lead, z.shape, strict=False))
+    many = z.size >= FRAME * math.prod(lead)
+    return many and len(lead) <= min(z.ndim, 2) and all(n in (1, m) for n, m in zip(lead, z.shape, strict=False))

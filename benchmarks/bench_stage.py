@@ -107,8 +107,8 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
 
     start = dc.start(plan, z, seed=7)
     moved = (
-        3 + 2 * plan.saves + plan.history + (plan.history > 0)
-    )  # arrays: read z and y, write z, and what the plan keeps
+        3 + plan.memory + plan.form.computed
+    )  # arrays: read z, y and the memory, write z and the rows that are worked out
     call = _replayed(ours) if who == "torch graph" else lambda: arrays.ready(ours())
     timed(call, group, who, "ours", calls=len(plan), bytes=moved * z.nbytes)
 

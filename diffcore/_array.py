@@ -171,6 +171,37 @@ def as_array(xp: Any, value: Array) -> Array:
     return xp.asarray(value) if library(value) is None else value
 
 
+def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
+    """Return host coefficients as an array of the data's library and device, in the dtype they are computed in."""
+    xp = library(like)
+    dtype = xp.float32 if is_half(like.dtype) else like.dtype
+    return xp.asarray(table, dtype=dtype, device=device(like))
+
+
+def traced() -> bool:
+    """Return whether torch traces this code, NumPy's with it, so that the numbers in an array are not known."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
+def known_int(value: Any) -> int | None:
+    """Return an int, or a 0-d integer array, as an int; None where code is traced and its value is not known yet."""
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if traced():
+        return None
+    try:
+        return int(value)
+    except (TypeError, RuntimeError):  # a tracer of JAX; a tensor inside a transformation of torch
+        return None
+
+
+def take_row(rows: Array, index: Any, like: Array) -> Array:
+    """Return rows[index] for an index that is traced, without a branch on it and without waiting for a device."""
+    xp = library(rows)
+    return xp.take(rows, xp.reshape(xp.asarray(index, device=device(like)), (1,)), axis=0)[0, ...]
+
+
 def scalar(array: Array) -> Array:
     """Return a NumPy 0-d array as the NumPy scalar that NumPy's own functions would return."""
     return array[()] if isinstance(array, np.ndarray) and array.ndim == 0 else array
@@ -197,6 +228,73 @@ def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple
         )
 
 
+def check_trailing(function: str, argument: str, shape: tuple[int, ...], of: tuple[int, ...]) -> None:
+    """Raise ValueError unless a mask's shape, or that of something observed, broadcasts to the data's by its last axes.
+
+    Of one or two axes, it could be one value for each sample or frame, as of levels; where the sizes do not tell the two
+    apart, that is refused too. A last axis of size 1 says which are meant.
+    """
+    rest = (1,) * (len(of) - len(shape))
+    leads = len(shape) <= len(of) and all(n in (1, m) for n, m in zip(shape, of, strict=False))
+    if len(shape) > len(of) or any(n not in (1, m) for n, m in zip(rest + shape, of, strict=True)):
+        way_out = (
+            f"reshape it to {shape + rest} for one of each sample or frame"
+            if leads
+            else "a mask of T frames takes trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
+        )
+        raise ValueError(
+            f"{function}: `{argument}` has shape {shape}, which does not broadcast to data of shape {of}; {way_out}"
+        )
+    if 0 < len(shape) < min(3, len(of)) and shape[-1] > 1 and leads:
+        raise ValueError(
+            f"{function}: `{argument}` has shape {shape}, which fits both the first and the last axes of data of shape "
+            f"{of}; reshape it to {shape + rest} for one of each sample or frame, or to {rest + shape} for the last axes"
+        )
+
+
+def line_up(function: str, /, **arrays: Array) -> tuple[Array, ...]:
+    """Return arrays of levels that broadcast by their leading axes: beside (B, T), one of (B,) becomes (B, 1).
+
+    Raises ValueError where two of them do not align. An array of no axes, and a number, is left as it is.
+    """
+    shapes = {argument: tuple(getattr(array, "shape", ())) for argument, array in arrays.items()}
+    for argument, shape in shapes.items():
+        for other, against in shapes.items():
+            if any(1 not in (n, m) and n != m for n, m in zip(shape, against, strict=False)):
+                raise ValueError(
+                    f"{function}: `{argument}` has shape {shape} and `{other}` has {against}, which do not align by their "
+                    f"leading axes; levels have shape (), (B,) or (B, T)"
+                )
+    rank = max(len(shape) for shape in shapes.values())
+    return tuple(
+        library(array).reshape(array, shape + (1,) * (rank - len(shape))) if 0 < len(shape) < rank else array
+        for array, shape in zip(arrays.values(), shapes.values(), strict=True)
+    )
+
+
+def known(value: Any) -> Any:
+    """Return a value on the host, or None where looking at it would wait for a device, or it is traced."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if torch.compiler.is_compiling() or value.device.type != "cpu":
+            return None
+        value = value.detach()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+    try:
+        array = np.asarray(value)
+        return array if array.dtype == np.bool_ else array.astype(np.float64)
+    except Exception:  # a tracer, or a tensor hidden in a transformation: each library raises its own
+        return None
+
+
+def recording(array: Array, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which torch records gradients only where they are wanted, or the array asks for them."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor) and not (wanted or array.requires_grad):
+        return torch.no_grad()  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
+
+
 def device(array: Array) -> Any:
     """Return the device of an array, also under jit, where `array.device` fails; None where JAX says how it is divided among
     devices, which holds for that array alone."""
@@ -209,7 +307,6 @@ def device(array: Array) -> Any:
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
-    torch = sys.modules.get("torch")
-    if xp is np and not (torch is not None and torch.compiler.is_compiling()):  # which cannot trace a NumPy context
+    if xp is np and not traced():  # which cannot trace a NumPy context
         return np.errstate(all="ignore")
     return contextlib.nullcontext()

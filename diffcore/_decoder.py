@@ -1,44 +1,91 @@
-"""The last term of the bound, -log p(x | z_0) of data that takes a few values, and what all terms check."""
+"""The last term of the bound, -log p(x | z_0), by a decoder, and what all terms check."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _streams
 from diffcore._array import Array
+from diffcore.schedules._base import scaling_of
 
 BLOCK = 16
 """How many bins are summed at once: a few large operations, in memory that does not grow with the number of bins."""
 
-NOISE_STREAM = 2
-"""The streams 2 and 3 of the noise are drawn for likelihoods; 0 is the samplers', 1 that of training times."""
 
-
-def reconstruction(
-    x: Array, schedule: Any, *, bins: int = 256, low: float = -1.0, high: float = 1.0, seed: Any = 0
-) -> Array:
-    r"""Return an unbiased estimate of E[-log p(x | z_0)] for data that takes `bins` values, in nats.
+@dataclass(frozen=True)
+class Bins:
+    r"""The decoder of data that takes `count` values from `low` to `high`, (high - low) / (count - 1) apart.
 
         p(x_j = v | z_0) = exp(-(1/2) SNR_0 (z_0j / alpha_0 - v)^2) / sum over all values v' of the same
 
-    Args:
-        x: clean data (B, ...), each element one of `bins` values from `low` to `high`, (high - low) / (bins - 1) apart;
-            what lies between is taken for the nearest.
-        schedule: a schedule of `diffcore.schedules`; its cleanest level, t = 0, counts.
-        bins: how many values an element takes, at least 2.
-        low, high: the first and the last value.
-        seed: one int (sample i gets seed + i), or one int per sample.
+    Nats under it are of probabilities. 256 values from -1 to 1 are those of pictures, uint8 / 127.5 - 1.
 
-    Returns:
-        An array of shape (B,), at least float32; near 0 where the noise at t = 0 is far below the width of a bin. Takes
-        the memory of 16 copies of `x`, however many bins.
+    Args:
+        count: at least 2.
+        low, high: the first and the last value.
 
     Raises:
-        ValueError: bins < 2, or low >= high; the level at t = 0 is not finite.
-        TypeError: `x` is no floating array.
+        ValueError: count < 2, or low >= high.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 8 and below.
+
+    >>> Bins().width * 255
+    2.0
+    """
+
+    count: int = 256
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.count, int) and self.count >= 2
+        low, high = (_array.number("likelihood.Bins", end, getattr(self, end)) for end in ("low", "high"))
+        if not (whole and math.isfinite(low) and low < high < math.inf):
+            raise ValueError(
+                f"likelihood.Bins: `count`, `low`, `high` are {self.count!r}, {self.low!r}, {self.high!r}, but take an int "
+                f">= 2 and low < high"
+            )
+
+    @property
+    def width(self) -> float:
+        """How far apart two values are."""
+        return (self.high - self.low) / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class Density:
+    r"""The decoder of continuous data: p(x | z_0) = N(x; z_0 / alpha_0, 1 / SNR_0), of which E[-log p] is known.
+
+        E[-log p(x | z_0)] = (D/2) (1 + log(2 pi) - lambda_0),    D elements a sample
+
+    Nats under it are of a density: `bits_per_dim` takes the width of a bin in the units of x.
+
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 8, without its bins.
+    """
+
+
+def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = Bins(), seed: Any = 0) -> Array:
+    r"""Return an unbiased estimate of E[-log p(x | z_0)], in nats.
+
+    Args:
+        x: clean data, a floating array (B, ...).
+        schedule: a schedule of `diffcore.schedules`; its cleanest level, t = 0, counts.
+        decoder: p(x | z_0). `Bins(256, -1.0, 1.0)` for data that takes a few values, `Density()` for continuous data, or
+            None for 0: the bound is then without this term.
+        seed: one int, of which each sample gets its own key, or one int or key per sample, see `noise.keys`; read by `Bins` only.
+
+    Returns:
+        An array of shape (B,), at least float32. Under `Bins` near 0 where the noise at t = 0 is far below the width of
+        a bin, in the memory of 16 copies of `x`, however many bins; inf for a sample that is not made of their values,
+        where those cannot be looked at (traced, or on another device).
+
+    Raises:
+        ValueError: `x` is not made of the values of `Bins`; the level at t = 0 is not finite.
+        TypeError: `x` is no floating array, `schedule` no schedule, or `decoder` no decoder.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 8 and below.
 
@@ -46,21 +93,28 @@ def reconstruction(
     >>> schedule = dc.schedules.LinearLogSNR(log_snr_min=-20.0, log_snr_max=20.0)
     >>> reconstruction(np.ones((1, 4)), schedule).round(6) + 0.0
     array([0.])
+    >>> reconstruction(np.ones((1, 4)), schedule, decoder=Density()).round(6)
+    array([-34.324246])
     """
     function = "likelihood.reconstruction"
     xp = check_data(function, x)
-    if not (isinstance(bins, int) and bins >= 2 and math.isfinite(low) and low < high < math.inf):
-        raise ValueError(
-            f"{function}: `bins`, `low`, `high` are {bins!r}, {low!r}, {high!r}, but take an int >= 2 and low < high"
+    scaling_of(function, "schedule", schedule)
+    if not (decoder is None or isinstance(decoder, Bins | Density)):
+        raise TypeError(
+            f"{function}: `decoder` is {decoder!r}, but takes likelihood.Bins(), likelihood.Density() or None"
         )
     log_snr = float(schedule.log_snr(0.0))
     check_finite(function, np.array([log_snr]))
     wide = _array.widen(xp, x)
+    if not isinstance(decoder, Bins):
+        each = 0.5 * (1.0 + math.log(2.0 * math.pi) - log_snr) if decoder else 0.0
+        return total(xp, xp.zeros_like(wide) + each)
+    bins, low, width = decoder.count, decoder.low, decoder.width
     ratio = math.exp(-0.5 * log_snr)  # sigma / alpha
-    width = (high - low) / (bins - 1)
-    offset = ratio * normal(wide, seed, draw=0, stream=NOISE_STREAM + 1)  # z / alpha - x
+    offset = ratio * normal(wide, seed, draw=0, stream=_streams.RECONSTRUCTION)  # z / alpha - x
     # values are counted in bins, so that rounding x to float32 does no harm
     own = xp.clip(xp.round((wide - low) / width), 0.0, bins - 1.0)
+    off = _off_the_values(function, decoder, x, wide - (low + width * own))
     nearest = xp.clip(xp.round(own + offset / width), 0.0, bins - 1.0)
 
     # With d = z / alpha - x and g = v - x, (d - g)^2 - d^2 = g (g - 2 d): no square of a large number is subtracted
@@ -74,7 +128,23 @@ def reconstruction(
     for first in range(0, bins, BLOCK):
         values = xp.arange(first, min(first + BLOCK, bins), dtype=wide.dtype, device=_array.device(x))
         sum_of = sum_of + xp.sum(xp.exp(exponent(width * (values - own), offset) - top), axis=-1)
-    return total(xp, largest + xp.log(sum_of))
+    return total(xp, xp.where(off, math.inf * xp.ones_like(largest), largest + xp.log(sum_of)))
+
+
+def _off_the_values(function: str, decoder: Bins, x: Array, distance: Array) -> Array:
+    """Return where data is none of the values, by more than its dtype rounds; raise where the host knows it."""
+    xp = _array.library(x)
+    rounding = 4.0 * float(xp.finfo(x.dtype).eps) * max(abs(decoder.low), abs(decoder.high))
+    off = ~(xp.abs(distance) <= 0.01 * decoder.width + rounding)  # NaN too
+    found = _array.known(off)
+    if found is not None and np.any(found):
+        values = _array.known(x)
+        raise ValueError(
+            f"{function}: `x` has {float(values[found != 0].flat[0])!r}, none of the {decoder.count} values from "
+            f"{decoder.low!r} to {decoder.high!r} of {decoder!r}; round to them, give likelihood.Bins of the values of x, or, for "
+            f"continuous data, decoder=likelihood.Density()"
+        )
+    return off
 
 
 def normal(like: Array, seed: Any, *, draw: int, stream: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from diffcore import _array
 from diffcore._array import Array
@@ -17,6 +17,7 @@ Denoiser = Callable[[Array, Array], Array]
 class Two:
     """Two denoisers."""
 
+    parts: ClassVar = ("conditional", "unconditional")
     conditional: Denoiser
     unconditional: Denoiser
 
@@ -40,6 +41,7 @@ class Two:
 class One:
     """One denoiser (z, log_snr, cond), called with a batch of twice the samples."""
 
+    parts: ClassVar = ("denoise", "cond", "null")
     denoise: Callable[[Array, Array, Any], Array]
     cond: Any
     null: Any

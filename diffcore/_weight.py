@@ -51,14 +51,14 @@ class Weight(ABC):
 
         Args:
             level: of any shape; only its `log_snr` is read, so a weight is the same under every scaling.
-            slope: d lambda / dt <= 0 of the schedule (`schedule.slope(t)`), of the level's shape; read by `Sigmoid` and
+            slope: d lambda / dt <= 0 of the schedule (`schedule.slope(t)`), a number or of the level's shape; read by `Sigmoid` and
                 `Bound` only.
 
         Returns:
             An array of the level's shape and library, at least float32; 0 or inf at lambda = +-inf where w is.
 
         Raises:
-            ValueError: the weight needs `slope` and it is missing, or it is positive.
+            ValueError: the weight needs `slope` and it is missing, or it is positive; a slope of another shape.
 
         >>> from diffcore.levels import level
         >>> from diffcore.weights import MinSNR, V
@@ -80,10 +80,24 @@ def unit_level(function: str, level: Level) -> tuple[Any, Level]:
 
 def split(weight: Weight | Callable[[Level, Any], Array], level: Level, slope: Array | None) -> Split:
     """Return a weight at a level as exponents and a finite rest; a plain function has the exponents 0."""
-    if not isinstance(weight, Weight):
-        return Split(0.0, 0.0, weight(level, slope))
-    xp, unit = unit_level(f"weights.{type(weight).__name__}", level)
-    return weight.split(At(xp, xp.ones_like(unit.alpha), unit.alpha**2, unit.sigma**2, slope))
+    name = type(weight).__name__ if isinstance(weight, Weight) else getattr(weight, "__qualname__", repr(weight))
+    function = f"weights.{name}" if isinstance(weight, Weight) else f"`weight` {name}"
+    xp, unit = unit_level(function, level)
+    lead = tuple(unit.alpha.shape)
+    if (found := tuple(getattr(slope, "shape", ()))) not in ((), lead):  # else it would broadcast
+        raise ValueError(
+            f"{function}: `slope` has shape {found} and the level {lead}, but takes one number or one for each level; "
+            f"pass slope=schedule.slope(t), with the times of the level"
+        )
+    if isinstance(weight, Weight):
+        parts = weight.split(At(xp, xp.ones_like(unit.alpha), unit.alpha**2, unit.sigma**2, slope))
+    else:
+        parts = Split(0.0, 0.0, weight(level, slope))
+    if (found := tuple(getattr(parts.rest, "shape", ()))) not in ((), lead):
+        raise ValueError(
+            f"{function}: returned shape {found} for a level of shape {lead}, but must return one weight for each"
+        )
+    return parts
 
 
 def product(parts: Split, unit: Level) -> Array:

@@ -11,10 +11,9 @@ Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6; Ho et al. 2022 (arXiv 2204
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +24,9 @@ from diffcore._threshold import Clip, DynamicThreshold, clip, dynamic_threshold
 
 __all__ = ["ClassifierFree", "Clip", "DynamicThreshold", "classifier_free", "clip", "dynamic_threshold"]
 
+Weight = float | Array | Callable[[Array], Array]
+"""A weight of guidance: a number, an array of shape (), (B,) or (B, T), or a function of log_snr."""
+
 _FORWARDED = ("prediction", "scaling")
 
 
@@ -34,8 +36,8 @@ def classifier_free(
     *,
     cond: Any = None,
     null: Any = None,
-    weight: float | Callable[[Array], Array] | None = None,
-    scale: float | None = None,
+    weight: Weight | None = None,
+    scale: float | Array | None = None,
     rescale: float = 0.0,
     interval: tuple[float, float] | None = None,
 ) -> ClassifierFree:
@@ -53,10 +55,13 @@ def classifier_free(
         denoise: (z, log_snr) -> c, or, with `cond` and `null`, (z, log_snr, cond) -> prediction.
         unconditional: (z, log_snr) -> u.
         cond, null: arrays (B, ...), or dicts, tuples and lists of them, nested alike; a batch of 1 serves all samples.
-        weight: w, 0 is off, and calls no unconditional model; or a function of log_snr, (), (B,) or (B, T), that
-            returns w of that shape. Exactly one of weight and scale.
-        scale: the other convention, u + scale (c - u): w = scale - 1, 1 is off.
-        rescale: phi in [0, 1]; how far to bring the standard deviation of each sample back to that of c (Lin et al.).
+        weight: w. A number; 0 is off, and calls no unconditional model. Or an array of shape (), (B,) or (B, T), one for
+            each sample or frame, in NumPy or the library of z: it may be traced and carries gradients, and on JAX
+            other values are no new trace. Or a function of log_snr, (), (B,) or (B, T), that returns w of that shape.
+            Exactly one of weight and scale.
+        scale: the other convention, u + scale (c - u): w = scale - 1, 1 is off; a number or an array.
+        rescale: phi in [0, 1]; how far to bring the standard deviation of each sample back to that of c (Lin et al.). A
+            sample without deviation is left as it is.
         interval: (low, high) in log-SNR, ends included; outside only the conditional pass runs (Kynkaanniemi et al.).
 
     Returns:
@@ -64,9 +69,10 @@ def classifier_free(
         `scaling` of the denoiser, where it has them.
 
     Raises:
-        ValueError: neither or both of weight and scale; rescale or interval out of range; cond and null that differ in
-            structure; two denoisers that predict different things.
-        TypeError: a denoiser that cannot be called; neither form.
+        ValueError: neither or both of weight and scale; a weight that is not finite (of an array, where it is NumPy's);
+            rescale or interval out of range; cond and null that differ in structure; two denoisers that predict
+            different things; when called, a weight that does not align with the leading axes of z.
+        TypeError: a denoiser that cannot be called; neither form; when called, a weight of another library than z.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6; Lin et al. 2023 (arXiv 2305.08891), eq. 15-16; Kynkaanniemi et
     al. 2024 (arXiv 2404.07724), eq. 3.
@@ -83,9 +89,9 @@ def classifier_free(
     if (weight is None) == (scale is None):
         raise ValueError(f"{function}: takes either `weight` w of (1 + w) c - w u, or `scale` = 1 + w")
     if scale is not None:
-        weight = _number(function, "scale", scale) - 1.0
+        weight = _weight(function, "scale", scale) - 1.0
     elif not callable(weight):
-        weight = _number(function, "weight", weight)
+        weight = _weight(function, "weight", weight)
     if not 0.0 <= _array.number(function, "rescale", rescale) <= 1.0:
         raise ValueError(f"{function}: `rescale` is {rescale!r}, but takes a number in [0, 1]")
     if interval is not None:
@@ -115,8 +121,9 @@ def classifier_free(
 class ClassifierFree:
     """A denoiser under classifier-free guidance: what `classifier_free` returns, which documents the fields."""
 
+    parts: ClassVar = ("source", "weight")
     source: Two | One
-    weight: float | Callable[[Array], Array]
+    weight: Weight
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
 
@@ -140,9 +147,9 @@ class ClassifierFree:
         inside = (log_snr >= low) & (log_snr <= high)
         if _array.name(xp) == "torch":  # its `cond` runs both branches, and would call the model three times
             return self._guided(z, log_snr, inside)
-        from diffcore import backends
+        from diffcore._dispatch import backend_of
 
-        guided: Array = backends.of(z).cond(xp.any(inside), self._guided, self._conditional, z, log_snr, inside)
+        guided: Array = backend_of(z).cond(xp.any(inside), self._guided, self._conditional, z, log_snr, inside)
         return guided
 
     def at(self, log_snr: Any) -> Denoiser:
@@ -173,9 +180,20 @@ class ClassifierFree:
         >>> guided.apart(1.0, 0.0), replace(guided, rescale=0.5).apart(1.0, 0.0)
         ((1.0, -1.0, 2.0), None)
         """
-        if callable(self.weight) or self.weight == 0.0 or self.rescale != 0.0 or self.interval is not None:
+        if not isinstance(self.weight, float) or self.weight == 0.0 or self.rescale != 0.0 or self.interval is not None:
             return None
         return *self.source.both(z, log_snr), self.weight
+
+    def with_unguided(self, z: Array, log_snr: Array) -> tuple[Array, Array]:
+        """Return the guided prediction at z and the unconditional one, for plans that read both.
+
+        >>> guided = classifier_free(lambda z, l: z, lambda z, l: -z, weight=2.0)
+        >>> guided.with_unguided(np.ones((1, 1)), 0.0)
+        (array([[5.]]), array([[-1.]]))
+        """
+        c, u = self.source.both(z, log_snr)
+        given = replace(self, source=Two(lambda z, log_snr: c, lambda z, log_snr: u))  # noqa: ARG005
+        return given(z, log_snr), u
 
     def __getattr__(self, name: str) -> Any:
         if name in _FORWARDED or name == "with_scaling":
@@ -195,7 +213,7 @@ class ClassifierFree:
         return self.source.conditional(z, log_snr)
 
     def _guided(self, z: Array, log_snr: Array, inside: Array | None) -> Array:
-        if not callable(self.weight) and self.weight == 0.0:
+        if isinstance(self.weight, float) and self.weight == 0.0:
             return self.source.conditional(z, log_snr)
         function = "guidance.classifier_free"
         xp = _array.namespace(function, z=z)
@@ -215,18 +233,37 @@ class ClassifierFree:
         if self.rescale == 0.0:
             return guided
         axes = tuple(range(1, guided.ndim))
-        wanted, found = (xp.std(part, axis=axes, keepdims=True) for part in (c, guided))
-        ratio = wanted / xp.where(found > 0, found, xp.ones_like(found))
+        wanted, found = (
+            xp.mean((part - xp.mean(part, axis=axes, keepdims=True)) ** 2, axis=axes, keepdims=True)
+            for part in (c, guided)
+        )
+        # the square root has no slope at 0, so it is not taken there
+        zero, one = xp.zeros_like(found), xp.ones_like(found)
+        whole, some = found > 0, (found > 0) & (wanted > 0)
+        ratio = xp.sqrt(xp.where(some, wanted, one) / xp.where(some, found, one))
+        ratio = xp.where(some, ratio, xp.where(whole, zero, one))
         return guided * (self.rescale * ratio + (1.0 - self.rescale))
 
 
 def _along(function: str, weight: Any, data: Array, xp: Any) -> Any:
-    if isinstance(weight, np.ndarray):  # of a log-SNR that is known on the host
+    if isinstance(weight, np.ndarray):
         weight = xp.asarray(weight, dtype=data.dtype, device=_array.device(data))
+    _array.namespace(function, **{"the prediction": data, "weight": weight})
+    weight = (
+        weight.to(data.device) if hasattr(weight, "to") else weight
+    )  # torch: a tensor of one number is often elsewhere
     return _array.along(function, "weight", weight, data, xp)
 
 
-def _number(function: str, argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.generic) or not math.isfinite(value):
-        raise ValueError(f"{function}: `{argument}` is {value!r}, but takes a finite number")
-    return float(value)
+def _weight(function: str, argument: str, value: Any) -> Any:
+    """Return a number as a finite float, and an array as it is, or raise ValueError."""
+    try:
+        number, good = _array.library(value) is None, not isinstance(value, (bool, np.bool_))
+    except TypeError:
+        number, good = False, False
+    known = number or isinstance(value, np.ndarray)  # other libraries' values are not looked at: they may be traced
+    if not good or (known and not np.all(np.isfinite(value))):
+        raise ValueError(
+            f"{function}: `{argument}` is {value!r}, but takes a finite number, or an array of them of shape (), (B,) or (B, T)"
+        )
+    return float(value) if number else value

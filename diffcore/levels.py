@@ -91,6 +91,30 @@ def check_level(function: str, **given: object) -> None:
             )
 
 
+def line_up(function: str, /, **given: Level) -> tuple[Level, ...]:
+    """Return levels that broadcast against each other by their leading axes: beside (B, T), one of (B,) becomes (B, 1).
+
+    Raises:
+        TypeError: something that is no level, or levels of two libraries.
+        ValueError: shapes that do not align.
+
+    >>> import numpy as np
+    >>> s, t = line_up("mine", s=level(np.zeros((2, 3))), t=level(np.zeros(2)))
+    >>> t.alpha.shape
+    (2, 1)
+    """
+    check_level(function, **given)
+    _array.namespace(function, **{f"{argument}.log_snr": value.log_snr for argument, value in given.items()})
+    lined_up = zip(
+        *(
+            _array.line_up(function, **dict(zip(given, parts, strict=True)))
+            for parts in zip(*given.values(), strict=True)
+        ),
+        strict=True,
+    )
+    return tuple(Level(*parts) for parts in lined_up)
+
+
 def level(log_snr: Array, scaling: str = "vp") -> Level:
     r"""Return the noise level at a log-SNR under a scaling.
 

@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, levels, losses, predictions, process
+from diffcore import _array, _streams, levels, losses, predictions, process
 from diffcore._array import Array
-from diffcore._decoder import NOISE_STREAM, check_data, check_finite, normal, reconstruction, total
-from diffcore._weight import At, Split, Weight
-from diffcore.levels import Gaussian, Level
+from diffcore._bound_weights import Interval, PerLogSNR, discrete_weight
+from diffcore._decoder import Bins, Density, check_data, check_finite, normal, reconstruction, total
+from diffcore._weight import Weight
+from diffcore.levels import Gaussian
 from diffcore.predictions import Prediction
+from diffcore.schedules._base import scaling_of
 
 __all__ = [
+    "Bins",
     "Bound",
+    "Density",
     "bits_per_dim",
     "bound",
     "diffusion_continuous",
@@ -72,7 +75,7 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
 
     Raises:
         ValueError: the variance is not positive and finite.
-        TypeError: `x` is no floating array.
+        TypeError: `x` is no floating array, or `schedule` no schedule.
 
     Source: Kingma et al. 2021, eq. 11.
 
@@ -81,9 +84,11 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
     >>> prior_kl(np.ones((1, 4)), schedule).round(6)
     array([2.])
     """
-    if variance is not None and not 0.0 < variance < math.inf:
-        raise ValueError(f"likelihood.prior_kl: `variance` is {variance!r}, but takes a positive finite number")
-    xp = check_data("likelihood.prior_kl", x)
+    function = "likelihood.prior_kl"
+    if variance is not None and not 0.0 < _array.number(function, "variance", variance) < math.inf:
+        raise ValueError(f"{function}: `variance` is {variance!r}, but takes a positive finite number")
+    scaling_of(function, "schedule", schedule)
+    xp = check_data(function, x)
     wide = _array.widen(xp, x)
     if variance is None:
         snr = math.exp(float(schedule.log_snr(1.0)))
@@ -91,41 +96,6 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
     end = levels.level(float(schedule.log_snr(1.0)), schedule.scaling)
     unit = xp.ones((1,) * wide.ndim, dtype=wide.dtype, device=_array.device(x))
     return process.kl(process.marginal(wide, end), Gaussian(xp.zeros_like(wide), variance * unit))
-
-
-@dataclass(frozen=True, eq=False)
-class _Interval(Weight):
-    """(count / 2) (SNR_s - SNR_t) at the level t: w = (alpha_t / sigma_t)^2 (count / 2) expm1(lambda_s - lambda_t)."""
-
-    gap: Array
-    count: float
-
-    def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
-        return Split(2.0, -2.0, 0.5 * self.count * at.xp.expm1(self.gap) * at.one)
-
-
-def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
-    r"""Return (T/2) (SNR_s - SNR_t), the weight of ||x - x-hat||^2 in the discrete bound where one of T intervals
-    is drawn.
-
-    Args:
-        s, t: the two ends of the interval, lambda_s >= lambda_t, of one shape.
-        steps: T; 1 gives the term of the sum over all intervals.
-
-    Returns:
-        An array of the levels' shape, free of cancellation.
-
-    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14.
-
-    >>> from diffcore.levels import level
-    >>> discrete_weight(level(1.0), level(0.0)).round(6)
-    np.float64(0.859141)
-    """
-    function = "likelihood.discrete_weight"
-    xp = _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
-    clean, noisy = (_array.level_array(function, "log_snr", part.log_snr)[1] for part in (s, t))
-    return _Interval(_array.as_array(xp, clean - noisy), float(steps))(t)
 
 
 def diffusion_discrete(
@@ -137,6 +107,7 @@ def diffusion_discrete(
     prediction: Prediction | None = None,
     seed: Any = 0,
     intervals: int | None = None,
+    gradients: bool = False,
 ) -> Array:
     r"""Return an unbiased estimate of L_T = sum_i (1/2) (SNR(s_i) - SNR(t_i)) ||x - x-hat(z_{t_i})||^2, in nats.
 
@@ -146,15 +117,17 @@ def diffusion_discrete(
         schedule: a schedule of `diffcore.schedules`, with finite ends.
         steps: T, for T equal intervals of t; or the times themselves, 0 <= t_0 < ... < t_T <= 1.
         prediction: what the denoiser returns; may be left out where it has an attribute `prediction`.
-        seed: one int (sample i gets seed + i), or one int per sample.
+        seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         intervals: None sums all T, in T calls; K draws K of them for each sample, spread evenly, in K calls.
+        gradients: whether torch records gradients, to the denoiser's parameters or a learned schedule, in the memory of
+            all calls. They are recorded in any case where `x` requires them; JAX needs no such word.
 
     Returns:
         An array of shape (B,), at least float32.
 
     Raises:
         ValueError: steps out of order or range; a level that is not finite.
-        TypeError: `x` is no floating array; `prediction` is missing.
+        TypeError: `x` is no floating array, `schedule` no schedule, `denoise` no callable; `prediction` is missing.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14. L_T falls towards L_inf as T grows, for a good denoiser.
 
@@ -165,7 +138,7 @@ def diffusion_discrete(
     array([7.2537])
     """
     function = "likelihood.diffusion_discrete"
-    xp = check_data(function, x)
+    xp = _check_estimate(function, denoise, x, schedule)
     times = _check_times(function, steps)
     log_snr = np.asarray(schedule.log_snr(times), dtype=np.float64)
     check_finite(function, log_snr)
@@ -179,10 +152,13 @@ def diffusion_discrete(
         which = np.minimum((u * count).astype(np.int64), count - 1)
         share = count / intervals
     nats = xp.zeros((batch,), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
-    for draw, index in enumerate(which):
-        at = _on_device(xp, log_snr[index + 1], x)
-        weight = _Interval(_on_device(xp, log_snr[index] - log_snr[index + 1], x), share)
-        nats = nats + _error(function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw)
+    with _array.recording(x, gradients):
+        for draw, index in enumerate(which):
+            at = _on_device(xp, log_snr[index + 1], x)
+            weight = Interval(_on_device(xp, log_snr[index] - log_snr[index + 1], x), share)
+            nats = nats + _error(
+                function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw
+            )
     return nats
 
 
@@ -194,6 +170,7 @@ def diffusion_continuous(
     points: int = 64,
     prediction: Prediction | None = None,
     seed: Any = 0,
+    gradients: bool = False,
 ) -> Array:
     r"""Return an unbiased estimate of L_inf = (1/2) integral of e^lambda ||x - x-hat||^2 d lambda, in nats.
 
@@ -201,7 +178,7 @@ def diffusion_continuous(
     at an offset drawn from the sample's seed. Only the ends of the schedule matter.
 
     Args:
-        denoise, x, schedule, prediction, seed: as for `diffusion_discrete`.
+        denoise, x, schedule, prediction, seed, gradients: as for `diffusion_discrete`.
         points: how many log-SNRs a sample, and how many calls of the denoiser.
 
     Returns:
@@ -209,7 +186,7 @@ def diffusion_continuous(
 
     Raises:
         ValueError: `points` is no positive int; an end that is not finite.
-        TypeError: `x` is no floating array; `prediction` is missing.
+        TypeError: as `diffusion_discrete`.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
 
@@ -220,26 +197,18 @@ def diffusion_continuous(
     array([7.25])
     """
     function = "likelihood.diffusion_continuous"
-    xp = check_data(function, x)
+    xp = _check_estimate(function, denoise, x, schedule)
     noisy, clean = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
     check_finite(function, np.array([noisy, clean]))
     nats = xp.zeros((x.shape[0],), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
-    weight = _PerLogSNR(clean - noisy)
-    for draw, u in enumerate(_spread(function, seed, points, x.shape[0])):
-        at = _on_device(xp, noisy + (clean - noisy) * u, x)
-        nats = nats + _error(function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw)
+    weight = PerLogSNR(clean - noisy)
+    with _array.recording(x, gradients):
+        for draw, u in enumerate(_spread(function, seed, points, x.shape[0])):
+            at = _on_device(xp, noisy + (clean - noisy) * u, x)
+            nats = nats + _error(
+                function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw
+            )
     return nats / points
-
-
-@dataclass(frozen=True)
-class _PerLogSNR(Weight):
-    """(width / 2) e^lambda: the continuous bound for lambda uniform on an interval of that width."""
-
-    width: float
-
-    def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
-        return Split(2.0, -2.0, 0.5 * self.width * at.one)
 
 
 def bound(
@@ -250,19 +219,21 @@ def bound(
     prediction: Prediction | None = None,
     steps: int | None = None,
     points: int = 64,
-    bins: int = 256,
+    decoder: Bins | Density | None = Bins(),  # noqa: B008
     seed: Any = 0,
+    gradients: bool = False,
 ) -> Bound:
-    r"""Return the three terms of the bound on -log p(x) of data in [-1, 1] that takes `bins` values, in nats.
+    r"""Return the three terms of the bound on -log p(x), in nats.
 
     Args:
-        denoise, x, schedule, prediction, seed: as for `diffusion_discrete`.
+        denoise, x, schedule, prediction, seed, gradients: as for `diffusion_discrete`.
         steps: T of the discrete bound, equal intervals of t; None is the continuous bound.
         points: as for `diffusion_continuous`.
-        bins: as for `reconstruction`.
+        decoder: as for `reconstruction`: `Bins(256, -1.0, 1.0)` for data of 256 values, `Density()` for continuous data.
 
     Returns:
-        `Bound`; bits_per_dim(bound.total, dims, bin_width=1.0) turns it into bits, for these are probabilities of bins.
+        `Bound`; `bits_per_dim` turns its total into bits, with bin_width=1.0 under `Bins`, which are probabilities, and the
+        width of a bin under `Density`.
 
     Raises:
         ValueError, TypeError: as the three terms do.
@@ -275,11 +246,13 @@ def bound(
     >>> terms.total.shape
     (1,)
     """
+    last = reconstruction(x, schedule, decoder=decoder, seed=seed)  # first, since it checks the data without a network
+    settings: dict[str, Any] = {"prediction": prediction, "seed": seed, "gradients": gradients}
     if steps is None:
-        diffusion = diffusion_continuous(denoise, x, schedule, points=points, prediction=prediction, seed=seed)
+        diffusion = diffusion_continuous(denoise, x, schedule, points=points, **settings)
     else:
-        diffusion = diffusion_discrete(denoise, x, schedule, steps=steps, prediction=prediction, seed=seed)
-    return Bound(prior_kl(x, schedule), diffusion, reconstruction(x, schedule, bins=bins, seed=seed))
+        diffusion = diffusion_discrete(denoise, x, schedule, steps=steps, **settings)
+    return Bound(prior_kl(x, schedule), diffusion, last)
 
 
 def bits_per_dim(nats: Array, dims: int, *, bin_width: float) -> Array:
@@ -305,11 +278,22 @@ def bits_per_dim(nats: Array, dims: int, *, bin_width: float) -> Array:
     >>> bits_per_dim(2.0 * math.log(2.0), 2, bin_width=1.0), bits_per_dim(0.0, 2, bin_width=2 / 256)
     (1.0, 7.0)
     """
-    if dims < 1 or not 0.0 < bin_width < math.inf:
+    settings = [
+        _array.number("likelihood.bits_per_dim", *given) for given in (("dims", dims), ("bin_width", bin_width))
+    ]
+    if settings[0] < 1 or not 0.0 < settings[1] < math.inf:
         raise ValueError(
             f"likelihood.bits_per_dim: `dims`, `bin_width` are {dims!r}, {bin_width!r}, but take positive numbers"
         )
     return nats / (dims * math.log(2.0)) - math.log2(bin_width)
+
+
+def _check_estimate(function: str, denoise: Any, x: Array, schedule: Any) -> Any:
+    """Return the namespace of data (B, ...), or raise TypeError for an argument of another kind."""
+    if not callable(denoise):
+        raise TypeError(f"{function}: `denoise` is {type(denoise).__name__}, but takes a callable (z, log_snr)")
+    scaling_of(function, "schedule", schedule)
+    return check_data(function, x)
 
 
 def _error(
@@ -326,7 +310,7 @@ def _error(
 ) -> Array:
     """Return weight * ||x - x-hat(z)||^2, summed over a sample, at one log-SNR per sample."""
     prediction = predictions.said(function, denoise, prediction)
-    eps = normal(x, seed, draw=draw, stream=NOISE_STREAM)
+    eps = normal(x, seed, draw=draw, stream=_streams.LIKELIHOOD)
     level = levels.level(log_snr, schedule.scaling)
     y = denoise(process.diffuse(x, eps, level), log_snr)
     mean = losses.denoising(y, x, eps, level, prediction=prediction, weight=weight)

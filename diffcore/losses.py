@@ -77,13 +77,14 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
         level: of any shape.
         prediction: "x", "eps", "v", "score", "flow", "edm" or a row function with D != 0.
         weight: of `diffcore.weights`, on x; or a function (level, slope) -> array.
-        slope: d lambda / dt, for the weights that need it.
+        slope: d lambda / dt, for the weights that need it; a number, or of the level's shape.
 
     Returns:
         An array of the level's shape and library, at least float32.
 
     Raises:
-        ValueError: an unknown prediction; a missing slope; a factor that diverges at a level given as numbers or NumPy
+        ValueError: an unknown prediction; a missing slope, or one of another shape; two deviations of the data, that of
+            `predictions.edm` and that of `weights.EDM`; a factor that diverges at a level given as numbers or NumPy
             arrays. (Arrays of other libraries give inf there, since checking them would wait for the device.)
         TypeError: `weight` is no weight.
 
@@ -101,9 +102,15 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
             f"{function}: `weight` is {weight!r}, but takes a weight such as diffcore.weights.MinSNR(5.0), "
             f"or a function (level, slope) -> array"
         )
+    row = predictions.row_function(function, "prediction", prediction)
+    if isinstance(row, predictions.EDM) and isinstance(weight, weights.EDM) and row.sigma_data != weight.sigma_data:
+        raise ValueError(
+            f"{function}: `weight` is weights.{weight!r}, but the network predicts {row!r}; data has one deviation, give "
+            f"weights.EDM({row.sigma_data!r})"
+        )
     xp, unit = _weight.unit_level(function, level)
     with _array.quiet(xp):
-        error = _squared_ratio(xp, level, unit, predictions.row_function(function, "prediction", prediction))
+        error = _squared_ratio(xp, level, unit, row)
         of_weight = _weight.split(weight, level, slope)
         parts = Split(
             of_weight.alpha_power + error.alpha_power,
@@ -140,7 +147,8 @@ def denoising(
         prediction: what `y` is: "x", "eps", "v", "score", "flow", "edm" or a row function.
         weight: of `diffcore.weights`. The default is finite at both ends for every prediction; `weights.Eps()` is the
             loss of the paper, plain error of the noise.
-        slope: d lambda / dt of the schedule at t, for `weights.Sigmoid` and `weights.Bound`.
+        slope: d lambda / dt of the schedule at t, for `weights.Sigmoid` and `weights.Bound`; a number, or of the
+            level's shape.
         mask: broadcasts to `x`; 0 for elements that do not count (padding, frames that are given), else 1, or a weight
             of their share in the mean. What `y` says there is never read, not even NaN. Nothing to count gives 0.
 
@@ -149,8 +157,7 @@ def denoising(
 
     Raises:
         TypeError: mixed libraries, an integer array, or no weight.
-        ValueError: shapes that differ or do not align; an unknown prediction; a missing slope; a factor that diverges
-            at a NumPy level (see `factor`).
+        ValueError: shapes that differ or do not align; a mask that can be read two ways; and as `factor`.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 5.
 
@@ -163,7 +170,8 @@ def denoising(
     function = "losses.denoising"
     xp = _check(function, y=y, x=x, eps=eps, level=level)
     if mask is not None:
-        _check_mask(function, mask, x)
+        _array.namespace(function, x=x, mask=mask)
+        _array.check_trailing(function, "mask", tuple(getattr(mask, "shape", ())), tuple(x.shape))
     scale = factor(level, prediction=prediction, weight=weight, slope=slope)
     row = predictions.row_function(function, "prediction", prediction)
     wide = [_array.widen(xp, part) for part in (y, x, eps)]
@@ -232,17 +240,6 @@ def _check(function: str, *, x: Array, eps: Array, level: Level, y: Array | None
                 f"they must be equal, with at least the batch axis"
             )
     return xp
-
-
-def _check_mask(function: str, mask: Array, x: Array) -> None:
-    _array.namespace(function, x=x, mask=mask)
-    shape, of = tuple(getattr(mask, "shape", ())), tuple(x.shape)
-    padded = (1,) * (len(of) - len(shape)) + shape
-    if len(shape) > len(of) or any(n not in (1, m) for n, m in zip(padded, of, strict=True)):
-        raise ValueError(
-            f"{function}: `mask` has shape {shape}, which does not broadcast to x of shape {of}; a mask of frames "
-            f"(B, T) takes trailing axes, mask.reshape(B, T, 1, 1, 1)"
-        )
 
 
 def _as_arrays(xp: Any, level: Level) -> Level:

@@ -23,6 +23,7 @@ Nothing here assumes alpha^2 + sigma^2 = 1. The divisor w keeps the score finite
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,30 +75,56 @@ def _flow(xp: Any, level: Level) -> Row:
     return Row(-one, one, one)
 
 
-def edm(sigma_data: float = 0.5) -> RowFunction:
+@dataclass(frozen=True)
+class EDM:
+    """The row of EDM's network F: what `edm` returns. Equal rows have equal `sigma_data`."""
+
+    sigma_data: float
+
+    def __call__(self, xp: Any, level: Level) -> Row:
+        """Return the row at a level."""
+        norm = xp.sqrt(level.sigma**2 + (level.alpha * self.sigma_data) ** 2)
+        a, b = level.sigma / (self.sigma_data * norm), -level.alpha * self.sigma_data / norm
+        return Row(a, b, xp.ones_like(level.log_snr))
+
+    def __repr__(self) -> str:
+        return f"predictions.edm({self.sigma_data!r})"
+
+
+def edm(sigma_data: float = 0.5) -> EDM:
     r"""Return the row of EDM's network F for data of standard deviation `sigma_data`.
 
     With s = sigma_data and c_skip, c_out of EDM at the noise-to-signal ratio sigma / alpha,
 
         x = c_skip z / alpha + c_out F  <=>  F = (sigma x / s - alpha s eps) / sqrt(sigma^2 + alpha^2 s^2).
 
-    Source: Karras et al. 2022 (arXiv 2206.00364), eq. 7 and table 1.
+    Args:
+        sigma_data: s, positive and finite; `weights.EDM` takes the same. One number for all channels: where theirs
+            differ, divide each channel of the data by its own deviation, and multiply what is drawn by it.
 
     Raises:
         ValueError: `sigma_data` is not positive and finite.
+        TypeError: `sigma_data` is no number.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), eq. 7 and table 1.
 
     >>> from diffcore.levels import level
     >>> round(float(convert(1.0, 0.5, level(0.0), source=edm(1.0), target="v")), 12)  # at s = 1, F = -v
     -1.0
     """
-    if not 0.0 < _array.number("predictions.edm", "sigma_data", sigma_data) < float("inf"):
-        raise ValueError(f"predictions.edm: `sigma_data` is {sigma_data!r}, but takes a positive finite number")
+    return EDM(check_sigma_data("predictions.edm", sigma_data))
 
-    def row(xp: Any, level: Level) -> Row:
-        norm = xp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
-        return Row(level.sigma / (sigma_data * norm), -level.alpha * sigma_data / norm, xp.ones_like(level.log_snr))
 
-    return row
+def check_sigma_data(function: str, sigma_data: object) -> float:
+    """Return the standard deviation of data as a float, or raise TypeError or ValueError."""
+    if np.ndim(sigma_data) > 0:  # type: ignore[arg-type]
+        raise TypeError(
+            f"{function}: `sigma_data` is {sigma_data!r}, but takes a number, the same for all channels; divide each "
+            f"channel of the data by its own deviation, and take 1.0"
+        )
+    if not 0.0 < _array.number(function, "sigma_data", sigma_data) < float("inf"):
+        raise ValueError(f"{function}: `sigma_data` is {sigma_data!r}, but takes a positive finite number")
+    return float(sigma_data)  # type: ignore[arg-type]
 
 
 def table() -> dict[str, RowFunction]:
@@ -106,7 +133,7 @@ def table() -> dict[str, RowFunction]:
     >>> sorted(table())
     ['edm', 'eps', 'flow', 'score', 'v', 'x']
     """
-    return {"x": _x, "eps": _eps, "v": _v, "score": _score, "flow": _flow, "edm": edm()}
+    return {"x": _x, "eps": _eps, "v": _v, "score": _score, "flow": _flow, "edm": EDM(0.5)}
 
 
 def row_function(function: str, argument: str, prediction: Prediction) -> RowFunction:
@@ -161,7 +188,7 @@ def mixing(level: Level, source: Prediction, target: Prediction) -> Mixing:
 
 def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mixing:
     """Return what `mixing` does for two row functions, without looking at the values: where D = 0, inf or NaN."""
-    if source is target:
+    if source == target:
         zero = xp.zeros_like(level.alpha)
         return Mixing(zero, zero + 1.0)
     a, b, w = source(xp, level)
@@ -184,7 +211,8 @@ def said(function: str, denoise: Any, prediction: Prediction | None) -> Predicti
                 f"{function}: `prediction` is missing; say what the denoiser returns, one of {sorted(table())}"
             )
         return own
-    if isinstance(own, str) and own != prediction:
+    rows: dict[Any, RowFunction] = {**table()}  # "edm" is edm(0.5)
+    if isinstance(own, (str, EDM)) and rows.get(own, own) != rows.get(prediction, prediction):
         raise ValueError(f"{function}: `prediction` is {prediction!r}, but the denoiser says that it is {own!r}")
     return prediction
 

@@ -26,11 +26,6 @@ from diffcore._array import Array
 from diffcore.levels import Gaussian, Level
 
 
-def _library_of_levels(function: str, s: Level, t: Level) -> Any:
-    levels.check_level(function, s=s, t=t)
-    return _array.namespace(function, **{"s.log_snr": s.log_snr, "t.log_snr": t.log_snr})
-
-
 def novelty(s: Level, t: Level) -> Array:
     r"""Return 1 - e^{lambda_t - lambda_s}, the share of z_t's noise that is new since s; 0 at s = t, 1 from clean data.
 
@@ -40,7 +35,8 @@ def novelty(s: Level, t: Level) -> Array:
     >>> float(novelty(level(float("inf")), level(-20.0)))
     1.0
     """
-    xp = _library_of_levels("process.novelty", s, t)
+    s, t = levels.line_up("process.novelty", s=s, t=t)
+    xp = _array.namespace("process.novelty", s=s.log_snr, t=t.log_snr)
     _, s_log_snr = _array.level_array("process.novelty", "s.log_snr", s.log_snr)
     _, t_log_snr = _array.level_array("process.novelty", "t.log_snr", t.log_snr)
     equal = s_log_snr == t_log_snr  # guards inf - inf
@@ -61,6 +57,7 @@ def posterior_coefficients(s: Level, t: Level) -> tuple[Array, Array, Array]:
     >>> [float(c) for c in posterior_coefficients(level(float("inf")), level(0.0))]
     [0.0, 1.0, 0.0]
     """
+    s, t = levels.line_up("process.posterior_coefficients", s=s, t=t)
     new = novelty(s, t)
     return (t.alpha / s.alpha) * (s.sigma / t.sigma) ** 2, new * s.alpha, new * s.sigma**2
 
@@ -127,7 +124,7 @@ def transition(z_s: Array, *, s: Level, t: Level) -> Gaussian:
     Gaussian(mean=array([1.]), variance=array([0.]))
     """
     function = "process.transition"
-    _check_order(function, s, t)
+    s, t = ordered(function, s, t)
     return _gaussian(function, _scaled(function, t.alpha / s.alpha, z_s, "z_s"), novelty(s, t) * t.sigma**2)
 
 
@@ -158,7 +155,7 @@ def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
     Gaussian(mean=array([0.25]), variance=array([0.]))
     """
     function = "process.posterior"
-    _check_order(function, s, t)
+    s, t = ordered(function, s, t)
     a, b, variance = posterior_coefficients(s, t)
     return _gaussian(function, _combine(function, a, z_t, b, x, names=("z_t", "x")), variance)
 
@@ -170,7 +167,7 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
             = (1 - e^{l_t - l_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma}
 
     Args:
-        s, t: levels of any shape with lambda_s >= lambda_t.
+        s, t: levels of shape (), (B,) or (B, T), aligned by their leading axes, with lambda_s >= lambda_t.
         gamma: in [0, 1]; 0 is the lower bound (the posterior's variance), 1 the upper (the transition's).
 
     Returns:
@@ -187,7 +184,7 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
     """
     function = "process.reverse_variance"
     check_gamma(function, gamma)
-    _check_order(function, s, t)
+    s, t = ordered(function, s, t)
     # No logarithm: it would give 0 * -inf at sigma_s = 0. A Python exponent of 0 gives exactly 1.
     return novelty(s, t) * s.sigma ** (2.0 - 2.0 * gamma) * t.sigma ** (2.0 * gamma)
 
@@ -307,11 +304,13 @@ def _gaussian(function: str, mean: Array, variance: Array) -> Gaussian:
     return Gaussian(mean, aligned)
 
 
-def _check_order(function: str, s: Level, t: Level) -> None:
-    levels.check_level(function, s=s, t=t)
+def ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
+    """Return the two levels lined up, or raise where the host knows that they are out of order."""
+    s, t = levels.line_up(function, s=s, t=t)
     host = (int, float, np.ndarray)  # other libraries' values are not looked at: they may be traced
     if isinstance(s.log_snr, host) and isinstance(t.log_snr, host) and not np.all(s.log_snr >= t.log_snr):
         raise ValueError(
             f"{function}: `s` has log_snr {s.log_snr} and `t` has {t.log_snr}, but s must be the less noisy level "
             f"(the larger log-SNR); exchange them"
         )
+    return s, t

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from diffcore import _array, noise, predictions
+from diffcore import _array, noise, predictions, stage
 from diffcore._array import Array
-from diffcore._stage import NOISE_COLUMN, State, advance, check_given, combine, estimate, update
+from diffcore._dispatch import backend_of
+from diffcore.denoiser import Constraint
 from diffcore.plan import Plan
+from diffcore.stage import Run, Source
+from diffcore.state import State
 
-if TYPE_CHECKING:
-    from diffcore.backends.contract import Draw
-    from diffcore.conditioning import Replacement as Constraint
+__all__ = ["sample", "start", "step"]
 
-__all__ = ["NOISE_COLUMN", "State", "advance", "combine", "estimate", "sample", "start", "step", "update"]
+Draw = Callable[..., Array]
+"""A source of noise: (draw number, shape) -> standard normal array."""
 
 
 def start(
     plan: Plan,
-    z: Array | None = None,
+    z: Array | State | None = None,
     *,
     shape: Sequence[int] | None = None,
     like: Array | None = None,
-    seed: Any = 0,
+    seed: Any = None,
     noise: Draw | None = None,
     constraint: Constraint | None = None,
 ) -> State:
@@ -39,11 +40,15 @@ def start(
 
     Args:
         plan: the plan of the run.
-        z: noisy data (B, ...) at the plan's first level; or give `shape`.
+        z: noisy data (B, ...) at the plan's first level; or the `State` in which another run ended, to go on from with its
+            keys and without using a draw of noise twice; or give `shape`.
         shape: (B, ...) of a start from noise, draw 0 of the seeds.
         like: an array that gives the library, dtype and device of a start from noise; NumPy float32 without one.
-        seed: one int (sample i gets seed + i), or one int per sample, in [0, 2^64).
-        noise: a source of noise (draw, shape) -> array of one's own instead of the seeds.
+        seed: an int in [0, 2^64), of which each sample gets its own key; or one int or key per sample: see `noise.keys`. None
+            is 0.
+        noise: a source of noise of one's own instead of the seeds, (draw, shape) -> array. One that has parameters named
+            `log_snr` and `next_log_snr` also gets the levels that a stage goes from and to, and one that has a `stream` the
+            number of the stream; else draws for a constraint are numbered from 2^30 on.
         constraint: what is known of x, from `conditioning.replacement`: the start is at its noised value there.
 
     Raises:
@@ -55,41 +60,46 @@ def start(
     >>> dc.start(plan, shape=(2, 3), seed=7).z.shape
     (2, 3)
     """
-    from diffcore import _known, backends
-
-    check_given("start", plan, noise=noise)
+    source = _check_given("start", plan, noise=noise)
     if (z is None) == (shape is None):
-        raise ValueError("start: takes either `z`, noisy data (B, ...), or `shape`, to start from pure noise")
-    if z is None:
+        raise ValueError(
+            "start: takes either `z`, noisy data (B, ...) or a State, or `shape`, to start from pure noise"
+        )
+    keys, draw = None, 1
+    if isinstance(z, State):
+        _refuse_seed("start", seed)
+        z, keys, draw = z.z, z.keys, z.draw
+        backend = backend_of(z)
+    elif z is not None:
+        _array.namespace("start", z=z)
+        _array.check_floating("start", z=z)
+        _check_shape(z.shape)
+        backend = backend_of(z)
+        keys = None if source is not None else backend.seeds(_seed_words(seed, z.shape[0]), z)
+    else:
         assert shape is not None
         like = np.zeros((), dtype=np.float32) if like is None else like
         xp = _array.namespace("start", like=like)
         if _array.library(like) is None:
-            raise TypeError(f"start: `like` is {like!r}, but takes an array, such as numpy.zeros(1) or torch.zeros(1)")
+            raise TypeError(f"start: `like` must be an array, such as numpy.zeros(1) or torch.zeros(1), got {like!r}")
         _array.check_floating("start", like=like)
-        dims = _check_shape(shape)
-        backend = backends.of(like)
-        words = None if noise is not None else backend.seeds(_seed_words(seed, dims[0]), like)
-        if noise is not None:
-            eps = drawn_from(noise, 0, dims, like)
+        dims, backend = _check_shape(shape), backend_of(like)
+        if source is not None:
+            eps = source(0, dims, like)
         else:
-            eps = backend.normal(words, 0, dims, dtype=like.dtype, device=_array.device(like))
+            keys = backend.seeds(_seed_words(seed, dims[0]), like)
+            eps = backend.normal(keys, 0, dims, dtype=like.dtype, device=_array.device(like))
         wide = _array.widen(xp, eps)
-        sigma = _lead_coefficient(plan.start.sigma, wide)
+        sigma = plan.start.sigma
+        sigma = sigma if isinstance(sigma, float) else _array.table_for(np.asarray(sigma), wide)
         z = xp.astype(_array.along("start", "plan", sigma, wide, xp) * wide, like.dtype, copy=False)
-    else:
-        xp = _array.namespace("start", z=z)
-        _array.check_floating("start", z=z)
-        _check_shape(z.shape)
-        backend = backends.of(z)
-        words = None if noise is not None else backend.seeds(_seed_words(seed, z.shape[0]), z)
     _array.check_lead("start", "plan", plan.lead, tuple(z.shape))
-    saved = xp.zeros_like(z) if plan.saves else None
-    estimates = tuple(xp.zeros_like(z) for _ in range(plan.history))  # arrays of their own: aliases are another graph
-    state = State(z, saved, estimates, backend.index(0), words)
-    if constraint is None:
-        return state
-    return _known.begin(backend, _known.hold("start", constraint, plan, z), state, noise)
+    xp = _array.library(z)
+    blank = [xp.zeros_like(z) for _ in range(plan.memory + 1)]  # arrays of their own: aliases are another graph
+    state = State(
+        z, tuple(blank[1:]), blank[0], backend.index(0), backend.index(draw) if isinstance(draw, int) else draw, keys
+    )
+    return state if constraint is None else _begin(backend, stage.hold("start", constraint, plan, z), state, source)
 
 
 def step(
@@ -101,10 +111,13 @@ def step(
     transform_x: Callable[[Array], Array] | None = None,
     noise: Draw | None = None,
     constraint: Constraint | None = None,
+    unguided: Array | None = None,
 ) -> State:
-    r"""Return the state after one stage of a plan, given what the denoiser said at `plan.log_snr[state.index]`.
+    r"""Return the state after one stage of a plan, given what the denoiser predicts at `plan.level_for(state)`.
 
-        z' = A_z z + A_saved saved + A_noise eps + B_0 x-hat + B_1 x-hat_{-1} + ...
+        (z', m_1', ..., m_M') = update_k (z, m_1, ..., m_M, eps, x-hat)
+
+    A stage is one call of the denoiser; a step of some samplers is more than one stage. x-hat is the new state's `x`.
 
     Args:
         plan: the plan of the run.
@@ -112,11 +125,14 @@ def step(
         y: the prediction for state.z, of its shape and library.
         prediction: what `y` is: "x", "eps", "v", "score", "flow", "edm" or a row function.
         transform_x: applied to x-hat before everything else is computed from it, such as `guidance.clip(-1.0, 1.0)`.
-        noise: a source of noise (draw, shape) -> array instead of the state's seeds; stage k draws number k + 1.
+        noise: a source of noise instead of the state's keys, as for `start`; a stage draws number `state.draw`.
         constraint: what is known of x, from `conditioning.replacement`; the same in `start`.
 
+        unguided: the prediction without guidance, for plans that read it (`plan.second`).
+
     Returns:
-        A new `State`; the old one stays as it is.
+        A new `State`; the old one stays as it is. On torch, as in `sample`, gradients are recorded only where `state.z`
+        requires them, so that a loop by hand round a network in training keeps no graph.
 
     Raises:
         ValueError: the run is over; the prediction has another shape; x does not follow from this kind of prediction at
@@ -125,34 +141,37 @@ def step(
     >>> import diffcore as dc, numpy as np
     >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
     >>> state = dc.start(plan, np.ones((1, 2)), seed=7)
-    >>> for log_snr in plan.log_snr:
+    >>> for _ in range(len(plan)):
+    ...     log_snr = plan.level_for(state)  # (B,), for a network
     ...     state = dc.step(plan, state, np.full((1, 2), 0.5), prediction="x")
-    >>> state.z
-    array([[0.5, 0.5]])
+    >>> state.z, state.x
+    (array([[0.5, 0.5]]), array([[0.5, 0.5]]))
     """
-    from diffcore import _known, backends
-
     if not isinstance(state, State):
-        raise TypeError(f"step: `state` is {type(state).__name__}, but takes a diffcore.State, from diffcore.start")
-    check_given("step", plan, noise=noise, transform_x=transform_x)
-    backend = backends.of(state.z)
-    check_prediction(y, state.z)
-    table = plan.coefficients(prediction)
+        raise TypeError(f"step: `state` must be a diffcore.State, from diffcore.start, got {type(state).__name__}")
+    source = _check_given("step", plan, noise=noise, transform_x=transform_x)
+    backend, form = backend_of(state.z), plan.form
+    stage.check_prediction(y, state.z)
+    if (unguided is None) != (form.second != "unguided"):
+        raise ValueError(
+            f"step: {plan.sampler} {'needs' if unguided is None else 'does not read'} the prediction without guidance, `unguided`"
+        )
+    table, at = plan.coefficients(prediction), _array.known_int(state.index)
     row: Any
-    if backend.traces(state.index):
-        xp, where = _array.library(state.z), _array.device(state.z)
-        index = xp.reshape(xp.asarray(state.index, device=where), (1,))
-        row = xp.take(table_for(table, state.z), index, axis=0)[0, ...]  # stays on the device: no branch on the number
-        stochastic = plan.stochastic
+    if at is None:  # the row stays on the device: no branch on the number
+        row, noisy, between = (
+            _array.take_row(_array.table_for(table, state.z), state.index, state.z),
+            plan.stochastic,
+            None,
+        )
     else:
-        stage = int(state.index)
-        if stage >= len(plan):
-            raise ValueError(f"step: the run is over, all {len(plan)} stages of {plan.sampler} are done; see `start`")
-        row, stochastic = row_for(table[stage], state.z)
-    after = backend.advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
-    if constraint is None:
-        return after
-    return _known.after(backend, _known.hold("step", constraint, plan, state.z), state, after, noise)
+        _check_place("step", plan, state, at)
+        row, noisy, between = stage.row_of(table, at, state.z), plan.noisy[at], stage.levels_between(plan, at)
+    settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
+    with _array.recording(state.z, False):
+        after = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
+        held = None if constraint is None else stage.hold("step", constraint, plan, state.z)
+        return stage.constrained(backend, held, state, after, source)
 
 
 def sample(
@@ -163,7 +182,7 @@ def sample(
     prediction: predictions.Prediction | None = None,
     shape: Sequence[int] | None = None,
     like: Array | None = None,
-    seed: Any = 0,
+    seed: Any = None,
     noise: Draw | None = None,
     transform_x: Callable[[Array], Array] | None = None,
     constraint: Constraint | None = None,
@@ -208,20 +227,21 @@ def sample(
     >>> dc.sample(data, plan, shape=(3, 2), seed=[7, 8, 9]).shape
     (3, 2)
     """
-    from diffcore import _known, backends
-    from diffcore.backends.contract import Run
-
-    check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
-    denoise = _for_scaling(denoise, plan)
+    source = _check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
+    denoise = _fitting(denoise, plan)
     prediction = predictions.said("sample", denoise, prediction)
-    state = z if isinstance(z, State) else start(plan, z, shape=shape, like=like, seed=seed, noise=noise)
-    held = None if constraint is None else _known.hold("sample", constraint, plan, state.z)
-    _check_resumed(plan, state, noise, held is not None)
-    table = plan.coefficients(prediction)
-    backend = backends.of(state.z)
+    resumed = isinstance(z, State)
+    if resumed:
+        _refuse_seed("sample", seed)
+    state = z if resumed else start(plan, z, shape=shape, like=like, seed=seed, noise=noise)
+    held = None if constraint is None else stage.hold("sample", constraint, plan, state.z)
+    if resumed:
+        _check_resumed(plan, state, source, held is not None)
+    backend = backend_of(state.z)
     if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
-        state = _known.begin(backend, held, state, noise)
-    run = Run(denoise, plan, table, transform_x, noise, callback, compile, held, owned=z is None)
+        state = _begin(backend, held, state, source)
+    owned = z is None
+    run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, callback, compile, held, owned)
     if not progress:
         return backend.run(run, state).z
     with _bar(len(plan), state) as bar:
@@ -234,110 +254,91 @@ def sample(
         return backend.run(replace(run, callback=advance_bar), state).z
 
 
-def draw_noise(backend: Any, state: State, source: Array | Draw | None) -> Array:
-    """Return the fresh noise of a stage: from the caller's source, or from the seeds of the state; draw index + 1."""
-    shape = tuple(state.z.shape)
-    if source is None:
-        if state.seeds is None:
-            raise ValueError("step: the state has no seeds, so give `noise`, or start with `seed`")
-        dtype, device = state.z.dtype, _array.device(state.z)
-        return backend.normal(state.seeds, state.index + 1, shape, dtype=dtype, device=device)
-    if not callable(source):
-        return source
-    return drawn_from(source, state.index + 1, shape, state.z)
+def _begin(backend: Any, held: Any, state: State, source: Source | None) -> State:
+    """Return the state that a run starts from, as a constraint wants it: with the draw before the first stage's."""
+    before = state._replace(draw=state.draw - 1)
+    return state._replace(z=held.begin(before, stage.known_noise(backend, before, source)))
 
 
-def drawn_from(source: Draw, draw: Any, shape: tuple[int, ...], like: Array) -> Array:
-    """Return a draw of a caller's source of noise, checked."""
-    eps = source(draw, shape)
-    _check_noise(eps, shape, like)
-    return eps
-
-
-def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
-    """Return host coefficients as an array of the data's library and device, in the dtype they are computed in."""
-    xp = _array.library(like)
-    dtype = xp.float32 if _array.is_half(like.dtype) else like.dtype
-    return xp.asarray(table, dtype=dtype, device=_array.device(like))
-
-
-def row_for(row: npt.NDArray[np.float64], like: Array) -> tuple[Any, bool]:
-    """Return a stage's coefficients as `Backend.advance` takes them, and whether it adds noise."""
-    if row.ndim > 1:
-        return table_for(row, like), bool(np.any(row[..., NOISE_COLUMN]))
-    numbers = row.tolist()
-    return numbers, numbers[NOISE_COLUMN] != 0.0
-
-
-def levels_for(plan: Plan, like: Array) -> Array:
-    """Return the log-SNRs of all stages as the denoiser gets them: (stages, B), or (stages, *lead)."""
-    return table_for(host_levels(plan, like.shape[0]), like)
-
-
-def host_levels(plan: Plan, batch: int) -> npt.NDArray[np.float64]:
-    """Return the same on the host."""
-    levels = plan.log_snr
-    if not plan.lead or plan.lead[0] == 1:
-        levels = np.broadcast_to(levels.reshape(len(plan), *(plan.lead or (1,))), (len(plan), batch, *plan.lead[1:]))
-    return np.array(levels)  # a copy: torch warns of read-only arrays
-
-
-def check_prediction(y: Array, z: Array) -> None:
-    """Raise where a prediction does not fit the state that it is for."""
-    if type(y) is type(z) and y.dtype == z.dtype and y.shape == z.shape and _array.is_floating(z):
-        return
-    if not hasattr(y, "dtype"):
-        raise TypeError(f"step: the denoiser returned {type(y).__name__}, but must return an array of the shape of z")
-    _array.namespace("step", z=z, y=y)
-    _array.check_floating("step", y=y)
-    if tuple(y.shape) != tuple(z.shape):
-        raise ValueError(
-            f"step: the denoiser returned shape {tuple(y.shape)} for z of shape {tuple(z.shape)}; they must be equal"
-        )
-
-
-def _lead_coefficient(value: Any, like: Array) -> Any:
-    return float(value) if np.ndim(value) == 0 else table_for(np.asarray(value), like)
+def _check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
+    """Raise TypeError unless the plan is one, and all that is given besides can be called; return the source of noise."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"{function}: `plan` must be a diffcore.Plan, see diffcore.samplers, got {type(plan).__name__}")
+    takes = {
+        "denoise": "(z, log_snr) -> y",
+        "noise": "(draw, shape) -> eps",
+        "transform_x": "x -> x",
+        "callback": "(state)",
+    }
+    for argument, value in {"noise": noise, **given}.items():
+        if not callable(value) and (value is not None or argument == "denoise"):
+            raise TypeError(
+                f"{function}: `{argument}` must be a function {takes[argument]}, got {type(value).__name__}"
+            )
+    return None if noise is None else noise if isinstance(noise, Source) else Source(noise)
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     dims = tuple(shape) if hasattr(shape, "__iter__") else ()
     if not dims or any(isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 0 for n in dims):
-        raise ValueError(f"start: the shape is {dims or shape}, but takes (B, ...), at least one axis, of sizes >= 0")
+        raise ValueError(f"start: the shape must be (B, ...), at least one axis, of sizes >= 0, got {dims or shape}")
     return tuple(int(n) for n in dims)
 
 
-def _check_noise(eps: Array, shape: tuple[int, ...], like: Array) -> None:
-    _array.namespace("noise", like=like, noise=eps)
-    if tuple(eps.shape) != shape:
-        raise ValueError(f"sample: `noise` returned shape {tuple(eps.shape)}, but was asked for {shape}")
+def _refuse_seed(function: str, seed: object) -> None:
+    if seed is not None:
+        raise ValueError(
+            f"{function}: `seed` is given beside a State, which has keys of its own; replace them: state._replace(keys=...)"
+        )
+
+
+def _check_place(function: str, plan: Plan, state: State, at: int) -> None:
+    """Raise ValueError for a state that does not belong where it says it is in a plan."""
+    if at >= len(plan):
+        raise ValueError(f"{function}: the run is over, all {len(plan)} stages of {plan.sampler} are done; see `start`")
+    if len(state.memory) != plan.memory:
+        raise ValueError(
+            f"{function}: the state does not belong to {plan.sampler}: it has {len(state.memory)} arrays of memory, and the plan "
+            f"{plan.memory}; start one with `start(plan, ...)`"
+        )
+    draw = _array.known_int(state.draw)
+    if draw is not None and draw <= at and plan.needs_memory[at]:
+        raise ValueError(
+            f"{function}: the state was moved to stage {at} by hand, where {plan.sampler} needs what it remembers of the stages "
+            f"before; run those, or make a plan for the rest of the levels"
+        )
 
 
 def _check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
     _array.check_floating("sample", state=state.z)
-    if (state.saved is not None) != plan.saves or len(state.estimates) != plan.history:
-        raise ValueError(
-            f"sample: the state to resume does not belong to {plan.sampler}; start one with `start(plan, ...)`"
+    at = _array.known_int(state.index)
+    if at is not None and at < len(plan):
+        _check_place("sample", plan, state, at)
+    if state.keys is None and source is None and (plan.stochastic or held):
+        raise ValueError("sample: the state to resume has no keys, so give `noise`, or start with `seed`")
+
+
+def _fitting(denoise: Any, plan: Plan) -> Any:
+    """Return the denoiser for the plan's scaling; raise where it was made for another, or cannot say what the plan reads."""
+    if plan.second == "unguided" and not hasattr(denoise, "with_unguided"):
+        raise TypeError(
+            f"sample: {plan.sampler} reads what the denoiser predicts without guidance, so `denoise` must be "
+            f"guidance.classifier_free(...), or have a method with_unguided(z, log_snr)"
         )
-    if state.seeds is None and source is None and (plan.stochastic or held):
-        raise ValueError("sample: the state to resume has no seeds, so give `noise`, or start with `seed`")
-
-
-def _for_scaling(denoise: Any, plan: Plan) -> Any:
-    if not hasattr(denoise, "with_scaling"):
-        return denoise
-    if denoise.scaling is None:
-        return denoise.with_scaling(plan.scaling)
-    if denoise.scaling != plan.scaling:
+    scaling = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
+    if scaling is None:
+        return denoise.with_scaling(plan.scaling) if hasattr(denoise, "with_scaling") else denoise
+    if scaling != plan.scaling:
         raise ValueError(
-            f"sample: `denoise` is for scaling {denoise.scaling!r}, but `plan` is for {plan.scaling!r}; "
-            f"use denoise.with_scaling({plan.scaling!r})"
+            f"sample: `denoise` is for scaling {scaling!r}, but `plan` is for {plan.scaling!r}; make the plan from a schedule of "
+            f"scaling {scaling!r}"
+            + (f", or use denoise.with_scaling({plan.scaling!r})" if hasattr(denoise, "with_scaling") else "")
         )
     return denoise
 
 
-def _seed_words(seed: Any, batch: int) -> npt.NDArray[np.uint32]:
-    return noise.seed_words(seed, batch)
+def _seed_words(seed: Any, batch: int) -> Array:
+    return noise.keys(0 if seed is None else seed, batch)
 
 
 def _bar(total: int, state: State) -> Any:

@@ -31,6 +31,7 @@ import numpy as np
 from diffcore import _array
 from diffcore._array import Array
 from diffcore._weight import At, Split, Weight, raised
+from diffcore.predictions import check_sigma_data
 
 __all__ = [
     "At",
@@ -262,10 +263,11 @@ class EDM(Weight):
     Source: Karras et al. 2022 (arXiv 2206.00364), table 1, where t has the density `times.LogNormal`.
 
     Args:
-        sigma_data: the standard deviation of the data, positive and finite.
+        sigma_data: the standard deviation of the data, positive and finite; that of the network, where it predicts
+            `predictions.edm(sigma_data)`.
 
     Raises:
-        ValueError: `sigma_data` is out of range.
+        ValueError: `sigma_data` is out of range. (`losses` raise where it is not the network's.)
 
     >>> from diffcore.levels import level
     >>> EDM(1.0)(level(0.0)).round(12)
@@ -275,7 +277,7 @@ class EDM(Weight):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_positive("EDM", "sigma_data", self.sigma_data)
+        check_sigma_data("weights.EDM", self.sigma_data)
 
     def split(self, at: At) -> Split:
         """Return the exponents and the finite rest."""

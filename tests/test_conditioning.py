@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_samplers import SAMPLERS, schedule_of
-from test_sampling import LIBRARIES, denoise, every_library, every_sampler, host, sample
+from sampler_cases import SAMPLERS, every_sampler, schedule_of
+from test_sampling import LIBRARIES, denoise, every_library, host, sample
 
 import diffcore as dc
-from diffcore import _known, levels, process
+from diffcore import _streams, levels, process
 from diffcore.conditioning import frames, replacement
+from diffcore.stage import Source
 
 jax.config.update("jax_platforms", "cpu")
 torch.set_num_threads(1)
@@ -66,7 +67,7 @@ def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Ca
     assert len(seen) == len(plan)
     for stage, (z, log_snr) in enumerate(seen):
         level = levels.level(log_snr, scaling)
-        eps = coded(len(plan) + 1 + stage, SHAPE)
+        eps = coded(Source.OTHER + stage, SHAPE)
         want = level.alpha * CLIP.astype(np.float64) + level.sigma * eps
         np.testing.assert_allclose(z[KNOWN], want[KNOWN], rtol=1e-12, atol=1e-12, err_msg=str(stage))
 
@@ -116,7 +117,7 @@ def test_a_run_towards_noise_ends_on_noised_elements() -> None:
 def test_the_noise_of_what_is_known_is_independent_of_all_other_noise() -> None:
     """No draw serves twice, and the stream is apart: correlations vanish over 2^16 elements, at equal draws too."""
     size, draws = (1, 2**16), range(4)
-    drawn = [dc.noise.normal(7, d, size, stream=stream) for stream in (0, _known.STREAM) for d in draws]
+    drawn = [dc.noise.normal(7, d, size, stream=stream) for stream in (_streams.SAMPLER, _streams.KNOWN) for d in draws]
     correlation = np.corrcoef(np.concatenate(drawn)) - np.eye(8)
     assert np.abs(correlation).max() < 5.0 / 2**8
     asked = []
@@ -125,22 +126,22 @@ def test_the_noise_of_what_is_known_is_independent_of_all_other_noise() -> None:
         asked.append(int(draw))
         return np.zeros(shape)
 
-    for name in ("ancestral.3", "predictor_corrector", "dpm++2m sde"):
+    for name in ("ancestral gamma=0.3", "predictor_corrector", "dpm_solver_pp order=2 eta=1.0"):
         for variant in ("marginal", "posterior"):
             asked.clear()
             plan = SAMPLERS[name](schedule_of("vp"), steps=5)
             dc.sample(denoise, plan, shape=SHAPE, like=CLIP, noise=mine, prediction="v", constraint=given(variant))
             assert len(set(asked)) == len(asked)
-            assert {draw for draw in asked if draw > len(plan)} <= set(range(len(plan) + 1, 2 * len(plan) + 2))
+            assert {draw - Source.OTHER for draw in asked if draw > len(plan)} <= set(range(len(plan) + 1))
 
 
 def test_with_seeds_each_noise_is_the_one_it_should_be() -> None:
     """The start and each stage from stream 4, draw 0, 1, 2, ...; the rest of the run as without a constraint."""
-    plan, clip = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4), CLIP.astype(np.float64)
+    plan, clip = SAMPLERS["ancestral"](schedule_of("vp"), steps=4), CLIP.astype(np.float64)
     state = dc.start(plan, shape=SHAPE, like=clip, seed=9, constraint=given(clip=clip))
     free = dc.start(plan, shape=SHAPE, like=clip, seed=9)
     for k in range(len(plan)):
-        eps = dc.noise.normal(9, k, SHAPE, like=clip, stream=_known.STREAM)
+        eps = dc.noise.normal(9, k, SHAPE, like=clip, stream=_streams.KNOWN)
         level = levels.level(plan.log_snr[k])
         np.testing.assert_allclose(state.z[KNOWN], (level.alpha * clip + level.sigma * eps)[KNOWN], rtol=1e-12)
         np.testing.assert_array_equal(state.z[~KNOWN], free.z[~KNOWN])
@@ -150,7 +151,16 @@ def test_with_seeds_each_noise_is_the_one_it_should_be() -> None:
 
 
 @every_library
-@pytest.mark.parametrize("name", ["ancestral.3", "heun churned", "dpm++3m sde", "unipc2", "predictor_corrector"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ancestral gamma=0.3",
+        "heun churn=4.0 noise_scale=1.003",
+        "dpm_solver_pp order=3 eta=1.0",
+        "unipc",
+        "predictor_corrector",
+    ],
+)
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(name: str, to: Callable[[Any], Any]) -> None:
     plan = SAMPLERS[name](schedule_of("vp"), steps=4)
     states: list[dc.State] = []
@@ -159,15 +169,15 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(name: str, to: Callable[[
     for stop in (0, len(plan) - 2):
         old = states[stop]
         assert not np.array_equal(host(old.z)[KNOWN], CLIP[KNOWN])
-        saved = None if old.saved is None else to(host(old.saved).copy())
-        state = dc.State(to(host(old.z).copy()), saved, tuple(to(host(e).copy()) for e in old.estimates), *old[3:])
+        memory = tuple(to(host(array).copy()) for array in old.memory)
+        state = old._replace(z=to(host(old.z).copy()), memory=memory, x=None)
         np.testing.assert_array_equal(host(sample(denoise, plan, state, to=to, **kept)), host(clip))
 
 
 @every_library
 @every_variant
 def test_steps_by_hand_are_the_run(to: Callable[[Any], Any], variant: str) -> None:
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](schedule_of("vp"), steps=4)
     constraint = given(variant)
     state = dc.start(plan, to(CLIP), seed=7, constraint=constraint)
     for log_snr in plan.log_snr:
@@ -181,7 +191,7 @@ def test_steps_by_hand_are_the_run(to: Callable[[Any], Any], variant: str) -> No
 
 @every_library
 def test_a_batch_is_its_samples_bit_for_bit(to: Callable[[Any], Any]) -> None:
-    plan, like = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=4), to(np.zeros(1, np.float32))
+    plan, like = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=4), to(np.zeros(1, np.float32))
     kept: dict[str, Any] = {"like": like, "prediction": "v", "to": to}
     both = sample(denoise, plan, shape=SHAPE, seed=[3, 2**64 - 1], constraint=given(), **kept)
     for i, seed in enumerate((3, 2**64 - 1)):
@@ -199,9 +209,9 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(
     low = np.linspace(-4.0, -2.0, int(np.prod(lead))).reshape(lead)
     grid = np.stack([low + 1.5 * k for k in range(4)])
     schedule, noise = schedule_of("vp"), {"seed": 5, "prediction": "v", "constraint": given(variant)}
-    clip = host(sample(denoise, SAMPLERS["ancestral.3"](schedule, grid=grid), to(CLIP), to=to, **noise))
+    clip = host(sample(denoise, SAMPLERS["ancestral gamma=0.3"](schedule, grid=grid), to(CLIP), to=to, **noise))
     for where in np.ndindex(lead):
-        alone = SAMPLERS["ancestral.3"](schedule, grid=grid[(slice(None), *where)])
+        alone = SAMPLERS["ancestral gamma=0.3"](schedule, grid=grid[(slice(None), *where)])
         want = host(sample(denoise, alone, to(CLIP), to=to, **noise))
         index = where if lead[0] > 1 else (slice(None), where[1])
         np.testing.assert_allclose(clip[index], want[index], atol=2e-6)
@@ -209,7 +219,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(
 
 def test_frames_that_are_clean_from_the_start_stay_clean() -> None:
     grid = np.stack([np.array([[np.inf, -3.0, np.inf, -3.0]]), np.array([[np.inf, 0.0, np.inf, 0.0]])])
-    update = np.zeros((1, 1, 4, 2, 4))
+    update = np.zeros((1, 1, 4, 1, 3))
     update[..., 0, 0] = 1.0
     plan = dc.Plan("still", "vp", grid[:1], grid[1:], update)
     for variant in ("marginal", "posterior"):
@@ -218,16 +228,13 @@ def test_frames_that_are_clean_from_the_start_stay_clean() -> None:
         np.testing.assert_array_equal(clip[KNOWN], CLIP[KNOWN])
 
 
-def test_past_estimates_of_known_elements_reach_no_other() -> None:
+def test_what_is_remembered_of_known_elements_reaches_no_other() -> None:
     """So that a constraint may leave them alone."""
-    for name in ("dpm++3m", "unipc3", "heun", "dpm++2m sde"):
+    for name in ("dpm_solver_pp order=3", "unipc order=3", "heun", "dpm_solver_pp order=2 eta=1.0"):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
         state = dc.start(plan, CLIP, seed=1, constraint=given())
         for stage, log_snr in enumerate(plan.log_snr):
-            other = state._replace(
-                estimates=tuple(np.where(KNOWN, np.float32(99.0), e) for e in state.estimates),
-                saved=None if state.saved is None else np.where(KNOWN, np.float32(-99.0), state.saved),
-            )
+            other = state._replace(memory=tuple(np.where(KNOWN, np.float32(99.0), array) for array in state.memory))
             y = denoise(state.z, log_snr)
             states = [dc.step(plan, s, y, prediction="v", constraint=given()) for s in (state, other)]
             np.testing.assert_array_equal(states[0].z, states[1].z, err_msg=f"{name}, stage {stage}")
@@ -236,7 +243,7 @@ def test_past_estimates_of_known_elements_reach_no_other() -> None:
 
 @every_library
 def test_nothing_known_changes_no_bit_and_all_known_is_what_is_known(to: Callable[[Any], Any]) -> None:
-    for name in ("ancestral.3", "heun"):
+    for name in ("ancestral gamma=0.3", "heun"):
         plan = SAMPLERS[name](schedule_of("vp"), steps=4)
         run = lambda constraint: host(  # noqa: E731
             dc.sample(denoise, plan, to(CLIP), seed=2, prediction="v", constraint=constraint)  # noqa: B023
@@ -247,7 +254,7 @@ def test_nothing_known_changes_no_bit_and_all_known_is_what_is_known(to: Callabl
 
 
 def test_a_clip_of_one_frame_and_an_empty_one() -> None:
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=4)
     one = CLIP[:, :1]
     for mask, want in ((True, one), (False, None)):
         held = replacement(one, frames([0] if mask else [], of=1)[..., 0])
@@ -261,7 +268,7 @@ def test_a_clip_of_one_frame_and_an_empty_one() -> None:
 
 
 def test_out_of_range_observations_come_back_whatever_is_clipped() -> None:
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=4)
     assert np.abs(CLIP[KNOWN]).max() > 1.0
     for bounded in (dc.guidance.clip(-1.0, 1.0), dc.guidance.dynamic_threshold(0.9)):
         clip = dc.sample(denoise, plan, CLIP, seed=1, prediction="v", constraint=given(), transform_x=bounded)
@@ -271,7 +278,7 @@ def test_out_of_range_observations_come_back_whatever_is_clipped() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtype_in_is_dtype_out(dtype: str) -> None:
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](schedule_of("vp"), steps=4)
     z = torch.from_numpy(CLIP).to(getattr(torch, dtype))
     clip = dc.sample(denoise, plan, z, seed=1, prediction="v", constraint=given())
     assert clip.dtype == z.dtype
@@ -289,8 +296,8 @@ BAD: list[tuple[Callable[[dc.Plan], Any], type[Exception], str]] = [
     (lambda p: run(p, replacement(0.0, np.ones((5, 1, 1)))), ValueError, r"`mask` has shape \(5, 1, 1\)"),
     (lambda p: run(p, replacement(np.zeros((3, 1, 1, 1)), True)), ValueError, r"`observed` has shape \(3, 1, 1, 1\)"),
     (lambda p: run(p, replacement(torch.from_numpy(CLIP), MASK)), TypeError, "torch.*numpy"),
-    (lambda p: run(p, MASK), TypeError, "`constraint` is ndarray.*replacement"),
-    (lambda p: dc.start(p, CLIP, constraint=3.0), TypeError, "start: `constraint` is float"),
+    (lambda p: run(p, MASK), TypeError, "`constraint` must be .*replacement.*ndarray"),
+    (lambda p: dc.start(p, CLIP, constraint=3.0), TypeError, "start: `constraint` must be .*float"),
     (lambda p: frames([4], of=4), ValueError, "4.*numbers of frames"),
     (lambda p: frames([0], of=0), ValueError, "`of` is 0"),
 ]
@@ -303,13 +310,13 @@ def run(plan: dc.Plan, constraint: Any) -> Any:
 @pytest.mark.parametrize(("call", "error", "words"), BAD)
 def test_bad_input_says_what_to_do(call: Callable[[dc.Plan], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        call(SAMPLERS["ancestral0"](schedule_of("vp"), steps=3))
+        call(SAMPLERS["ancestral"](schedule_of("vp"), steps=3))
 
 
-def test_a_state_without_seeds_asks_for_noise() -> None:
+def test_a_state_without_keys_asks_for_noise() -> None:
     plan = SAMPLERS["ddim"](schedule_of("vp"), steps=4)
     state = dc.start(plan, CLIP, noise=coded)
-    with pytest.raises(ValueError, match=r"no seeds.*`noise`"):
+    with pytest.raises(ValueError, match=r"no keys.*`noise`"):
         dc.sample(denoise, plan, state, prediction="v", constraint=given())
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from sampler_cases import SAMPLERS, schedule_of
 from test_conditioning import CLIP, KNOWN, MASK, given
-from test_samplers import SAMPLERS, schedule_of
 from test_sampling import denoise, host
 
 import diffcore as dc
@@ -18,7 +18,7 @@ from diffcore.conditioning import replacement
 
 
 def test_on_jax_a_constrained_run_is_one_trace_and_goes_under_jit_grad_and_vmap() -> None:
-    plan, calls = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4), []
+    plan, calls = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](schedule_of("vp"), steps=4), []
 
     def counted(z: Any, log_snr: Any) -> Any:
         calls.append(1)
@@ -39,7 +39,7 @@ def test_on_jax_a_constrained_run_is_one_trace_and_goes_under_jit_grad_and_vmap(
 
 
 def test_on_jax_and_torch_ones_own_noise_is_asked_for_what_is_known() -> None:
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=3)
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=3)
     kept: dict[str, Any] = {"prediction": "v", "constraint": given()}
     want = dc.sample(denoise, plan, CLIP, noise=lambda d, s: np.full(s, 0.1 * (int(d) % 3), np.float32), **kept)
     other: Any = dc.sample(denoise, plan, jnp.asarray(CLIP), noise=lambda d, s: jnp.full(s, 0.1 * (d % 3)), **kept)
@@ -59,7 +59,7 @@ def test_on_torch_one_graph_serves_every_stage_and_both_variants(monkeypatch: py
     torch._dynamo.reset()
     counters.clear()
     z = torch.from_numpy(CLIP)
-    for name, variant in (("ancestral0", "marginal"), ("predictor_corrector", "posterior")):
+    for name, variant in (("ancestral", "marginal"), ("predictor_corrector", "posterior")):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
         mixes = lambda z, log_snr: 0.3 * z.mean(1, keepdim=True) - 0.6 * z  # noqa: E731  # so that z^a reaches z^b
         kept: dict[str, Any] = {"seed": 9, "prediction": "v", "constraint": given(variant)}
@@ -70,7 +70,7 @@ def test_on_torch_one_graph_serves_every_stage_and_both_variants(monkeypatch: py
 
 
 def test_on_torch_a_constrained_step_of_ones_own_is_one_graph() -> None:
-    plan, held = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=3), replacement(torch.from_numpy(CLIP), MASK)
+    plan, held = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=3), replacement(torch.from_numpy(CLIP), MASK)
     whole = torch.compile(
         lambda state, y: dc.step(plan, state, y, prediction="eps", constraint=held), fullgraph=True, backend="eager"
     )

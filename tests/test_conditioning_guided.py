@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from libraries import host
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore import conditioning, levels, predictions
@@ -194,7 +194,7 @@ def test_nothing_known_changes_nothing_and_everything_known_is_finite(make: Call
     known = np.array([1, 0]).reshape(1, 2, 1, 1)
     guided = make(one, np.ones((1, 2, 1, 1)), known, schedule=schedule())
     held = replacement(np.ones((1, 2, 1, 1)), known)
-    plan = SAMPLERS["ancestral0"](schedule(), steps=4)
+    plan = SAMPLERS["ancestral"](schedule(), steps=4)
     clip = dc.sample(guided, plan, shape=(2, 1, 2, 1, 1), like=torch.zeros(1), seed=1, constraint=held)
     assert torch.isfinite(clip).all()
     assert (clip[:, 0, 0] == 1.0).all()
@@ -231,7 +231,7 @@ def test_on_jax_a_guided_run_is_one_trace_with_a_gradient(make: Callable[..., An
         calls.append(1)
         return net(z, log_snr)
 
-    plan = SAMPLERS["dpm++2m"](schedule(), steps=4)
+    plan = SAMPLERS["dpm_solver_pp"](schedule(), steps=4)
     guided = make(counted, GIVEN, MASK, prediction="v", schedule=schedule())
     held = replacement(GIVEN, MASK)
     run = lambda z: dc.sample(guided, plan, z, seed=1, constraint=held)  # noqa: E731
@@ -257,7 +257,7 @@ def test_on_torch_a_guided_denoiser_is_one_graph(make: Callable[..., Any]) -> No
 
 @every_maker
 def test_what_is_recorded_outside_does_not_matter(make: Callable[..., Any]) -> None:
-    plan = SAMPLERS["ancestral0"](schedule(), steps=3)
+    plan = SAMPLERS["ancestral"](schedule(), steps=3)
     weight = torch.tensor(0.4, requires_grad=True)
     call = lambda z, log_snr: weight * net(z, log_snr)  # noqa: E731
     guided = make(call, GIVEN, MASK, prediction="v", schedule=schedule())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from libraries import host
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore.conditioning import moment_matching, reconstruction, replacement
@@ -28,7 +28,10 @@ MASK = np.array([[True], [False], [False]])
 KNOWN = np.broadcast_to(MASK, EVENT).ravel()
 GIVEN = np.array([[1.5, -0.5], [np.nan, np.nan], [np.nan, np.nan]])
 LIKE = torch.zeros((), dtype=torch.float64)
-some_samplers = pytest.mark.parametrize("name", ["ancestral.3", "ddim", "heun churned", "dpm++3m sde", "unipc2"])
+some_samplers = pytest.mark.parametrize(
+    "name",
+    ["ancestral gamma=0.3", "ddim", "heun churn=4.0 noise_scale=1.003", "dpm_solver_pp order=3 eta=1.0", "unipc"],
+)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -42,7 +45,9 @@ def test_runs_by_algebra_are_the_moments_of_the_plan(name: str) -> None:
 
 def test_runs_by_algebra_with_levels_per_frame() -> None:
     low = np.array([[-4.0, -3.0, -2.0]])
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("ve"), grid=np.stack([low + 2.0 * k for k in range(5)]))
+    plan = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](
+        schedule_of("ve"), grid=np.stack([low + 2.0 * k for k in range(5)])
+    )
     found, want = drawn_by(DATA, plan, EVENT), moments(plan, DATA)
     np.testing.assert_allclose(found.mean.reshape(EVENT), want.mean[0], atol=1e-9)
     np.testing.assert_allclose(found.covariance, want.covariance[0], atol=1e-9)

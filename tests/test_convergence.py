@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from sampler_cases import SAMPLERS, VARIANTS
 
 import diffcore as dc
 from diffcore.testing import check_order, order_of_convergence
-
-Make = Callable[[Any, Any], dc.Plan]
-
-ORDERS: dict[str, tuple[Make, float]] = {
-    "ddim": (lambda s, g: dc.samplers.ddim(s, grid=g), 1.0),
-    "euler": (lambda s, g: dc.samplers.euler(s, grid=g), 1.0),
-    "heun": (lambda s, g: dc.samplers.heun(s, grid=g), 2.0),
-    "dpm++1": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=1), 1.0),
-    "dpm++2m": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=2), 2.0),
-    "dpm++3m": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=3), 3.0),
-    "unipc1": (lambda s, g: dc.samplers.unipc(s, grid=g, order=1), 2.0),
-    "unipc2": (lambda s, g: dc.samplers.unipc(s, grid=g, order=2), 3.0),
-    "unipc3": (lambda s, g: dc.samplers.unipc(s, grid=g, order=3), 4.0),
-}
-
-WEAK: dict[str, tuple[Make, float]] = {
-    "ancestral gamma 0": (lambda s, g: dc.samplers.ancestral(s, grid=g, gamma=0.0), 1.0),
-    "ancestral gamma 0.3": (lambda s, g: dc.samplers.ancestral(s, grid=g, gamma=0.3), 1.0),
-    "ancestral gamma 1": (lambda s, g: dc.samplers.ancestral(s, grid=g, gamma=1.0), 1.0),
-    "ddim eta 0.5": (lambda s, g: dc.samplers.ddim(s, grid=g, eta=0.5), 1.0),
-    "ddim eta 1": (lambda s, g: dc.samplers.ddim(s, grid=g, eta=1.0), 1.0),
-    "dpm++1 sde": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=1, eta=1.0), 1.0),
-    "dpm++2m sde": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=2, eta=1.0), 2.0),
-    "dpm++2m eta 0.5": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=2, eta=0.5), 2.0),
-    "dpm++3m sde": (lambda s, g: dc.samplers.dpm_solver_pp(s, grid=g, order=3, eta=1.0), 2.0),
-}
 
 each = pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
 
@@ -45,31 +19,28 @@ def schedule_of(scaling: str) -> Any:
 
 
 @each
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.order is not None])
 def test_a_deterministic_sampler_has_its_order(name: str, scaling: str) -> None:
-    make, order = ORDERS[name]
-    check_order(lambda grid: make(schedule_of(scaling), grid), order, within=0.15)
+    check_order(lambda grid: SAMPLERS[name](schedule_of(scaling), grid=grid), VARIANTS[name].order, within=0.15)
 
 
 @each
-@pytest.mark.parametrize("name", WEAK)
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.weak is not None])
 def test_a_noisy_sampler_has_its_weak_order(name: str, scaling: str) -> None:
-    make, order = WEAK[name]
-    check_order(lambda grid: make(schedule_of(scaling), grid), order, within=0.3)
+    check_order(lambda grid: SAMPLERS[name](schedule_of(scaling), grid=grid), VARIANTS[name].weak, within=0.3)
 
 
-def test_every_sampler_of_the_table_is_here() -> None:
-    listed = {
-        plan(schedule_of("vp"), np.linspace(-1.0, 1.0, 4)).sampler.split("(")[0]
-        for plan, _ in [*ORDERS.values(), *WEAK.values()]
-    }
-    assert listed | {"predictor_corrector"} == set(dc.samplers.__all__)
+def test_every_sampler_is_in_the_table_under_its_name() -> None:
+    for name, row in dc.samplers.table().items():
+        assert row.make is getattr(dc.samplers, name)
+        for steps in (1, 2, 5):
+            assert len(row.make(schedule_of("vp"), steps)) == row.calls(steps)
 
 
 def test_a_first_order_start_amid_signal_costs_3m_an_order() -> None:
     """The first step of a multistep method has order 1: an error of h^2, whatever comes after it."""
-    make = ORDERS["dpm++3m"][0]
-    found = order_of_convergence(lambda grid: make(schedule_of("vp"), grid), log_snrs=(-4.0, 6.0))
+    make = SAMPLERS["dpm_solver_pp order=3"]
+    found = order_of_convergence(lambda grid: make(schedule_of("vp"), grid=grid), log_snrs=(-4.0, 6.0))
     assert found.order == pytest.approx(2.0, abs=0.1)
 
 

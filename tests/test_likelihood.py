@@ -2,13 +2,13 @@
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import scipy.special
 
-from diffcore import likelihood, noise, process, schedules, weights
+from diffcore import exact, likelihood, noise, process, schedules, weights
 from diffcore.levels import Gaussian, level
 
 LIBRARIES = [
@@ -211,37 +211,17 @@ def test_the_prior_term_is_the_kl_and_needs_no_scaling() -> None:
     np.testing.assert_allclose(likelihood.prior_kl(X0, NARROW, variance=1.0), truth, rtol=1e-12)
 
 
-@pytest.mark.parametrize("log_snr", [-30.0, 0.0, 6.0, 12.0, 20.0])
-@pytest.mark.parametrize("bins", [2, 256])
-def test_the_reconstruction_term_is_a_softmax_over_the_bins(log_snr: float, bins: int) -> None:
-    schedule = schedules.LinearLogSNR(log_snr_min=-40.0, log_snr_max=log_snr)
-    values = np.linspace(-1.0, 1.0, bins)
-    x = np.random.default_rng(0).choice(values, size=(3, 5))
-    found = likelihood.reconstruction(x, schedule, bins=bins, seed=7)
-    seen = x + np.exp(-0.5 * log_snr) * noise.normal(7, 0, x.shape, like=x, stream=3)
-    logits = -0.5 * np.exp(log_snr) * (seen[..., None] - values) ** 2
-    own = np.argmin(np.abs(x[..., None] - values), axis=-1)[..., None]
-    truth = -np.sum(np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), own, axis=-1), axis=(1, 2))
-    np.testing.assert_allclose(found, truth, rtol=1e-7, atol=1e-7)
-    single = likelihood.reconstruction(x.astype(np.float32), schedule, bins=bins, seed=7)
-    np.testing.assert_allclose(single, truth, rtol=1e-3, atol=1e-4)
+def test_the_bound_of_a_density_is_the_log_density() -> None:
+    total = likelihood.bound(ExactGaussian(), MANY, WIDE, points=64, decoder=likelihood.Density()).total
+    exact = 0.5 * np.sum((X0 - MEAN) ** 2 / VARIANCE + np.log(2.0 * np.pi * VARIANCE))
+    assert abs(np.mean(total) / REPEATS - exact) < 0.02  # of 2 nats; the diffusion term alone is 17
 
 
-def test_noise_free_reconstruction_is_free_and_pure_noise_costs_all_bits() -> None:
-    x = np.linspace(-1.0, 1.0, 256).reshape(2, 128)
-    clean = schedules.LinearLogSNR(log_snr_min=-1.0, log_snr_max=20.0)
-    np.testing.assert_allclose(likelihood.reconstruction(x, clean), 0.0, atol=1e-12)
-    noisy = schedules.LinearLogSNR(log_snr_min=-40.0, log_snr_max=-30.0)
-    bits = likelihood.bits_per_dim(likelihood.reconstruction(x, noisy), 128, bin_width=1.0)
-    np.testing.assert_allclose(bits, 8.0, atol=1e-4)
-
-
-def test_data_between_the_values_is_taken_for_the_nearest() -> None:
-    values = np.linspace(-1.0, 1.0, 5)[None, :]
-    for log_snr in (2.0, 20.0):
-        schedule = schedules.LinearLogSNR(log_snr_min=-1.0, log_snr_max=log_snr)
-        exact = likelihood.reconstruction(values, schedule, bins=5)
-        np.testing.assert_array_equal(likelihood.reconstruction(values + 0.1, schedule, bins=5), exact)
+def test_two_levels_out_of_order_have_no_weight() -> None:
+    with pytest.raises(ValueError, match=r"likelihood\.discrete_weight: `s` has log_snr 0.*exchange them"):
+        likelihood.discrete_weight(level(0.0), level(1.0))
+    with pytest.raises(ValueError, match=r"`steps` is 0, but takes an int >= 1"):
+        likelihood.discrete_weight(level(1.0), level(0.0), 0)
 
 
 def test_bits_of_a_uniform_density_and_of_its_bins_agree() -> None:
@@ -266,10 +246,26 @@ def test_the_bound_agrees_on_every_library_and_dtype(library: str, steps: int | 
     np.testing.assert_allclose(np.asarray(found.total), sum(np.asarray(part) for part in found), rtol=1e-6)
 
 
+def test_the_bound_on_samples_of_an_equal_seed_is_the_truth() -> None:
+    """The noise of the bound is none that the data are made of. For x-hat = s / (1 + s) z / alpha with s = c e^lambda, the bound
+    is (1/2) sum of x^2 / c (1 / (1 + s_1) - 1 / (1 + s_0)) + log((1 + s_0) / (1 + s_1)) + 1 / (1 + s_0) - 1 / (1 + s_1)."""
+    size, c, schedule = 4096, 0.04, schedules.LinearLogSNR(log_snr_min=-12.0, log_snr_max=20.0)
+    data = exact.Gaussian(np.zeros(size), c)
+    x = np.round((data.sample(0, 3) + 1.0) * 127.5) / 127.5 - 1.0
+    assert np.abs(x).max() < 1.0
+    found = likelihood.bound(data, x, schedule, points=64, prediction="x", seed=0)
+    noisy, clean = (1.0 / (1.0 + c * np.exp(end)) for end in (-12.0, 20.0))
+    squares = np.sum(x**2, axis=1)
+    diffusion = 0.5 * (squares / c * (noisy - clean) + size * (np.log(noisy / clean) + clean - noisy))
+    truth = diffusion + np.asarray(likelihood.prior_kl(x, schedule))
+    np.testing.assert_allclose(found.total, truth, rtol=0.02)
+
+
 def test_a_batch_is_its_samples_one_by_one() -> None:
     x = np.random.default_rng(0).choice(np.linspace(-1.0, 1.0, 256), size=(3, 2))
     together = likelihood.bound(ExactGaussian(), x, NARROW, points=3, seed=7).total
-    alone = [likelihood.bound(ExactGaussian(), x[i : i + 1], NARROW, points=3, seed=7 + i).total[0] for i in range(3)]
+    keys = [noise.keys(7, 1, first=i) for i in range(3)]
+    alone = [likelihood.bound(ExactGaussian(), x[i : i + 1], NARROW, points=3, seed=keys[i]).total[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
@@ -279,7 +275,10 @@ def test_the_bound_under_jit_and_grad_on_jax() -> None:
     import jax.numpy as jnp
 
     x = jnp.asarray(X0, dtype=jnp.float32)
-    total: Any = lambda x: jnp.sum(likelihood.bound(ExactGaussian(), x, NARROW, points=2, bins=8).total)  # noqa: E731
+
+    def total(x: Any) -> Any:
+        return jnp.sum(likelihood.bound(ExactGaussian(), x, NARROW, points=2, decoder=likelihood.Density()).total)
+
     np.testing.assert_allclose(jax.jit(total)(x), total(x), rtol=1e-4)
     assert np.all(np.isfinite(jax.grad(total)(x)))
 
@@ -291,11 +290,28 @@ def test_the_bound_in_half_precision_is_float32_and_carries_gradients() -> None:
     gain = torch.tensor(0.5, requires_grad=True)
     x = torch.asarray(X0).to(torch.bfloat16)
     denoise: Any = lambda z, log_snr: (gain * z.float()).to(z.dtype)  # noqa: E731
-    terms = likelihood.bound(denoise, x, NARROW, prediction="v", points=2, bins=8)
+    terms = likelihood.bound(denoise, x, NARROW, prediction="v", points=2, decoder=None, gradients=True)
     assert {part.dtype for part in terms} == {torch.float32}
     terms.total.sum().backward()
     assert gain.grad is not None
     assert torch.isfinite(gain.grad)
+
+
+@pytest.mark.torch
+def test_gradients_are_recorded_only_where_they_are_wanted() -> None:
+    import torch
+
+    gain = torch.tensor(0.5, requires_grad=True)
+    denoise: Any = lambda z, log_snr: gain * z  # noqa: E731
+    x, decoder = torch.asarray(X0), likelihood.Density()
+    for settings in ({"points": 2}, {"steps": 2}):
+        call: Any = partial(likelihood.bound, denoise, schedule=NARROW, prediction="v", decoder=decoder, **settings)
+        assert not call(x).total.requires_grad
+        assert call(x, gradients=True).total.requires_grad
+        assert call(x.clone().requires_grad_()).total.requires_grad
+        slope = torch.func.grad(lambda x, call=call: call(x).total.sum())(x)
+        assert torch.all(torch.isfinite(slope))
+        assert torch.any(slope != torch.asarray(X0) * np.exp(-4.0))  # more than the prior's
 
 
 ENDLESS, EXACT = schedules.Flow(), ExactGaussian()
@@ -312,7 +328,15 @@ ENDLESS, EXACT = schedules.Flow(), ExactGaussian()
         (lambda: likelihood.prior_kl(1.0, NARROW), TypeError, r"`x` is a number"),
         (lambda: likelihood.prior_kl(X0.astype(int), NARROW), TypeError, r"`x` has dtype int64"),
         (lambda: likelihood.prior_kl(X0, NARROW, variance=0.0), ValueError, r"`variance` is 0\.0"),
-        (lambda: likelihood.reconstruction(X0, NARROW, bins=1), ValueError, r"`bins`, `low`, `high` are 1"),
+        (lambda: likelihood.Bins(1), ValueError, r"`count`, `low`, `high` are 1"),
+        (lambda: likelihood.Bins(2, 1.0, -1.0), ValueError, r"`count`, `low`, `high` are 2, 1\.0, -1\.0"),
+        (lambda: likelihood.reconstruction(X0, NARROW, decoder=256), TypeError, r"`decoder` is 256, but takes"),
+        (lambda: likelihood.reconstruction(X0, 0.5), TypeError, r"`schedule` is 0\.5, but takes a schedule"),
+        (lambda: likelihood.prior_kl(X0, None), TypeError, r"`schedule` is None, but takes a schedule"),
+        (lambda: likelihood.diffusion_discrete(EXACT, X0, 1.0, steps=1), TypeError, r"`schedule` is 1\.0"),
+        (lambda: likelihood.diffusion_continuous(None, X0, NARROW), TypeError, r"`denoise` is NoneType, but takes"),
+        (lambda: likelihood.discrete_weight(1.0, level(0.0)), TypeError, r"`s` is float, but takes a diffcore\.Level"),
+        (lambda: likelihood.bits_per_dim(1.0, "2", bin_width=1.0), TypeError, r"`dims` is '2', but takes a number"),
         (lambda: likelihood.bits_per_dim(1.0, 0, bin_width=1.0), ValueError, r"`dims`, `bin_width` are 0, 1\.0"),
     ],
 )

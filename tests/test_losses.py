@@ -1,5 +1,6 @@
 """Losses: one number whatever the network predicts, finite wherever it has a limit, and the gradient it should have."""
 
+import functools
 import importlib
 import itertools
 from typing import Any
@@ -308,13 +309,52 @@ def test_a_level_given_as_numbers_fits_every_library_and_is_exact() -> None:
         ({"prediction": "noise"}, ValueError, r"`prediction` is 'noise', but takes one of \['edm', 'eps'"),
         ({"weight": "min_snr"}, TypeError, r"`weight` is 'min_snr', but takes a weight such as diffcore\.weights"),
         ({"weight": weights.Bound()}, ValueError, r"weights\.Bound: `slope` is missing"),
-        ({"mask": np.ones((2, 3))}, ValueError, r"`mask` has shape \(2, 3\), which does not broadcast.*mask\.reshape"),
+        (
+            {"mask": np.ones((2, 3))},
+            ValueError,
+            r"`mask` has shape \(2, 3\), which does not.*to \(2, 3, 1, 1\) for one",
+        ),
+        (
+            {"level": level(np.zeros((2, 3))), "weight": weights.Bound(), "slope": np.zeros(3)},
+            ValueError,
+            r"weights\.Bound: `slope` has shape \(3,\) and the level \(2, 3\), but takes one number or one for each",
+        ),
+        (
+            {"level": level(np.zeros((2, 3))), "weight": lambda at, slope: np.ones(3)},
+            ValueError,
+            r"returned shape \(3,\) for a level of shape \(2, 3\)",
+        ),
+        (
+            {"prediction": predictions.edm(1.5), "weight": weights.EDM()},
+            ValueError,
+            r"weights\.EDM\(sigma_data=0\.5\), but the network predicts predictions\.edm\(1\.5\).*give weights\.EDM\(1\.5\)",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_the_way_out(change: dict[str, Any], error: type[Exception], message: str) -> None:
     given: dict[str, Any] = {"y": X_HAT, "x": X, "eps": EPS, "level": level(0.0), "prediction": "v"} | change
     with pytest.raises(error, match=message):
         losses.denoising(**given)
+
+
+def test_a_mask_that_can_be_read_two_ways_is_refused() -> None:
+    """Of data (2, 2, 2) a mask (2, 2) is one of frames or of the last axes; with all its axes it is what it says."""
+    x, mask = np.arange(8.0).reshape(2, 2, 2), np.array([[1.0, 0.0], [1.0, 1.0]])
+    loss = functools.partial(losses.denoising, 0.0 * x, x, x, level(0.0), prediction="x", weight=weights.X())
+    with pytest.raises(ValueError, match=r"first and the last axes.*\(2, 2, 1\) for one.*or to \(1, 2, 2\)"):
+        loss(mask=mask)
+    for whole in (mask[:, :, None], mask[None]):
+        share = np.broadcast_to(whole, x.shape)
+        want = np.sum(share * x**2, axis=(1, 2)) / np.sum(share, axis=(1, 2))
+        np.testing.assert_allclose(loss(mask=whole), want, rtol=1e-14)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.5])
+@pytest.mark.parametrize("at", [-8.0, 0.0, 8.0])
+def test_one_deviation_of_the_data_gives_plain_error_of_f(sigma_data: float, at: float) -> None:
+    weight = weights.EDM(sigma_data)
+    found = losses.factor(level(at), prediction=predictions.edm(sigma_data), weight=weight)
+    np.testing.assert_allclose(found, 1.0, rtol=1e-14)
 
 
 def test_mixed_libraries_are_refused() -> None:

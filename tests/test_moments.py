@@ -10,7 +10,7 @@ import pytest
 
 import diffcore as dc
 from diffcore import exact, levels
-from diffcore.plan import NOISE, Plan, X
+from diffcore.plan import Plan
 
 INF = math.inf
 SCALINGS = ("vp", "ve", "flow")
@@ -35,9 +35,8 @@ def schedule_of(scaling: str) -> Any:
 
 
 def ragged(plan: Plan, seed: int = 0) -> Plan:
-    """A plan with nothing special about its numbers: every column of both rows used."""
+    """A plan with nothing special about its numbers: every column of every row used."""
     update = plan.update + 0.1 * np.random.default_rng(seed).normal(size=plan.update.shape)
-    update[..., 1, NOISE] = 0.0
     return Plan("ragged", plan.scaling, plan.log_snr, plan.next_log_snr, update)
 
 
@@ -46,7 +45,7 @@ def unrolled(plan: Plan, c: float, m: float, lead: tuple[int, ...] = ()) -> tupl
     stages = len(plan)
     with mp.workdps(40):
         zero = [mp.mpf(0)] * (2 + stages)
-        z, saved, past = list(zero), list(zero), [list(zero) for _ in range(plan.history)]
+        z, memory = list(zero), [list(zero) for _ in range(plan.memory)]
         z[1] = exact_level(plan.log_snr[(0, *lead)], plan.scaling)[1]
         for stage in range(stages):
             alpha, sigma = exact_level(plan.log_snr[(stage, *lead)], plan.scaling)
@@ -56,12 +55,11 @@ def unrolled(plan: Plan, c: float, m: float, lead: tuple[int, ...] = ()) -> tupl
             eps = list(zero)
             eps[2 + stage] = mp.mpf(1)
             rows = plan.update[(stage, *lead)].tolist()
-            reads = [z, saved, eps, x, *past]
-            z, saved = (
+            reads = [z, *memory, eps, x]
+            z, *memory = (
                 [mp.fsum(mp.mpf(k) * read[i] for k, read in zip(row, reads, strict=True)) for i in range(len(zero))]
                 for row in rows
             )
-            past = [x, *past][: plan.history]
         return float(z[0]), float(mp.fsum(value**2 for value in z[1:]))
 
 
@@ -107,7 +105,7 @@ def by_matrices(plan: Plan, mean: Any, covariance: Any, mean0: Any, spread0: Any
     """Mean and covariance by whole matrices: every quantity as (constant, matrix on z_0, a matrix for each noise)."""
     size, stages = mean.size, len(plan)
     zero = np.zeros((size, 1 + size * (1 + stages)))
-    z, saved, past = zero.copy(), zero.copy(), [zero.copy() for _ in range(plan.history)]
+    z, memory = zero.copy(), [zero.copy() for _ in range(plan.memory)]
     z[:, 1 : 1 + size] = np.eye(size)
     for stage in range(stages):
         here = plan.log_snr[(stage, *lead)]
@@ -123,9 +121,8 @@ def by_matrices(plan: Plan, mean: Any, covariance: Any, mean0: Any, spread0: Any
             np.repeat(plan.update[(stage, *lead)], repeat, axis=0) if np.ndim(here) else plan.update[(stage, *lead)],
             (size, *plan.update.shape[-2:]),
         )
-        reads = np.stack([z, saved, eps, x, *past])
-        z, saved = (np.einsum("dc,cdn->dn", rows[:, row], reads) for row in range(2))
-        past = [x, *past][: plan.history]
+        reads = np.stack([z, *memory, eps, x])
+        z, *memory = (np.einsum("dc,cdn->dn", rows[:, row], reads) for row in range(1 + plan.memory))
     start = z[:, 1 : 1 + size]
     noises = z[:, 1 + size :]
     return z[:, 0] + start @ mean0, start @ spread0 @ start.T + noises @ noises.T
@@ -266,9 +263,7 @@ def test_langevin_alone_has_the_stationary_variance_of_its_bias() -> None:
     """z <- (1 - delta/2) z + (delta/2) alpha x-hat + sqrt(delta) sigma eps settles at true / (1 - delta k / 4)."""
     delta, c = 0.1, 0.5
     alpha, sigma, _ = (float(part) for part in levels.level(0.3))
-    update = np.zeros((3000, 2, X + 1))
-    update[:, 0, 0], update[:, 0, X] = 1.0 - 0.5 * delta, 0.5 * delta * alpha
-    update[:, 0, NOISE] = math.sqrt(delta) * sigma
+    update = np.array([[[1.0 - 0.5 * delta, math.sqrt(delta) * sigma, 0.5 * delta * alpha]]] * 3000)
     plan = Plan("langevin", "vp", np.full(3000, 0.3), np.full(3000, 0.3), update)
     mean, variance = exact.moments(plan, exact.Gaussian(np.array([2.0]), c))
     true = alpha**2 * c + sigma**2

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import diffcore as dc
-from diffcore.plan import table
+from diffcore.plan.text import table
+
+NAMES = ["z", "m1", "m2", "noise", "x"]
 
 
 def plan_of(**settings: Any) -> dc.Plan:
@@ -35,7 +37,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         plan_of(steps=9).save(path)
     assert path.read_bytes() == before
@@ -63,7 +65,7 @@ def test_a_truncated_plan_is_refused(tmp_path: Path) -> None:
 def test_it_prints_a_row_a_stage_and_only_the_columns_it_uses() -> None:
     text = str(plan_of(steps=5))
     assert text.splitlines()[0] == "dpm_solver_pp(order=3, eta=1.0), vp, 5 stages"
-    assert text.splitlines()[1].split() == ["stage", "log_snr", "next", "z", "noise", "x", "x-1", "x-2"]
+    assert text.splitlines()[1].split() == ["stage", "log_snr", "next", *NAMES, "m1:", "x", "m2:", "m1"]
     assert len(text.splitlines()) == 7
     assert text.splitlines()[-1].split()[2] == "inf"
 
@@ -79,7 +81,7 @@ def test_it_draws_itself(tmp_path: Path) -> None:
     figure = plan_of(steps=5).plot(tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 1000
     labels = figure.axes[1].get_legend_handles_labels()[1]
-    assert labels == ["z", "noise", "x", "x-1", "x-2"]
+    assert labels == [*NAMES, "m1: x", "m2: m1"]
 
 
 def test_its_arrays_are_read_only() -> None:
@@ -103,8 +105,11 @@ def test_plans_differ_by_any_number() -> None:
         ({"log_snr": np.zeros(0)}, "log_snr"),
         ({"next_log_snr": np.zeros(2)}, "next_log_snr"),
         ({"update": np.zeros((3, 2, 3))}, "update"),
-        ({"update": np.full((3, 2, 6), np.nan)}, "not finite"),
-        ({"update": np.ones((3, 2, 6))}, "takes no noise"),
+        ({"update": np.full((3, 3, 5), np.nan)}, "not finite"),
+        ({"update": np.ones((3, 3, 6))}, "update"),
+        ({"update": np.ones((3, 3, 5)), "second": "raw"}, "update"),
+        ({"second": "other"}, "second"),
+        ({"next_log_snr": np.full(3, np.nan)}, "NaN"),
     ],
 )
 def test_arrays_that_are_no_plan_are_refused(change: dict[str, Any], word: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,16 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: predictions.convert(Y, Y, level(np.zeros(3)), source="x", target="v"), ValueError, "does not align"),
     (lambda: predictions.edm(0.0), ValueError, r"`sigma_data` is 0\.0.*positive"),
+    (
+        lambda: predictions.edm((0.5, 1.0)),
+        TypeError,
+        r"`sigma_data` is \(0\.5, 1\.0\), but takes a number, the same for all channels; divide each channel",
+    ),
+    (
+        lambda: predictions.said("predictions.said", SimpleNamespace(prediction=predictions.edm(1.5)), "edm"),
+        ValueError,
+        r"`prediction` is 'edm', but the denoiser says that it is predictions\.edm\(1\.5\)",
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from libraries import both_dtypes, every_framework, every_library, every_scaling, example, host, put
 
 import diffcore as dc
-from diffcore import process, testing
+from diffcore import likelihood, process, testing
 from diffcore.levels import Gaussian, Level, level
 from diffcore.testing import precision, strategies
 
@@ -118,6 +118,42 @@ def test_levels_align_with_the_leading_axes(library: str) -> None:
             np.testing.assert_allclose(host(found), want, rtol=1e-6, atol=1e-7)
 
 
+@every_library
+@given(drawn=st.data())
+def test_two_levels_of_different_rank_align_by_their_leading_axes(library: str, drawn: st.DataObject) -> None:
+    """Sample by sample and frame by frame, each result is that of two numbers."""
+    batch, frames = drawn.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    leads = st.sampled_from([(), (batch,), (batch, frames), (batch, 1), (1, frames)])
+    lead_s, lead_t = drawn.draw(leads), drawn.draw(leads)
+    values = [np.linspace(a, a + 4.0, math.prod(lead)).reshape(lead) for a, lead in ((1.0, lead_s), (-5.0, lead_t))]
+    with example(library) as like:
+        s, t = (level(put(at, like)) for at in values)
+        wide = [np.broadcast_to(at.reshape(at.shape + (1,) * (2 - at.ndim)), (batch, frames)) for at in values]
+        z = put(np.ones((batch, frames, 2)), like)
+        got = {
+            "transition": process.transition(z, s=s, t=t).variance,
+            "mean": process.posterior(z, 0.5 * z, s=s, t=t).mean,
+            "posterior": process.posterior(z, z, s=s, t=t).variance,
+            "reverse": process.reverse_variance(s, t, 0.3),
+            "novelty": process.novelty(s, t),
+            "weight": likelihood.discrete_weight(s, t, 7),
+        }
+        for i, j in np.ndindex(batch, frames):
+            one, at_s, at_t = np.ones((1, 1, 2)), *(level(float(at[i, j])) for at in wide)
+            want = {
+                "transition": process.transition(one, s=at_s, t=at_t).variance,
+                "mean": process.posterior(one, 0.5 * one, s=at_s, t=at_t).mean,
+                "posterior": process.posterior(one, one, s=at_s, t=at_t).variance,
+                "reverse": process.reverse_variance(at_s, at_t, 0.3),
+                "novelty": process.novelty(at_s, at_t),
+                "weight": likelihood.discrete_weight(at_s, at_t, 7),
+            }
+            for name, truth in want.items():
+                found = host(got[name])
+                found = found[tuple(min(k, n - 1) for k, n in zip((i, j), found.shape, strict=False))]
+                np.testing.assert_allclose(np.ravel(found)[0], np.ravel(truth)[0], rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.torch
 def test_on_the_meta_device_everything_stays_there() -> None:
     import torch
@@ -209,6 +245,11 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: process.reverse_variance(level(1.0), level(0.0), 1.5), ValueError, r"`gamma` is 1\.5.*\[0, 1\]"),
     (lambda: process.reverse_variance(level(0.0), level(1.0), 0.5), ValueError, "exchange them"),
     (lambda: process.diffuse("x", X, level(0.0)), TypeError, "`x` takes an array"),
+    (
+        lambda: process.novelty(level(np.zeros(3)), level(np.zeros((2, 3)))),
+        ValueError,
+        r"`s` has shape \(3,\) and `t` has \(2, 3\), which do not align by their leading axes",
+    ),
 ]
 
 

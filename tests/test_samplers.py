@@ -12,43 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sampler_cases import SAMPLERS, every_sampler, every_scaling, schedule_of
 
 import diffcore as dc
-from diffcore.plan import NOISE, SAVED, Plan, X, Z
-from diffcore.samplers.exponential import exponential_moments
+from diffcore.plan import Plan
+from diffcore.samplers.exponential import exponential_moments, interpolation_weights
 
-SCALINGS = ("vp", "ve", "flow")
-
-
-def schedule_of(scaling: str) -> Any:
-    return dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0, scaling=scaling)
-
-
-SAMPLERS: dict[str, Callable[..., Plan]] = {
-    "ancestral0": lambda s, **k: dc.samplers.ancestral(s, gamma=0.0, **k),
-    "ancestral.3": lambda s, **k: dc.samplers.ancestral(s, gamma=0.3, **k),
-    "ancestral1": lambda s, **k: dc.samplers.ancestral(s, gamma=1.0, **k),
-    "predictor_corrector": lambda s, **k: dc.samplers.predictor_corrector(s, gamma=0.1, delta=0.1, **k),
-    "ddim": lambda s, **k: dc.samplers.ddim(s, **k),
-    "ddim.5": lambda s, **k: dc.samplers.ddim(s, eta=0.5, **k),
-    "ddim1": lambda s, **k: dc.samplers.ddim(s, eta=1.0, **k),
-    "euler": lambda s, **k: dc.samplers.euler(s, **k),
-    "euler churned": lambda s, **k: dc.samplers.euler(s, churn=2.0, noise_scale=1.003, **k),
-    "heun": lambda s, **k: dc.samplers.heun(s, **k),
-    "heun churned": lambda s, **k: dc.samplers.heun(s, churn=2.0, churn_range=(0.1, 20.0), **k),
-    "dpm++1": lambda s, **k: dc.samplers.dpm_solver_pp(s, order=1, **k),
-    "dpm++2m": lambda s, **k: dc.samplers.dpm_solver_pp(s, order=2, **k),
-    "dpm++3m": lambda s, **k: dc.samplers.dpm_solver_pp(s, order=3, **k),
-    "dpm++1 sde": lambda s, **k: dc.samplers.dpm_solver_pp(s, order=1, eta=1.0, **k),
-    "dpm++2m sde": lambda s, **k: dc.samplers.dpm_solver_pp(s, order=2, eta=1.0, **k),
-    "dpm++3m sde": lambda s, **k: dc.samplers.dpm_solver_pp(s, order=3, eta=1.0, **k),
-    "unipc1": lambda s, **k: dc.samplers.unipc(s, order=1, **k),
-    "unipc2": lambda s, **k: dc.samplers.unipc(s, order=2, **k),
-    "unipc3": lambda s, **k: dc.samplers.unipc(s, order=3, **k),
-}
-
-every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS.keys())
-every_scaling = pytest.mark.parametrize("scaling", SCALINGS)
+Z, NOISE, X = 0, 1, 2  # columns of a plan without memory
 
 
 def exact_level(log_snr: float, scaling: str) -> tuple[Any, Any]:
@@ -69,9 +39,9 @@ def assert_close(got: Any, want: Any, digits: float = 1e-12) -> None:
 def test_last_step_to_clean_data_returns_x_hat(make: Callable[..., Plan], scaling: str) -> None:
     plan = make(schedule_of(scaling), steps=5)
     assert plan.next_log_snr[-1] == math.inf
-    last = plan.update[-1, 0]
-    assert last[X] == 1.0
-    assert not np.any(np.delete(last, X))
+    last, x = plan.update[-1, 0], plan.form.x
+    assert last[x] == 1.0
+    assert not np.any(np.delete(last, x))
 
 
 @every_scaling
@@ -87,26 +57,25 @@ def test_a_perfect_denoiser_of_one_point_is_followed_exactly(make: Callable[...,
     """With x-hat = x fixed, z = alpha x + sigma eps keeps its eps under every deterministic update."""
     plan = make(schedule_of(scaling), grid=np.linspace(-8.0, 8.0, 7))
     level, after = plan.levels, dc.levels.level(plan.next_log_snr, scaling)
-    saved = np.zeros(2)
+    memory = [np.zeros(2)] * plan.memory
     for stage in range(len(plan)):
         x = np.array([1.0, 0.0])
         z = np.array([level.alpha[stage], level.sigma[stage]])
-        columns = np.stack([z, saved, np.zeros(2)] + [x] * (plan.update.shape[-1] - X))
-        new, saved = plan.update[stage] @ columns
+        new, *memory = plan.update[stage] @ np.stack([z, *memory, np.zeros(2), x])
         assert abs(new[0] - after.alpha[stage]) < 1e-11
-        added = plan.update[stage, 0, NOISE]
+        added = plan.update[stage, 0, plan.form.noise]
         if added == 0.0:
             assert abs(new[1] - after.sigma[stage]) < 1e-11 * max(1.0, float(after.sigma[stage]))
 
 
 @every_scaling
-@pytest.mark.parametrize("name", ["ancestral0", "ancestral.3", "ddim", "ddim.5", "ddim1", "dpm++2m sde", "dpm++3m sde"])
+@pytest.mark.parametrize("name", ["ancestral", "ancestral gamma=0.3", "ddim", "ddim eta=0.5", "ddim eta=1.0"])
 def test_noise_keeps_the_marginal_variance(name: str, scaling: str) -> None:
     """Given x, (coefficient of z)^2 sigma_t^2 + noise^2 = sigma_s^2: q(z_t|x) goes to q(z_s|x); gamma > 0 adds more."""
     plan = SAMPLERS[name](schedule_of(scaling), grid=np.linspace(-8.0, 8.0, 9))
     before = plan.levels.sigma**2 * plan.update[:, 0, Z] ** 2 + plan.update[:, 0, NOISE] ** 2
     want = dc.levels.level(plan.next_log_snr, scaling).sigma ** 2
-    if name == "ancestral.3":
+    if name == "ancestral gamma=0.3":
         assert np.all(before > want)
     else:
         np.testing.assert_allclose(before, want, rtol=1e-12)
@@ -148,6 +117,7 @@ def test_heun_with_churn_is_edm_algorithm_2(scaling: str) -> None:
         grid = [-8.0, -3.0, 0.5, 4.0, math.inf]
         churn, count = 1.0, 4
         plan = dc.samplers.heun(schedule_of(scaling), grid=np.array(grid), churn=churn, noise_scale=1.003)
+        form = plan.form
         ratio = [mp.e ** (-mp.mpf(level) / 2) if level != math.inf else mp.mpf(0) for level in grid]
         grown = [r * (1 + min(mp.mpf(churn) / count, mp.sqrt(2) - 1)) for r in ratio]
         for step in range(count - 1):
@@ -156,16 +126,14 @@ def test_heun_with_churn_is_edm_algorithm_2(scaling: str) -> None:
             churned = grown[step + 1] if step + 1 < count else to
             (a_churned, _) = exact_level(float(-2 * mp.log(churned)), scaling)
             first, second = plan.update[2 * step], plan.update[2 * step + 1]
-            assert_close(first[0, Z], a_to / a_hat * (1 + (to - hat) / hat))
-            assert_close(first[0, X], a_to * -(to - hat) / hat)
-            assert first[1, Z] == 1.0
-            half = (to - hat) / 2
-            scale = a_churned
-            assert_close(second[0, SAVED], scale / a_hat * (1 + half / hat))
-            assert_close(second[0, X + 1], scale * -half / hat)
-            assert_close(second[0, Z], scale / a_to * half / to, 1e-11)
-            assert_close(second[0, X], scale * -half / to, 1e-11)
-            assert_close(second[0, NOISE], scale * mp.sqrt(churned**2 - to**2) * mp.mpf("1.003"))
+            assert_close(first[0, 0], a_to / a_hat * (1 + (to - hat) / hat))
+            assert_close(first[0, form.x], a_to * -(to - hat) / hat)
+            half, scale = (to - hat) / 2, a_churned
+            assert_close(second[0, 1] * first[1, 0], scale / a_hat * (1 + half / hat))
+            assert_close(second[0, 1] * first[1, form.x], scale * -half / hat)
+            assert_close(second[0, 0], scale / a_to * half / to, 1e-11)
+            assert_close(second[0, form.x], scale * -half / to, 1e-11)
+            assert_close(second[0, form.noise], scale * mp.sqrt(churned**2 - to**2) * mp.mpf("1.003"))
         assert len(plan) == 7
 
 
@@ -197,10 +165,12 @@ def test_dpm_solver_2m_is_the_paper(scaling: str) -> None:
                 (_, st_), (as_, ss) = exact_level(lt, scaling), exact_level(ls, scaling)
                 r = before / h
                 total = as_ * (1 - mp.e ** (-h * (1 + eta)))
-                assert_close(plan.update[stage, 0, Z], ss / st_ * mp.e ** (-eta * h))
-                assert_close(plan.update[stage, 0, X], total * (1 + 1 / (2 * r)))
-                assert_close(plan.update[stage, 0, X + 1], -total / (2 * r))
-                assert_close(plan.update[stage, 0, NOISE], ss * mp.sqrt(1 - mp.e ** (-2 * eta * h)))
+                of_z, of_last, of_noise, of_x = plan.update[stage, 0]
+                assert_close(of_z, ss / st_ * mp.e ** (-eta * h))
+                assert_close(of_x, total * (1 + 1 / (2 * r)))
+                assert_close(of_last, -total / (2 * r))
+                assert_close(of_noise, ss * mp.sqrt(1 - mp.e ** (-2 * eta * h)))
+                assert plan.update[stage, 1].tolist() == [0.0, 0.0, 0.0, 1.0]  # m' = x-hat
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -213,29 +183,48 @@ def test_dpm_solver_3m_integrates_a_parabola_exactly(eta: float) -> None:
         x_hat = lambda tau: 1 + 2 * tau - tau**2  # noqa: E731
         want = mp.quad(lambda tau: (1 + eta) * mp.e ** (-(1 + eta) * (h - tau)) * x_hat(tau), [0, h])
         at = [(mp.mpf(level) - grid[2]) / 2 for level in (grid[2], grid[1], grid[0])]
-        got = sum(mp.mpf(float(w)) * x_hat(tau) for w, tau in zip(plan.update[2, 0, X:], at, strict=True))
+        got = sum(mp.mpf(float(w)) * x_hat(tau) for w, tau in zip(plan.update[2, 0, [4, 1, 2]], at, strict=True))
         assert_close(got, want)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc_integrates_polynomials_exactly(order: int) -> None:
-    """The corrector is exact for polynomials of degree p, the predictor for degree p - 1."""
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_weights_integrate_polynomials_exactly(count: int) -> None:
+    """sum_j w_j u_j^k = H int_0^1 e^{-H (1 - u)} u^k du for all powers below the number of nodes, by quadrature."""
     with mp.workdps(40):
-        grid = np.array([-4.0, -2.5, -1.0, 0.5, 2.0, 3.0])
-        plan = dc.samplers.unipc(schedule_of("ve"), grid=grid, order=order)
-        here, t0 = 3, grid[3]
-        polynomial = lambda tau, degree: (1 + tau) ** degree  # noqa: E731
-        tau_at = [(mp.mpf(grid[here - j]) - t0) / 2 for j in range(order + 1)]
-        h_back, h_next = mp.mpf(grid[here] - grid[here - 1]) / 2, mp.mpf(grid[here + 1] - grid[here]) / 2
-        corrected = plan.update[here, 1]
-        want = mp.quad(lambda tau: mp.e**tau * polynomial(tau, order), [-h_back, 0])
-        weights = corrected[X : X + order + 1]
-        assert_close(sum(mp.mpf(float(w)) * polynomial(t, order) for w, t in zip(weights, tau_at, strict=True)), want)
-        predicted = plan.update[here, 0, X:] - math.exp(-h_next) * corrected[X:]
-        want = mp.quad(lambda tau: mp.e ** (tau - h_next) * polynomial(tau, order - 1), [0, h_next])
-        pairs = zip(predicted[:order], tau_at[:order], strict=True)
-        assert_close(sum(mp.mpf(float(w)) * polynomial(t, order - 1) for w, t in pairs), want)
-        assert abs(corrected[SAVED] - math.exp(-h_back)) < 1e-14
+        for step in (0.2, 1.5, -0.7):
+            nodes = [mp.mpf(1) / 3, 1, -1, mp.mpf("-2.5")][:count]
+            weights = interpolation_weights(np.array(step), np.array([float(node) for node in nodes]))
+            for power in range(count):
+                want = step * mp.quad(lambda u, h=step, k=power: mp.e ** (-h * (1 - u)) * u**k, [0, 1])
+                assert_close(
+                    sum(mp.mpf(float(w)) * mp.mpf(float(u)) ** power for w, u in zip(weights, nodes, strict=True)), want
+                )
+
+
+@every_scaling
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_is_its_predictor_and_corrector(order: int, scaling: str) -> None:
+    """The loop of the paper: every call first corrects the step that led there, then predicts the next one."""
+    grid = np.array([-4.0, -2.5, -1.0, 0.5, 2.0, 3.0])
+    plan, level = dc.samplers.unipc(schedule_of(scaling), grid=grid, order=order), dc.levels.level(grid, scaling)
+    x, z = np.random.default_rng(0).normal(size=(5, 2)), np.array([[0.3, -1.2]])
+    rows, found, at = iter(x), [], grid / 2  # half log-SNRs
+
+    def weights(start: int, nodes: list[int]) -> Any:
+        h = at[start + 1] - at[start]
+        return interpolation_weights(h, (at[nodes] - at[start]) / h)
+
+    def leads(start: int, state: Any, nodes: list[int]) -> Any:
+        ratio = level.sigma[start + 1] / level.sigma[start]
+        return ratio * state + level.alpha[start + 1] * weights(start, nodes) @ x[nodes]
+
+    dc.sample(lambda z, _: next(rows)[None], plan, z, prediction="x", callback=lambda state: found.append(state.z))
+    corrected = z
+    for i in range(5):
+        if i:
+            corrected = leads(i - 1, corrected, list(range(i, max(-1, i - order - 1), -1)))
+        predicted = leads(i, corrected, list(range(i, max(-1, i - order), -1)))
+        np.testing.assert_allclose(found[i], predicted, rtol=1e-12, atol=1e-13)
 
 
 @given(st.floats(-30.0, 60.0).filter(lambda h: h == 0.0 or abs(h) > 1e-12), st.integers(0, 3))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, every_sampler, schedule_of
 
 import diffcore as dc
 from diffcore.backends import cpu_threads
@@ -24,7 +24,6 @@ LIBRARIES: dict[str, Callable[[Any], Any]] = {
     "jax": lambda a: jnp.asarray(a),
 }
 every_library = pytest.mark.parametrize("to", LIBRARIES.values(), ids=LIBRARIES.keys())
-every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
 def denoise(z: Any, log_snr: Any) -> Any:
@@ -74,20 +73,20 @@ def test_a_step_by_hand_is_the_run(make: Callable[..., dc.Plan], to: Callable[[A
 
 
 @every_library
-@pytest.mark.parametrize("history", [8, 9])
-def test_a_plan_of_ones_own_may_read_many_estimates(history: int, to: Callable[[Any], Any]) -> None:
-    """More than kernels do, and the oldest of them counts."""
+@pytest.mark.parametrize("memory", [4, 5])
+def test_a_plan_of_ones_own_may_remember_much(memory: int, to: Callable[[Any], Any]) -> None:
+    """More than kernels do, and the oldest estimate counts."""
     plan = SAMPLERS["ddim"](schedule_of("vp"), steps=12)
-    update = np.zeros((*plan.update.shape[:-1], plan.update.shape[-1] + history))
-    update[..., : plan.update.shape[-1]] = plan.update
-    update[..., 0, -1] = 0.25
+    update = np.zeros((len(plan), 1 + memory, memory + 3))
+    update[:, 0, [0, -1]], update[:, 0, memory] = plan.update[:, 0, [0, -1]], 0.25
+    update[:, 1, -1], update[:, range(2, memory + 1), range(1, memory)] = 1.0, 1.0
     plan = dataclasses.replace(plan, update=update)
-    assert plan.history == history
+    assert plan.form == dc.plan.Form(memory, memory - 1, keeps_x=True)
     clip = host(sample(denoise, plan, start_of(to), prediction="v", to=to))
-    z, past = host(start_of(np.asarray)), [0.0] * history
+    z, past = host(start_of(np.asarray)), [0.0] * memory
     for (of_z, of_y), row in zip(plan.coefficients("v")[:, :2], update[:, 0], strict=True):
         x = of_z * z + of_y * denoise(z, None)
-        z = row[0] * z + row[3] * x + 0.25 * past[-1]
+        z = row[0] * z + row[-1] * x + 0.25 * past[-1]
         past = [x, *past[:-1]]
     np.testing.assert_allclose(clip, z, rtol=1e-4, atol=1e-5)
     state = dc.start(plan, start_of(to))
@@ -105,8 +104,8 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(make: Callable[..., dc.Pl
     assert [int(state.index) for state in states] == list(range(1, len(plan) + 1))
     for stop in (0, len(plan) // 2, len(plan) - 2):
         kept = states[stop]
-        saved = None if kept.saved is None else to(host(kept.saved).copy())  # through the host, as a file would
-        state = dc.State(to(host(kept.z).copy()), saved, tuple(to(host(e).copy()) for e in kept.estimates), *kept[3:])
+        memory = tuple(to(host(array).copy()) for array in kept.memory)  # through the host, as a file would
+        state = kept._replace(z=to(host(kept.z).copy()), memory=memory, x=None)
         np.testing.assert_array_equal(host(sample(denoise, plan, state, prediction="v", to=to)), host(clip))
 
 
@@ -124,7 +123,10 @@ def test_a_batch_is_its_samples_bit_for_bit(make: Callable[..., dc.Plan], to: Ca
 
 @every_library
 def test_interleaved_runs_are_runs_in_sequence(to: Callable[[Any], Any]) -> None:
-    plans = [SAMPLERS["unipc2"](schedule_of("vp"), steps=5), SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=5)]
+    plans = [
+        SAMPLERS["unipc"](schedule_of("vp"), steps=5),
+        SAMPLERS["dpm_solver_pp order=3 eta=1.0"](schedule_of("vp"), steps=5),
+    ]
     together = [dc.start(plan, start_of(to), seed=seed) for seed, plan in enumerate(plans)]
     for stage in range(5):
         for which, plan in enumerate(plans):
@@ -138,7 +140,7 @@ def test_interleaved_runs_are_runs_in_sequence(to: Callable[[Any], Any]) -> None
 
 
 def test_a_step_leaves_the_state_it_was_given() -> None:
-    plan = SAMPLERS["unipc2"](schedule_of("vp"), steps=5)
+    plan = SAMPLERS["unipc"](schedule_of("vp"), steps=5)
     state = dc.start(plan, start_of(np.asarray), seed=1)
     before = state.z.copy()
     dc.step(plan, state, denoise(state.z, 0.0), prediction="v")
@@ -217,7 +219,7 @@ def test_a_run_that_is_over_is_returned_as_it_is(make: Callable[..., dc.Plan], t
 @pytest.mark.parametrize("size", [5, 1 << 15])
 @pytest.mark.parametrize("to", [LIBRARIES["numpy"], LIBRARIES["torch"]], ids=["numpy", "torch"])
 def test_a_denoiser_may_write_every_prediction_to_the_same_memory(size: int, to: Callable[[Any], Any]) -> None:
-    plan = SAMPLERS["dpm++3m"](schedule_of("vp"), steps=6)
+    plan = SAMPLERS["dpm_solver_pp order=3"](schedule_of("vp"), steps=6)
     z = to(np.linspace(-2.0, 2.0, size, dtype=np.float32).reshape(1, -1))
     memory = z * 0.0
 
@@ -241,7 +243,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(to: Callable[[Any
     low = np.linspace(-4.0, -2.0, int(np.prod(lead))).reshape(lead)
     grid = np.stack([low + 1.5 * k for k in range(5)])
     schedule = schedule_of("vp")
-    plan = SAMPLERS["dpm++3m"](schedule, grid=grid)
+    plan = SAMPLERS["dpm_solver_pp order=3"](schedule, grid=grid)
     shapes = []
 
     def recorded(z: Any, log_snr: Any) -> Any:
@@ -252,7 +254,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(to: Callable[[Any
     clip = host(dc.sample(recorded, plan, z, prediction="v"))  # traced anew, so that the shapes are seen
     assert set(shapes) == {(2, *lead[1:])}
     for where in np.ndindex(lead):
-        alone = SAMPLERS["dpm++3m"](schedule, grid=grid[(slice(None), *where)])
+        alone = SAMPLERS["dpm_solver_pp order=3"](schedule, grid=grid[(slice(None), *where)])
         want = host(sample(denoise, alone, z, prediction="v", to=to))
         index = where if lead[0] > 1 else ()
         np.testing.assert_allclose(clip[index], want[index], atol=2e-6)
@@ -260,7 +262,7 @@ def test_levels_per_sample_and_per_frame_are_runs_side_by_side(to: Callable[[Any
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtype_in_is_dtype_out(dtype: str) -> None:
-    plan = SAMPLERS["unipc2"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["unipc"](schedule_of("vp"), steps=4)
     z = start_of(torch.from_numpy).to(getattr(torch, dtype))
     clip = dc.sample(denoise, plan, z, seed=1, prediction="v")
     assert clip.dtype == z.dtype
@@ -274,7 +276,7 @@ def test_dtype_in_is_dtype_out(dtype: str) -> None:
 
 
 def test_meta_tensors_go_through_without_a_value() -> None:
-    plan = SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=3 eta=1.0"](schedule_of("vp"), steps=4)
     clip = dc.sample(denoise, plan, shape=(2, 3), like=torch.zeros(1, device="meta"), prediction="v")
     assert clip.device.type == "meta"
     assert clip.shape == (2, 3)
@@ -282,13 +284,13 @@ def test_meta_tensors_go_through_without_a_value() -> None:
 
 @every_library
 def test_an_empty_axis_stays_empty(to: Callable[[Any], Any]) -> None:
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=3)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=3)
     clip = dc.sample(denoise, plan, shape=(2, 0, 3), like=to(np.zeros(1, np.float32)), seed=1, prediction="v")
     assert tuple(clip.shape) == (2, 0, 3)
 
 
 def test_ones_own_noise_is_asked_once_a_draw() -> None:
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=4)
     asked: list[tuple[int, tuple[int, ...]]] = []
 
     def mine(draw: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -312,7 +314,7 @@ def test_the_estimate_is_transformed_before_anything_is_computed_from_it() -> No
 
 def test_progress_counts_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=4)
     dc.sample(denoise, plan, start_of(np.asarray), prediction="v", progress=True)
     assert "4/4" in capsys.readouterr().err
 
@@ -332,12 +334,16 @@ BAD: list[tuple[Callable[[dc.Plan, Any], Any], type[Exception], str]] = [
     (lambda p, z: dc.sample(lambda z, l: torch.zeros(2, 5, 3), p, z, prediction="v"), TypeError, "torch.*numpy"),
     (lambda p, z: dc.sample(denoise, "ddim", z, prediction="v"), TypeError, "Plan"),
     (lambda p, z: dc.step(p, dc.start(p, z)._replace(index=4), z, prediction="v"), ValueError, "the run is over"),
+    (lambda p, z: dc.step(p, z, z, prediction="v"), TypeError, "`state` must be a diffcore.State.*ndarray"),
+    (lambda p, z: dc.step(p, dc.start(p, z), z, prediction="v", unguided=z), ValueError, "does not read.*`unguided`"),
+    (lambda p, z: dc.sample(denoise, p, dc.start(p, z), seed=3, prediction="v"), ValueError, "`seed` is given beside"),
+    (lambda p, z: dc.start(p, dc.start(p, z), seed=3), ValueError, "`seed` is given beside"),
 ]
 
 
 @pytest.mark.parametrize(("call", "error", "words"), BAD)
 def test_bad_input_says_what_to_do(call: Callable[[dc.Plan, Any], Any], error: type[Exception], words: str) -> None:
-    plan = SAMPLERS["ancestral0"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["ancestral"](schedule_of("vp"), steps=4)
     with pytest.raises(error, match=words):
         call(plan, start_of(np.asarray))
 
@@ -374,3 +380,129 @@ def test_a_denoiser_for_another_scaling_is_refused() -> None:
     data = dc.exact.Gaussian(np.zeros(3), 1.0, scaling="ve")
     with pytest.raises(ValueError, match=r"'ve'.*'vp'"):
         dc.sample(data, SAMPLERS["ddim"](schedule_of("vp"), steps=4), shape=(1, 3))
+
+
+@every_library
+def test_a_state_that_was_moved_by_hand_is_refused_where_memory_is_missing(to: Callable[[Any], Any]) -> None:
+    plan = SAMPLERS["dpm_solver_pp"](schedule_of("vp"), steps=6)
+    moved = dc.start(plan, start_of(to))._replace(index=3)
+    for call in (
+        lambda: dc.step(plan, moved, moved.z, prediction="v"),
+        lambda: dc.sample(denoise, plan, moved, prediction="v"),
+    ):
+        with pytest.raises(ValueError, match=r"moved to stage 3 by hand.*remembers"):
+            call()
+    with pytest.raises(ValueError, match=r"needs at stage 3.*State.*samplers\.make"):
+        plan[3:]
+
+
+@every_library
+def test_a_part_is_the_rest_of_a_run_and_parts_follow_one_another(to: Callable[[Any], Any]) -> None:
+    """Without a draw used twice: the state of one run goes on in the next with its keys, and with its count of draws."""
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=5)
+    whole = host(sample(denoise, plan, start_of(to), seed=3, prediction="v", to=to))
+    states: list[dc.State] = []
+    dc.sample(denoise, plan[:2], start_of(to), seed=3, prediction="v", callback=states.append)
+    second = dc.start(plan[2:], states[-1])
+    assert (int(second.index), int(second.draw)) == (0, 3)
+    np.testing.assert_array_equal(host(dc.sample(denoise, plan[2:], second, prediction="v")), whole)
+    again = dc.sample(denoise, plan[:2] + plan[2:], start_of(to), seed=3, prediction="v")
+    np.testing.assert_array_equal(host(again), whole)
+
+
+def test_settings_make_the_plan_again_on_another_grid() -> None:
+    schedule, grid = schedule_of("vp"), np.linspace(-5.0, 5.0, 4)
+    for name, make in SAMPLERS.items():
+        again = dc.samplers.make(schedule=schedule, grid=grid, **make(schedule, steps=7).settings)
+        assert again == make(schedule, grid=grid), name
+
+
+@every_library
+@every_sampler
+def test_the_estimate_is_in_the_state_and_in_the_callback(
+    make: Callable[..., dc.Plan], to: Callable[[Any], Any]
+) -> None:
+    plan, seen = make(schedule_of("vp"), steps=3), []
+    dc.sample(denoise, plan, start_of(to), seed=1, prediction="v", callback=seen.append)
+    state = dc.start(plan, start_of(to), seed=1)
+    assert not np.any(host(state.x))
+    for k, (of_z, of_y) in enumerate(plan.coefficients("v")[:, :2]):
+        y = denoise(state.z, None)
+        want = of_z * host(state.z) + of_y * host(y)
+        state = dc.step(plan, state, y, prediction="v", transform_x=None)
+        np.testing.assert_allclose(host(state.x), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+        np.testing.assert_allclose(host(seen[k].x), host(state.x), rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@every_library
+def test_the_level_for_a_state_is_what_a_network_takes(to: Callable[[Any], Any]) -> None:
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=3)
+    state = dc.start(plan, start_of(to))
+    for log_snr in plan.log_snr:
+        level = plan.level_for(state)
+        assert type(level) is type(state.z)
+        np.testing.assert_array_equal(host(level), np.full(2, log_snr, np.float32))
+        state = dc.step(plan, state, denoise(state.z, level), prediction="v")
+    with pytest.raises(ValueError, match="run is over"):
+        plan.level_for(state)
+
+
+def test_a_source_of_noise_gets_what_it_asks_for_by_name() -> None:
+    """The draw as an int; the levels of the stage; the stream of a constraint."""
+    plan, asked = SAMPLERS["ancestral"](schedule_of("vp"), steps=3), []
+
+    def mine(draw: int, shape: Any, *, log_snr: float, next_log_snr: float, stream: int) -> Any:
+        asked.append((draw, log_snr, next_log_snr, stream))
+        return np.zeros(shape)
+
+    held = dc.conditioning.replacement(np.zeros((2, 5, 3)), True)
+    dc.sample(denoise, plan, shape=(2, 5, 3), like=np.zeros(1), noise=mine, prediction="v", constraint=held)
+    levels = list(zip(plan.log_snr.tolist(), plan.next_log_snr.tolist(), strict=True))
+    assert [entry for entry in asked if entry[3] == 0] == [(0, None, None, 0), (1, *levels[0], 0), (2, *levels[1], 0)]
+    assert [entry[0] for entry in asked if entry[3]] == [0, 1, 2]
+    assert all(type(entry[0]) is int for entry in asked)
+
+
+@every_library
+@pytest.mark.parametrize("second", ["unguided", "raw"])
+def test_a_plan_may_read_a_second_estimate(second: str, to: Callable[[Any], Any]) -> None:
+    """CFG++: the guided x-hat with the noise of the unguided one; or of the x-hat before it was clipped."""
+    schedule = schedule_of("vp")
+    ddim = SAMPLERS["ddim"](schedule, steps=4)
+    update = np.zeros((4, 1, 4))  # z, noise, x, second: z' = alpha_s x + (sigma_s / sigma_t) (z - alpha_t second)
+    update[:, 0, 0] = ddim.update[:, 0, 0]
+    update[:, 0, 2] = dc.levels.level(ddim.next_log_snr).alpha
+    update[:, 0, 3] = -ddim.update[:, 0, 0] * ddim.levels.alpha
+    plan = dc.Plan("second", "vp", ddim.log_snr, ddim.next_log_snr, update, second=second)
+    clip = dc.guidance.clip(-0.5, 0.5)
+    guided = dc.guidance.classifier_free(lambda z, _: -0.6 * z, lambda z, _: -0.3 * z, weight=1.5)
+    got = host(sample(guided, plan, start_of(to), prediction="v", transform_x=clip, to=to))
+    z = start_of(np.asarray, dtype=np.float64)
+    state = dc.start(plan, z)
+    for k in range(4):
+        at, to_level = dc.levels.level(ddim.log_snr[k]), dc.levels.level(ddim.next_log_snr[k])
+        x, unguided = (at.alpha * z - at.sigma * v for v in (2.5 * -0.6 * z - 1.5 * -0.3 * z, -0.3 * z))
+        other = unguided if second == "unguided" else x
+        by_hand = {"unguided": -0.3 * z} if second == "unguided" else {}
+        state = dc.step(plan, state, guided(z, 0.0), prediction="v", transform_x=clip, **by_hand)
+        z = to_level.alpha * np.clip(x, -0.5, 0.5) + to_level.sigma / at.sigma * (z - at.alpha * other)
+        np.testing.assert_allclose(state.z, z, rtol=1e-12)
+    np.testing.assert_allclose(got, z, rtol=0, atol=2e-5)
+    if second == "unguided":
+        with pytest.raises(TypeError, match=r"without guidance.*classifier_free"):
+            dc.sample(denoise, plan, start_of(to), prediction="v")
+
+
+@every_library
+def test_a_plan_may_tell_the_denoiser_where_it_goes(to: Callable[[Any], Any]) -> None:
+    ddim, seen = SAMPLERS["ddim"](schedule_of("vp"), grid=np.linspace(-3.0, 3.0, 4)), []
+    plan = dataclasses.replace(ddim, ahead=True)
+
+    def jumps(z: Any, log_snr: Any, next_log_snr: Any) -> Any:
+        seen.append((tuple(log_snr.shape), tuple(next_log_snr.shape)))
+        return -0.1 * z * (next_log_snr - log_snr)[:, None, None]
+
+    got = dc.sample(jumps, plan, start_of(to), prediction="v")
+    want = dc.sample(lambda z, _: -0.2 * z, ddim, start_of(to), prediction="v")  # each step is 2 in log-SNR
+    assert set(seen) == {((2,), (2,))}
+    np.testing.assert_allclose(host(got), host(want), atol=1e-6)

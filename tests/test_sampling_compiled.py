@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_samplers import SAMPLERS, schedule_of
+from sampler_cases import SAMPLERS, schedule_of
 from test_sampling import denoise, host, start_of
 
 import diffcore as dc
@@ -27,7 +27,13 @@ def test_on_jax_a_run_is_one_trace() -> None:
         assert log_snr.shape == (2,)
         return -0.6 * z
 
-    for name in ("ancestral0", "predictor_corrector", "heun churned", "dpm++3m", "unipc2"):
+    for name in (
+        "ancestral",
+        "predictor_corrector",
+        "heun churn=4.0 noise_scale=1.003",
+        "dpm_solver_pp order=3",
+        "unipc",
+    ):
         calls.clear()
         dc.sample(counted, SAMPLERS[name](schedule_of("vp"), steps=6), start_of(jnp.asarray), seed=1, prediction="v")
         assert len(calls) == 1, name
@@ -132,7 +138,7 @@ def test_on_jax_a_kept_run_of_a_network_follows_its_training() -> None:
 
 
 def test_on_jax_a_run_goes_under_jit_grad_and_vmap() -> None:
-    plan = SAMPLERS["dpm++2m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=2 eta=1.0"](schedule_of("vp"), steps=4)
 
     def run(z: Any) -> Any:
         return dc.sample(denoise, plan, z, seed=1, prediction="v")
@@ -151,7 +157,7 @@ def test_on_jax_a_run_writes_over_its_own_start_and_never_over_a_callers(keep: b
     from diffcore.backends import Run
     from diffcore.backends.jax_backend import backend
 
-    plan = SAMPLERS["dpm++3m sde"](schedule_of("vp"), steps=4)
+    plan = SAMPLERS["dpm_solver_pp order=3 eta=1.0"](schedule_of("vp"), steps=4)
     z = start_of(jnp.asarray)
     state = dc.start(plan, z, seed=3)
     for start in (z, state):
@@ -180,13 +186,19 @@ def test_on_torch_one_graph_serves_every_stage_and_plan_that_reads_the_same(monk
     torch._dynamo.reset()
     counters.clear()
     z = start_of(torch.from_numpy)
-    for name in ("ancestral0", "ddim1", "predictor_corrector", "dpm++1 sde", "ancestral1"):
+    for name in (
+        "ancestral",
+        "ddim eta=1.0",
+        "predictor_corrector",
+        "dpm_solver_pp order=1 eta=1.0",
+        "ancestral gamma=1.0",
+    ):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
         fused = dc.sample(denoise, plan, z, seed=9, prediction="v", compile=True)
         plain = dc.sample(denoise, plan, z, seed=9, prediction="v")
         np.testing.assert_allclose(host(fused), host(plain), atol=2e-6)
     assert counters["stats"]["unique_graphs"] == 1
-    for name in ("dpm++3m", "unipc2", "heun"):
+    for name in ("dpm_solver_pp order=3", "unipc", "heun"):
         plan = SAMPLERS[name](schedule_of("vp"), steps=5)
         fused = dc.sample(denoise, plan, z, seed=9, prediction="v", compile=True)
         plain = dc.sample(denoise, plan, z, seed=9, prediction="v")
@@ -251,7 +263,7 @@ def test_on_torch_a_step_of_ones_own_compiles_to_one_graph() -> None:
 
     torch._dynamo.reset()
     counters.clear()
-    plan = SAMPLERS["ancestral.3"](schedule_of("vp"), steps=5)
+    plan = SAMPLERS["ancestral gamma=0.3"](schedule_of("vp"), steps=5)
     compiled = torch.compile(lambda state, y: dc.step(plan, state, y, prediction="eps"), fullgraph=True)
     state = want = dc.start(plan, start_of(torch.from_numpy), seed=5)
     for _log_snr in plan.log_snr:

@@ -135,7 +135,7 @@ def test_levels_per_sample_and_per_frame(lead: tuple[int, ...]) -> None:
 
 @case
 def test_guidance_is_fused_and_a_stage_may_be_in_place() -> None:
-    plan = plans()["dpm3_sde"]
+    plan = plans()["dpm_solver_pp"]
     state = dc.start(plan, shape=(2, 700), like=torch.zeros(1, device=DEVICE), seed=1)
     state = state._replace(estimates=tuple(torch.randn_like(e) for e in state.estimates))
     table = torch.tensor(plan.coefficients("v"), dtype=torch.float32, device=DEVICE)
@@ -192,7 +192,7 @@ def run_of(plan: dc.Plan, denoise: Any, **settings: Any) -> Run:
 
 @case
 def test_nan_stays_nan_through_the_clip() -> None:
-    plan = plans()["dpm3_sde"]
+    plan = plans()["dpm_solver_pp"]
     state = dc.start(plan, shape=(1, 8), like=torch.zeros(1, device=DEVICE), seed=1)
     state.z[0, 3] = float("nan")
     table, number = (
@@ -206,7 +206,7 @@ def test_nan_stays_nan_through_the_clip() -> None:
 
 @case
 @pytest.mark.parametrize("form", ["two", "one"])
-@pytest.mark.parametrize("name", ["ancestral", "dpm3_sde"])
+@pytest.mark.parametrize("name", ["ancestral", "dpm_solver_pp"])
 def test_guidance_in_a_run_is_combined_by_the_kernel(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plans()[name]
     state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)

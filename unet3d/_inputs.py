@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _check
+from diffcore import _array, _check
 from diffcore.unet3d.config import UNet3DConfig
 
 FUNCTION = "unet3d"
@@ -41,6 +41,10 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
     if len(shape) != 5 or shape[4] != config.channels or 0 in shape[1:]:
         must = f"have shape (B, T, H, W, {config.channels}), with at least one frame and pixel"
         raise _check.error(ValueError, FUNCTION, "z", must, z)
+    if not _array.is_floating(z):  # what the network says is cast to the dtype of z
+        must = "have a real floating dtype"
+        raise _check.error(TypeError, FUNCTION, "z", must, z, "frames of bytes are z.astype('float32') / 127.5 - 1")
+    _check_log_snr(log_snr)
     batch, frames, height, width, _ = shape
     images = _check.integer(
         FUNCTION, "images", images, 0, frames, hint="so many of the last frames of `z` are independent images"
@@ -51,6 +55,19 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
     if cond is not None:
         _check_condition(config, cond, (batch,), (batch, frames))
     return Sizes(batch, frames, int(images), height, width)
+
+
+def _check_log_snr(log_snr: Any) -> None:
+    try:
+        xp = _array.library(log_snr)
+        known = not isinstance(log_snr, bool) and (
+            xp is None or _array.is_floating(log_snr) or xp.isdtype(log_snr.dtype, "integral")
+        )
+    except TypeError:
+        known = False
+    if not known:
+        must = "be a real number, or an array of them of shape (B,) or (B, T)"
+        raise _check.error(TypeError, FUNCTION, "log_snr", must, log_snr)
 
 
 def _check_condition(config: UNet3DConfig, cond: Any, *leads: tuple[int, ...]) -> None:

@@ -158,12 +158,9 @@ def _makers(scaling: str) -> dict[str, Callable[[Any], Any]]:
 
     schedule = _cosine(scaling)
     return {
-        "ancestral": lambda grid: samplers.ancestral(schedule, grid=grid),
-        "ddim": lambda grid: samplers.ddim(schedule, grid=grid),
-        "euler": lambda grid: samplers.euler(schedule, grid=grid),
-        "heun": lambda grid: samplers.heun(schedule, grid=grid),
-        "dpm_solver_pp": lambda grid: samplers.dpm_solver_pp(schedule, grid=grid),
-        "unipc": lambda grid: samplers.unipc(schedule, grid=grid),
+        name: lambda grid, make=row.make: make(schedule, grid=grid)
+        for name, row in samplers.table().items()
+        if row.variants[0].marginal
     }
 
 

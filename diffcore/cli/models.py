@@ -71,7 +71,7 @@ def samplers() -> list[str]:
     """Return the names of the samplers."""
     from diffcore import samplers as there
 
-    return list(there.__all__)
+    return list(there.table())
 
 
 def installed() -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +32,7 @@ Pull = Callable[[Array], Array]
 class Term:
     """One condition: A(x) = observed where the mask says so; A is the identity where `measure` is None."""
 
+    parts: ClassVar = ("observed", "mask")
     observed: Any
     mask: Any
     measure: Callable[[Array], Array] | None
@@ -43,6 +44,7 @@ class Term:
 class Guided(ABC):
     """A denoiser (z, log_snr) -> prediction that is conditioned on terms."""
 
+    parts: ClassVar = ("denoise", "terms")
     denoise: Callable[[Array, Array], Array]
     terms: tuple[Term, ...]
     prediction: Prediction
@@ -154,7 +156,7 @@ def along(function: str, value: Any, data: Array) -> Any:
 
 def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level) -> tuple[Array, Pull]:
     """Return y and u -> (dy/dz)^T u: by the library's gradients, or in closed form for an exact denoiser on NumPy."""
-    from diffcore import backends
+    from diffcore._dispatch import backend_of
 
     xp, denoise = _array.library(z), guided.denoise
 
@@ -167,7 +169,7 @@ def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Arr
         return _array.widen(xp, y)
 
     if not isinstance(z, np.ndarray) or not hasattr(denoise, "posterior_covariance") or guided.prediction != "x":
-        return backends.of(z).gradient(said, wide)
+        return backend_of(z).gradient(said, wide)
     covariance = _array.widen(np, denoise.posterior_covariance(z, log_snr))  # = J diag(sigma^2 / alpha), symmetric
     sigma, alpha = (along(function, part, wide) for part in (level.sigma, level.alpha))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -190,14 +192,14 @@ class Seen(NamedTuple):
 
 def see(function: str, term: Term, x: Array) -> Seen:
     """Return what a term sees of x-hat."""
-    from diffcore import backends
+    from diffcore._dispatch import backend_of
 
     xp = _array.library(x)
     if term.measure is None:
         truth, known = known_of(function, term.observed, term.mask, x)
         masked: Pull = lambda u: xp.where(known, u, xp.zeros_like(u))  # noqa: E731
         return Seen(masked(truth - x), masked, masked)
-    measure, backend = term.measure, backends.of(x)
+    measure, backend = term.measure, backend_of(x)
     found, pull = backend.gradient(measure, x)
     try:
         truth, known = known_of(function, term.observed, term.mask, found)

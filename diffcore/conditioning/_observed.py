@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def check(function: str, observed: Any, mask: Any) -> None:
         _array.namespace(function, **{argument: array})
         if argument == "observed" and not isinstance(value, float):
             _array.check_floating(function, **{argument: array})
-    given, known = _look(observed), True if mask is None else _look(mask)
+    given, known = _array.known(observed), True if mask is None else _array.known(mask)
     if known is not None and not isinstance(known, bool):
         if known.dtype != np.bool_ and not np.all((known == 0) | (known == 1)):
             raise ValueError(
@@ -53,40 +52,20 @@ def check(function: str, observed: Any, mask: Any) -> None:
             )
 
 
-def _look(value: Any) -> Any:
-    """Return a value on the host, or None where it is traced or on another device."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        if torch.compiler.is_compiling() or value.device.type != "cpu":
-            return None
-        value = value.detach()
-        value = value.float() if value.dtype == torch.bfloat16 else value
-    try:
-        array = np.asarray(value)
-        return array if array.dtype == np.bool_ else array.astype(np.float64)
-    except Exception:  # a tracer, or a tensor hidden in a transformation: each library raises its own
-        return None
-
-
 def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bool) -> Array:
     """Return a host array, or one of the data's library, broadcast to the data: booleans, or its computing dtype.
 
     Raises:
         TypeError: an array of another library.
-        ValueError: it does not broadcast.
+        ValueError: it does not broadcast, or its axes could be the first as well as the last of the data.
     """
     xp = _array.namespace(function, data=like)
     if isinstance(value, HOST):
         host = np.array(value)  # a copy: torch warns of read-only arrays
         value = xp.asarray(host != 0 if boolean else host, device=_array.device(like))
     _array.namespace(function, **{"the data": like, argument: value})
-    shape, of = tuple(value.shape), tuple(like.shape)
-    padded = (1,) * (len(of) - len(shape)) + shape
-    if len(shape) > len(of) or any(n not in (1, m) for n, m in zip(padded, of, strict=True)):
-        raise ValueError(
-            f"{function}: `{argument}` has shape {shape}, which does not broadcast to data of shape {of}; a mask of "
-            f"T frames takes trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
-        )
+    of = tuple(like.shape)
+    _array.check_trailing(function, argument, tuple(value.shape), of)
     if boolean:
         value = value if value.dtype == xp.bool else value != 0
     else:

@@ -36,7 +36,7 @@ class MomentMatching(Guided):
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the guided prediction at z, of its shape and dtype."""
-        from diffcore import backends
+        from diffcore._dispatch import backend_of
 
         at = linearise(FUNCTION, self, z, log_snr)
         covariance = _covariance(at, exact=any(term.strength > 0.0 for term in self.terms))
@@ -57,7 +57,7 @@ class MomentMatching(Guided):
             )
 
         residual = tuple(one.residual for one in seen)
-        solved = conjugate_residuals(backends.of(z), system, residual, self.iterations)
+        solved = conjugate_residuals(backend_of(z), system, residual, self.iterations)
         return moved(z, at, spread(solved))
 
 

@@ -3,11 +3,18 @@ r"""Replacement: the known elements of the state are overwritten after each stag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from diffcore._known import Held
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of
+from diffcore.denoiser import Noise
 from diffcore.plan import Plan
+from diffcore.plan.known import BEFORE, CLEAN, NOISE
+from diffcore.stage import combine
+from diffcore.state import State
 
 VARIANTS = ("marginal", "posterior")
 
@@ -26,9 +33,41 @@ class Replacement:
             raise ValueError(f"{function}: `variant` is {self.variant!r}, but takes one of {list(VARIANTS)}")
         check(function, self.observed, self.mask)
 
-    def hold(self, plan: Plan, z: Any) -> Held:
+    def hold(self, plan: Plan, z: Array) -> Known:
         """Return what a run of the plan holds, in the library and shape of its states; the loop asks."""
-        return Held(*known_of("conditioning.replacement", self.observed, self.mask, z), plan.known[self.variant])
+        x, known = known_of("conditioning.replacement", self.observed, self.mask, z)
+        table = np.array(plan.known[self.variant])  # a copy: torch warns of read-only arrays
+        return Known(x, known, _array.table_for(table, z))
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a replacement holds in a run: x^a (0 elsewhere) of at least float32, which elements are known, and the table of
+    `diffcore.plan.known`: the coefficients for the start, then those after each stage."""
+
+    parts: ClassVar = ("x", "known", "table")
+    x: Array
+    known: Array
+    table: Array
+
+    def begin(self, state: State, noise: Noise) -> Array:
+        """Return z of a start, with its known elements at the level of the start."""
+        return self._overwritten(state.z, state.z, 0, noise)
+
+    def after(self, before: State, state: State, noise: Noise) -> Array:
+        """Return z after a stage, with its known elements at the level that it leads to."""
+        return self._overwritten(state.z, before.z, before.index + 1, noise)
+
+    def _overwritten(self, z: Array, before: Array, at: Any, noise: Noise) -> Array:
+        xp, number = _array.namespace("step", z=z, before=before, observed=self.x), _array.known_int(at)
+        row: Any = _array.take_row(self.table, at, z) if number is None else self.table[number]
+        if xp is np and row.ndim == 1:
+            row = row.tolist()
+        of_before, of_x, of_noise = row if isinstance(row, list) else (row[..., at] for at in (BEFORE, CLEAN, NOISE))
+        quiet = isinstance(of_noise, float) and of_noise == 0.0
+        wide, noisy = _array.widen(xp, before), None if quiet else _array.widen(xp, noise())
+        value = combine(xp, wide, [(of_before, wide), (of_x, self.x), (of_noise, noisy)])
+        return xp.where(self.known, xp.astype(value, z.dtype, copy=False), z)
 
 
 def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Replacement:
@@ -52,8 +91,8 @@ def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Repla
         variant: "marginal", or "posterior", which keeps the noise of z^a correlated from level to level.
 
     Returns:
-        `Replacement`, for `constraint=` of `diffcore.sample`, `start` and `step`. Past estimates and saved states are
-        left alone: a plan acts element by element, so those of z^a reach no other.
+        `Replacement`, for `constraint=` of `diffcore.sample`, `start` and `step`. What a plan remembers is left alone: it
+        acts element by element, so that of z^a reaches no other.
 
     Raises:
         TypeError: `observed` has an integer dtype; it or the mask is no array.

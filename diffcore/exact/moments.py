@@ -1,8 +1,8 @@
 r"""What a sampler draws, by algebra: with the denoiser of Gaussian data a whole run is an affine map of its noises.
 
 In the eigen-direction of an eigenvalue c, x-hat = m + g (z - alpha m) with g = alpha c / (alpha^2 c + sigma^2). So a
-stage of a plan maps the vector u = (z, saved, x-hat_{-1}, x-hat_{-2}, ...) by a small matrix, adds a multiple of m, and
-adds noise to z. Every run is then
+stage of a plan maps the vector (z, m_1, ..., m_M) of state and memory by a small matrix, adds a multiple of m, and adds
+noise. Every run is then
 
     z_end = phi m + psi z_start + noise of variance n,
 
@@ -19,7 +19,7 @@ from diffcore import levels
 from diffcore.exact._parts import Diagonal, Float64, LowRank, Spectral, dense
 from diffcore.exact.gaussian import Gaussian
 from diffcore.levels import Level
-from diffcore.plan import NOISE, SAVED, Plan, X, Z
+from diffcore.plan import Plan
 
 DENSE = 4096
 """Elements of an event up to which a result that needs it is written out as a matrix."""
@@ -99,28 +99,31 @@ def respond(level: Level, update: Float64, values: Float64) -> Response:
         update: (stages, L, 1 or n, 2, columns), the plan's coefficients.
         values: (n,) eigenvalues of the data's covariance.
     """
-    shape = np.broadcast_shapes(level.alpha.shape[1:], values.shape)
-    past = update.shape[-1] - X - 1
-    size = 2 + past  # z, saved, past estimates
-    columns = [Z, SAVED, *range(X + 1, X + 1 + past)]
+    shape, size = np.broadcast_shapes(level.alpha.shape[1:], values.shape), update.shape[-2]
     phi, psi, covariance = np.zeros((*shape, size)), np.zeros((*shape, size)), np.zeros((*shape, size, size))
     psi[..., 0] = 1.0
     for alpha, sigma, rows in zip(level.alpha, level.sigma, update, strict=True):
-        total = alpha**2 * values + sigma**2
-        gain = np.where(values > 0.0, alpha * values / np.where(total > 0.0, total, 1.0), 0.0)
-        constant = 1.0 - alpha * gain
-        matrix, offset = np.zeros((*shape, size, size)), np.zeros((*shape, size))
-        matrix[..., :2, :] = rows[..., columns]
-        matrix[..., :2, 0] += rows[..., X] * gain[..., None]
-        offset[..., :2] = rows[..., X] * constant[..., None]
-        if past:
-            matrix[..., 2, 0], offset[..., 2] = gain, constant
-            matrix[..., range(3, size), range(2, size - 1)] = 1.0
-        phi = np.einsum("...ij,...j->...i", matrix, phi) + offset
+        carried, noise, estimate = _split(rows)
+        gain, constant = _gain(alpha, sigma, values)
+        matrix = np.array(np.broadcast_to(carried, (*shape, size, size)))
+        matrix[..., 0] += estimate * gain[..., None]
+        phi = np.einsum("...ij,...j->...i", matrix, phi) + estimate * constant[..., None]
         psi = np.einsum("...ij,...j->...i", matrix, psi)
-        covariance = matrix @ covariance @ np.swapaxes(matrix, -1, -2)
-        covariance[..., 0, 0] += rows[..., 0, NOISE] ** 2
+        covariance = matrix @ covariance @ np.swapaxes(matrix, -1, -2) + noise[..., :, None] * noise[..., None, :]
     return Response(phi[..., 0], psi[..., 0], covariance[..., 0, 0])
+
+
+def _split(rows: Float64) -> tuple[Float64, Float64, Float64]:
+    """Return what rows make of state and memory, of noise, and of x-hat, which without guidance a second estimate equals."""
+    size = rows.shape[-2]
+    return rows[..., :size], rows[..., size], rows[..., size + 1 :].sum(axis=-1)
+
+
+def _gain(alpha: Float64, sigma: Float64, values: Float64) -> tuple[Float64, Float64]:
+    """Return (g, 1 - alpha g) of x-hat = g z + (1 - alpha g) m."""
+    total = alpha**2 * values + sigma**2
+    gain = np.where(values > 0.0, alpha * values / np.where(total > 0.0, total, 1.0), 0.0)
+    return gain, 1.0 - alpha * gain
 
 
 def _flat(function: str, plan: Plan, lead: tuple[int, ...], event: tuple[int, ...]) -> tuple[Level, Float64]:
@@ -224,30 +227,31 @@ def _as_matrices(parts: Spectral, level: Level, update: Float64, start: levels.G
 def _one_by_matrices(
     data_mean: Float64, data_covariance: Float64, level: Level, update: Float64, mean0: Any, variance0: Any
 ) -> tuple[Float64, Float64]:
-    size, past = data_mean.size, update.shape[-1] - X - 1
-    parts = 2 + past
+    size, parts = data_mean.size, update.shape[-2]
     mean, spread = np.zeros((parts, size)), np.zeros((parts, size, parts, size))
     mean[0], spread[0, :, 0, :] = mean0, np.diag(np.broadcast_to(np.ravel(variance0), (size,)))
-    columns = [Z, SAVED, *range(X + 1, X + 1 + past)]
+    each = np.arange(size)
     for alpha, sigma, rows in zip(level.alpha, level.sigma, update, strict=True):
-        system = alpha[:, None] * data_covariance * alpha + np.diag(sigma**2)
-        gain = np.linalg.solve(system, alpha[:, None] * data_covariance).T
-        constant = data_mean - gain @ (alpha * data_mean)
-        matrix, offset = np.zeros((parts, size, parts, size)), np.zeros((parts, size))
-        for row in range(2):
-            for part, column in enumerate(columns):
-                matrix[row, :, part, :] = np.diag(rows[:, row, column])
-            matrix[row, :, 0, :] += rows[:, row, X, None] * gain
-            offset[row] = rows[:, row, X] * constant
-        if past:
-            matrix[2, :, 0, :], offset[2] = gain, constant
-        for part in range(3, parts):
-            matrix[part, :, part - 1, :] = np.eye(size)
+        carried, noise, estimate = _split(rows)
+        gain = _gain_matrix(alpha, sigma, data_covariance)
+        matrix = np.zeros((parts, size, parts, size))
+        matrix[:, each, :, each] = carried
+        matrix[:, :, 0, :] += estimate.T[:, :, None] * gain
+        offset = estimate.T * (data_mean - gain @ (alpha * data_mean))
         flat = matrix.reshape(parts * size, parts * size)
         mean = (flat @ mean.ravel()).reshape(parts, size) + offset
         spread = (flat @ spread.reshape(flat.shape) @ flat.T).reshape(spread.shape)
-        spread[0, :, 0, :] += np.diag(rows[:, 0, NOISE] ** 2)
+        spread[:, each, :, each] += noise[:, :, None] * noise[:, None, :]
     return mean[0], spread[0, :, 0, :]
+
+
+def _gain_matrix(alpha: Float64, sigma: Float64, covariance: Float64) -> Float64:
+    """Return G of x-hat = m + G (z - alpha m): C alpha (alpha C alpha + sigma^2)^{-1}, also where some frames are clean."""
+    system = alpha[:, None] * covariance * alpha + np.diag(sigma**2)
+    try:
+        return np.asarray(np.linalg.solve(system, alpha[:, None] * covariance).T)
+    except np.linalg.LinAlgError:  # clean directions in which the data do not vary
+        return np.asarray(covariance * alpha @ np.linalg.pinv(system, hermitian=True))
 
 
 def _shaped(mean: Any, covariance: Any, lead: tuple[int, ...], exact: Gaussian) -> Moments:

@@ -10,9 +10,24 @@
 | `unipc` | ODE, predictor and free corrector of order p | p + 1 | N |
 """
 
+from diffcore.samplers._table import Sampler, Variant, make, table
+from diffcore.samplers._trace import trace
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.exponential import dpm_solver_pp, unipc
 
-__all__ = ["ancestral", "ddim", "dpm_solver_pp", "euler", "heun", "predictor_corrector", "unipc"]
+__all__ = [
+    "Sampler",
+    "Variant",
+    "ancestral",
+    "ddim",
+    "dpm_solver_pp",
+    "euler",
+    "heun",
+    "make",
+    "predictor_corrector",
+    "table",
+    "trace",
+    "unipc",
+]

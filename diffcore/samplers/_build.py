@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from diffcore import grids, levels
 from diffcore.levels import Level
-from diffcore.plan import Float64, Plan, X
+from diffcore.plan import Float64, Plan
 from diffcore.schedules import Schedule
 
 
@@ -77,12 +77,13 @@ def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> N
         )
 
 
-def empty(stages: int, lead: tuple[int, ...], estimates: int = 1) -> Float64:
-    """Return a table of zeros, (stages, *lead, 2, 3 + estimates)."""
-    return np.zeros((stages, *lead, 2, X + estimates))
+def empty(stages: int, lead: tuple[int, ...], memory: int = 0) -> Float64:
+    """Return a table of zeros for a plan that remembers so many arrays, (stages, *lead, 1 + M, M + 3)."""
+    return np.zeros((stages, *lead, 1 + memory, memory + 3))
 
 
 def finish(name: str, schedule: Schedule, at: Float64, to: Float64, update: Float64, **settings: object) -> Plan:
     """Return the plan of a filled table."""
     shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-    return Plan(f"{name}({shown})", schedule.scaling, at, to, update)
+    title = f"{name}({shown})"
+    return Plan(title, schedule.scaling, at, to, update, settings={"sampler": name, **settings})

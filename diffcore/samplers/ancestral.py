@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from diffcore import _array, process
-from diffcore.plan import NOISE, Float64, Plan, X, Z
+from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import Steps, empty, finish, steps_of
 from diffcore.schedules import Schedule
+
+Z, NOISE, X = 0, Form().noise, Form().x
 
 
 def _fill_ancestral(update: Float64, steps: Steps, gamma: float) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from diffcore import _array, process
-from diffcore.plan import NOISE, Plan, X, Z
+from diffcore.plan import Form, Plan
 from diffcore.samplers._build import empty, finish, steps_of
 from diffcore.schedules import Schedule
+
+Z, NOISE, X = 0, Form().noise, Form().x
 
 
 def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, grid: Any = None) -> Plan:

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffcore import _array, levels
 from diffcore.levels import Level
-from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
+from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import Steps, empty, finish, steps_of
 from diffcore.schedules import Schedule
 
@@ -125,8 +125,8 @@ def _plan(
         else:
             at, to = churned.log_snr, pairs.s.log_snr.copy()
             update = empty(len(pairs), pairs.lead)
-            update[..., 0, Z] = from_z
-            update[..., 0, X] = -pairs.s.alpha * np.expm1(-half)
+            update[..., 0, 0] = from_z
+            update[..., 0, Form().x] = -pairs.s.alpha * np.expm1(-half)
     _fold(update, to, pairs, churned, noise)
     settings = {"churn": churn, "churn_range": churn_range, "noise_scale": noise_scale} if churn else {}
     return finish(name, schedule, at, to, update, **settings)
@@ -150,7 +150,7 @@ def _churn(
 def _heun(
     pairs: Steps, churned: Level, half: Float64, from_z: Float64, scaling: str
 ) -> tuple[Float64, Float64, Float64]:
-    """Return the table of pairs of stages: Euler, which saves its start, then the correction."""
+    """Return the table of pairs of stages: Euler, which remembers what the correction needs of its start, then that."""
     clean = np.asarray(pairs.clean).reshape(len(pairs), -1)
     single = np.asarray(clean.all(axis=1))
     if np.any(clean.any(axis=1) != single):
@@ -158,12 +158,11 @@ def _heun(
             "samplers.heun: `grid` ends on clean data for some samples only; end all of them there, or none"
         )
     count = 2 * len(pairs) - int(single[-1])
-    update = empty(count, pairs.lead, estimates=2)
+    form = Form(memory=int(count > 1))
+    update = empty(count, pairs.lead, form.memory)
     first, second = update[0::2], update[1::2]
-    first[..., 0, Z] = from_z
-    first[..., 0, X] = -pairs.s.alpha * np.expm1(-half)
-    some = slice(0, len(second))
-    first[some, ..., 1, Z] = 1.0
+    first[..., 0, 0] = from_z
+    first[..., 0, form.x] = -pairs.s.alpha * np.expm1(-half)
     # z / norm moves straight, in r or in sigma; the step relative to that at its start and at its end
     if scaling == "flow":
         norm = norm_t = np.ones_like(half)
@@ -172,10 +171,13 @@ def _heun(
     else:
         norm, norm_t = pairs.s.alpha, churned.alpha
         of_start, of_end = np.expm1(-half), -np.expm1(half)
-    second[..., 0, SAVED] = ((1.0 + 0.5 * of_start) * norm / norm_t)[some]
-    second[..., 0, X + 1] = (-0.5 * norm * of_start)[some]
-    second[..., 0, Z] = (0.5 * of_end)[some]
-    second[..., 0, X] = (-0.5 * norm * of_end)[some]
+    some = slice(0, len(second))
+    if len(second):
+        first[some, ..., 1, 0] = ((1.0 + 0.5 * of_start) * norm / norm_t)[some]
+        first[some, ..., 1, form.x] = (-0.5 * norm * of_start)[some]
+        second[..., 0, 1] = 1.0
+        second[..., 0, 0] = (0.5 * of_end)[some]
+        second[..., 0, form.x] = (-0.5 * norm * of_end)[some]
     at, to = np.empty(update.shape[:-2]), np.empty(update.shape[:-2])
     at[0::2], at[1::2] = churned.log_snr, pairs.s.log_snr[some]
     to[0::2], to[1::2] = pairs.s.log_snr, pairs.s.log_snr[some]
@@ -190,5 +192,5 @@ def _fold(update: Float64, to: Float64, pairs: Steps, churned: Level, noise: Flo
     last = slice(per_step - 1, per_step * (len(pairs) - 1), per_step)  # the stages that arrive at an inner point
     scale = churned.alpha[1:] / pairs.t.alpha[1:]
     update[last, ..., 0, :] *= scale[..., None]
-    update[last, ..., 0, NOISE] = noise[1:]
+    update[last, ..., 0, Form(update.shape[-2] - 1).noise] = noise[1:]
     to[last] = churned.log_snr[1:]

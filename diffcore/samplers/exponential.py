@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from diffcore import _array
-from diffcore.plan import NOISE, SAVED, Float64, Plan, X, Z
+from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import empty, finish, steps_of
 from diffcore.schedules import Schedule
 
@@ -79,6 +79,12 @@ def _nodes(points: Float64, at: int, to: int, newest: int, count: int) -> Float6
     )
 
 
+def _remember_estimates(update: Float64, form: Form, first: int) -> None:
+    """Let the memory from number `first` on hold the last estimates, newest first: rows that only copy."""
+    for at in range(first, form.memory + 1):
+        update[..., at, form.x if at == first else at - 1] = 1.0
+
+
 def _check_order(function: str, order: object) -> None:
     if isinstance(order, bool) or not isinstance(order, int | np.integer) or order not in (1, 2, 3):
         raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
@@ -114,7 +120,7 @@ def dpm_solver_pp(
     Source: Lu et al. 2022 (arXiv 2211.01095), alg. 2 and eq. 18; the weights of order 3 are derived above.
 
     >>> import diffcore as dc
-    >>> dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=20, order=3, eta=1.0).history
+    >>> dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=20, order=3, eta=1.0).memory
     2
     """
     function = "samplers.dpm_solver_pp"
@@ -124,10 +130,12 @@ def dpm_solver_pp(
     pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
     t, s, half = pairs.t, pairs.s, pairs.half
     points = np.concatenate([t.log_snr, s.log_snr[-1:]])
-    update = empty(len(pairs), pairs.lead, estimates=order)
+    form = Form(memory=min(order, len(pairs)) - 1)
+    update = empty(len(pairs), pairs.lead, form.memory)
+    _remember_estimates(update, form, 1)
     with np.errstate(invalid="ignore"):
-        update[..., 0, Z] = s.sigma / t.sigma * (np.exp(-eta * half) if eta else 1.0)
-        update[..., 0, NOISE] = s.sigma * np.sqrt(-np.expm1(-2.0 * eta * half)) if eta else 0.0
+        update[..., 0, 0] = s.sigma / t.sigma * (np.exp(-eta * half) if eta else 1.0)
+        update[..., 0, form.noise] = s.sigma * np.sqrt(-np.expm1(-2.0 * eta * half)) if eta else 0.0
     for stage in range(len(pairs)):
         use = min(order, stage + 1)
         width = np.where(pairs.clean[stage], 1.0, half[stage])  # nodes at the clean end are not used
@@ -144,7 +152,7 @@ def dpm_solver_pp(
             weights = interpolation_weights((1.0 + eta) * width, _nodes(finite, stage, stage + 1, stage, use))
         first_order = np.concatenate([total[..., None], np.zeros((*pairs.lead, use - 1))], axis=-1)
         weights = np.where(pairs.clean[stage][..., None], first_order, weights)
-        update[stage, ..., 0, X : X + use] = s.alpha[stage][..., None] * weights
+        update[stage, ..., 0, [form.x, *range(1, use)]] = np.moveaxis(s.alpha[stage][..., None] * weights, -1, 0)
     return finish("dpm_solver_pp", schedule, t.log_snr, s.log_snr, update, order=order, eta=eta)
 
 
@@ -157,7 +165,7 @@ def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid:
         z_{i+1}   = (sigma_{i+1} / sigma_i) z_i^c + alpha_{i+1} sum_j w'_j x-hat_{i-j},  j = 0 .. p-1  (predictor)
 
     The weights integrate the interpolating polynomials exactly; the published B(h) cancels from the full systems, and
-    the published short cut 1/2 for systems of one equation is not taken. z^c is the plan's saved state.
+    the published short cut 1/2 for systems of one equation is not taken. The memory holds what the next correction needs.
 
     Args:
         schedule: gives the levels and the scaling.
@@ -172,8 +180,8 @@ def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid:
 
     >>> import diffcore as dc
     >>> plan = dc.samplers.unipc(dc.schedules.Cosine(), steps=10)
-    >>> len(plan), plan.saves
-    (10, True)
+    >>> len(plan), plan.memory
+    (10, 2)
     """
     function = "samplers.unipc"
     _check_order(function, order)
@@ -181,24 +189,26 @@ def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid:
     t, s, half = pairs.t, pairs.s, pairs.half
     points = np.concatenate([t.log_snr, s.log_snr[-1:]])
     stages = len(pairs)
-    update = empty(stages, pairs.lead, estimates=min(order, stages - 1) + 1)
+    form = Form(memory=min(order, stages) - int(stages == 1))
+    update = empty(stages, pairs.lead, form.memory)
+    _remember_estimates(update, form, 2)
+    corrected = np.zeros((*pairs.lead, form.columns))  # z^c of a stage, as a row over the columns
+    corrected[..., 0] = 1.0
     for stage in range(stages):
-        corrected = np.zeros((*pairs.lead, update.shape[-1]))  # z^c of this stage, as a row over the columns
-        if stage == 0:
-            corrected[..., Z] = 1.0
-        else:
-            use = min(order, stage) + 1
-            nodes = _nodes(points, stage - 1, stage, stage, use)
-            corrected[..., SAVED] = t.sigma[stage] / t.sigma[stage - 1]
-            corrected[..., X : X + use] = t.alpha[stage][..., None] * interpolation_weights(half[stage - 1], nodes)
         use = min(order, stage + 1)
+        estimates = [form.x, *range(2, use + 1)]
         finite = points.copy()
         finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
         width = np.where(pairs.clean[stage], 1.0, half[stage])
         weights = interpolation_weights(width, _nodes(finite, stage, stage + 1, stage, use))
         weights = np.where(pairs.clean[stage][..., None], np.arange(use) == 0, weights)
         update[stage, ..., 0, :] = (s.sigma[stage] / t.sigma[stage])[..., None] * corrected
-        update[stage, ..., 0, X : X + use] += s.alpha[stage][..., None] * weights
-        if stage < stages - 1:
-            update[stage, ..., 1, :] = corrected
+        update[stage, ..., 0, estimates] += np.moveaxis(s.alpha[stage][..., None] * weights, -1, 0)
+        if stage < stages - 1:  # what the next stage's corrector needs of what is known now, and then its own estimate
+            nodes = _nodes(points, stage, stage + 1, stage + 1, use + 1)
+            weights = s.alpha[stage][..., None] * interpolation_weights(half[stage], nodes)
+            update[stage, ..., 1, :] = (s.sigma[stage] / t.sigma[stage])[..., None] * corrected
+            update[stage, ..., 1, estimates] += np.moveaxis(weights[..., 1:], -1, 0)
+            corrected = np.zeros_like(corrected)
+            corrected[..., 1], corrected[..., form.x] = 1.0, weights[..., 0]
     return finish("unipc", schedule, t.log_snr, s.log_snr, update, order=order)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 import diffcore as dc
-from diffcore import _array, noise, sampling
+from diffcore import _array, noise, stage
 from diffcore._array import Array
 from diffcore.backends import Backend, Run
 from diffcore.plan import Plan
-from diffcore.sampling import State
+from diffcore.state import State
 
 Denoise = Callable[[Array, Array], Array]
 
@@ -29,23 +29,22 @@ class Loop:
         if self.backend is None:
             return dc.start(plan, shape=shape, like=self.like, seed=seed)
         xp, dims = _array.library(self.like), tuple(shape)
-        words = self.backend.seeds(noise.seed_words(seed, dims[0]), self.like)
+        words = self.backend.seeds(noise.keys(seed, dims[0]), self.like)
         where = _array.device(self.like)
         eps = _array.widen(xp, self.backend.normal(words, 0, dims, dtype=self.like.dtype, device=where))
         sigma = plan.start.sigma
-        sigma = float(sigma) if np.ndim(sigma) == 0 else sampling.table_for(np.asarray(sigma), eps)
+        sigma = float(sigma) if np.ndim(sigma) == 0 else _array.table_for(np.asarray(sigma), eps)
         z = xp.astype(_array.along("testing", "plan", sigma, eps, xp) * eps, self.like.dtype, copy=False)
-        estimates = tuple(xp.zeros_like(z) for _ in range(plan.history))
-        return State(z, xp.zeros_like(z) if plan.saves else None, estimates, self.backend.index(0), words)
+        blank = [xp.zeros_like(z) for _ in range(plan.memory + 1)]
+        return State(z, tuple(blank[1:]), blank[0], self.backend.index(0), self.backend.index(1), words)
 
     def step(self, plan: Plan, state: State, y: Array, prediction: str) -> State:
         """Return the state after a stage."""
         if self.backend is None:
             return dc.step(plan, state, y, prediction=prediction)
-        table = plan.coefficients(prediction)[int(state.index)]
-        row: Any = sampling.table_for(table, state.z) if plan.lead else table.tolist()
-        noisy = bool(np.any(table[..., sampling.NOISE_COLUMN]))
-        return self.backend.advance(state, y, row, None, stochastic=noisy, transform_x=None)
+        at = int(state.index)
+        row = stage.row_of(plan.coefficients(prediction), at, state.z)
+        return self.backend.advance(plan.form, state, y, row, None, stochastic=plan.noisy[at], transform_x=None)
 
     def sample(
         self,

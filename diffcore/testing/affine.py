@@ -1,7 +1,7 @@
 r"""What a run draws when every stage is affine, by algebra and without a random number: any denoiser, any constraint.
 
 `exact.moments` follows a plan in the eigenbasis of the data; here the loop itself is taken apart. A stage maps the state
-u = (z, saved, past estimates) and its noises to a new state; if that map is affine it is known from its values at zero
+(z, m_1, ..., m_M) and its noises to a new state; if that map is affine it is known from its values at zero
 and at the basis vectors, and mean and covariance follow from it exactly.
 """
 
@@ -18,7 +18,8 @@ from diffcore import predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
-from diffcore.sampling import State
+from diffcore.stage import Source
+from diffcore.state import State
 from diffcore.testing._arrays import Float64, host, put
 
 __all__ = ["Drawn", "drawn_by"]
@@ -67,18 +68,17 @@ def drawn_by(
         denoise = denoise.with_scaling(plan.scaling)
     kind = predictions.said("testing.drawn_by", denoise, prediction)
     like = np.zeros(()) if like is None else like
-    size, parts = math.prod(event), 1 + int(plan.saves) + plan.history
+    size, parts = math.prod(event), 1 + plan.memory
     count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known
     basis = np.concatenate([np.zeros((1, count)), np.eye(count)])
     split = lambda column: put(basis[:, column * size : (column + 1) * size].reshape(-1, *event), like)  # noqa: E731
     noises = [split(parts), split(parts + 1)]
 
     def source(draw: int, shape: tuple[int, ...]) -> Array:  # noqa: ARG001
-        return noises[int(draw) > len(plan)]
+        return noises[int(draw) >= Source.OTHER]
 
     def flat(state: State) -> Float64:
-        arrays = [state.z, *([state.saved] if plan.saves else []), *state.estimates]
-        return np.concatenate([host(array).reshape(count + 1, size) for array in arrays], axis=1)
+        return np.concatenate([host(array).reshape(count + 1, size) for array in (state.z, *state.memory)], axis=1)
 
     begun = dc.start(plan, split(parts), noise=source, constraint=constraint)  # z = eps of the start
     given = dc.start(plan, split(0), noise=source, constraint=constraint)
@@ -92,12 +92,20 @@ def drawn_by(
         offset, response = rows[0], (rows - rows[0])[1:]
         response[parts * size : (parts + 1) * size] *= scale[:, None]
         mean, covariance = offset, response.T @ response
-    state = given._replace(z=split(0), saved=split(1) if plan.saves else None)
-    state = state._replace(estimates=tuple(split(1 + int(plan.saves) + back) for back in range(plan.history)))
+    state = given._replace(z=split(0), memory=tuple(split(1 + at) for at in range(plan.memory)))
     for stage, log_snr in enumerate(plan.log_snr):
         at = put(np.broadcast_to(log_snr, (count + 1, *plan.lead[1:])), like)
         y = denoise(state.z, at)
-        rows = flat(dc.step(plan, state._replace(index=stage), y, prediction=kind, noise=source, constraint=constraint))
+        rows = flat(
+            dc.step(
+                plan,
+                state._replace(index=stage, draw=stage + 1),
+                y,
+                prediction=kind,
+                noise=source,
+                constraint=constraint,
+            )
+        )
         response = (rows - rows[0])[1:]
         own, noise = response[: parts * size], response[parts * size :]
         mean = rows[0] + mean @ own

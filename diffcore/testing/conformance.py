@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 import diffcore as dc
-from diffcore import _array, backends, noise, sampling
+from diffcore import _array, noise, stage
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
 from diffcore.backends import Backend
 from diffcore.plan import Plan
-from diffcore.sampling import State
+from diffcore.state import State
 from diffcore.testing import runs
 from diffcore.testing._arrays import compare, epsilon, fail_unless, host, put
 from diffcore.testing._loop import Loop
@@ -40,22 +41,20 @@ __all__ = [
 
 
 def plans(steps: int = 4) -> dict[str, Plan]:
-    """Return the table of plans that the battery runs: between them they read and write every column of a plan.
+    """Return the plans that the battery runs: of each sampler the variant that does most, under the three scalings in turn.
 
     >>> sorted(plans())[:3]
-    ['ancestral', 'ddim', 'dpm3_sde']
+    ['ancestral', 'ddim', 'dpm_solver_pp']
     """
     vp = dc.schedules.Cosine(log_snr_min=-8.0, log_snr_max=8.0)
     flow = dc.schedules.truncate(dc.schedules.Flow(), -8.0, 8.0)
     ve = dc.schedules.Karras(sigma_min=0.02, sigma_max=20.0)
-    return {
-        "ancestral": dc.samplers.ancestral(vp, steps, gamma=0.3),
-        "predictor_corrector": dc.samplers.predictor_corrector(vp, steps, delta=0.1),
-        "ddim": dc.samplers.ddim(flow, steps),
-        "heun": dc.samplers.heun(ve, grid=dc.grids.karras(ve, steps), churn=1.0),
-        "dpm3_sde": dc.samplers.dpm_solver_pp(vp, steps, order=3, eta=1.0),
-        "unipc": dc.samplers.unipc(flow, steps, order=3),
-    }
+    found = {}
+    for at, (name, row) in enumerate(dc.samplers.table().items()):
+        schedule = (vp, flow, ve)[at % 3]
+        grid = dc.grids.uniform_log_snr(schedule, steps, clean=True)
+        found[name] = row.make(schedule, grid=grid, **row.variants[-1].settings)
+    return found
 
 
 def _bounded(z: Array, log_snr: Array) -> Array:
@@ -78,7 +77,7 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
     >>> check_backend(like=np.zeros(1, np.float32))
     """
     like = np.zeros(1, dtype=np.float32) if like is None else like
-    served = backends.of(like) if backend is None else backend
+    served = backend_of(like) if backend is None else backend
     check_contract(served)
     check_noise(like, backend=served)
     check_type(backend, like)
@@ -107,12 +106,12 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
 
 def check_contract(backend: Backend) -> None:
     """Check that a backend has every member of the contract, and takes the arguments that the loop passes."""
-    members = ("name", "seeds", "normal", "bits", "index", "traces", "advance", "run", "cond", "repeat", "gradient")
+    members = ("name", "seeds", "normal", "bits", "index", "advance", "run", "cond", "repeat", "gradient")
     for name in (*members, "compile", "trace"):
         fail_unless(hasattr(backend, name), "contract", f"{type(backend).__name__} has no {name!r}")
     fail_unless(isinstance(backend, Backend), "contract", f"{type(backend).__name__} is no diffcore.backends.Backend")
     fail_unless(isinstance(backend.name, str) and backend.name, "contract", f"`name` is {backend.name!r}, not a text")
-    for name in ("seeds", "normal", "bits", "index", "traces", "advance", "run"):
+    for name in ("seeds", "normal", "bits", "index", "advance", "run"):
         wanted = inspect.signature(getattr(Backend, name)).parameters
         try:
             takes = inspect.signature(getattr(backend, name)).parameters
@@ -185,31 +184,30 @@ def _by_float64(plan: Plan, prediction: str, like: Array) -> Any:
 
 
 def check_advance(backend: Backend, like: Array, *, rounding: float = 16.0) -> float:
-    """Check that `advance` is `diffcore.sampling.advance`, the plain function, for coefficients as floats and as arrays."""
+    """Check that `advance` is `diffcore.stage.advance`, the plain function, for coefficients as floats and as arrays."""
     worst = 0.0
     for name, plan in plans().items():
         state = Loop(like, backend).start(plan, (2, 5), 4)
-        table = plan.coefficients("v")
-        for stage in range(len(plan)):
+        table, form = plan.coefficients("v"), plan.form
+        for k, noisy in enumerate(plan.noisy):
             y = _bounded(state.z, state.z)
-            given: list[Any] = [table[stage].tolist(), sampling.table_for(table[stage], state.z)]
-            noisy = bool(np.any(table[stage, ..., sampling.NOISE_COLUMN]))
-            drawn = sampling.draw_noise(backend, state, None) if noisy else None
-            plain = sampling.advance(state, y, given[0], drawn, None)
-            size = 1.0 + np.abs(host(plain.z)).max() + np.abs(table[stage]).max() * np.abs(host(state.z)).max()
+            given: list[Any] = [table[k].tolist(), _array.table_for(table[k], state.z)]
+            drawn = stage.drawn(backend, state, None) if noisy else None
+            plain = stage.advance(form, state, y, given[0], drawn, None)
+            size = 1.0 + np.abs(host(plain.z)).max() + np.abs(table[k]).max() * np.abs(host(state.z)).max()
             for row in given:
-                fused = backend.advance(state, y, row, None, stochastic=noisy, transform_x=None)
-                fail_unless(int(fused.index) == stage + 1, "advance", f"index {fused.index} after stage {stage}")
-                pairs = [(fused.z, plain.z), *zip(fused.estimates, plain.estimates, strict=True)]
-                pairs += [] if plain.saved is None else [(fused.saved, plain.saved)]
+                fused = backend.advance(form, state, y, row, None, stochastic=noisy, transform_x=None)
+                reached = int(fused.index), int(fused.draw)
+                fail_unless(reached == (k + 1, k + 2), "advance", f"index and draw {reached} after stage {k}")
+                pairs = [(fused.z, plain.z), (fused.x, plain.x), *zip(fused.memory, plain.memory, strict=True)]
                 for got, want in pairs:
-                    identity = f"advance of {name}, stage {stage}"
+                    identity = f"advance of {name}, stage {k}"
                     worst = max(worst, compare(identity, host(got), host(want), rounding * epsilon(like) * size))
-            clipped = backend.advance(state, y, given[0], drawn, stochastic=noisy, transform_x=lambda x: 0.0 * x)
-            want = sampling.advance(state, y, given[0], drawn, lambda x: 0.0 * x)
+            moved = backend.advance(form, state, y, given[0], drawn, stochastic=noisy, transform_x=lambda x: 0.0 * x)
+            want = stage.advance(form, state, y, given[0], drawn, lambda x: 0.0 * x)
             allowed = rounding * epsilon(like) * size
-            compare(f"advance of {name} with transform_x", host(clipped.z), host(want.z), allowed)
-            state = plain._replace(index=backend.index(stage + 1))
+            compare(f"advance of {name} with transform_x", host(moved.z), host(want.z), allowed)
+            state = plain._replace(index=backend.index(k + 1), draw=backend.index(k + 2))
     return worst
 
 
@@ -268,18 +266,18 @@ def check_gradient(backend: Backend, like: Array) -> bool:
 def check_compile(backend: Backend, like: Array, *, rounding: float = 64.0) -> None:
     """Check that a stage can be compiled, without its values being looked at, and is the same stage then."""
     plan = plans()["ancestral"]
-    table = sampling.table_for(plan.coefficients("v"), like)
+    table = _array.table_for(plan.coefficients("v"), like)
 
-    def stage(z: Array, y: Array, row: Array, index: Any, words: Array) -> Array:
-        state = State(z, None, (), index, words)
-        return backend.advance(state, y, row, None, stochastic=True, transform_x=None).z
+    def one(z: Array, y: Array, row: Array, index: Any, words: Array) -> Array:
+        state = State(z, (), None, index, index + 1, words)
+        return backend.advance(plan.form, state, y, row, None, stochastic=True, transform_x=None).z
 
-    compiled: Callable[..., Array] = backend.compile(stage)
+    compiled: Callable[..., Array] = backend.compile(one)
     z = Loop(like, backend).start(plan, (2, 5), 9).z
-    words = backend.seeds(noise.seed_words(9, 2), like)
+    words = backend.seeds(noise.keys(9, 2), like)
     for k in range(len(plan) - 1):
         given = (z, _bounded(z, z), table[k, ...], backend.index(k), words)
-        want, got = stage(*given), compiled(*given)
+        want, got = one(*given), compiled(*given)
         fail_unless(got.dtype == want.dtype, f"compile: stage {k}", f"dtype {got.dtype}, but should be {want.dtype}")
         allowed = rounding * epsilon(like) * (1.0 + np.abs(host(want)).max())
         compare(f"compile: stage {k}", host(got), host(want), allowed)

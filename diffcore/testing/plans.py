@@ -13,7 +13,7 @@ import numpy as np
 
 import diffcore as dc
 from diffcore import exact, levels
-from diffcore.plan import NOISE, SAVED, Plan, X, Z
+from diffcore.plan import Plan
 from diffcore.testing._arrays import Float64, compare, fail_unless
 
 __all__ = [
@@ -35,18 +35,14 @@ def _responses(plan: Plan) -> tuple[Float64, Float64, Float64]:
     """Return (from_z, from_x, variance) of the state after every stage, (stages,) each, for one x-hat in all stages."""
     if plan.lead:
         raise ValueError(f"testing: `plan` has levels of shape {plan.lead}, but this check takes those of shape ()")
-    stages, state = (
-        len(plan),
-        np.zeros((2, 2 + len(plan))),
-    )  # rows z, saved; columns z_0, x, and the noise of each stage
+    form = plan.form
+    state = np.zeros((1 + form.memory, 2 + len(plan)))  # rows z and memory; columns z_0, x, and the noise of each stage
     state[0, 0] = 1.0
     out = []
-    for k in range(stages):
-        row = plan.update[k]
-        after = row[:, Z : Z + 1] * state[0] + row[:, SAVED : SAVED + 1] * state[1]
-        after[:, 1] += row[:, X : X + 1 + min(k, plan.history)].sum(axis=-1)
-        after[0, 2 + k] += row[0, NOISE]
-        state = after
+    for k, rows in enumerate(plan.update):
+        state = rows[:, : form.noise] @ state
+        state[:, 1] += rows[:, form.x :].sum(axis=-1)
+        state[:, 2 + k] += rows[:, form.noise]
         out.append((state[0, 0], state[0, 1], float(np.sum(state[0, 2:] ** 2))))
     columns = np.array(out).T
     return columns[0], columns[1], columns[2]
@@ -196,7 +192,7 @@ def check_eta(make_plan: Callable[[Float64, float], Plan], grid: Float64, *, rto
         t, s = (levels.level(at, plan.scaling) for at in (plan.log_snr, plan.next_log_snr))
         variance = -np.expm1(t.log_snr - s.log_snr) * s.sigma**2
         identity, where = f"{plan.sampler}: eta^2 of the posterior's variance", {"stage": np.arange(len(plan))}
-        found, want = plan.update[:, 0, NOISE] ** 2, eta**2 * variance
+        found, want = plan.update[:, 0, plan.form.noise] ** 2, eta**2 * variance
         used = max(used, compare(identity, found, want, rtol * variance, where=where), check_keeps_marginals(plan))
     return used
 
@@ -265,13 +261,13 @@ def check_corrector_bias(
     True
     """
     plan = make_plan(schedule, steps=12, gamma=0.0, delta=delta)
-    correct = plan.update[1::2, 0]
+    correct, form = plan.update[1::2, 0], plan.form
     at = levels.level(plan.log_snr[1::2], plan.scaling)
     total = at.alpha**2 * variance + at.sigma**2
-    moved = correct[:, Z] * at.alpha + correct[:, X]
+    moved = correct[:, 0] * at.alpha + correct[:, form.x]
     used = compare("mean under the corrector", moved, at.alpha, rtol * at.alpha, where={"log_snr": at.log_snr})
-    gain = correct[:, Z] + correct[:, X] * at.alpha * variance / total
-    stationary = correct[:, NOISE] ** 2 / (1.0 - gain**2)
+    gain = correct[:, 0] + correct[:, form.x] * at.alpha * variance / total
+    stationary = correct[:, form.noise] ** 2 / (1.0 - gain**2)
     truth = total / (1.0 - 0.25 * delta * at.sigma**2 / total)
     size = rtol * truth / np.minimum(1.0, delta * at.sigma**2 / total)  # 1 - gain^2 cancels where the step is small
     name = "stationary variance of the corrector"

@@ -16,8 +16,8 @@ import diffcore as dc
 from diffcore import levels, noise
 from diffcore._array import Array
 from diffcore.backends import Backend
-from diffcore.plan import Plan, X
-from diffcore.sampling import State
+from diffcore.plan import Plan
+from diffcore.state import State
 from diffcore.testing._arrays import compare, epsilon, fail_unless, host, put
 from diffcore.testing._loop import Denoise, Loop
 
@@ -48,7 +48,7 @@ def check_last_step_returns_x(plan: Plan, *, like: Array | None = None, backend:
     """
     fail_unless(np.all(plan.next_log_snr[-1] == np.inf), plan.sampler, f"ends at log_snr = {plan.next_log_snr[-1]}")
     last = np.zeros(plan.update.shape[-1])
-    last[X] = 1.0
+    last[plan.form.x] = 1.0
     compare(f"{plan.sampler}: the last step returns x-hat", plan.update[-1, ..., 0, :], last, 0.0)
     loop = Loop(like, backend)
     said: list[Array] = []
@@ -191,8 +191,7 @@ def check_resumed(
     for stage in range(len(plan) - 1) if stages is None else stages:
         kept = states[stage]
         carry = lambda array: None if array is None else put(host(array), straight)  # noqa: E731
-        estimates = tuple(carry(estimate) for estimate in kept.estimates)
-        state = kept._replace(z=carry(kept.z), saved=carry(kept.saved), estimates=estimates)
+        state = kept._replace(z=carry(kept.z), memory=tuple(map(carry, kept.memory)), x=carry(kept.x))
         again = loop.sample(denoise, plan, state, prediction)
         _same_bits(f"{plan.sampler}: resumed after stage {stage} and straight", again, straight)
 
@@ -229,8 +228,8 @@ def check_run(
     >>> check_run(dc.samplers.unipc(dc.schedules.Cosine(), 4), transform_x=dc.guidance.clip()) <= 1.0
     True
     """
-    if plan.lead:
-        raise ValueError(f"testing.check_run: `plan` has levels of shape {plan.lead}, but takes those of shape ()")
+    if plan.lead or plan.second:
+        raise ValueError("testing.check_run: `plan` must have levels of shape () and no second estimate")
     like = np.zeros(()) if like is None else like
     seed = [(3, 2**64 - 1, 2**33 + 5)[i % 3] + i // 3 for i in range(shape[0])]
     place = np.linspace(-1.0, 1.0, math.prod(shape[1:])).reshape(shape[1:])
@@ -241,7 +240,7 @@ def check_run(
         return put(place, z) - of_level.reshape(-1, *(1,) * (len(shape) - 1)) * z
 
     z = host(begin)
-    saved, past = np.zeros(shape), [np.zeros(shape)] * plan.history
+    memory = [np.zeros(shape)] * plan.memory
     largest = np.abs(z).max(initial=0.0)
     for k, log_snr in enumerate(plan.log_snr.tolist()):
         at = levels.level(np.float64(log_snr), plan.scaling)
@@ -249,11 +248,10 @@ def check_run(
         x = (at.alpha * z - at.sigma * v) / (at.alpha**2 + at.sigma**2)
         x = x if transform_x is None else np.asarray(transform_x(x))
         eps = noise.normal(seed, k + 1, shape, dtype=np.float64)
-        terms = [z, saved, eps, x, *past]
+        terms = [z, *memory, eps, x]
         sizes = np.array([np.abs(term).max(initial=0.0) for term in terms])
         largest = max(largest, float((np.abs(plan.update[k]) @ sizes).max()))  # before what cancels
-        z, saved = (sum(c * term for c, term in zip(row, terms, strict=True)) for row in plan.update[k].tolist())
-        past = [x, *past][: plan.history]
+        z, *memory = (sum(c * term for c, term in zip(row, terms, strict=True)) for row in plan.update[k].tolist())
     found = run(says, plan, begin, seed=seed, prediction="v", transform_x=transform_x)
     identity = f"a run of {plan.sampler} is what its table says"
     fail_unless(found.dtype == begin.dtype, identity, f"dtype {found.dtype}, but should be {begin.dtype}")

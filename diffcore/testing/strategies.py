@@ -7,7 +7,7 @@ frame axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -195,17 +195,12 @@ def plans(draw: st.DrawFn, scaling: str | None = None, *, clean: bool | None = N
         clean: whether it ends on clean data; None draws it too.
     """
     schedule = kinds.Cosine(scaling=draw(scalings()) if scaling is None else scaling)
-    grid, share, order = draw(grids(clean=clean)), draw(_between(0.0, 1.0)), draw(st.integers(1, 3))
-    choices: Sequence[Callable[[], Plan]] = (
-        lambda: samplers.ancestral(schedule, grid=grid, gamma=share),
-        lambda: samplers.predictor_corrector(schedule, grid=grid, gamma=share, delta=0.1),
-        lambda: samplers.ddim(schedule, grid=grid, eta=share),
-        lambda: samplers.euler(schedule, grid=grid, churn=share),
-        lambda: samplers.heun(schedule, grid=grid, churn=share),
-        lambda: samplers.dpm_solver_pp(schedule, grid=grid, order=order, eta=share),
-        lambda: samplers.unipc(schedule, grid=grid, order=order),
-    )
-    return draw(st.sampled_from(choices))()
+    row = draw(st.sampled_from(list(samplers.table().values())))
+    settings = {
+        name: draw(_between(*values) if isinstance(values[0], float) else st.sampled_from(values))
+        for name, values in row.ranges.items()
+    }
+    return row.make(schedule, grid=draw(grids(clean=clean)), **settings)
 
 
 def shapes(*, min_axes: int = 1, max_axes: int = 5) -> st.SearchStrategy[tuple[int, ...]]:

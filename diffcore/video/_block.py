@@ -14,6 +14,7 @@ from diffcore.conditioning.moment_matching import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction, row_function, said
+from diffcore.state import State
 
 METHODS = ("reconstruction", "replacement", "moment_matching")
 
@@ -33,7 +34,7 @@ class Sampler:
     prediction: Prediction | None
     transform_x: Callable[[Array], Array] | None
     compile: bool | None
-    callback: Callable[[sampling.State], object] | None
+    callback: Callable[[State], object] | None
     traced: dict[Any, Callable[..., Array]] = field(default_factory=dict)
     """A run for each pattern of known frames: a stream has two or three, and its blocks share their traces."""
 
@@ -45,7 +46,7 @@ class Sampler:
             _check.callable_(self.function, "transform_x", self.transform_x, "a function of x-hat")
         weight_of(self.function, self.weight)
         check_iterations(self.function, self.iterations)
-        noise.seed_words(self.seed, len(self.seed) if hasattr(self.seed, "__len__") else 1)
+        noise.keys(self.seed, len(self.seed) if np.ndim(self.seed) else 1)
         row_function(self.function, "prediction", said(self.function, self.denoise, self.prediction))
 
     def draw(
@@ -66,9 +67,9 @@ class Sampler:
             like: any array of the video.
             low, measure: what is measured of the block, of its first frames alone where `low` has fewer.
         """
-        from diffcore import backends
+        from diffcore._dispatch import backend_of
 
-        xp, backend = _array.library(like), backends.of(like)
+        xp, backend = _array.library(like), backend_of(like)
         which, given = np.zeros(shape[1], dtype=np.bool_), None
         if known:
             blank = xp.zeros((shape[0], 1, *shape[2:]), dtype=like.dtype, device=_array.device(like))
@@ -88,24 +89,21 @@ class Sampler:
         key = (shape, which.tobytes(), None if measured is None else measured.tobytes())
         if key not in self.traced:
 
-            def run(z: Array, saved: Any, estimates: Any, seeds: Array, given: Any, low: Any) -> Array:
-                state = sampling.State(z, saved, estimates, backend.index(0), seeds)
-                # what is traced is compiled with what is round it
-                compile = None if backend.traces(z) else self.compile
-                return self._sample(state, mask, given, low, measured, measure, compile)
+            def run(z: Array, memory: tuple[Array, ...], keys: Array, given: Any, low: Any) -> Array:
+                state = State(z, memory, None, backend.index(0), backend.index(1), keys)
+                return self._sample(state, mask, given, low, measured, measure)
 
             self.traced[key] = backend.trace(run)
-        return self.traced[key](start.z, start.saved, start.estimates, start.seeds, given, low)
+        return self.traced[key](start.z, start.memory, start.keys, given, low)
 
     def _sample(
         self,
-        state: sampling.State,
+        state: State,
         mask: Any,
         given: Any,
         low: Any,
         measured: Any,
         measure: Any,
-        compile: bool | None,
     ) -> Array:
         denoise, constraint, transform_x = self.denoise, None, self.transform_x
         if given is not None:
@@ -122,7 +120,7 @@ class Sampler:
             prediction=self.prediction,
             transform_x=transform_x,
             constraint=constraint,
-            compile=compile,
+            compile=self.compile,
             callback=self.callback,
         )
 

@@ -9,7 +9,7 @@ from diffcore import _array, _check
 from diffcore._array import Array
 
 
-class State(NamedTuple):
+class Progress(NamedTuple):
     """Where a stream is between two blocks; give it as `resume` to go on.
 
     Fields:
@@ -33,7 +33,7 @@ class Stream(Iterator[Array]):
     `state` is where the stream is after the last block that it handed out.
     """
 
-    def __init__(self, blocks: Iterator[tuple[Array, State]], state: State) -> None:
+    def __init__(self, blocks: Iterator[tuple[Array, Progress]], state: Progress) -> None:
         self._blocks, self.state = blocks, state
 
     def __next__(self) -> Array:
@@ -102,13 +102,13 @@ def last(frames: Array, count: int) -> Array:
     return own(frames[:, max(0, frames.shape[1] - count) :, ...])
 
 
-def resumed(function: str, resume: Any) -> State:
+def resumed(function: str, resume: Any) -> Progress:
     """Return the state that a stream begins from."""
     if resume is None:
-        return State()
-    if not isinstance(resume, tuple) or len(resume) != len(State._fields):
+        return Progress()
+    if not isinstance(resume, tuple) or len(resume) != len(Progress._fields):
         raise _check.error(TypeError, function, "resume", "be the `state` of a video.Stream", resume)
-    return State(*resume)
+    return Progress(*resume)
 
 
 def overlap_of(function: str, overlap: Any, window: int) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _check, sampling
+from diffcore import _check, _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
+from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.extend"
-STREAM = 5
 
 
 def extend(
@@ -31,8 +31,8 @@ def extend(
     prediction: Prediction | None = None,
     transform_x: Callable[[Array], Array] | None = None,
     compile: bool | None = None,
-    callback: Callable[[sampling.State], object] | None = None,
-    resume: State | None = None,
+    callback: Callable[[State], object] | None = None,
+    resume: Progress | None = None,
 ) -> Stream:
     r"""Return a video, made longer block by block: the frames given, as they are, then new ones.
 
@@ -49,7 +49,7 @@ def extend(
         method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`.
         weight: of reconstruction guidance.
         iterations: of moment matching.
-        seed: one int (sample i has seed + i), or one int per sample.
+        seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         prediction: what the denoiser returns; may be left out where it says so.
         transform_x, compile, callback: as in `diffcore.sample`, for each block.
         resume: the state of a stream that was stopped, to go on after it; `video` then holds the frames from
@@ -75,7 +75,7 @@ def extend(
     total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.EXTEND,
         denoise=denoise,
         plan=plan,
         method=method,
@@ -92,8 +92,8 @@ def extend(
 
 
 def _blocks(
-    sampler: Sampler, video: Any, total: int | None, window: int, overlap: int, state: State
-) -> Iterator[tuple[Array, State]]:
+    sampler: Sampler, video: Any, total: int | None, window: int, overlap: int, state: Progress
+) -> Iterator[tuple[Array, Progress]]:
     read, made, _, context = state
     like = context
     for block in blocks_of(FUNCTION, video):
@@ -102,7 +102,7 @@ def _blocks(
         if given.shape[1]:
             read, made = read + given.shape[1], made + given.shape[1]
             context = last(given if context is None else joined([context, given]), overlap)
-            yield own(given), State(read, made, None, context)
+            yield own(given), Progress(read, made, None, context)
         if total is not None and made >= total:
             return
     if like is None:
@@ -117,4 +117,4 @@ def _blocks(
         new = block[:, there:, ...] if total is None else block[:, there : there + total - made, ...]
         made += new.shape[1]
         context = last(block[:, : there + new.shape[1], ...], overlap)
-        yield own(new), State(read, made, None, context)
+        yield own(new), Progress(read, made, None, context)

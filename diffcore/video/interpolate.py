@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _check, sampling
+from diffcore import _check, _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
+from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.interpolate"
-STREAM = 6
 
 
 def interpolate(
@@ -31,8 +31,8 @@ def interpolate(
     prediction: Prediction | None = None,
     transform_x: Callable[[Array], Array] | None = None,
     compile: bool | None = None,
-    callback: Callable[[sampling.State], object] | None = None,
-    resume: State | None = None,
+    callback: Callable[[State], object] | None = None,
+    resume: Progress | None = None,
 ) -> Stream:
     r"""Return a video with factor - 1 new frames between every two of those given, which stay as they are.
 
@@ -76,7 +76,7 @@ def interpolate(
         kept = max(kept, min(1, gaps - 1))
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.INTERPOLATE,
         denoise=denoise,
         plan=plan,
         method=method,
@@ -93,8 +93,8 @@ def interpolate(
 
 
 def _blocks(
-    sampler: Sampler, video: Any, factor: int, window: int, kept: int, state: State
-) -> Iterator[tuple[Array, State]]:
+    sampler: Sampler, video: Any, factor: int, window: int, kept: int, state: Progress
+) -> Iterator[tuple[Array, Progress]]:
     """Yield blocks. `given` begins with the frame at which the next block begins, and so does `context`, which has the
     frames of its first `done` gaps."""
     read, made, given, context = state
@@ -113,7 +113,7 @@ def _blocks(
         if made == 0 and given.shape[1] == 1:
             first = given[:, :1, ...]
             made, context = 1, last(first, 1)
-            yield own(first), State(read, made, given, context)
+            yield own(first), Progress(read, made, given, context)
             continue
         now = min(gaps, given.shape[1] - 1)
         if now <= done:
@@ -129,4 +129,4 @@ def _blocks(
         made += new.shape[1]
         again = min(kept, now)
         context, given = last(block, factor * again + 1), given[:, now - again :, ...]
-        yield own(new), State(read, made, given, context)
+        yield own(new), Progress(read, made, given, context)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _check, conditioning, sampling
+from diffcore import _check, _streams, conditioning
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
+from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import State, Stream, blocks_of, joined, last, overlap_of, own, resumed
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.upscale"
-STREAM = 7
 
 
 def upscale(
@@ -31,8 +31,8 @@ def upscale(
     prediction: Prediction | None = None,
     transform_x: Callable[[Array], Array] | None = None,
     compile: bool | None = None,
-    callback: Callable[[sampling.State], object] | None = None,
-    resume: State | None = None,
+    callback: Callable[[State], object] | None = None,
+    resume: Progress | None = None,
 ) -> Stream:
     r"""Return a video with larger frames, whose averages over f x g pixels are the frames given.
 
@@ -72,7 +72,7 @@ def upscale(
     measure = conditioning.downsample(factor)
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.UPSCALE,
         denoise=denoise,
         plan=plan,
         method=method,
@@ -89,8 +89,8 @@ def upscale(
 
 
 def _blocks(
-    sampler: Sampler, video: Any, measure: conditioning.Downsample, window: int, overlap: int, state: State
-) -> Iterator[tuple[Array, State]]:
+    sampler: Sampler, video: Any, measure: conditioning.Downsample, window: int, overlap: int, state: Progress
+) -> Iterator[tuple[Array, Progress]]:
     """Yield blocks. `given` begins with the frames that `context` has large."""
     read, made, given, context = state
     blocks, over = blocks_of(FUNCTION, video), False
@@ -113,4 +113,4 @@ def _blocks(
         made += new.shape[1]
         context = last(block, overlap) if overlap else None
         given = given[:, count - min(overlap, count) :, ...]
-        yield own(new), State(read, made, given, context)
+        yield own(new), Progress(read, made, given, context)

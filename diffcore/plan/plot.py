@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from diffcore.plan import Plan
 
-
-def plan(plan: Plan, path: str | os.PathLike[str] | None) -> Any:
+def plan(plan: Any, path: str | os.PathLike[str] | None) -> Any:
     """Draw the levels of a run above the coefficients of its stages; see `Plan.plot`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Plan.plot: matplotlib is missing; install diffcore[plot]") from error
-    from diffcore.plan import columns
 
     first: tuple[Any, ...] = (slice(None), *(0,) * len(plan.lead))
     at, to, update = plan.log_snr[first], plan.next_log_snr[first], plan.update[first]
@@ -31,11 +27,12 @@ def plan(plan: Plan, path: str | os.PathLike[str] | None) -> Any:
         above.annotate("clean", (len(plan), top), ha="right", va="top")
     above.set_ylabel("log-SNR at the call of the denoiser")
     above.set_title(f"{plan.sampler}, {plan.scaling}")
-    for column, name in enumerate(columns(plan)):
-        for row, prefix in enumerate(("", "saved: ")):
+    for row in range(1 + plan.form.memory):
+        for column, name in enumerate(plan.form.names):
             values = update[:, row, column]
             if np.any(values != 0.0):
-                below.plot(stages, values, "--" if row else "-", marker=".", label=prefix + name)
+                label = f"m{row}: {name}" if row else name
+                below.plot(stages, values, "--" if row else "-", marker=".", label=label)
     below.axhline(0.0, color="grey", linewidth=0.5)
     below.set_xlabel("stage")
     below.set_ylabel("coefficient")

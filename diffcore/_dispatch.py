@@ -1,0 +1,87 @@
+"""Which backend serves an array: by the root module of its type, through the entry-point group `diffcore.backends`.
+
+Backends are loaded by name, when the first array of their library comes; nothing here imports one.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from importlib import import_module, metadata
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+
+GROUP = "diffcore.backends"
+
+OWN = {
+    "numpy": "diffcore.backends.numpy_backend:backend",
+    "torch": "diffcore.backends.torch_backend:backend",
+    "jax": "diffcore.backends.jax_backend:backend",
+}  # so that a checkout that is not installed finds them too
+
+ANY = "diffcore.backends.generic:ArrayAPIBackend"
+
+
+def backend_of(array: Array) -> Any:
+    """Return the `diffcore.backends.Backend` that serves an array, or NumPy's for a number.
+
+    Raises:
+        TypeError: `array` is no array.
+
+    >>> import numpy as np
+    >>> backend_of(np.zeros(3)).name
+    'numpy'
+    """
+    if isinstance(array, (*_array.NUMBERS, np.ndarray)):
+        return _load("numpy")
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        if (
+            torch.compiler.is_compiling()
+        ):  # which follows no cache and no import; attributes of a module it reads afresh
+            _ready("torch")
+            return sys.modules["diffcore"].backends.torch_backend.backend
+        return _load("torch")
+    _array.namespace("backends.of", array=array)
+    root = type(array).__module__.split(".")[0]
+    return _load("jax" if root == "jaxlib" else root) or _named(ANY)(_array.library(array))
+
+
+@cache
+def _load(root: str) -> Any:
+    for entry in metadata.entry_points(group=GROUP, name=root):
+        found = entry.load()
+        if not isinstance(found, _named("diffcore.backends.contract:Backend")):
+            raise TypeError(
+                f"backends: entry point {entry.name!r} = {entry.value!r} holds a {type(found).__name__} that does not "
+                f"fulfil diffcore.backends.Backend; derive it from diffcore.backends.ArrayAPIBackend"
+            )
+        return found
+    return _named(OWN[root]) if root in OWN else None
+
+
+def _ready(root: str) -> str:
+    """Import the module of a backend of our own, while torch traces too, and return its name."""
+    return import_module(OWN[root].split(":")[0]).__name__
+
+
+_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, without torch
+
+
+def _named(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+def available() -> dict[str, str]:
+    """Return the backends that entry points declare, name -> module:attribute, without importing any.
+
+    >>> "numpy" in available()
+    True
+    """
+    found = OWN | {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
+    return dict(sorted(found.items()))

@@ -1,0 +1,47 @@
+"""Plans in JSON files, exactly: numbers are written so that they are read back to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from diffcore import _files
+
+T = TypeVar("T")
+
+FORMAT = 2
+ARRAYS = ("log_snr", "next_log_snr", "update")
+
+
+def save(path: str | os.PathLike[str], **fields: Any) -> None:
+    """Write the fields of a plan; see `Plan.save`."""
+    document = {name: value for name, value in fields.items() if name not in ARRAYS}
+    document |= {"format": FORMAT, "shape": list(fields["update"].shape)}
+    document |= {name: [repr(float(value)) for value in fields[name].ravel()] for name in ARRAYS}
+    _files.write(path, json.dumps(document, indent=1))
+
+
+def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
+    """Read a plan; see `Plan.load`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"it has format {document['format']}, but this version reads format {FORMAT}")
+        shape = tuple(int(size) for size in document["shape"])
+        if len(shape) < 3 or min(shape) < 1 or math.prod(shape) > len(text):
+            raise ValueError(f"its shape is {document['shape']}")
+        shapes = {"log_snr": shape[:-2], "next_log_snr": shape[:-2], "update": shape}
+        arrays: dict[str, Any] = {
+            name: np.array([float(value) for value in document[name]]).reshape(shapes[name]) for name in ARRAYS
+        }
+        named = {name: document[name] for name in ("sampler", "scaling", "settings", "second", "ahead")}
+        return make(**named, **arrays)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"Plan.load: `path` {str(path)!r} holds no plan: {error}") from error

@@ -1,0 +1,445 @@
+r"""A sampler is a linear system: a `Plan` lists, for every stage of a run, a level and the coefficients of its update.
+
+Stage k calls the denoiser once, at log-SNR lambda_k, which gives x-hat_k, and then sets
+
+    (z', m_1', ..., m_M') = update_k (z, m_1, ..., m_M, eps, x-hat_k)
+
+with fresh standard normal eps. The memory m holds whatever a sampler needs of the past: estimates, a saved state, slopes; it
+is 0 at the start. All that a sampler is, is in these numbers: they are worked out on the host in float64, for all stages at
+once, and cast once, when they meet the data. So a plan can be printed, drawn, saved, and checked by algebra
+(`diffcore.exact.moments`) without drawing a sample.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore import _array, levels, predictions, process
+from diffcore._array import Array
+from diffcore.levels import Level
+from diffcore.plan import io, known, plot, text
+from diffcore.plan.form import Form, Second, form_of, needed
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    r"""What a sampler does, stage by stage, as float64 arrays on the host. See the module's text for the update.
+
+    Args:
+        sampler: the name and settings that made the plan, such as "ancestral(gamma=0.1)".
+        scaling: "vp", "ve" or "flow".
+        log_snr: (stages, *lead), the level of the state, and of the call of the denoiser, at each stage. `lead` is (),
+            (B,) or (B, T). A stage may wait (the next level is the same), start clean, or go back to more noise.
+        next_log_snr: (stages, *lead), the level of the state after each stage; inf where it is clean.
+        update: (stages, *lead, 1 + M, M + 3): rows z', m_1' .. m_M'; columns z, m_1 .. m_M, noise, x-hat; one more
+            column where there is a second estimate.
+        settings: what makes the plan again, for `samplers.make(schedule=..., grid=..., **plan.settings)`.
+        second: "unguided" adds a column for x-hat of the denoiser without its guidance, "raw" one for x-hat before
+            `transform_x`; None adds none.
+        ahead: whether the denoiser also gets the level that the stage leads to, (z, log_snr, next_log_snr).
+
+    Raises:
+        ValueError: shapes that do not fit, a coefficient or a sigma that is not finite, a next level that is NaN, or an
+            unknown scaling.
+
+    A plan iterates as its levels: `for log_snr in plan.log_snr`. `plan[4:]` is the rest of a run, `first + second` one after
+    the other.
+
+    >>> import diffcore as dc
+    >>> plan = dc.samplers.ancestral(dc.schedules.LinearLogSNR(), steps=2, gamma=0.0)
+    >>> print(plan)
+    ancestral(gamma=0.0), vp, 2 stages
+    stage  log_snr  next         z   noise       x
+        0      -10     0  0.004765  0.7071  0.7071
+        1        0   inf         0       0       1
+    """
+
+    sampler: str
+    scaling: str
+    log_snr: Float64
+    next_log_snr: Float64
+    update: Float64
+    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    second: Second = field(default=None, kw_only=True)
+    ahead: bool = field(default=False, kw_only=True)
+    form: Form = field(init=False)
+    """How many arrays the plan remembers, and which of its rows only copy."""
+    noisy: tuple[bool, ...] = field(init=False)
+    """For each stage, whether it adds noise."""
+    needs_memory: tuple[bool, ...] = field(init=False)
+    """For each stage, whether the rest of the run reads what was remembered before it."""
+    start: Level = field(init=False)
+    """The level at which a run starts, floats or arrays of the leading shape: from pure noise, z = sigma eps."""
+    tables: Mapping[str, Float64] = field(init=False)
+    """The `coefficients` of every named prediction that x follows from at each level: plain data, for compilers."""
+    known: Mapping[str, Float64] = field(init=False)
+    """What becomes of known elements, (1 + stages, *lead, 3) for each variant of `conditioning.replacement`: the
+    coefficients of the state before, of x and of fresh noise, at the start and after each stage."""
+
+    def __post_init__(self) -> None:
+        levels.check_scaling("Plan", self.scaling)
+        if self.second not in (None, "unguided", "raw"):
+            raise ValueError(f"Plan: `second` must be None, 'unguided' or 'raw', got {self.second!r}")
+        for name in ("log_snr", "next_log_snr", "update"):
+            array = np.array(getattr(self, name), dtype=np.float64)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+        self._check()
+        object.__setattr__(self, "form", form_of(self.update, self.second))
+        noisy = np.any(self.update[..., self.form.noise] != 0.0, axis=tuple(range(1, self.update.ndim - 1)))
+        object.__setattr__(self, "noisy", tuple(noisy.tolist()))
+        object.__setattr__(self, "needs_memory", tuple(np.any(needed(self.update)[:-1], axis=1).tolist()))
+        start = (part[0] for part in self.levels)
+        object.__setattr__(self, "start", Level(*(part if part.ndim else float(part) for part in start)))
+        tables = {kind: self._coefficients(row) for kind, row in predictions.table().items()}
+        object.__setattr__(self, "tables", {kind: t for kind, t in tables.items() if np.all(np.isfinite(t))})
+        object.__setattr__(self, "known", known.table(self.scaling, self.log_snr, self.next_log_snr))
+
+    def _check(self) -> None:
+        shape, update = self.log_snr.shape, self.update.shape
+        if self.log_snr.ndim not in (1, 2, 3) or shape[0] < 1:
+            raise ValueError(
+                f"Plan: `log_snr` must have the shape (stages, *lead), lead (), (B,) or (B, T), got {shape}"
+            )
+        if self.next_log_snr.shape != shape:
+            raise ValueError(
+                f"Plan: `next_log_snr` must have the shape of `log_snr`, {shape}, got {self.next_log_snr.shape}"
+            )
+        more = 2 + (self.second is not None)
+        if update[:-2] != shape or len(update) != len(shape) + 2 or update[-1] != update[-2] + more or update[-2] < 1:
+            raise ValueError(
+                f"Plan: `update` must have the shape {(*shape, '1 + M', f'M + {1 + more}')} for M arrays of memory, got {update}"
+            )
+        if not np.all(np.isfinite(self.update)):
+            stage = int(np.argwhere(~np.isfinite(self.update))[0][0])
+            raise ValueError(
+                f"Plan: stage {stage} of {self.sampler} has a coefficient that is not finite, at log_snr "
+                f"{self.log_snr[stage]} -> {self.next_log_snr[stage]}; start from a finite log-SNR"
+            )
+        if np.any(np.isnan(self.next_log_snr)):
+            raise ValueError(
+                f"Plan: `next_log_snr` of {self.sampler} is NaN at stage {int(np.argwhere(np.isnan(self.next_log_snr))[0][0])}"
+            )
+        if not np.all(np.isfinite(self.levels.sigma)):
+            raise ValueError(
+                f"Plan: {self.sampler} calls the denoiser at a log_snr of -inf or NaN, where sigma is not finite under scaling "
+                f"{self.scaling!r}; start from a finite log-SNR, for example with schedules.truncate"
+            )
+
+    def __len__(self) -> int:
+        return int(self.log_snr.shape[0])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        same = all(getattr(self, name) == getattr(other, name) for name in ("sampler", "scaling", "second", "ahead"))
+        arrays = ("log_snr", "next_log_snr", "update")
+        return same and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+
+    def __hash__(self) -> int:
+        return hash((self.sampler, self.scaling, self.second, self.log_snr.tobytes(), self.update.tobytes()))
+
+    def __repr__(self) -> str:
+        lead = f", levels of shape {self.lead}" if self.lead else ""
+        return f"<Plan {self.sampler}, {self.scaling}, {len(self)} stages{lead}, memory {self.form.memory}>"
+
+    def __str__(self) -> str:
+        return text.table(self)
+
+    def __getitem__(self, part: slice) -> Plan:
+        """Return a part of the plan: `plan[4:]` from stage 4 on, `plan[:4]` up to there.
+
+        Raises:
+            TypeError: an index that is no slice of step 1.
+            ValueError: an empty part; one that begins where the sampler needs what it remembers of the stages before.
+
+        >>> import diffcore as dc
+        >>> len(dc.samplers.ddim(dc.schedules.Cosine(), steps=8)[6:])
+        2
+        """
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError(f"Plan: takes a slice of its stages, such as plan[4:], got {part!r}")
+        first, last, _ = part.indices(len(self))
+        if first >= last:
+            raise ValueError(f"Plan: the part [{first}:{last}] of {len(self)} stages is empty")
+        free = [stage for stage, needs in enumerate(self.needs_memory) if not needs]
+        if first not in free:
+            raise ValueError(
+                f"Plan: {self.sampler} needs at stage {first} what it remembers of the stages before; go on from a State that was "
+                f"there, begin the part at one of the stages {free[:8]}, or make a plan for the rest: "
+                f"samplers.make(schedule=..., grid=the rest of the levels, **plan.settings)"
+            )
+        return Plan(
+            f"{self.sampler}[{first}:{last}]",
+            self.scaling,
+            self.log_snr[first:last],
+            self.next_log_snr[first:last],
+            self.update[first:last],
+            second=self.second,
+            ahead=self.ahead,
+        )
+
+    def __add__(self, other: Plan) -> Plan:
+        """Return this plan followed by another, which begins with an empty memory and with draws of its own.
+
+        Raises:
+            ValueError: another scaling, flags or leading shape; a start at another level than this plan's end.
+
+        >>> import diffcore as dc
+        >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=8)
+        >>> bool((plan[:3] + plan[3:]).update.tolist() == plan.update.tolist())
+        True
+        """
+        if not isinstance(other, Plan):
+            return NotImplemented
+        for name in ("scaling", "second", "ahead", "lead"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"Plan: {self.sampler} and {other.sampler} differ in `{name}`, {getattr(self, name)!r} and "
+                    f"{getattr(other, name)!r}, so that one cannot follow the other"
+                )
+        end, start = self.next_log_snr[-1], other.log_snr[0]
+        if not np.allclose(end, start, rtol=1e-9, atol=1e-9):
+            raise ValueError(
+                f"Plan: {self.sampler} ends at log_snr {end} but {other.sampler} starts at {start}; end the grid of the "
+                f"first where that of the second begins"
+            )
+        memory = max(self.form.memory, other.form.memory)
+        rows = [_with_memory(plan.update, memory) for plan in (self, other)]
+        return Plan(
+            f"{self.sampler} + {other.sampler}",
+            self.scaling,
+            np.concatenate([self.log_snr, other.log_snr]),
+            np.concatenate([self.next_log_snr, other.next_log_snr]),
+            np.concatenate(rows),
+            second=self.second,
+            ahead=self.ahead,
+        )
+
+    def noised(self, log_snr: float) -> Plan:
+        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t:
+
+            z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
+
+        It takes no call of the denoiser, and follows what the last stage does. `plan.noised(level) + rest` restarts.
+
+        Args:
+            log_snr: where to, below the level that the plan ends at.
+
+        Raises:
+            ValueError: a level that is no noisier than the end of the plan.
+
+        Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, for the transition; Xu et al. 2023 (arXiv 2306.14878), alg. 2.
+
+        >>> import diffcore as dc
+        >>> dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2).noised(0.0).next_log_snr.tolist()
+        [0.0, 0.0]
+        """
+        s = self.end
+        t = levels.level(np.broadcast_to(np.float64(log_snr), self.lead), self.scaling)
+        if not np.all(t.log_snr < s.log_snr):
+            raise ValueError(
+                f"Plan.noised: `log_snr` must be below {s.log_snr}, where {self.sampler} ends, got {log_snr!r}"
+            )
+        form, update, after = self.form, np.array(self.update), np.array(self.next_log_snr)
+        update[-1, ..., 0, :] *= np.asarray(t.alpha / s.alpha)[..., None]
+        update[-1, ..., 0, form.noise] = np.hypot(
+            update[-1, ..., 0, form.noise], np.sqrt(process.novelty(s, t)) * t.sigma
+        )
+        update[-1, ..., 1:, :] = 0.0  # what was remembered is of another path
+        after[-1] = t.log_snr
+        flags: dict[str, Any] = {"second": self.second, "ahead": self.ahead}
+        return Plan(f"{self.sampler}, noised", self.scaling, self.log_snr, after, update, **flags)
+
+    def per_frame(self, stages: npt.ArrayLike) -> Plan:
+        """Return the plan in which every frame goes through the stages of this one at its own time, and waits in between.
+
+        Args:
+            stages: (N, T) ints: which stage of this plan frame f takes at stage k of the new one; -1 where it waits. A frame
+                takes the stages in order, beginning with 0; before, it waits at the first level, and afterwards at the last.
+
+        Returns:
+            A plan with levels (1, T), for data (B, T, ...). A frame that waits keeps state and memory.
+
+        Raises:
+            ValueError: levels with axes of their own; stages out of order or range.
+
+        Source: Chen et al. 2024 (arXiv 2407.01392), sec. 3.3, for schedules of levels over frames and time.
+
+        >>> import diffcore as dc
+        >>> plan = dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2)
+        >>> plan.per_frame([[0, -1], [1, 0], [-1, 1]]).log_snr[:, 0].tolist()
+        [[-10.0, -10.0], [0.0, -10.0], [inf, 0.0]]
+        """
+        order = np.asarray(stages)
+        if self.lead:
+            raise ValueError(
+                f"Plan.per_frame: the plan has levels of shape {self.lead}, but takes one whose levels have shape ()"
+            )
+        if order.ndim != 2 or order.dtype.kind not in "iu" or order.size == 0:
+            raise ValueError(f"Plan.per_frame: `stages` must be ints (N, T), got {order.dtype} of shape {order.shape}")
+        before = np.maximum.accumulate(np.concatenate([np.full((1, order.shape[1]), -1), order]), axis=0)
+        wrong = (order < -1) | (order >= len(self)) | ((order >= 0) & (order != before[:-1] + 1))
+        if np.any(wrong):
+            k, frame = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"Plan.per_frame: frame {frame} takes stage {order[k, frame]} at stage {k}, after {before[k, frame] + 1} of "
+                f"{len(self)} stages; it must take them in order, each once, or wait with -1"
+            )
+        at = np.append(self.log_snr, self.next_log_snr[-1])
+        waits = order < 0
+        update = np.where(waits[..., None, None], np.eye(1 + self.form.memory, self.form.columns), self.update[order])
+        return Plan(
+            f"{self.sampler}, frame by frame",
+            self.scaling,
+            at[before[:-1] + 1][:, None],
+            np.where(waits, at[before[:-1] + 1], self.next_log_snr[order])[:, None],
+            update[:, None],
+            second=self.second,
+            ahead=self.ahead,
+        )
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading shape of the levels: (), (B,) or (B, T)."""
+        return tuple(self.log_snr.shape[1:])
+
+    @property
+    def memory(self) -> int:
+        """M, the number of arrays that a run remembers beside its state."""
+        return self.form.memory
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any stage adds noise."""
+        return any(self.noisy)
+
+    @property
+    def levels(self) -> Level:
+        """The levels at which the denoiser is called, (stages, *lead) each, in float64."""
+        return levels.level(self.log_snr, self.scaling)
+
+    @property
+    def end(self) -> Level:
+        """The level of what a run returns; log_snr = inf is clean data."""
+        return levels.level(_array.scalar(self.next_log_snr[-1]), self.scaling)
+
+    def level_for(self, state: Any) -> Array:
+        """Return the log-SNR at which the denoiser is called next, in the library, dtype and device of `state.z`.
+
+        Args:
+            state: a `diffcore.State` of this plan.
+
+        Returns:
+            An array (B,), or (B, T) where levels differ between frames: what a network takes.
+
+        Raises:
+            ValueError: the run is over.
+
+        >>> import diffcore as dc
+        >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
+        >>> plan.level_for(dc.start(plan, shape=(2, 3), seed=7))
+        array([-20., -20.], dtype=float32)
+        """
+        levels, stage = self.levels_of(state.z.shape[0]), _array.known_int(state.index)
+        if stage is None:
+            return _array.take_row(_array.table_for(levels, state.z), state.index, state.z)
+        if stage >= len(self):
+            raise ValueError(f"Plan.level_for: the run is over, all {len(self)} stages of {self.sampler} are done")
+        return _array.table_for(levels[stage], state.z)
+
+    def levels_of(self, batch: int) -> Float64:
+        """Return the log-SNRs of all stages for a batch: (stages, B), or (stages, B, T)."""
+        return _for_batch(self.log_snr, batch)
+
+    def next_levels_of(self, batch: int) -> Float64:
+        """Return the log-SNRs after all stages in the same form."""
+        return _for_batch(self.next_log_snr, batch)
+
+    def coefficients(self, prediction: predictions.Prediction) -> Float64:
+        """Return (stages, *lead, 2 + (1 + M) columns) for a kind of prediction: x-hat's coefficients of z and of the
+        prediction, then the rows of `update`.
+
+        Raises:
+            ValueError: an unknown name, or x does not follow from the prediction at a level of the plan (eps and
+                score at alpha = 0).
+
+        >>> import diffcore as dc
+        >>> dc.samplers.ddim(dc.schedules.Cosine(), steps=4).coefficients("eps").shape
+        (4, 5)
+        """
+        if isinstance(prediction, str) and prediction in self.tables:
+            return self.tables[prediction]
+        found = self._coefficients(predictions.row_function("sample", "prediction", prediction))
+        mixing = predictions.Mixing(found[..., 0], found[..., 1])
+        predictions.check_solvable("sample", prediction, "x", self.levels, mixing)
+        return found
+
+    def _coefficients(self, row: predictions.RowFunction) -> Float64:
+        with np.errstate(all="ignore"):
+            mixing = np.stack(predictions.solve(np, self.levels, row, predictions.table()["x"]), axis=-1)
+        unread = ~np.any(self.update[..., self.form.x :] != 0.0, axis=(-2, -1))  # as where a frame waits, at any level
+        mixing = np.where(unread[..., None] & ~np.isfinite(mixing), 0.0, mixing)
+        return np.concatenate([mixing, self.update.reshape((*self.log_snr.shape, -1))], axis=-1)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw the plan: the levels a run goes through, and the coefficients of each stage.
+
+        Args:
+            path: where to write the picture (png, svg, pdf), or None to only return the figure.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: matplotlib is missing; install diffcore[plot].
+        """
+        return plot.plan(self, path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a JSON file, exactly; the file appears whole or not at all.
+
+        >>> import diffcore as dc, tempfile, pathlib
+        >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "plan.json"); plan.save(path)
+        >>> dc.Plan.load(path) == plan
+        True
+        """
+        named = ("sampler", "scaling", "second", "ahead", *io.ARRAYS)
+        io.save(path, settings=dict(self.settings), **{name: getattr(self, name) for name in named})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            ValueError: the file holds no plan, is cut short, or has a format this version does not know.
+        """
+        return io.load(path, cls)
+
+
+def _for_batch(log_snr: Float64, batch: int) -> Float64:
+    stages, lead = log_snr.shape[0], log_snr.shape[1:]
+    if not lead or lead[0] == 1:
+        log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
+    return np.array(log_snr)  # a copy: torch warns of read-only arrays
+
+
+def _with_memory(update: Float64, memory: int) -> Float64:
+    """Return a table with rows and columns for more memory, which it does not use."""
+    more = memory - (update.shape[-2] - 1)
+    if not more:
+        return update
+    have = update.shape[-2] - 1
+    wide = np.insert(update, [1 + have] * more, 0.0, axis=-1)
+    return np.insert(wide, [1 + have] * more, 0.0, axis=-2)

@@ -1,0 +1,35 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+ROUNDING = 1e-14
+"""What is smaller than this, beside the largest coefficient of its stage, is printed as 0."""
+
+
+def table(plan: Any, *, lead: tuple[int, ...] | None = None) -> str:
+    """Return the plan as text: a row a stage, a column a coefficient that is used.
+
+    Args:
+        plan: the plan.
+        lead: which sample (and frame) to show where levels have leading axes; None shows the first.
+    """
+    where: tuple[Any, ...] = (slice(None), *(lead if lead is not None else (0,) * len(plan.lead)))
+    update, names = plan.update[where], plan.form.names
+    update = np.where(np.abs(update) < ROUNDING * np.abs(update).max(axis=(1, 2), keepdims=True), 0.0, update)
+    used = np.any(update != 0.0, axis=0)
+    used[0, plan.form.x] = True
+    shown = [(row, column) for row in range(1 + plan.form.memory) for column in range(len(names)) if used[row, column]]
+    titles = [f"m{row}: {names[column]}" if row else names[column] for row, column in shown]
+    body = [
+        [str(stage), f"{at:.4g}", f"{to:.4g}", *(f"{rows[row, column]:.4g}" for row, column in shown)]
+        for stage, (at, to, rows) in enumerate(zip(plan.log_snr[where], plan.next_log_snr[where], update, strict=True))
+    ]
+    lines = [["stage", "log_snr", "next", *titles], *body]
+    width = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    of = f" (levels of shape {plan.lead}, showing {where[1:]})" if plan.lead else ""
+    head = f"{plan.sampler}, {plan.scaling}, {len(plan)} stages{of}"
+    return "\n".join([head, *("  ".join(cell.rjust(w) for cell, w in zip(line, width, strict=True)) for line in lines)])

@@ -1,0 +1,128 @@
+"""The table of samplers, which tests, benchmarks and the command line walk: a new sampler is one file and one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffcore.plan import Plan
+from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.ddim import ddim
+from diffcore.samplers.edm import euler, heun
+from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.schedules import Schedule
+
+
+class Variant(NamedTuple):
+    """Settings that are worth a test of their own, and what they promise.
+
+    Fields:
+        settings: of the sampler.
+        order: the order of convergence to the probability-flow ODE, or None where there is noise.
+        weak: the order at which the variance that is drawn of Gaussian data converges, or None where it does not.
+        marginal: whether, given x, a run goes through the marginals q(z_t | x).
+    """
+
+    settings: Mapping[str, Any]
+    order: int | None = None
+    weak: int | None = None
+    marginal: bool = True
+
+
+class Sampler(NamedTuple):
+    """A row of the table.
+
+    Fields:
+        make: (schedule, steps, *, grid, **settings) -> Plan.
+        calls: the number of steps to clean data -> how often the denoiser is called.
+        variants: what is tested and timed: the default settings first, and those that do most last.
+        ranges: what random tests draw settings from: ints to choose from, or two floats to draw between.
+    """
+
+    make: Callable[..., Plan]
+    calls: Callable[[int], int]
+    variants: tuple[Variant, ...]
+    ranges: Mapping[str, tuple[float, ...]]
+
+
+def _once(steps: int) -> int:
+    return steps
+
+
+def _twice(steps: int) -> int:
+    return 2 * steps - 1
+
+
+def table() -> dict[str, Sampler]:
+    """Return the table of samplers, name -> what makes it, its calls, and its variants with their orders.
+
+    >>> table()["heun"].calls(10)
+    19
+    """
+    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False)
+    return {
+        "ancestral": Sampler(
+            ancestral,
+            _once,
+            (
+                Variant({}, weak=1),
+                Variant({"gamma": 0.3}, weak=1, marginal=False),
+                Variant({"gamma": 1.0}, weak=1, marginal=False),
+            ),
+            {"gamma": (0.0, 1.0)},
+        ),
+        "predictor_corrector": Sampler(
+            predictor_corrector,
+            _twice,
+            (Variant({}, marginal=False), Variant({"gamma": 0.3, "delta": 0.2}, marginal=False)),
+            {"gamma": (0.0, 1.0), "delta": (0.0, 1.0)},
+        ),
+        "ddim": Sampler(
+            ddim,
+            _once,
+            (Variant({}, 1), Variant({"eta": 0.5}, weak=1), Variant({"eta": 1.0}, weak=1)),
+            {"eta": (0.0, 1.0)},
+        ),
+        "euler": Sampler(euler, _once, (Variant({}, 1), churned), {"churn": (0.0, 1.0)}),
+        "heun": Sampler(heun, _twice, (Variant({}, 2), churned), {"churn": (0.0, 1.0)}),
+        "dpm_solver_pp": Sampler(
+            dpm_solver_pp,
+            _once,
+            (
+                Variant({}, 2),
+                Variant({"order": 1}, 1),
+                Variant({"order": 3}, 3),
+                Variant({"order": 1, "eta": 1.0}, weak=1),
+                Variant({"order": 2, "eta": 0.5}, weak=2),
+                Variant({"order": 2, "eta": 1.0}, weak=2),
+                Variant({"order": 3, "eta": 1.0}, weak=2),
+            ),
+            {"order": (1, 2, 3), "eta": (0.0, 1.0)},
+        ),
+        "unipc": Sampler(
+            unipc, _once, (Variant({}, 3), Variant({"order": 1}, 2), Variant({"order": 3}, 4)), {"order": (1, 2, 3)}
+        ),
+    }
+
+
+def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: Any = None, **settings: Any) -> Plan:
+    """Return the plan of a sampler that is known by name.
+
+    Args:
+        sampler: a name of `table`.
+        schedule, steps, grid: as for every sampler.
+        settings: of that sampler.
+
+    Raises:
+        ValueError: an unknown name; what the sampler raises.
+
+    >>> import diffcore as dc
+    >>> schedule = dc.schedules.Cosine()
+    >>> plan = dc.samplers.ancestral(schedule, steps=64, gamma=0.3)
+    >>> make(schedule=schedule, grid=dc.grids.uniform_log_snr(schedule, 8), **plan.settings)
+    <Plan ancestral(gamma=0.3), vp, 8 stages, memory 0>
+    """
+    known = table()
+    if sampler not in known:
+        raise ValueError(f"samplers.make: `sampler` must be one of {sorted(known)}, got {sampler!r}")
+    return known[sampler].make(schedule, steps, grid=grid, **settings)

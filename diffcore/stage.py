@@ -1,0 +1,279 @@
+"""One stage of a plan: the plain function that every kernel is held to, and what all loops over stages share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from diffcore import _array, _streams
+from diffcore._array import Array
+from diffcore.denoiser import Held, Noise
+from diffcore.plan import Form, Plan
+from diffcore.state import State
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that a loop needs; `diffcore.sample` checks it and hands it to `Backend.run`.
+
+    `coefficients` is (stages, *lead, form.width) in float64 on the host: the two coefficients of x-hat in the state and the
+    prediction, then the rows of `Plan.update`. `noise` is None where the keys of the state make the noise. `held` is what a
+    constraint holds, which acts after every stage. `owned` says that the arrays of the state were made for this run alone, so
+    that it may write over them.
+    """
+
+    denoise: Callable[..., Array]
+    plan: Plan
+    coefficients: Float64
+    transform_x: Callable[[Array], Array] | None = None
+    noise: Source | None = None
+    callback: Callable[[State], object] | None = None
+    compile: bool | None = None
+    held: Held | None = None
+    owned: bool = False
+
+    @property
+    def form(self) -> Form:
+        """The form of the plan."""
+        return self.plan.form
+
+
+class Turn(NamedTuple):
+    """One stage of a run, as `turns` yields it: its number, the denoiser for it, its levels, and whether it adds noise."""
+
+    stage: int
+    denoise: Callable[..., Array]
+    levels: tuple[Array, ...]
+    noisy: bool
+
+
+def turns(run: Run, first: int, levels: Sequence[tuple[Array, ...]]) -> Iterator[Turn]:
+    """Yield the stages of a run from `first` on; the denoiser may be another one at each level (`at`)."""
+    at = getattr(run.denoise, "at", None)
+    for stage, noisy in enumerate(run.plan.noisy):
+        if stage >= first:
+            denoise = run.denoise if at is None else at(run.plan.log_snr[stage])
+            yield Turn(stage, denoise, levels[stage], noisy)
+
+
+def levels_of(run: Run, like: Array, convert: Callable[[Float64, Array], Array] = _array.table_for) -> Any:
+    """Return what the denoiser gets at each stage: (level,), or (level, next level), for `turns`."""
+    tables = [run.plan.levels_of(like.shape[0])]
+    if run.plan.ahead:
+        tables.append(run.plan.next_levels_of(like.shape[0]))
+    return list(zip(*(convert(table, like) for table in tables), strict=True))
+
+
+def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[Array, Array | None]:
+    """Return what the denoiser predicts at z, checked, and what it predicts without its guidance where the plan reads that."""
+    if form.second == "unguided":
+        y, other = denoise.with_unguided(z, *levels)
+        check_prediction(other, z)
+    else:
+        y, other = denoise(z, *levels), None
+    check_prediction(y, z)
+    return y, other
+
+
+def check_prediction(y: Array, z: Array) -> None:
+    """Raise where a prediction does not fit the state that it is for."""
+    if type(y) is type(z) and y.dtype == z.dtype and y.shape == z.shape and _array.is_floating(z):
+        return
+    if not hasattr(y, "dtype"):
+        raise TypeError(f"step: the denoiser returned {type(y).__name__}, but must return an array of the shape of z")
+    _array.namespace("step", z=z, y=y)
+    _array.check_floating("step", y=y)
+    if tuple(y.shape) != tuple(z.shape):
+        raise ValueError(
+            f"step: the denoiser returned shape {tuple(y.shape)} for z of shape {tuple(z.shape)}; they must be equal"
+        )
+
+
+class Source:
+    """A caller's source of noise, (draw, shape) -> eps, asked in one way: with the levels or the stream, if it takes them by name.
+
+    What does not take the stream gets the draws of other streams than the sampler's from `OTHER` on.
+    """
+
+    OTHER = 1 << 30
+
+    def __init__(self, function: Callable[..., Array]) -> None:
+        self.function = function
+        try:
+            names = set(inspect.signature(function).parameters)
+        except (TypeError, ValueError):  # what was not written in Python
+            names = set()
+        self.takes_levels = {"log_snr", "next_log_snr"} <= names
+        self.takes_stream = "stream" in names
+
+    def __call__(
+        self, draw: Any, shape: tuple[int, ...], like: Array, between: tuple[Any, Any] | None = None, stream: int = 0
+    ) -> Array:
+        """Return draw number `draw` in the library of `like`; `between` are the levels that a stage goes from and to."""
+        number = _array.known_int(draw)
+        draw = draw if number is None else number
+        named: dict[str, Any] = {"stream": stream} if self.takes_stream else {}
+        if self.takes_levels:
+            named["log_snr"], named["next_log_snr"] = between if between is not None else (None, None)
+        elif stream and not self.takes_stream:
+            draw = draw + self.OTHER
+        eps = self.function(draw, shape, **named)
+        _array.namespace("noise", like=like, noise=eps)
+        if tuple(eps.shape) != shape:
+            raise ValueError(f"sample: `noise` returned shape {tuple(eps.shape)}, but was asked for {shape}")
+        return eps
+
+
+def levels_between(plan: Plan, stage: int) -> tuple[Any, Any]:
+    """Return the levels of a stage as a source of noise gets them: floats, or arrays where they have axes."""
+    return _array.scalar(plan.log_snr[stage]), _array.scalar(plan.next_log_snr[stage])
+
+
+def drawn(
+    backend: Any, state: State, source: Source | None, between: tuple[Any, Any] | None = None, stream: int = 0
+) -> Array:
+    """Return fresh noise for a stage: from the caller's source, or from the keys of the state."""
+    z, shape = state.z, tuple(state.z.shape)
+    if source is not None:
+        return source(state.draw, shape, z, between, stream)
+    if state.keys is None:
+        raise ValueError("step: the state has no keys, so give `noise`, or start with `seed`")
+    return backend.normal(state.keys, state.draw, shape, dtype=z.dtype, device=_array.device(z), stream=stream)
+
+
+def known_noise(backend: Any, before: State, source: Source | None) -> Noise:
+    """Return the noise of a constraint at a stage: the draw of the stage, in a stream of its own."""
+    return lambda: drawn(backend, before, source, stream=_streams.KNOWN)
+
+
+def hold(function: str, constraint: Any, plan: Plan, z: Array) -> Held:
+    """Return what a constraint holds in a run whose states are like z."""
+    if not hasattr(constraint, "hold"):
+        raise TypeError(
+            f"{function}: `constraint` must be what diffcore.conditioning.replacement(observed, mask) returns, or a "
+            f"diffcore.denoiser.Constraint, got {type(constraint).__name__}"
+        )
+    held: Held = constraint.hold(plan, z)
+    return held
+
+
+def constrained(backend: Any, held: Held | None, before: State, state: State, source: Source | None) -> State:
+    """Return the state after a stage as a constraint wants it."""
+    if held is None:
+        return state
+    z = held.after(before, state, known_noise(backend, before, source))
+    return State(z, *state[1:])  # torch before 2.13 does not trace `_replace` of what a trace made
+
+
+def rows_of(coefficients: Float64, like: Array) -> Any:
+    """Return the coefficients of each stage as `Backend.advance` takes them: Python floats, or an array (*lead, n)."""
+    if coefficients.ndim == 2 and not _array.traced():
+        return coefficients.tolist()
+    table = _array.table_for(coefficients, like)
+    return [table[stage, ...] for stage in range(table.shape[0])]
+
+
+def row_of(coefficients: Float64, stage: int, like: Array) -> Any:
+    """Return those of one stage."""
+    return rows_of(coefficients[stage : stage + 1], like)[0]
+
+
+def advance(
+    form: Form,
+    state: State,
+    y: Array,
+    row: Any,
+    eps: Array | None,
+    transform_x: Callable[[Array], Array] | None,
+    other: Array | None = None,
+) -> State:
+    """Return the state after a stage: the plain function that every kernel is held to.
+
+    Args:
+        form: of the plan.
+        state: the state before.
+        y: the prediction.
+        row: the stage's coefficients, a sequence of Python floats, or an array (*lead, n) of the data's library.
+        eps: fresh noise of the shape of z, or None where the stage adds none.
+        transform_x: applied to x-hat, or None.
+        other: the unguided prediction, for plans that read it.
+
+    Half precision is computed in float32 and rounded once. A Python coefficient of 0 costs nothing, and one of 1 keeps
+    every bit.
+    """
+    _array.namespace("step", z=state.z, y=y, noise=eps if eps is not None else state.z)
+    raw = estimate(state.z, y, row)
+    x = transformed(raw, state.z, transform_x)
+    second = {None: None, "raw": raw, "unguided": other}[form.second]
+    if form.second == "unguided":
+        second = estimate(state.z, other, row)
+    return update(form, state, x, row, eps, second)
+
+
+def estimate(z: Array, y: Array, row: Any) -> Array:
+    """Return x-hat of a stage before it is transformed, in the dtype that a stage is computed in."""
+    xp = _array.library(z)
+    of_z, of_y = _columns(row)[:2]
+    wide = _array.widen(xp, z)
+    x = combine(xp, wide, [(of_z, wide), (of_y, _array.widen(xp, y))])
+    return xp.astype(x, x.dtype) if x is y else x  # the denoiser's own memory, which it may write to again
+
+
+def transformed(x: Array, z: Array, transform_x: Callable[[Array], Array] | None) -> Array:
+    """Return what a caller's function makes of x-hat, checked."""
+    if transform_x is None:
+        return x
+    moved = transform_x(x)
+    _array.namespace("step", **{"z": z, "what transform_x returned": moved})
+    if tuple(getattr(moved, "shape", ())) != tuple(z.shape):  # else it would broadcast
+        raise ValueError(
+            f"step: `transform_x` returned shape {tuple(getattr(moved, 'shape', ()))} for x of shape {tuple(z.shape)}; they "
+            f"must be equal"
+        )
+    return moved
+
+
+def update(form: Form, state: State, x: Array, row: Any, eps: Array | None, second: Array | None = None) -> State:
+    """Return the state after a stage whose x-hat is x: the linear part of `advance`."""
+    xp, dtype = _array.library(state.z), state.z.dtype
+    at = _columns(row)[2:]
+    given = [state.z, *state.memory, eps, x, second][: form.columns]
+    terms = [None if part is None else _array.widen(xp, part) for part in given]
+    columns, rows = form.columns, 1 + form.computed - form.keeps_x
+    made = [
+        xp.astype(combine(xp, terms[0], list(zip(at[first : first + columns], terms, strict=True))), dtype, copy=False)
+        for first in range(0, rows * columns, columns)
+    ]
+    found = xp.astype(x, dtype, copy=False)
+    made = [*made, found] if form.keeps_x else made
+    return State(made[0], remembered(form, made[1:], state.memory), found, state.index + 1, state.draw + 1, state.keys)
+
+
+def remembered(form: Form, made: Sequence[Array], memory: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Return the memory after a stage, the rows that were worked out and those that only move up, given the memory before."""
+    return (*made, *memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
+
+
+def _columns(row: Any) -> list[Any]:
+    return list(row) if isinstance(row, (list, tuple)) else [row[..., column] for column in range(row.shape[-1])]
+
+
+def combine(xp: Any, like: Array, terms: list[tuple[Any, Array | None]]) -> Array:
+    """Return the sum of coefficients times arrays; a Python coefficient of 0 costs nothing, one of 1 keeps every bit."""
+    total = None
+    for coefficient, array in terms:
+        if array is None or (isinstance(coefficient, float) and coefficient == 0.0):
+            continue
+        if isinstance(coefficient, float):
+            term = array if coefficient == 1.0 else coefficient * array
+        else:
+            term = _array.along("step", "plan", coefficient, array, xp) * array
+        total = term if total is None else total + term
+    return xp.zeros_like(like) if total is None else total
