@@ -155,9 +155,10 @@ def test_a_flow_keeps_its_velocities() -> None:
 
 
 def planted(seed: int, stages: int, memory: int, inputs: int, lead: tuple[int, ...] = ()) -> Any:
-    """A random table (stages, *lead, 1 + memory, 1 + memory + inputs)."""
+    """A random table (stages, *lead, 1 + memory, 1 + memory + inputs) whose arrays neither grow nor fade."""
     random = np.random.default_rng(seed)
-    return random.normal(size=(stages, *lead, 1 + memory, 1 + memory + inputs)) / math.sqrt(1 + memory)
+    turns = np.linalg.qr(random.normal(size=(stages, *lead, 1 + memory, 1 + memory)))[0]
+    return np.concatenate([turns, random.uniform(0.5, 1.5, size=(*turns.shape[:-1], inputs))], axis=-1)
 
 
 def inflated(table: Any, seed: int, more: int) -> Any:
@@ -165,7 +166,7 @@ def inflated(table: Any, seed: int, more: int) -> Any:
     random = np.random.default_rng(seed)
     size = table.shape[-2]
     wide = np.insert(np.insert(table, [size] * more, 0.0, axis=-1), [size] * more, 0.0, axis=-2)
-    wide[..., size, :] = 0.5 * random.normal(size=wide.shape[-1])
+    wide[..., size, :] = 0.2 * random.normal(size=wide.shape[-1])
     wide[..., :size, size + 1 : size + more] = random.normal(size=(size, more - 1))
     size += more
     mixing = np.eye(size)
