@@ -14,18 +14,26 @@ from typing import Any
 import jax
 import numpy as np
 
+PLAIN = (bool, int, float, str)
+"""Settings that are equal where their values are; anything else is equal to itself alone, whatever its own equality is."""
 
-class Same:
-    """A value as a key: equal only to itself, whatever its own equality is."""
+
+class Key:
+    """A leaf that is no array, as a key."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.plain = isinstance(value, PLAIN)
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return hash(self.value) if self.plain else id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
+        if not isinstance(other, Key):
+            return False
+        return self.value is other.value or (
+            self.plain and type(self.value) is type(other.value) and self.value == other.value
+        )
 
 
 @dataclass(frozen=True)
@@ -33,19 +41,17 @@ class Rest:
     """A pytree without its arrays: its structure, and its other leaves."""
 
     tree: Any
-    leaves: tuple[Any, ...]
-    """None for an array, a number or a text itself, `Same` of anything else."""
+    leaves: tuple[Key | None, ...]
 
     @property
     def lasting(self) -> bool:
-        """Whether it is equal to any other one of the same settings, so that what is kept for it serves again."""
-        return not any(isinstance(leaf, Same) for leaf in self.leaves)
+        """Whether it is equal to that of another pytree of the same settings, so that what is kept for it serves again."""
+        return all(leaf is None or leaf.plain for leaf in self.leaves)
 
     def join(self, arrays: Iterable[Any]) -> Any:
         """Return the pytree with these arrays."""
         left = iter(arrays)
-        values = [next(left) if leaf is None else leaf.value if isinstance(leaf, Same) else leaf for leaf in self.leaves]
-        return jax.tree.unflatten(self.tree, values)
+        return jax.tree.unflatten(self.tree, [next(left) if leaf is None else leaf.value for leaf in self.leaves])
 
 
 def split(given: Any) -> tuple[list[Any], Rest]:
@@ -60,13 +66,8 @@ def split(given: Any) -> tuple[list[Any], Rest]:
     except TypeError:  # settings that cannot be a key: what is given is one, as a whole
         leaves, tree = [given], jax.tree.structure(0)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
-    return arrays, Rest(tree, tuple(map(_rest, leaves)))
-
-
-def _rest(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array | np.ndarray):
-        return None
-    return leaf if isinstance(leaf, bool | int | float | str) else Same(leaf)
+    rest = tuple(None if isinstance(leaf, jax.Array | np.ndarray) else Key(leaf) for leaf in leaves)
+    return arrays, Rest(tree, rest)
 
 
 def _has_parts(kind: type[Any]) -> bool:

@@ -26,9 +26,6 @@ NOISE, STAGE = "diffcore_noise", "diffcore_stage"
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-MEMORY = 4
-"""Arrays of memory that the kernel takes, at most."""
-
 SECONDS = {None: 0, "unguided": 1, "raw": 2}
 """What a second column of estimates holds -> the kernel's number for it."""
 
@@ -92,7 +89,7 @@ def takes(stage: Stage) -> bool:
     alike = all(
         array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.memory)
     )
-    return alike and len(stage.memory) <= MEMORY and whole(*jax.tree.leaves(stage))
+    return alike and len(stage.memory) <= cpu_threads.MEMORY and whole(*jax.tree.leaves(stage))
 
 
 def whole(*arrays: Any) -> bool:
@@ -105,8 +102,11 @@ def whole(*arrays: Any) -> bool:
 
 def varying(arrays: Any) -> frozenset[Any]:
     """Return the axes of a `shard_map` over which arrays vary, as their types have it."""
-    kinds = [getattr(array, "aval", array) for array in jax.tree.leaves(arrays)]
-    axes = [getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", None) or () for kind in kinds]
+    axes: list[frozenset[Any]] = []
+    for array in jax.tree.leaves(arrays):
+        kind = getattr(array, "aval", array)
+        said = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None)  # before jax 0.10 the type has `vma` itself
+        axes.append(getattr(said, "varying", None) or getattr(kind, "vma", None) or frozenset())
     return frozenset[Any]().union(*axes)
 
 

@@ -40,9 +40,7 @@ class NumPyBackend(ArrayAPIBackend):
         between: tuple[Any, Any] | None = None,
     ) -> State:
         given = noise if stochastic else False
-        found = numpy_run.advance(
-            self, form, state, y, row, given, transform_x, other, between, _same, _same
-        )
+        found = numpy_run.advance(self, form, state, y, row, given, transform_x, other, between, _same, _same)
         if found is not None:
             return found
         settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
@@ -50,7 +48,7 @@ class NumPyBackend(ArrayAPIBackend):
 
     def run(self, run: Run, state: State) -> State:
         reached = numpy_run.run(self, run, state, _same, _same)
-        return super().run(run, state if reached is None else reached)
+        return super().run(run, state) if reached is None else reached
 
 
 def _same(array: Any) -> Any:
