@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -37,16 +37,31 @@ def count() -> int:
     return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
 
 
-def programs(shape: tuple[int, int], launch: Callable[[int, int], object]) -> None:
-    """Call launch(begin, end) on ranges that make up the programs of an array (samples, size): its samples' tiles."""
+def number(shape: tuple[int, int]) -> int:
+    """Return how many programs an array (samples, size) has: its samples' tiles."""
     samples, size = shape
-    whole = 4 * _philox.TILE
-    number = samples * -(-size // whole)
+    return samples * -(-size // (4 * _philox.TILE))
+
+
+def launcher(shape: tuple[int, int]) -> Callable[..., object]:
+    """Return the kernel's stage, to be called with all programs of an array: on threads, where that is worth their while."""
+    launch: Callable[..., object] = kernel.stage  # type: ignore[union-attr]
+    if shape[0] * shape[1] <= ELEMENTS:
+        return launch
+    return lambda *inputs: programs(shape, partial(launch, *inputs[:-2]))
+
+
+def programs(shape: tuple[int, int], launch: Callable[[int, int], object], *, whole: bool = True) -> None:
+    """Call launch(begin, end) on ranges that make up the programs of an array (samples, size): its samples' tiles, which
+    are one more where they are not whole samples, but runs that begin anywhere."""
+    samples, size = shape
+    tile = 4 * _philox.TILE
+    number = samples * -(-(size if whole else size + tile - 1) // tile)
     if samples * size <= ELEMENTS:
         if number:
             launch(0, number)
         return
-    together = max(1, ELEMENTS // min(size, whole), number // (TURNS * count()))
+    together = max(1, ELEMENTS // min(size, tile), number // (TURNS * count()))
     parts = [range(begin, min(begin + together, number)) for begin in range(0, number, together)]
     each(parts, lambda: lambda part: launch(part.start, part.stop))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,91 +12,142 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import io_callback
 
-from diffcore import _known, sampling
+from diffcore import _array, _streams, stage
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore._threshold import Clip
 from diffcore.backends import jax_denoiser, jax_kernel, jax_noise
-from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
-from diffcore.backends.jax_denoiser import Same
-from diffcore.backends.jax_kernel import Carry
-from diffcore.sampling import State
+from diffcore.backends.jax_denoiser import Rest
+from diffcore.backends.jax_kernel import Kind, Made, Stage, ring
+from diffcore.plan import Form
+from diffcore.stage import Run, Source
+from diffcore.state import State
+
+Carry = tuple[jax.Array, tuple[jax.Array, ...]]
+"""What a run carries from stage to stage: z, and the memory, in slots where the kernel serves."""
+
+
+class Given(NamedTuple):
+    """What a caller gives to a run: arrays and denoisers, functions, or what holds some; None where there is nothing."""
+
+    denoise: Any
+    transform_x: Any
+    noise: Any
+    held: Any
+
+
+class Settings(NamedTuple):
+    """What besides its arrays a run is compiled for."""
+
+    form: Form
+    stochastic: bool
+    kernel: bool
+    given: Given
+    """What is left of it without its arrays."""
+
+
+class At(NamedTuple):
+    """What a run reads stage by stage."""
+
+    row: jax.Array
+    levels: tuple[jax.Array, ...]
+    number: jax.Array
+    draw: jax.Array
+    between: tuple[jax.Array, jax.Array] | None
+    """The levels from and to, where a source of noise asks."""
 
 
 class JAXBackend(ArrayAPIBackend):
     """The contract on JAX arrays and tracers."""
 
     def seeds(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
+        words = words if isinstance(words, jax.Array) else np.asarray(words).astype(np.uint32)
         return jnp.asarray(words, dtype=jnp.uint32)
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> jax.Array:
-        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
     def bits(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> jax.Array:
-        return jax_noise.bits(words, draw, shape, device=device, stream=stream)
-
-    def traces(self, index: Any) -> bool:
-        return isinstance(index, jax.core.Tracer)
+        return jax_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def advance(
         self,
+        form: Form,
         state: State,
         y: jax.Array,
         row: Any,
-        noise: jax.Array | Draw | None,
+        noise: jax.Array | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: jax.Array | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
-        eps = sampling.draw_noise(self, state, noise) if stochastic and noise is not None else None
-        drawn = stochastic and noise is None
-        row = sampling.table_for(np.asarray(row), state.z) if isinstance(row, list) else row
-        z, saved, estimates = _stage(
-            state.z,
-            state.saved,
-            state.estimates,
-            y,
-            row,
-            eps,
-            state.seeds if drawn else None,
-            state.index + 1,
-            transform_x=transform_x,
-            kernel=jax_kernel.serves(state.z, row.shape[:-1]),
-        )
-        return State(z, saved, estimates, state.index + 1, state.seeds)
+        z, memory = state.z, state.memory
+        made = stochastic and noise is None and state.keys is not None
+        eps = self.fresh(state, noise, between) if stochastic and not made else None
+        row = _array.table_for(np.asarray(row), z) if isinstance(row, list) else row
+        arrays, rest = jax_denoiser.split(transform_x)
+        x = None
+        if not rest.lasting:  # a function of a caller's own: called as it is, and kept nowhere
+            x = stage.transformed(_estimate(z, y, row), z, transform_x)
+            arrays, rest = jax_denoiser.split(None)
+        read = Stage(z, memory, y, x, other, eps, state.keys if made else None, row, state.draw, state.index)
+        kernel = jax_kernel.serves(z, row.shape[:-1])
+        found = _by_hand(read, arrays, form=form, rest=rest, kernel=kernel)
+        x = found.memory[form.computed - 1] if form.keeps_x else found.x
+        return State(found.z, found.memory, x, state.index + 1, state.draw + 1, state.keys)
 
     def run(self, run: Run, state: State) -> State:
-        first = int(state.index)
-        if first >= len(run.plan):
-            return state
-        table = sampling.table_for(run.coefficients[first:], state.z)
-        levels = sampling.levels_for(run.plan, state.z)[first:]
-        indices = jnp.arange(first, len(run.plan), dtype=jnp.int32)
-        held, known = None, None
-        if run.held is not None:
-            held = (run.held.x, run.held.known, len(run.plan))
-            known = sampling.table_for(run.held.rows[first + 1 :], state.z)
-        traced = isinstance(state.z, jax.core.Tracer)
-        donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
-        kernel = jax_kernel.serves(state.z, run.plan.lead)
-        settings = (run.plan.stochastic, kernel)
-        weights: list[Any] = []
-        if run.callback is not None or not run.compile:
-            scan: Callable[..., Carry] = partial(
-                _scan, run.denoise, run.transform_x, run.noise, run.callback, *settings
+        first, stages, form = _array.known_int(state.index), len(run.plan), run.form
+        if first is None:
+            raise ValueError(
+                "sample: the number of the next stage is traced, so that it is not known how many are left; use dc.step"
             )
-            scan = scan if traced else jax.jit(scan, donate_argnums=donated)
+        if first >= stages:
+            return state
+        z, source = state.z, run.noise
+        numbers = jnp.arange(first, stages, dtype=jnp.int32)
+        asks = source is not None and source.takes_levels
+        tables = (run.coefficients, run.plan.log_snr, run.plan.next_log_snr)
+        row, *between = (_array.table_for(table[first:], z) for table in (tables if asks else tables[:1]))
+        levels = stage.levels_of(run, z, lambda table, like: [_array.table_for(table[first:], like)])
+        each = At(row, levels[0], numbers, numbers + (state.draw - first), tuple(between) or None)
+        traced = isinstance(z, jax.core.Tracer)
+        kernel = jax_kernel.serves(z, run.plan.lead)
+        function = None if source is None else source.function
+        split = [jax_denoiser.split(part) for part in Given(run.denoise, run.transform_x, function, run.held)]
+        arrays = Given(*(found for found, _ in split))
+        settings = Settings(form, run.plan.stochastic, kernel, Given(*(rest for _, rest in split)))
+        donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
+        if run.callback is None and run.compile:
+            scan = _kept(settings, donated)
         else:
-            weights, denoise = jax_denoiser.split(run.denoise)
-            scan = _kept(denoise, Same(run.transform_x), Same(run.noise), *settings, donated)
-        turn = jax_kernel.turn if kernel else lambda estimates, _: estimates
-        carry = (state.z, state.saved, turn(state.estimates, first + 1))
-        z, saved, estimates = scan(carry, weights, state.seeds, table, levels, indices, held, known)
-        return State(z, saved, turn(estimates, len(run.plan) + 1), len(run.plan), state.seeds)
+            scan = partial(_scan, settings, run.callback)
+            scan = scan if traced else jax.jit(scan, donate_argnums=donated)
+        slots = partial(ring, form) if kernel else lambda memory, _: memory
+        z, memory = scan((z, slots(state.memory, first)), arrays, state.keys, each)
+        return State(z, slots(memory, stages), None, stages, state.draw + (stages - first), state.keys)
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
@@ -119,109 +170,109 @@ class JAXBackend(ArrayAPIBackend):
         return jax.jit(function)
 
 
-@partial(jax.jit, static_argnames=("transform_x", "kernel", "carried"))
-def _stage(
-    z: jax.Array,
-    saved: jax.Array | None,
-    estimates: tuple[jax.Array, ...],
-    y: jax.Array,
-    row: jax.Array,
-    eps: jax.Array | None,
-    seeds: jax.Array | None,
-    draw: Any,
-    held: tuple[Any, ...] | None = None,
-    *,
-    transform_x: Callable[[Array], Array] | None,
-    kernel: bool,
-    carried: bool = False,
-) -> Carry:
-    """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it.
+@jax.jit
+def _estimate(z: jax.Array, y: jax.Array, row: jax.Array) -> jax.Array:
+    x: jax.Array = stage.estimate(z, y, row)
+    return x
 
-    With `kernel`, the stage is the CPU kernel's, and what is `carried` through a run has its estimates in slots.
-    """
-    draw_normal = partial(jax_noise.normal, shape=tuple(z.shape), dtype=z.dtype)
-    slots = kernel and carried
 
-    def plain(stage: jax_kernel.Stage) -> Carry:  # of what it is given alone, so that it can be differentiated
-        turn = jax_kernel.turn if slots and estimates else lambda estimates, draw: estimates
-        eps = stage.eps if stage.seeds is None else draw_normal(stage.seeds, stage.draw)
-        state = State(stage.z, stage.saved, turn(stage.estimates, stage.draw), 0, None)
-        x = sampling.estimate(stage.z, stage.y, stage.row, transform_x) if stage.x is None else stage.x
-        after = sampling.update(state, x, stage.row, eps)
-        return after.z, after.saved, turn(after.estimates, stage.draw + 1)
+@partial(jax.jit, static_argnames=("form", "rest", "kernel"))
+def _by_hand(read: Stage, arrays: list[jax.Array], *, form: Form, rest: Rest, kernel: bool) -> Made:
+    """One stage, with a transform of x-hat that is settings and arrays alone."""
+    kind = Kind(form, None, slots=False, over=False, tells=not form.keeps_x)
+    return _stage(kind, rest.join(arrays), read, kernel)
 
-    stage = jax_kernel.Stage(z, saved, estimates, y, None, row, eps, seeds, draw)
+
+def _stage(kind: Kind, transform_x: Callable[[Array], Array] | None, read: Stage, kernel: bool) -> Made:
+    """One stage: by the kernel where it serves, which clips x-hat itself, and takes one that is transformed otherwise."""
+    if not kernel:
+        return _plain(transform_x, kind, read)
     clip = transform_x if type(transform_x) is Clip else None
     if transform_x is not None and clip is None:
-        stage = stage._replace(y=None, x=sampling.estimate(z, y, row, transform_x))
-    if kernel and jax_kernel.takes(stage):
-        after = jax_kernel.stage(plain, stage, clip, slots=slots, over=carried and held is None)
-    else:
-        after = plain(stage)
-    if held is None:
-        return after
-    known_eps = held[3] if held[4] is None else draw_normal(held[4], draw, stream=_known.STREAM)
-    fixed: jax.Array = _known.overwrite(after[0], z, held[0], held[1], held[2], known_eps)
-    return fixed, after[1], after[2]
+        x = stage.transformed(stage.estimate(read.z, read.y, read.row), read.z, transform_x)
+        read = read._replace(x=x)
+    if not jax_kernel.takes(read):
+        return _plain(clip, kind, read)
+    return jax_kernel.stage(partial(_plain, clip), kind._replace(clip=clip), read)
+
+
+def _plain(transform_x: Callable[[Array], Array] | None, kind: Kind, read: Stage) -> Made:
+    """What the kernel makes, of what is given alone, so that it can be differentiated."""
+    form, eps, x = kind.form, read.eps, read.x
+    memory = ring(form, read.memory, read.turn) if kind.slots else read.memory
+    if read.keys is not None:
+        eps = jax_noise.normal(read.keys, read.draw, tuple(read.z.shape), dtype=read.z.dtype)
+    transform = transform_x if x is None else lambda _: x
+    state = State(read.z, memory, None, 0, 0, None)
+    after = stage.advance(form, state, read.y, read.row, eps, transform, read.other)
+    memory = ring(form, after.memory, read.turn + 1) if kind.slots else after.memory
+    return Made(after.z, after.x if kind.tells else None, memory)
+
+
+def _seen(kind: Kind, made: Made, index: Any, draw: Any, keys: Any) -> State:
+    """Return the state of a run as a caller sees it."""
+    form, memory = kind.form, ring(kind.form, made.memory, index) if kind.slots else made.memory
+    return State(made.z, memory, memory[form.computed - 1] if form.keeps_x else made.x, index, draw, keys)
 
 
 def _scan(
-    denoise: Any,
-    transform_x: Callable[[Array], Array] | None,
-    noise: Draw | None,
+    settings: Settings,
     callback: Callable[[State], object] | None,
-    stochastic: bool,
-    kernel: bool,
     carry: Carry,
-    weights: list[jax.Array],
-    seeds: jax.Array | None,
-    table: jax.Array,
-    levels: jax.Array,
-    indices: jax.Array,
-    held: tuple[jax.Array, jax.Array, int] | None,
-    known: jax.Array | None,
+    arrays: Given,
+    keys: jax.Array | None,
+    each: At,
 ) -> Carry:
-    """Scan the stages; the barriers keep the stage apart from the denoiser, so that its bits do not depend on it.
+    """Scan the stages; the barriers keep a stage apart from the denoiser, so that its bits do not depend on it."""
+    form, stochastic, kernel, rests = settings
+    denoise, transform_x, function, held = (rest.join(found) for rest, found in zip(rests, arrays, strict=True))
+    source = None if function is None else Source(function)
+    watched = callback is not None or held is not None
+    kind = Kind(form, None, slots=kernel, over=held is None, tells=watched and not form.keeps_x)
+    made_here = stochastic and source is None and keys is not None
 
-    `denoise` is the denoiser, or what is left of it without its arrays, the weights.
-    """
-    denoise = denoise.join(weights) if isinstance(denoise, jax_denoiser.Rest) else denoise
-
-    def body(carry: Carry, stage: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> tuple[Carry, None]:
-        row, level, index, known_row = stage
-        y = denoise(carry[0], level)
-        sampling.check_prediction(y, carry[0])
-        eps = sampling.draw_noise(None, State(*carry, index, None), noise) if stochastic and noise is not None else None
-        drawn = seeds if stochastic and noise is None else None
-        fixed = None
+    def body(carry: Carry, at: At) -> tuple[Carry, None]:
+        z, memory = carry
+        y, other = stage.ask(form, denoise, z, at.levels)
+        before, eps = _seen(kind, Made(z, None, memory), at.number, at.draw, keys), None
+        if stochastic and not made_here:
+            eps = stage.drawn(backend, before, source, at.between)
+        read = Stage(z, memory, y, None, other, eps, keys if made_here else None, at.row, at.draw, at.number)
+        read = jax.lax.optimization_barrier(read)
+        made = _stage(kind, transform_x, read, kernel)
         if held is not None:
-            x, mask, stages = held
-            known_eps = None if noise is None else _known.draw(None, State(*carry, 0, None), noise, index + 1, stages)
-            fixed = (x, mask, known_row, known_eps, seeds if noise is None else None)
-        carry, y, row, index, fixed = jax.lax.optimization_barrier((carry, y, row, index, fixed))
-        settings = {"transform_x": transform_x, "kernel": kernel, "carried": True}
-        after = _stage(*carry, y, row, eps, drawn, index + 1, fixed, **settings)
-        after = jax.lax.optimization_barrier(after)
+            before = _seen(kind, Made(read.z, None, read.memory), read.turn, read.draw, keys)
+            after = _seen(kind, made, read.turn + 1, read.draw + 1, keys)
+            made = made._replace(z=stage.constrained(backend, held, before, after, source).z)
+        made = jax.lax.optimization_barrier(made)
         if callback is not None:
 
-            def tell(z: Any, saved: Any, estimates: tuple[Any, ...], index: Any, seeds: Any) -> None:
-                estimates = jax_kernel.turn(estimates, int(index) + 1) if kernel else estimates
-                callback(State(z, saved, estimates, index, seeds))
+            def tell(made: Made, index: Any, draw: Any, keys: Any) -> None:
+                callback(_seen(kind, made, int(index), int(draw), keys))
 
-            io_callback(tell, None, *after, index + 1, seeds, ordered=True)
-        return after, None
+            io_callback(tell, None, made, at.number + 1, at.draw + 1, keys, ordered=True)
+        return (made.z, made.memory), None
 
-    return jax.lax.scan(body, carry, (table, levels, indices, known))[0]
+    after: Carry = jax.lax.scan(body, _varied(carry, (arrays, keys), body, each), each)[0]
+    return after
+
+
+def _varied(carry: Carry, given: Any, body: Callable[..., Any], each: At) -> Carry:
+    """Return what is carried in the types that the stages give it: in a `shard_map` it varies over the axes of all it meets."""
+    manual = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+    if not manual:
+        return carry
+    axes = jax_kernel.varying((carry, given))
+    if axes != manual:
+        axes = jax_kernel.varying(jax.eval_shape(body, carry, jax.tree.map(lambda table: table[0], each))[0])
+    varied: Carry = jax.tree.map(lambda array: jax_kernel.vary(array, axes), carry)
+    return varied
 
 
 @lru_cache(maxsize=8)
-def _kept(
-    denoise: jax_denoiser.Rest, transform_x: Same, noise: Same, stochastic: bool, kernel: bool, donated: tuple[int, ...]
-) -> Callable[..., Carry]:
-    """Return the compiled run of all denoisers that differ in their arrays alone."""
-    kept: Callable[..., Carry] = jax.jit(
-        partial(_scan, denoise, transform_x.value, noise.value, None, stochastic, kernel), donate_argnums=donated
-    )
+def _kept(settings: Settings, donated: tuple[int, ...]) -> Callable[..., Carry]:
+    """Return the compiled run of all that differ in their arrays alone."""
+    kept: Callable[..., Carry] = jax.jit(partial(_scan, settings, None), donate_argnums=donated)
     return kept
 
 

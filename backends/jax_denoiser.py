@@ -1,84 +1,95 @@
-"""Denoisers in a compiled run that is kept: their arrays are its arguments, so that it reads what they hold now.
+"""What a caller hands to a run, as a pytree: its arrays are arguments of a compiled run, and the rest finds the run again.
 
-A denoiser may be a pytree, such as a flax module. The wrappers of diffcore become pytrees here: what they wrap, what they are
-conditioned on and what is observed are their parts.
+A denoiser may be a pytree, such as a flax module. A wrapper, a constraint or a transform becomes one here by its `parts`, see
+`diffcore.denoiser`: nothing is known of any class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from diffcore._pair import One, Two
-from diffcore.conditioning import MomentMatching, Reconstruction
-from diffcore.conditioning._guided import Term
-from diffcore.guidance import ClassifierFree
-
-PARTS: dict[type[Any], tuple[str, ...]] = {
-    Two: ("conditional", "unconditional"),
-    One: ("denoise", "cond", "null"),
-    Reconstruction: ("denoise", "terms"),
-    MomentMatching: ("denoise", "terms"),
-    Term: ("observed", "mask"),
-}
-
-for kind, parts in PARTS.items():
-    settings = [field.name for field in fields(kind) if field.name not in parts]
-    jax.tree_util.register_dataclass(kind, list(parts), settings)
+PLAIN = (bool, int, float, str)
+"""Settings that are equal where their values are; anything else is equal to itself alone, whatever its own equality is."""
 
 
-def _guided_parts(guided: ClassifierFree) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
-    """Return what is a part of guidance, with a weight that is an array, and what is a setting."""
-    setting = isinstance(guided.weight, float) or callable(guided.weight)
-    weight, fixed = (None, guided.weight) if setting else (guided.weight, None)
-    return (guided.source, weight), (fixed, guided.rescale, guided.interval)
-
-
-def _guided_of(settings: tuple[Any, ...], parts: tuple[Any, Any]) -> ClassifierFree:
-    source, weight = parts
-    fixed, *rest = settings
-    return ClassifierFree(source, weight if fixed is None else fixed, *rest)
-
-
-jax.tree_util.register_pytree_node(ClassifierFree, _guided_parts, _guided_of)
-
-
-class Same:
-    """A value as a key: equal only to itself, whatever its own equality says."""
+class Key:
+    """A leaf that is no array, as a key."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.plain = isinstance(value, PLAIN)
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return hash(self.value) if self.plain else id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
+        if not isinstance(other, Key):
+            return False
+        return self.value is other.value or (
+            self.plain and type(self.value) is type(other.value) and self.value == other.value
+        )
 
 
 @dataclass(frozen=True)
 class Rest:
-    """A denoiser without its arrays, by which a compiled run is found again: its structure, and its other leaves."""
+    """A pytree without its arrays: its structure, and its other leaves."""
 
     tree: Any
-    leaves: tuple[Same | None, ...]
+    leaves: tuple[Key | None, ...]
 
-    def join(self, arrays: list[jax.Array]) -> Any:
-        """Return the denoiser with these arrays."""
+    @property
+    def lasting(self) -> bool:
+        """Whether it is equal to that of another pytree of the same settings, so that what is kept for it serves again."""
+        return all(leaf is None or leaf.plain for leaf in self.leaves)
+
+    def join(self, arrays: Iterable[Any]) -> Any:
+        """Return the pytree with these arrays."""
         left = iter(arrays)
         return jax.tree.unflatten(self.tree, [next(left) if leaf is None else leaf.value for leaf in self.leaves])
 
 
-def split(denoise: Any) -> tuple[list[Any], Rest]:
-    """Return the arrays of a denoiser, and the rest of it."""
-    leaves, tree = jax.tree.flatten(denoise)
+def split(given: Any) -> tuple[list[Any], Rest]:
+    """Return the arrays of what is given, and the rest of it."""
+    leaves, tree = jax.tree.flatten(given)
+    while new := {type(leaf) for leaf in leaves if _has_parts(type(leaf))}:
+        for kind in new:
+            _register(kind)
+        leaves, tree = jax.tree.flatten(given)
     try:
         hash(tree)
-    except TypeError:  # settings that cannot be a key: the denoiser is one, as a whole
-        leaves, tree = [denoise], jax.tree.structure(0)
+    except TypeError:  # settings that cannot be a key: what is given is one, as a whole
+        leaves, tree = [given], jax.tree.structure(0)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
-    rest = tuple(None if isinstance(leaf, jax.Array | np.ndarray) else Same(leaf) for leaf in leaves)
+    rest = tuple(None if isinstance(leaf, jax.Array | np.ndarray) else Key(leaf) for leaf in leaves)
     return arrays, Rest(tree, rest)
+
+
+def _has_parts(kind: type[Any]) -> bool:
+    return is_dataclass(kind) and isinstance(getattr(kind, "parts", None), tuple)
+
+
+def _register(kind: type[Any]) -> None:
+    """Make a class with `parts` a pytree; an instance is put together without its `__init__`, which may check its arrays."""
+    names = [field.name for field in fields(kind)]
+    parts: tuple[str, ...] = kind.parts
+    if not set(parts) <= set(names):
+        raise TypeError(f"sample: `parts` of {kind.__name__} must name fields of it, {names}, got {parts}")
+    settings = [name for name in names if name not in parts]
+
+    def flatten(whole: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(whole, name) for name in parts), tuple(getattr(whole, name) for name in settings)
+
+    def unflatten(kept: tuple[Any, ...], given: Iterable[Any]) -> Any:
+        whole = object.__new__(kind)
+        for name, value in (*zip(settings, kept, strict=True), *zip(parts, given, strict=True)):
+            object.__setattr__(whole, name, value)
+        return whole
+
+    with suppress(ValueError):  # another thread was first
+        jax.tree_util.register_pytree_node(kind, flatten, unflatten)

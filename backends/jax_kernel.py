@@ -17,30 +17,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffcore import _streams
 from diffcore._array import is_half
 from diffcore._threshold import Clip
 from diffcore.backends import cpu_threads, numpy_noise
+from diffcore.plan import Form
 
 NOISE, STAGE = "diffcore_noise", "diffcore_stage"
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-Carry = tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]
-"""The new z, the saved state and the estimates."""
+SECONDS = {None: 0, "unguided": 1, "raw": 2}
+"""What a second column of estimates holds -> the kernel's number for it."""
 
 
 class Stage(NamedTuple):
-    """What one stage reads: `x` instead of `y` where x-hat is there already, `seeds` instead of `eps` where noise is made."""
+    """What one stage reads: `x` too where x-hat is there already, `keys` instead of `eps` where noise is made."""
 
     z: jax.Array
-    saved: jax.Array | None
-    estimates: tuple[jax.Array, ...]
-    y: jax.Array | None
+    memory: tuple[jax.Array, ...]
+    y: jax.Array
     x: jax.Array | None
-    row: jax.Array
+    other: jax.Array | None
     eps: jax.Array | None
-    seeds: jax.Array | None
-    draw: jax.Array
+    keys: jax.Array | None
+    row: jax.Array
+    draw: Any
+    turn: Any
+    """The number of the stage, by which the slots of memory are found; see `ring`."""
+
+
+class Made(NamedTuple):
+    """What one stage makes: the new z, x-hat where it is wanted beside the memory, and the memory."""
+
+    z: jax.Array
+    x: jax.Array | None
+    memory: tuple[jax.Array, ...]
+
+
+class Kind(NamedTuple):
+    """What a stage is made for: the form of its plan, the threshold of x-hat, and what becomes of its arrays."""
+
+    form: Form
+    clip: Clip | None
+    slots: bool
+    """Whether the memory lies in slots and is written over, as in a run; see `ring`."""
+    over: bool
+    """Whether the new z is written over the old one."""
+    tells: bool
+    """Whether x-hat is wanted beside the memory."""
 
 
 def serves(z: jax.Array, lead: tuple[int, ...]) -> bool:
@@ -61,20 +86,37 @@ def serves(z: jax.Array, lead: tuple[int, ...]) -> bool:
 
 def takes(stage: Stage) -> bool:
     """Return whether the arrays of a stage are like its z, and no more than the kernel reads."""
-    z, optional = stage.z, (stage.saved, stage.y, stage.x, stage.eps)
+    z, optional = stage.z, (stage.y, stage.x, stage.other, stage.eps)
     alike = all(
-        array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.estimates)
+        array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.memory)
     )
-    return alike and len(stage.estimates) <= cpu_threads.HISTORY and whole(*jax.tree.leaves(stage))
+    return alike and len(stage.memory) <= cpu_threads.MEMORY and whole(*jax.tree.leaves(stage))
 
 
 def whole(*arrays: Any) -> bool:
     """Return whether the types of arrays say nothing of devices, as they do in a `shard_map` and on a mesh with explicit axes,
     where the results of a call would be of another type than those of XLA's operations."""
     kinds = [getattr(array, "aval", None) for array in arrays]
-    varying = [getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", None) for kind in kinds]
     specs = [getattr(getattr(kind, "sharding", None), "spec", ()) for kind in kinds]
-    return not any(varying) and all(axis is None for spec in specs for axis in spec)
+    return not varying(arrays) and all(axis is None for spec in specs for axis in spec)
+
+
+def varying(arrays: Any) -> frozenset[Any]:
+    """Return the axes of a `shard_map` over which arrays vary, as their types have it."""
+    axes: list[frozenset[Any]] = []
+    for array in jax.tree.leaves(arrays):
+        kind = getattr(array, "aval", array)
+        said = getattr(kind, "mat", None) or getattr(
+            kind, "manual_axis_type", None
+        )  # before jax 0.10 the type has `vma` itself
+        axes.append(getattr(said, "varying", None) or getattr(kind, "vma", None) or frozenset())
+    return frozenset[Any]().union(*axes)
+
+
+def vary(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
+    """Return an array whose type varies over these axes too."""
+    more = tuple(axes - varying(array))
+    return jax.lax.pcast(array, more, to="varying") if more else array
 
 
 @cache
@@ -109,74 +151,76 @@ def works() -> bool:
 
 def _try(device: Any) -> None:
     words, shape = np.array([[5, 7]], dtype=np.uint32), (1, 5)
+    how: dict[str, Any] = {"stream": _streams.SAMPLER, "shape": shape, "dtype": jnp.uint32}
     with jax.default_device(device):
-        found = np.asarray(jax.jit(partial(noise, stream=0, shape=shape, dtype=jnp.uint32))(words, np.uint32(3)))
+        found = np.asarray(jax.jit(partial(noise, **how))(words, np.uint32(3), None))
     if not np.array_equal(found, numpy_noise.bits(words, 3, shape)):
         raise ValueError("other bits came back than were expected")
 
 
-def noise(seeds: jax.Array, draw: jax.Array, stream: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0; see `diffcore.noise`."""
+def noise(
+    seeds: jax.Array, draw: jax.Array, starts: jax.Array | None, stream: int, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0, of whole samples or of the runs of
+    each that begin at `starts`; see `diffcore.noise`."""
+    begin = jnp.zeros((0,), jnp.uint32) if starts is None else starts
 
     @jax.custom_jvp
-    def made(seeds: jax.Array, draw: jax.Array) -> jax.Array:
+    def made(seeds: jax.Array, draw: jax.Array, begin: jax.Array) -> jax.Array:
         call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
-        found: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]))
+        halves = jnp.stack([begin, jnp.zeros_like(begin)], axis=1)
+        found: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]), halves)
         return found
 
     still: Any = jnp.zeros(shape, dtype) if jnp.issubdtype(dtype, jnp.floating) else np.zeros(shape, jax.dtypes.float0)
     made.defjvp(lambda primals, tangents: (made(*primals), still))
-    found: jax.Array = made(seeds, draw)
+    found: jax.Array = made(seeds, draw, begin)
     return found
 
 
-def stage(plain: Callable[[Stage], Carry], stage: Stage, clip: Clip | None, *, slots: bool, over: bool) -> Carry:
-    """Return what a stage makes, on a CPU by the kernel, elsewhere and for derivatives by the plain function.
-
-    Args:
-        plain: the function.
-        stage: what it reads.
-        clip: applied to an x-hat that is made.
-        slots: the estimates lie in the slots of `turn`, and x-hat goes where the oldest was; else they are the newest first.
-        over: write the new z over the old one.
-    """
+def stage(plain: Callable[[Kind, Stage], Made], kind: Kind, stage: Stage) -> Made:
+    """Return what a stage makes, on a CPU by the kernel, elsewhere and for derivatives by the plain function."""
 
     @jax.custom_jvp
-    def made(stage: Stage) -> Carry:
-        after: Carry = jax.lax.platform_dependent(stage, cpu=partial(_call, clip, slots, over), default=plain)
+    def made(stage: Stage) -> Made:
+        call, default = partial(_call, kind), partial(plain, kind)
+        after: Made = jax.lax.platform_dependent(stage, cpu=call, default=default)
         return after
 
-    made.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
-    after: Carry = made(stage)
+    made.defjvp(lambda primals, tangents: jax.jvp(partial(plain, kind), primals, tangents))
+    after: Made = made(stage)
     return after
 
 
-def turn(estimates: tuple[Any, ...], draw: Any) -> tuple[Any, ...]:
-    """Return the estimates before stage `draw` = 1, 2, ... as their slots, or the other way round, which is the same: what stage
-    i made lies in slot i modulo their number, so that a run moves nothing."""
-    count = len(estimates)
-    at = [(draw - 1 - slot) % count for slot in range(count)]
-    if isinstance(draw, int):
-        return tuple(estimates[i] for i in at)
-    return tuple(jax.lax.select_n(i.astype(jnp.int32), *estimates) for i in at)
+def ring(form: Form, memory: tuple[Any, ...], turn: Any) -> tuple[Any, ...]:
+    """Return the memory before stage `turn` as its slots, or the other way round, which is the same.
+
+    The last arrays, those that only move up and the one before them, are a ring: what stage i computed lies in slot i modulo
+    their number, so that a run moves nothing.
+    """
+    if not form.shifted:
+        return memory
+    head, tail = memory[: form.computed - 1], memory[form.computed - 1 :]
+    at = [(turn - 1 - slot) % len(tail) for slot in range(len(tail))]
+    if isinstance(turn, int):
+        return (*head, *(tail[i] for i in at))
+    return (*head, *(jax.lax.select_n(i.astype(jnp.int32), *tail) for i in at))
 
 
-def _call(clip: Clip | None, slots: bool, over: bool, stage: Stage) -> Carry:
-    z, saved, estimates, y, x, row, eps, seeds, draw = stage
-    none = jnp.zeros((0,), z.dtype)
+def _call(kind: Kind, stage: Stage) -> Made:
+    z, memory, y, x, other, eps, keys, row, draw, turn = stage
+    form, clip, none = kind.form, kind.clip, jnp.zeros((0,), z.dtype)
     wide = jnp.float32 if is_half(z.dtype) else z.dtype
     bounds = jnp.asarray([-math.inf, math.inf] if clip is None else [clip.low, clip.high], wide)
-    optional = [none if array is None else array for array in (y, x, saved, eps)]
-    keys = jnp.zeros((0, 2), jnp.uint32) if seeds is None else seeds
-    args = [z, *optional, keys, row.astype(wide), bounds, jnp.asarray(draw, jnp.uint32), *estimates]
-    kept = estimates if slots else estimates[:1]
-    rets = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (z, optional[2], *kept)]
-    first = len(args) - len(estimates)
-    over_estimates = {first + i: 2 + i for i in range(len(estimates))} if slots else {}
-    over_saved = {3: 1} if slots and saved is not None else {}
-    aliases = over_estimates | over_saved | ({0: 0} if over else {})
+    read = y if x is None or form.second == "raw" else None
+    optional = [none if array is None else array for array in (read, x, other, eps)]
+    fixed = (form.shifted, form.keeps_x, SECONDS[form.second])
+    numbers = jnp.stack([jnp.asarray(number, jnp.uint32) for number in (draw, turn, *fixed)])
+    args = [z, *optional, jnp.zeros((0, 2), jnp.uint32) if keys is None else keys, row.astype(wide), bounds, numbers]
+    written, moved = (memory, ()) if kind.slots else (memory[: form.computed], memory[max(form.computed - 1, 0) : -1])
+    rets = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (z, z if kind.tells else none, *written)]
+    slots = {len(args) + at: 2 + at for at in range(len(memory))} if kind.slots else {}
+    aliases = slots | ({0: 0} if kind.over else {})
     call: Any = jax.ffi.ffi_call(STAGE, rets, vmap_method="sequential", input_output_aliases=aliases)
-    new, new_saved, *made = call(*args)
-    if not slots:
-        made = [*made, *estimates[:-1]]
-    return new, None if saved is None else new_saved, tuple(made)
+    new, found, *made = call(*args, *memory)
+    return Made(new, found if kind.tells else None, (*made, *moved))

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from diffcore import _streams
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore.backends import numpy_noise, numpy_run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.plan import Form
@@ -19,12 +21,29 @@ class NumPyBackend(ArrayAPIBackend):
     """The contract on NumPy arrays."""
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> Array:
-        return numpy_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return numpy_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
-        return numpy_noise.bits(words, draw, shape, device=device, stream=stream)
+    def bits(
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
+    ) -> Array:
+        return numpy_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def advance(
         self,
@@ -40,9 +59,7 @@ class NumPyBackend(ArrayAPIBackend):
         between: tuple[Any, Any] | None = None,
     ) -> State:
         given = noise if stochastic else False
-        found = numpy_run.advance(
-            self, form, state, y, row, given, transform_x, other, between, _same, _same
-        )
+        found = numpy_run.advance(self, form, state, y, row, given, transform_x, other, between, _same, _same)
         if found is not None:
             return found
         settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
@@ -50,7 +67,7 @@ class NumPyBackend(ArrayAPIBackend):
 
     def run(self, run: Run, state: State) -> State:
         reached = numpy_run.run(self, run, state, _same, _same)
-        return super().run(run, state if reached is None else reached)
+        return super().run(run, state) if reached is None else reached
 
 
 def _same(array: Any) -> Any:

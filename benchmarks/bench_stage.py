@@ -106,7 +106,9 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
         return dc.sample(denoise, plan, start, prediction="eps", transform_x=CLIP, compile=fuse)
 
     start = dc.start(plan, z, seed=7)
-    moved = 3 + plan.memory + plan.form.computed  # arrays: read z, y and the memory, write z and the rows that are worked out
+    moved = (
+        3 + plan.memory + plan.form.computed
+    )  # arrays: read z, y and the memory, write z and the rows that are worked out
     call = _replayed(ours) if who == "torch graph" else lambda: arrays.ready(ours())
     timed(call, group, who, "ours", calls=len(plan), bytes=moved * z.nbytes)
 

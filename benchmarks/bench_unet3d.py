@@ -135,7 +135,12 @@ def test_unet3d(benchmark: Any, device: str, what: str, who: str) -> None:
     info: dict[str, Any] = {"who": who, "role": "peer" if who.startswith("peer") else "ours", "parameters": count}
     info["frames_per_second"] = round(SHAPE[1] / seconds, 2)
     if not who.startswith("peer"):
-        info["gflops"] = round(config().summary().total.flops * (3 if what == "step" else 1) / seconds / 1e9)
+        info["gflops"] = round(
+            importlib.import_module("diffcore.unet3d").summarise(config()).total.flops
+            * (3 if what == "step" else 1)
+            / seconds
+            / 1e9
+        )
     if device == "cuda" and who != "jax":
         info["peak_megabytes"] = torch.cuda.max_memory_allocated() // 2**20
     elif device == "cpu":

@@ -11,7 +11,7 @@ from diffcore import grids, guidance, levels, losses, noise, predictions, proces
 from diffcore.levels import Gaussian, Level
 from diffcore.plan import Plan
 from diffcore.sampling import sample, start, step
-from diffcore.state import State
+from diffcore.state import State, load_state, save_state
 
 if TYPE_CHECKING:
     from diffcore import backends, conditioning, exact, likelihood, metrics, testing, unet3d, video
@@ -30,6 +30,7 @@ __all__ = [
     "guidance",
     "levels",
     "likelihood",
+    "load_state",
     "losses",
     "metrics",
     "noise",
@@ -37,6 +38,7 @@ __all__ = [
     "process",
     "sample",
     "samplers",
+    "save_state",
     "schedules",
     "start",
     "step",

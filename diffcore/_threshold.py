@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffcore import _array
 from diffcore._array import Array
@@ -13,6 +14,7 @@ from diffcore._array import Array
 class Clip:
     """x -> min(max(x, low), high): what `clip` returns."""
 
+    parts: ClassVar = ()
     low: float
     high: float
 
@@ -50,6 +52,7 @@ def clip(low: float = -1.0, high: float = 1.0) -> Clip:
 class DynamicThreshold:
     """x -> clip(x, -s, s) bound / s, s = max(bound, a quantile of |x|): what `dynamic_threshold` returns."""
 
+    parts: ClassVar = ()
     percentile: float
     bound: float
 

@@ -121,7 +121,7 @@ def classifier_free(
 class ClassifierFree:
     """A denoiser under classifier-free guidance: what `classifier_free` returns, which documents the fields."""
 
-    parts: ClassVar = ("source",)
+    parts: ClassVar = ("source", "weight")
     source: Two | One
     weight: Weight
     rescale: float = 0.0

@@ -1,10 +1,19 @@
-"""The state of a run between two stages."""
+"""The state of a run between two stages, and its file."""
 
 from __future__ import annotations
 
+import io
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from diffcore import _array, _files
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
+
+FORMAT = 1
 
 
 class State(NamedTuple):
@@ -18,7 +27,7 @@ class State(NamedTuple):
         draw: the number of the next draw of noise, which goes on when another plan follows; see `start`.
         keys: the key words of the samples, (B, 2), or None where the caller gives the noise.
 
-    A tuple of arrays, and a pytree on JAX. `save_state` writes it to a file.
+    A tuple of arrays, and a pytree on JAX; `save_state` writes it to a file.
     """
 
     z: Array
@@ -27,3 +36,75 @@ class State(NamedTuple):
     index: Any
     draw: Any
     keys: Array | None
+
+
+def save_state(path: str | os.PathLike[str], state: State) -> None:
+    """Write the state of a run to a file, of any library; the file appears whole or not at all.
+
+    Args:
+        path: of the file, NumPy's npz without pickled objects.
+        state: from `start`, `step` or a callback.
+
+    Raises:
+        TypeError: no state, or one whose arrays are being traced.
+
+    >>> import diffcore as dc, tempfile, pathlib
+    >>> plan = dc.samplers.unipc(dc.schedules.Cosine(), steps=4)
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "state.npz")
+    >>> save_state(path, dc.start(plan, shape=(2, 3), seed=7))
+    >>> load_state(path).memory[0].shape
+    (2, 3)
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"save_state: `state` must be a diffcore.State, got {type(state).__name__}")
+    arrays = {f"memory_{at}": array for at, array in enumerate(state.memory)}
+    arrays |= {name: array for name in ("z", "x") if (array := getattr(state, name)) is not None}
+    held: dict[str, Any] = {name: _array.to_host(array) for name, array in arrays.items()}
+    if state.keys is not None:
+        held["keys"] = np.asarray(_array.to_host(state.keys), dtype=np.uint32)
+    held |= {name: np.int64(int(getattr(state, name))) for name in ("index", "draw")}
+    file = io.BytesIO()
+    np.savez(
+        file, allow_pickle=False, format=np.int64(FORMAT), dtype=np.array(str(state.z.dtype).split(".")[-1]), **held
+    )
+    _files.write(path, file.getbuffer())
+
+
+def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> State:
+    """Read the state of a run that `save_state` wrote, to bits equal to those that were saved.
+
+    Args:
+        path: of the file.
+        like: an array that gives the library and the device; NumPy without one. The dtype is that of the file.
+
+    Returns:
+        A `State`: give it to `diffcore.sample` or `diffcore.step`.
+
+    Raises:
+        ValueError: the file holds no state, or a dtype that the library does not have.
+        OSError: it cannot be read.
+    """
+    like = np.zeros(()) if like is None else like
+    xp, where = _array.namespace("load_state", like=like), _array.device(like)
+    raw = io.BytesIO(Path(path).read_bytes())
+    try:
+        with np.load(raw, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+        if int(held["format"]) != FORMAT:
+            raise ValueError(f"it has format {int(held['format'])}, but this version reads format {FORMAT}")
+        name, keys = str(held["dtype"]), held.get("keys")
+        memory = [held[f"memory_{at}"] for at in range(sum(part.startswith("memory_") for part in held))]
+        z, x, index, draw = held["z"], held.get("x"), int(held["index"]), int(held["draw"])
+    except Exception as error:  # whatever NumPy makes of a file that is none of its own
+        raise ValueError(f"load_state: `path` {str(path)!r} holds no state: {error}") from error
+    dtype = getattr(xp, name, None)
+    if dtype is None:
+        raise ValueError(
+            f"load_state: `path` {str(path)!r} holds {name}, which {_array.name(xp)} does not have; give `like` of the library "
+            f"that wrote it"
+        )
+    backend = backend_of(like)
+    give = lambda array: xp.asarray(array, dtype=dtype, device=where)  # noqa: E731
+    words = None if keys is None else backend.seeds(keys, like)
+    estimate = None if x is None else give(x)
+    return State(give(z), tuple(map(give, memory)), estimate, backend.index(index), backend.index(draw), words)

@@ -22,14 +22,13 @@ pytestmark = pytest.mark.jax
 needs_kernel = pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
 
 
-def arguments(history: int = 2, saves: bool = True) -> list[Any]:
-    """Return what the kernel is given for a stage of two samples, all there."""
+def arguments(memory: int = 2, numbers: tuple[int, ...] = (3, 2, 1, 0, 1)) -> list[Any]:
+    """Return what the kernel is given for a stage of two samples, all there: the unguided prediction, keys, and a ring of slots."""
     z = jnp.arange(2 * 3000.0).reshape(2, 3000) / 3000
-    past = [z * (3.0 + back) for back in range(history)]
-    row = jnp.linspace(-0.9, 0.8, 2 + 2 * (4 + history))
-    none = jnp.zeros(0)
-    seeds, bounds = jnp.uint32([[1, 2], [3, 4]]), jnp.float32([-1, 1])
-    return [z, z * 2.0, none, z * 0.5 if saves else none, none, seeds, row, bounds, jnp.uint32(3), *past]
+    past = [z * (3.0 + back) for back in range(memory)]
+    row = jnp.linspace(-0.9, 0.8, 2 + (1 + memory) * (4 + memory))
+    none, keys, bounds = jnp.zeros(0), jnp.uint32([[1, 2], [3, 4]]), jnp.float32([-1, 1])
+    return [z, z * 2.0, none, z * 0.5, none, keys, row, bounds, jnp.uint32(numbers), *past]
 
 
 def called(args: list[Any], rets: list[Any], name: str = jax_kernel.STAGE, over: dict[int, int] | None = None) -> Any:
@@ -46,47 +45,61 @@ def called(args: list[Any], rets: list[Any], name: str = jax_kernel.STAGE, over:
         ({0: jnp.zeros((0, 3000))}, "not nothing"),
         ({1: jnp.zeros((2, 2999))}, "several sizes or dtypes"),
         ({3: jnp.zeros((2, 3000), jnp.float16)}, "several sizes or dtypes"),
-        ({9: jnp.zeros((2, 1))}, "several sizes or dtypes"),
-        ({1: jnp.zeros(0)}, "for other arrays"),
+        ({10: jnp.zeros((2, 1))}, "several sizes or dtypes"),
+        ({1: jnp.zeros(0)}, "a prediction that it reads"),
+        ({3: jnp.zeros(0)}, "a prediction that it reads"),
+        ({1: jnp.zeros(0), 2: jnp.zeros((2, 3000)), 3: jnp.zeros(0), 8: jnp.uint32([3, 2, 1, 0, 2])}, "a prediction"),
         ({5: jnp.zeros((3, 2), jnp.uint32)}, "for other arrays"),
         ({5: jnp.zeros((2, 2))}, "for other arrays"),
-        ({6: jnp.zeros(13)}, "for other arrays"),
-        ({6: jnp.zeros((3, 14))}, "for other arrays"),
-        ({6: jnp.zeros((2, 7, 14))}, "for other arrays"),
-        ({6: jnp.zeros(14, jnp.float16)}, "for other arrays"),
+        ({6: jnp.zeros(19)}, "for other arrays"),
+        ({6: jnp.zeros((3, 20))}, "for other arrays"),
+        ({6: jnp.zeros((2, 7, 20))}, "for other arrays"),
+        ({6: jnp.zeros(20, jnp.float16)}, "for other arrays"),
         ({7: jnp.zeros(3)}, "for other arrays"),
-        ({8: jnp.int32(3)}, "for other arrays"),
+        ({8: jnp.int32([3, 2, 1, 0, 1])}, "five numbers, in uint32"),
+        ({8: jnp.uint32([3, 2, 1, 0])}, "five numbers, in uint32"),
+        ({8: jnp.uint32([3, 2, 2, 0, 1])}, "another form"),
+        ({8: jnp.uint32([3, 2, 1, 2, 1])}, "another form"),
+        ({8: jnp.uint32([3, 2, 1, 0, 3])}, "another form"),
     ],
 )
 def test_arrays_that_do_not_fit_end_the_run_in_words(change: dict[int, Any], words: str) -> None:
     args = arguments()
-    z, over = args[0], {9: 2, 10: 3}
-    assert all(np.isfinite(array).all() for array in called(args, [z] * 4, over=over))
+    z, none, over = args[0], jnp.zeros(0), {9: 2, 10: 3}
+    assert all(np.isfinite(array).all() for array in called(args, [z, none, z, z], over=over))
     for at, array in change.items():
         args[at] = array
     with pytest.raises(Exception, match=f"diffcore_stage: .*{words}"):
-        called(args, [args[0], z, z])
+        called(args, [args[0], none, z])
 
 
 @needs_kernel
 def test_so_does_another_number_of_them() -> None:
-    args = arguments()
-    for given, count in ((args, 1), (args, 5), (args[:8], 3), ([*args, *args[-1:] * 7], 3)):
+    args, none = arguments(), jnp.zeros(0)
+    z = args[0]
+    for given, rets in ((args, [z]), (args[:8], [z, none, z]), ([*args, *args[-1:] * 3], [z, none, z])):
         with pytest.raises(Exception, match="diffcore_stage: another number of arrays"):
-            called(given, [args[0]] * count)
-    with pytest.raises(Exception, match="diffcore_stage: slots that do not lie over the estimates"):
-        called(args, [args[0]] * 4)
+            called(given, rets)
+    with pytest.raises(Exception, match="diffcore_stage: another form"):
+        called(args, [z, none, z, z, z])
+    with pytest.raises(Exception, match="diffcore_stage: slots that do not lie over the memory"):
+        called(args, [z, none, z, z])
+
+
+WORDS = jnp.zeros((3, 2), jnp.uint32)
 
 
 @needs_kernel
 @pytest.mark.parametrize(
     ("args", "to", "words"),
     [
-        ([jnp.zeros((2, 2), jnp.uint32)], jnp.zeros((2, 3)), "takes two arrays"),
-        ([jnp.zeros((3, 2), jnp.uint32), jnp.zeros(2, jnp.uint32)], jnp.zeros((2, 3)), "another number of seeds"),
-        ([jnp.zeros((2, 2), jnp.uint32), jnp.zeros(3, jnp.uint32)], jnp.zeros((2, 3)), "another number of seeds"),
-        ([jnp.zeros((2, 2)), jnp.zeros(2, jnp.uint32)], jnp.zeros((2, 3)), "seeds and source are uint32"),
-        ([jnp.zeros((2, 2), jnp.uint32), jnp.zeros(2, jnp.uint32)], jnp.zeros((2, 3), jnp.float16), "noise is float32"),
+        ([WORDS[:2], WORDS[0]], jnp.zeros((2, 3)), "takes three arrays"),
+        ([WORDS, WORDS[0], WORDS[:0]], jnp.zeros((2, 3)), "another number of seeds"),
+        ([WORDS[:2], WORDS, WORDS[:0]], jnp.zeros((2, 3)), "another number of seeds"),
+        ([WORDS[:2], WORDS[0], WORDS[:2]], jnp.zeros((2, 3)), "or of elements than runs"),
+        ([jnp.zeros((2, 2)), WORDS[0], WORDS[:0]], jnp.zeros((2, 3)), "seeds, source and starts are uint32"),
+        ([WORDS[:2], WORDS[0], jnp.zeros((1, 2))], jnp.zeros((2, 3)), "seeds, source and starts are uint32"),
+        ([WORDS[:2], WORDS[0], WORDS[:0]], jnp.zeros((2, 3), jnp.float16), "noise is float32"),
     ],
 )
 def test_noise_that_does_not_fit_ends_the_run_in_words(args: list[Any], to: Any, words: str) -> None:

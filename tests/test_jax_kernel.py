@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from sampler_cases import SAMPLERS, schedule_of
 import diffcore as dc
 from diffcore import backends
 from diffcore.backends import cpu_threads, jax_kernel
+from diffcore.plan import Form
 
 jax.config.update("jax_platforms", "cpu")
 pytestmark = pytest.mark.jax
@@ -23,11 +25,50 @@ pytestmark = pytest.mark.jax
 needs_kernel = pytest.mark.skipif(cpu_threads.kernel is None, reason="the kernel was not compiled")
 SIZE = 1024
 CLIP = dc.guidance.clip(-0.7, 0.6)
-HISTORIES = ["dpm_solver_pp", "dpm_solver_pp order=3", "unipc", "dpm_solver_pp order=3 eta=1.0"]
+WITH_MEMORY = ["dpm_solver_pp", "dpm_solver_pp order=3", "unipc", "unipc order=3", "dpm_solver_pp order=3 eta=1.0"]
+FORMS = [
+    Form(0, 0, False, "unguided"),
+    Form(0, 0, False, "raw"),
+    Form(1, 0, False, None),
+    Form(1, 0, True, "raw"),
+    Form(2, 1, False, "unguided"),
+    Form(3, 0, False, None),
+    Form(3, 2, True, "raw"),
+    Form(4, 0, True, "unguided"),
+    Form(4, 1, False, None),
+    Form(4, 2, True, None),
+    Form(4, 3, True, None),
+]
+every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 
 
 def denoise(z: Any, log_snr: Any) -> Any:
     return -0.5 * z
+
+
+class Guided:
+    """A denoiser that is asked for what it predicts without its guidance too."""
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        return -0.5 * z
+
+    def with_unguided(self, z: Any, log_snr: Any) -> tuple[Any, Any]:
+        return -0.5 * z, 0.25 * z
+
+
+def made_up(form: Form, stages: int = 7) -> dc.Plan:
+    """Return a plan of a form whose coefficients are nobody's, with noise in every row that is computed."""
+    lead, columns = 1 + form.memory, form.columns
+    update = np.random.default_rng(3).uniform(-0.4, 0.4, (stages, lead, columns))
+    update[2, 1 : form.memory : 2] = 0.0
+    if form.keeps_x:
+        update[:, form.computed] = np.arange(columns) == form.x
+    for row in range(1 + form.computed, lead):
+        update[:, row] = np.arange(columns) == row - 1
+    log_snr = np.linspace(-6.0, 6.0, stages + 1)
+    plan = dc.Plan("made up", "vp", log_snr[:-1], log_snr[1:], update, second=form.second)
+    assert plan.form == form
+    return plan
 
 
 def start(batch: int = 2, size: int = SIZE + 300, dtype: Any = np.float32) -> Any:
@@ -77,27 +118,81 @@ def test_levels_of_samples_and_frames_are_numpys(lead: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(np.asarray(found), want)
 
 
+def alike(found: dc.State, want: dc.State) -> None:
+    for name, got, expected in zip(dc.State._fields, found, want, strict=True):
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=name)
+
+
 @needs_kernel
-@pytest.mark.parametrize("name", HISTORIES)
-def test_steps_by_hand_and_resumed_runs_are_the_run(name: str) -> None:
-    """Past estimates lie where they were written, and come out the newest first, wherever a run begins and ends."""
+@pytest.mark.parametrize("transform_x", [None, CLIP], ids=["none", "clip"])
+@every_form
+def test_so_is_a_plan_of_any_form(form: Form, transform_x: Any) -> None:
+    """Every state of it, in a run and by hand: rows that move up are renamed, and noise comes into any row."""
+    plan, call, settings = made_up(form), Guided(), {"prediction": "v", "transform_x": transform_x}
+    states: list[dc.State] = []
+    clip = dc.sample(call, plan, jnp.asarray(start()), seed=3, callback=states.append, **settings)
+    jax.effects_barrier()
+    want, by_hand = dc.start(plan, start(), seed=3), dc.start(plan, jnp.asarray(start()), seed=3)
+    for reached in states:
+        y, other = call.with_unguided(want.z, None)
+        unguided = other if form.second == "unguided" else None
+        want = dc.step(plan, want, y, unguided=unguided, **settings)
+        y, unguided = (None if part is None else jnp.asarray(part) for part in (y, unguided))
+        by_hand = dc.step(plan, by_hand, y, unguided=unguided, **settings)
+        alike(reached, want)
+        alike(by_hand, want)
+    assert len(states) == len(plan)
+    np.testing.assert_array_equal(np.asarray(clip), want.z)
+    kept = dc.sample(call, plan, jnp.asarray(start()), seed=3, compile=True, **settings)
+    np.testing.assert_array_equal(np.asarray(kept), want.z)
+
+
+@pytest.mark.parametrize(
+    "form", [Form(3, 1, True, "raw"), Form(2, 0, False, "unguided"), Form(6, 2, True, None)], ids=str
+)
+def test_a_transform_of_ones_own_and_much_memory_go_another_way_to_the_same_end(form: Form) -> None:
+    plan, call = made_up(form), Guided()
+    settings: dict[str, Any] = {"seed": 3, "prediction": "v", "transform_x": lambda x: 0.5 * x * x}
+    want = dc.sample(call, plan, start(), **settings)
+    np.testing.assert_allclose(np.asarray(dc.sample(call, plan, jnp.asarray(start()), **settings)), want, atol=1e-5)
+    slope = jax.jvp(lambda z: dc.sample(call, plan, z, **settings), (jnp.asarray(start()),), (jnp.ones_like(start()),))[
+        1
+    ]
+    step = (dc.sample(call, plan, start(dtype=np.float64) + h, **settings) for h in (1e-5, -1e-5))
+    np.testing.assert_allclose(np.asarray(slope), (next(step) - next(step)) / 2e-5, atol=2e-3)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_resumed_runs_are_the_run(name: str) -> None:
+    """What is remembered comes out in order wherever a run begins and ends."""
     plan, settings = make(name, 6), {"prediction": "v", "transform_x": CLIP}
     states: list[dc.State] = []
     clip = dc.sample(denoise, plan, jnp.asarray(start()), seed=3, callback=states.append, **settings)
     jax.effects_barrier()
-    jax.effects_barrier()
-    step = dc.start(plan, jnp.asarray(start()), seed=3)
-    for reached in states:
-        step = dc.step(plan, step, denoise(step.z, None), **settings)
-        for found, want in zip(jax.tree.leaves(reached), jax.tree.leaves(step), strict=True):
-            np.testing.assert_array_equal(np.asarray(found), np.asarray(want))
-    assert len(states) == len(plan)
     run = backends.Run(denoise, plan, plan.coefficients("v"), CLIP)
-    ended = backends.of(step.z).run(run, dc.start(plan, jnp.asarray(start()), seed=3))
-    for found, want in zip(ended.estimates, step.estimates, strict=True):
-        np.testing.assert_array_equal(np.asarray(found), np.asarray(want))
+    ended = backends.of(clip).run(run, dc.start(plan, jnp.asarray(start()), seed=3))
+    alike(ended._replace(x=None), states[-1]._replace(x=None))
     for state in states[:-1]:
         np.testing.assert_array_equal(np.asarray(dc.sample(denoise, plan, state, **settings)), np.asarray(clip))
+
+
+@needs_kernel
+def test_a_plan_that_follows_another_draws_on() -> None:
+    """The number of a draw is apart from that of a stage."""
+    for name in ("ancestral gamma=0.3", "dpm_solver_pp order=3 eta=1.0"):
+        plan, ends = make(name), []
+        for to in (np.asarray, jnp.asarray):
+            state = dc.start(plan, to(start()), seed=3)
+            for _ in range(2):
+                state = dc.step(plan, state, denoise(state.z, None), prediction="v")
+            ends.append(np.asarray(dc.sample(denoise, plan, dc.start(plan, state), prediction="v")))
+        np.testing.assert_array_equal(ends[1], ends[0])
+        other = dc.sample(
+            denoise, plan, state._replace(index=0, draw=1, memory=dc.start(plan, state).memory), prediction="v"
+        )
+        assert np.abs(np.asarray(other) - ends[0]).max() > 0.01
 
 
 @needs_kernel
@@ -150,7 +245,7 @@ def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
     draws = np.random.default_rng(0).standard_normal((2 * len(plan) + 3, *z.shape)).astype(np.float32)
 
     def noise(xp: Any) -> Any:
-        return lambda draw, shape: xp.asarray(draws)[draw]
+        return lambda draw, shape: xp.asarray(draws)[draw % len(draws)]
 
     for source in ({"seed": 3}, None):
         found, want = (
@@ -163,7 +258,7 @@ def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
 @needs_kernel
 def test_noise_has_no_derivative_and_stops_none() -> None:
     """Wherever a derivative passes by: seeds and draws are tangents of integers in a run that is differentiated."""
-    words = jnp.asarray(dc.noise.seed_words([7, 8], 2))
+    words = jnp.asarray(dc.noise.keys([7, 8], 2))
 
     def scaled(scale: Any) -> Any:
         def body(total: Any, draw: Any) -> Any:
@@ -257,18 +352,18 @@ def test_noise_is_numpys_bit_for_bit_whatever_the_batch(size: int) -> None:
 
 
 def test_slots_turn_into_order_and_back() -> None:
-    """What stage i made lies in slot i modulo their number."""
-    for count in (1, 2, 3, 5):
-        slots: list[int | None] = [None] * count
-        for draw in range(1, 12):
-            ordered = jax_kernel.turn(tuple(slots), draw)
-            made = [draw - 1 - back for back in range(count)]
-            assert ordered == tuple(stage if stage > 0 else None for stage in made)
-            assert jax_kernel.turn(ordered, draw) == tuple(slots)
-            if draw > count:
-                traced = jax.jit(jax_kernel.turn)(tuple(map(jnp.asarray, slots)), jnp.uint32(draw))
-                assert tuple(map(int, traced)) == ordered
-            slots[draw % count] = draw
+    """What stage i computed lies in slot i modulo their number, after the memory that does not move."""
+    for form in (Form(1, 0), Form(3, 0), Form(2, 1), Form(4, 2), Form(4, 3)):
+        fixed, count = ("fixed",) * (form.computed - 1), form.shifted + 1
+        slots: list[Any] = [-1] * count
+        for stage in range(12):
+            ordered = jax_kernel.ring(form, (*fixed, *slots), stage)
+            assert ordered[form.computed - 1 :] == tuple(max(stage - 1 - back, -1) for back in range(count))
+            assert jax_kernel.ring(form, ordered, stage) == (*fixed, *slots)
+            numbers = tuple(map(jnp.asarray, (*[0] * len(fixed), *slots)))
+            traced = jax.jit(partial(jax_kernel.ring, form))(numbers, jnp.int32(stage))
+            assert tuple(map(int, traced))[len(fixed) :] == ordered[len(fixed) :]
+            slots[stage % count] = stage
 
 
 @needs_kernel

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffcore.unet3d.build import build
 from diffcore.unet3d.config import PRESETS, UNet3DConfig, preset
 from diffcore.unet3d.pretrained import MODELS, pretrained
+from diffcore.unet3d.summary import summarise
 from diffcore.unet3d.weights import load, save
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "preset",
     "pretrained",
     "save",
+    "summarise",
     "training",
 ]
 

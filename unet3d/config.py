@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffcore import predictions
-
-if TYPE_CHECKING:
-    from diffcore.unet3d.summary import Summary
 
 CONDITIONS = ("none", "class", "tokens")
 
@@ -122,16 +119,6 @@ class UNet3DConfig:
     def shape(self) -> tuple[int, int, int, int]:
         """(T, H, W, C) of a training clip."""
         return self.frames, self.size, self.size, self.channels
-
-    def summary(self) -> Summary:
-        """Return parameters, activations and floating-point operations per level of one forward pass; print it.
-
-        >>> PRESETS["tiny"].summary().total.parameters
-        51689
-        """
-        from diffcore.unet3d.summary import summarise
-
-        return summarise(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; `from_dict` reads them back."""

@@ -49,7 +49,7 @@ class Summary(NamedTuple):
 
 
 def summarise(config: UNet3DConfig) -> Summary:
-    """Return what a network costs; `config.summary()` calls it.
+    """Return what a network costs; `print` shows it.
 
     >>> from diffcore.unet3d.config import PRESETS
     >>> summary = summarise(PRESETS["text_large_16x64x64"])

@@ -143,6 +143,7 @@ def _jax() -> report.Row:
 def _weights(weights: str, as_json: bool) -> None:
     from importlib import resources
 
+    from diffcore.unet3d.summary import summarise
     from diffcore.unet3d.weights import read
 
     path = models.weights_file(weights)
@@ -169,7 +170,7 @@ def _weights(weights: str, as_json: bool) -> None:
     typer.echo(
         f"{weights}: {count:,} weights in {len(content.arrays)} arrays of {', '.join(kinds)}, {size / 1e6:.1f} MB\n"
     )
-    typer.echo(f"{content.config.summary()}\n")
+    typer.echo(f"{summarise(content.config)}\n")
     report.table("config", ["field", "value"], [[key, str(value)] for key, value in content.config.to_dict().items()])
     if content.metadata:
         typer.echo()

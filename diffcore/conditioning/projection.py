@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from diffcore import _array
 from diffcore._array import Array
@@ -17,6 +17,7 @@ FUNCTION = "conditioning.projection"
 class Projection:
     """What `projection` returns, which documents the fields."""
 
+    parts: ClassVar = ("observed", "mask", "measure", "after")
     observed: Any
     mask: Any
     measure: Any

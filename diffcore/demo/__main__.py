@@ -44,7 +44,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("demo-output"), help="where pictures go (default: demo-output)"
     )
-    parser.add_argument("--seed", type=int, default=7, help="clip i has seed + i (default: 7)")
+    parser.add_argument("--seed", type=int, default=7, help="of all clips (default: 7)")
     parser.add_argument("--steps", type=int, default=16, help="calls of the network, times two (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="(1 + w) c - w u; 0 is off (default: 1)")
     parser.add_argument("--weights", type=Path, help="a weights file of one's own instead of the shipped model")
@@ -103,11 +103,6 @@ def ready(backend: str, settings: argparse.Namespace, digits: list[int]) -> Read
     return Ready(guided, like, model.config.shape, model.prediction)
 
 
-def host(clips: Any) -> Float32:
-    """Return clips of any library on the host."""
-    return np.asarray(clips.cpu() if hasattr(clips, "cpu") else clips)
-
-
 def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[Float32] | None = None) -> Float32:
     """Return clips (B, T, H, W, C), one for each digit, drawn on a library; x-hat of each stage goes to `path`."""
     model, clip = ready(backend, settings, settings.digits), dc.guidance.clip(-1.0, 1.0)
@@ -115,7 +110,7 @@ def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[F
     def watched(x: Any) -> Any:
         x = clip(x)
         if path is not None:
-            path.append(host(x[0]).copy())
+            path.append(_array.to_host(x[0]).copy())
         return x
 
     clips = dc.sample(
@@ -127,7 +122,7 @@ def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[F
         prediction=model.prediction,
         transform_x=watched,
     )
-    return host(clips)
+    return _array.to_host(clips)
 
 
 def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Float32, Float32, Float32]:
@@ -152,7 +147,7 @@ def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Fl
     down = dc.conditioning.downsample(math.gcd(FACTOR, *clip.shape[2:4]))
     small = down(longer[:, -window:])
     large = dc.video.upscale(model.denoise, plan, small, down.factor, **common).all()
-    return host(longer), host(down.spread(small)), host(large)
+    return _array.to_host(longer), _array.to_host(down.spread(small)), _array.to_host(large)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -183,9 +178,7 @@ def main(given: list[str] | None = None) -> int:
     clips = drawn[names[0]]
 
     settings.out.mkdir(parents=True, exist_ok=True)
-    rows: pictures.Rows = [
-        (f"digit {digit}, seed {settings.seed + i}", clips[i]) for i, digit in enumerate(settings.digits)
-    ]
+    rows: pictures.Rows = [(f"digit {digit}", clips[i]) for i, digit in enumerate(settings.digits)]
     if path:
         stages = np.linspace(0, len(path) - 1, clips.shape[1]).astype(int)
         middle = clips.shape[1] // 2

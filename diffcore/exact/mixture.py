@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels, noise
+from diffcore import _array, _streams, levels, noise
 from diffcore._array import Array
 from diffcore.exact import _components
 from diffcore.exact._conditional import check_observation, condition
@@ -24,14 +24,10 @@ from diffcore.exact._parts import (
     check_covariance,
     check_event,
     check_weights,
-    on_host,
     parts_of,
 )
 from diffcore.exact._weighing import Entered, Model, model_of
 from diffcore.exact.gaussian import Gaussian, coloured, gaussian_of, normals
-
-CHOICES = 3
-"""The stream of noise that the choice of a component is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +121,7 @@ class Mixture(Denoiser):
         each = [c.reshape(self.event) if isinstance(c, np.ndarray) and c.ndim == 1 else c for _, c in found]
         return Mixture(weights, means, each, scaling=self.scaling)
 
-    def sample(self, seed: int, count: int, *, like: Array | None = None) -> Array:
+    def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return samples of the data, (count, *event); see `Gaussian.sample`."""
         choice = choose(self.weights, seed, count)
         eps = normals(seed, count, self.event)
@@ -136,9 +132,9 @@ class Mixture(Denoiser):
         return drawn if like is None else cast(drawn, like)
 
 
-def choose(weights: Float64, seed: int, count: int) -> Any:
+def choose(weights: Float64, seed: Any, count: int) -> Any:
     """Return the number of a component for each of `count` samples, by its weight."""
-    words = np.asarray(noise.bits(seed, 0, (1, count), stream=CHOICES), dtype=np.float64)[0]
+    words = np.asarray(noise.bits(seed, 0, (count, 1), stream=_streams.CHOICES), dtype=np.float64)[:, 0]
     return np.searchsorted(np.cumsum(weights)[:-1], (words + 0.5) * 2.0**-32, side="right")
 
 
@@ -147,7 +143,7 @@ def _per_component(function: str, covariances: Any, means: Float64) -> list[Cova
     size = math.prod(event)
     each: Any
     if isinstance(covariances, LowRank):
-        factor, variance = np.asarray(on_host(covariances.factor)), np.asarray(on_host(covariances.variance))
+        factor, variance = (_array.to_host(part) for part in covariances)
         if factor.ndim != 3 or factor.shape[:2] != (count, size):
             raise ValueError(
                 f"{function}: `covariances.factor` has shape {factor.shape}, but takes {(count, size)} + (r,), or "
@@ -163,7 +159,7 @@ def _per_component(function: str, covariances: Any, means: Float64) -> list[Cova
     elif isinstance(covariances, list | tuple):
         each = covariances
     else:
-        array = np.asarray(on_host(covariances), dtype=np.float64)
+        array = _array.to_host(covariances, np.float64, function=function, argument="covariances")
         if array.shape not in ((), (count,), (count, *event), (count, size, size)):
             raise ValueError(
                 f"{function}: `covariances` has shape {array.shape} for means of shape {means.shape}, but takes "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from diffcore import _files
 
 T = TypeVar("T")
 
@@ -23,17 +24,7 @@ def save(path: str | os.PathLike[str], **fields: Any) -> None:
     document = {name: value for name, value in fields.items() if name not in ARRAYS}
     document |= {"format": FORMAT, "shape": list(fields["update"].shape)}
     document |= {name: [repr(float(value)) for value in fields[name].ravel()] for name in ARRAYS}
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    _files.write(path, json.dumps(document, indent=1))
 
 
 def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:

@@ -94,7 +94,11 @@ def trace(
     ahead = [to is not None for _, to in found.levels]
     at = np.array([level for level, _ in found.levels]) + 0.0  # not -0
     if any(ahead):
-        wrong = [k for k, (_, to) in enumerate(found.levels[:-1]) if to is None or not math.isclose(to, at[k + 1], rel_tol=1e-9)]
+        wrong = [
+            k
+            for k, (_, to) in enumerate(found.levels[:-1])
+            if to is None or not math.isclose(to, at[k + 1], rel_tol=1e-9)
+        ]
         if wrong or not ahead[-1]:
             raise ValueError(
                 f"{function}: the next level that call {(wrong or [len(at) - 1])[0]} gives `denoise` must be that of the next call; "
@@ -293,7 +297,10 @@ def _check_same(function: str, probe: _Run, found: _Run, order: list[int]) -> No
 
 
 def _equal(a: tuple[float, float | None], b: tuple[float, float | None]) -> bool:
-    return all(x == y or (x is not None and y is not None and math.isclose(x, y, rel_tol=1e-12)) for x, y in zip(a, b, strict=True))
+    return all(
+        x == y or (x is not None and y is not None and math.isclose(x, y, rel_tol=1e-12))
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _host(array: Any) -> Float64:

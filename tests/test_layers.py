@@ -1,0 +1,119 @@
+"""The layers of the library: imports go down only, those inside functions too, and no modules import each other in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS: dict[str, list[str]] = {
+    "leaves": [
+        "_array",
+        "_check",
+        "_dispatch",
+        "_files",
+        "_philox",
+        "_pictures",
+        "_quantile",
+        "_streams",
+        "_threshold",
+    ],
+    "mathematics": [
+        "levels",
+        "process",
+        "predictions",
+        "weights",
+        "_weight",
+        "_bound_weights",
+        "losses",
+        "schedules",
+        "grids",
+        "noise",
+        "times",
+    ],
+    "the table": ["plan"],
+    "the stage": ["state", "denoiser", "stage"],
+    "the backends": ["backends"],
+    "the loop": [
+        "sampling",
+        "samplers",
+        "guidance",
+        "_pair",
+        "conditioning",
+        "likelihood",
+        "_decoder",
+        "exact",
+        "metrics",
+        "video",
+    ],
+    "the face": [""],
+    "beside it": ["testing", "unet3d", "cli", "demo", "interop"],
+}
+ORDER = list(LAYERS)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its name; what the symlinks show a second time is left out."""
+    found = {}
+    for folder, package in (("diffcore", "diffcore"), ("backends", "diffcore.backends"), ("unet3d", "diffcore.unet3d")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            if folder != "diffcore" or parts[0] not in ("backends", "unet3d"):
+                found[".".join([package, *parts]).removesuffix(".__init__")] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """What a file imports, anywhere in it; what a package names for type checkers, and loads when it is asked for, is no import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path.name == "__init__.py":
+        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules() else node.module for name in names)
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    return {
+        name: {other for other in imported(path) if other in modules()} - {name} for name, path in modules().items()
+    }
+
+
+def layer_of(module: str) -> int:
+    inside = module.removeprefix("diffcore").removeprefix(".").split(".")[0]
+    found = [at for at, names in enumerate(LAYERS.values()) if inside in names]
+    assert len(found) == 1, f"{module} stands in {len(found)} layers; give it one in LAYERS"
+    return found[0]
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_down_only(module: str) -> None:
+    for other in sorted(graph()[module]):
+        here, there = layer_of(module), layer_of(other)
+        assert there <= here, f"{module} ({ORDER[here]}) imports {other} ({ORDER[there]}), which stands above it"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A module without imports among those that are left is taken away; what stays forms circles."""
+    left = {name: set(others) for name, others in graph().items()}
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    inside = {name: sorted(others & set(left)) for name, others in left.items()}
+    assert not inside, f"these modules import each other, or what does: {inside}"
+
+
+def test_a_circle_and_an_import_inside_a_function_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.py"
+    path.write_text("def f():\n    from diffcore import sampling\n\nif TYPE_CHECKING:\n    import diffcore.video\n")
+    assert set(imported(path)) == {"diffcore.sampling", "diffcore.video"}
