@@ -89,7 +89,8 @@ class JAXBackend(ArrayAPIBackend):
         z, memory = state.z, state.memory
         made = stochastic and noise is None and state.keys is not None
         eps = self.fresh(state, noise, between) if stochastic and not made else None
-        row = _array.table_for(np.asarray(row), z) if isinstance(row, list) else row
+        if isinstance(row, list):  # jit takes an array of the host faster than it is put on a device
+            row = np.asarray(row, np.float32 if _array.is_half(z.dtype) else z.dtype)
         arrays, rest = jax_denoiser.split(transform_x)
         x = None
         if not rest.lasting:  # a function of a caller's own: called as it is, and kept nowhere
