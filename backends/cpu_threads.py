@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,20 @@ def count() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+
+
+def number(shape: tuple[int, int]) -> int:
+    """Return how many programs an array (samples, size) has: its samples' tiles."""
+    samples, size = shape
+    return samples * -(-size // (4 * _philox.TILE))
+
+
+def launcher(shape: tuple[int, int]) -> Callable[..., object]:
+    """Return the kernel's stage, to be called with all programs of an array: on threads, where that is worth their while."""
+    launch: Callable[..., object] = kernel.stage  # type: ignore[union-attr]
+    if shape[0] * shape[1] <= ELEMENTS:
+        return launch
+    return lambda *inputs: programs(shape, partial(launch, *inputs[:-2]))
 
 
 def programs(shape: tuple[int, int], launch: Callable[[int, int], object]) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from diffcore import _array, _philox, stage
 from diffcore._array import Array
 from diffcore.plan import Form
-from diffcore.stage import Run, Source, Turn
+from diffcore.stage import Run, Source
 from diffcore.state import State
 
 
@@ -57,31 +57,24 @@ class ArrayAPIBackend:
         return stage.advance(form, state, y, row, eps, transform_x, other)
 
     def run(self, run: Run, state: State) -> State:
-        levels = stage.levels_of(run, state.z)
+        levels, rows = stage.levels_of(run, state.z), stage.rows_of(run.coefficients, state.z)
         for turn in stage.turns(run, int(state.index), levels):
             y, other = stage.ask(run.form, turn.denoise, state.z, turn.levels)
-            state = self.finish(run, state, y, turn, run.noise, other)
+            after = self.advance(
+                run.form,
+                state,
+                y,
+                rows[turn.stage],
+                run.noise,
+                stochastic=turn.noisy,
+                transform_x=run.transform_x,
+                other=other,
+                between=stage.levels_between(run.plan, turn.stage),
+            )
+            state = stage.constrained(self, run.held, state, after, run.noise)
+            if run.callback is not None:
+                run.callback(state)
         return state
-
-    def finish(
-        self, run: Run, state: State, y: Array, turn: Turn, noise: Array | Source | None, other: Array | None = None
-    ) -> State:
-        """Return the state after a stage whose prediction is there, with the constraint met and the callback called."""
-        after = self.advance(
-            run.form,
-            state,
-            y,
-            stage.row_of(run.coefficients, turn.stage, state.z),
-            noise,
-            stochastic=turn.noisy,
-            transform_x=run.transform_x,
-            other=other,
-            between=stage.levels_between(run.plan, turn.stage),
-        )
-        after = stage.constrained(self, run.held, state, after, run.noise)
-        if run.callback is not None:
-            run.callback(after)
-        return after
 
     def fresh(self, state: State, noise: Array | Source | None, between: tuple[Any, Any] | None) -> Array:
         """Return the noise of a stage: what is given, or what a source or the keys give."""

@@ -10,7 +10,7 @@ import numpy as np
 from diffcore._array import Array
 
 LARGE = 1 << 20
-"""Bytes from which arrays are kept: about where C libraries turn to the system for each."""
+"""Bytes from which a run keeps arrays: about where C libraries turn to the system for each."""
 
 
 class Memory:
@@ -24,8 +24,6 @@ class Memory:
     def empty(self) -> Array:
         """Return an array of any content."""
         like = self._like
-        if like.nbytes < LARGE:
-            return np.empty_like(like)
         held = self._free.pop() if self._free else np.empty(like.nbytes, np.uint8).data
         # A view of an array on memory that is no array's holds that very array, so that the array outlives all views of it.
         array = np.frombuffer(held, like.dtype).reshape(like.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffcore import stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
 from diffcore.backends import numpy_memory, numpy_noise, numpy_stage
+from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_stage import HALVES, Stages, fitted
 from diffcore.plan import Form
 from diffcore.stage import Float64, Run, Source
@@ -26,8 +28,8 @@ Transform = Callable[[Array], Array] | None
 
 
 def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State | None:
-    """Return the state after all stages, or after the first one at which something does not fit here, where the plain loop
-    goes on; None where nothing fits. The bits are those of the plain loop.
+    """Return the state after all stages, or None where something does not fit here at the start; where it does not later, the
+    plain loop goes on. The bits are those of the plain loop.
 
     Args:
         backend: the one that runs this.
@@ -35,7 +37,7 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State |
         take, give: see `Take` and `Give`.
     """
     plan, source, held, callback = run.plan, run.noise, run.held, run.callback
-    walk = _Walk.begin(backend, run.form, run.coefficients, state, run.transform_x, take, give)
+    walk = _begin(backend, run.form, run.coefficients, state, run.transform_x, take, give)
     if walk is None or (plan.stochastic and source is None and walk.keys is None):
         return None
     watched = callback is not None or held is not None
@@ -56,7 +58,7 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State |
             if callback is not None:
                 callback(after)
             if not fitting or not walk.moved(after.z):
-                return after
+                return ArrayAPIBackend.run(backend, run, after)
             del after  # nobody holds it now but whom the callback gave it to
         return walk.state()
     finally:
@@ -87,7 +89,7 @@ def advance(
     table = np.array(row) if isinstance(row, (list, tuple)) else take(row)
     if table is None or (noise is None and state.keys is None):
         return None
-    walk = _Walk.begin(backend, form, table[None], state, transform_x, take, give, row)
+    walk = _begin(backend, form, table[None], state, transform_x, take, give, row)
     if walk is None:
         return None
     drawn = None if noise is None or noise is False else noise
@@ -97,41 +99,55 @@ def advance(
     return after if after is not None else walk.state()._replace(index=state.index + 1, draw=state.draw + 1)
 
 
+def _begin(
+    backend: Any,
+    form: Form,
+    coefficients: Float64,
+    state: State,
+    transform_x: Transform,
+    take: Take,
+    give: Give,
+    row: Any = None,
+) -> _Walk | None:
+    """Return the walk from a state through stages with these coefficients, or None where the kernel does not serve; `row` are
+    the coefficients of the only stage in the run's library."""
+    z, memory = take(state.z), tuple(map(take, state.memory))
+    if not numpy_stage.serves(z, form, coefficients.shape[1:-1]):
+        return None
+    if len(memory) != form.memory or not all(numpy_stage.fits(array, z) for array in memory):
+        return None
+    return _Walk(backend, form, coefficients, state, z, memory, transform_x, take, give, row)
+
+
 class _Walk:
     """A state on memory that NumPy sees, which goes from stage to stage. `current` is its z in the run's library."""
 
-    @classmethod
-    def begin(
-        cls,
+    def __init__(
+        self,
         backend: Any,
         form: Form,
         coefficients: Float64,
         state: State,
+        z: Array,
+        memory: tuple[Array, ...],
         transform_x: Transform,
         take: Take,
         give: Give,
-        row: Any = None,
-    ) -> _Walk | None:
-        """Return the walk from a state through stages with these coefficients, or None where the kernel does not serve; `row` are
-        the coefficients of the only stage in the run's library."""
-        z, memory = take(state.z), tuple(map(take, state.memory))
-        if not numpy_stage.serves(z, form, coefficients.shape[1:-1]):
-            return None
-        if len(memory) != form.memory or not all(numpy_stage.fits(array, z) for array in memory):
-            return None
-        walk = cls()
-        walk.backend, walk.form, walk.coefficients, walk.row = backend, form, coefficients, row
-        walk.transform_x, walk.take, walk.give = transform_x, take, give
-        walk.z, walk.memory, walk.current = z, memory, state.z
-        walk.index, walk.draw, walk.words = int(state.index), int(state.draw), state.keys
+        row: Any,
+    ) -> None:
+        self.backend, self.form, self.coefficients, self.row = backend, form, coefficients, row
+        self.transform_x, self.take, self.give = transform_x, take, give
+        self.z, self.current, self.words = z, state.z, state.keys
+        self.memory: Any = memory
+        self.x = None if state.x is None else take(state.x)
+        self.index, self.draw = int(state.index), int(state.draw)
         words = None if state.keys is None else take(state.keys)
-        walk.keys = None if words is None else numpy_noise.keys(words)
-        walk.x = None if state.x is None else take(state.x)
+        self.keys = None if words is None else numpy_noise.keys(words)
         clip = transform_x if type(transform_x) is Clip else None
-        walk.function = transform_x if clip is None else None
-        walk.room = numpy_memory.Memory(z)
-        walk.stages = Stages(form, coefficients, z, clip, walk.room.empty)
-        return walk
+        self.function = transform_x if clip is None else None
+        self.large, self.room = z.nbytes >= numpy_memory.LARGE, numpy_memory.Memory(z)
+        empty = self.room.empty if self.large else partial(np.empty, z.shape, z.dtype)
+        self.stages = Stages(form, coefficients, z, clip, empty)
 
     def state(self) -> State:
         """Return the state in the run's library."""
@@ -159,7 +175,7 @@ class _Walk:
         if not fitting:
             return self._plainly(at, y, other, drawn, noisy, transform_x)
         memory, keys = self.memory, self.keys if noisy and eps is None else None
-        if z.nbytes >= numpy_memory.LARGE:  # nothing below needs what is read here a last time
+        if self.large:  # nothing below needs what is read here a last time
             last, stays = self.room.last, self.form.computed - 1
             z, memory = last(z), (*map(last, memory[:stays]), *memory[stays:-1], *map(last, memory[-1:]))
             self.z = self.memory = self.current = self.x = None

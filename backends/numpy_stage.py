@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ SECOND = (None, "unguided", "raw")
 """What the kernel's number for a second estimate means."""
 
 Made = tuple[Array, tuple[Array, ...], Array | None]
-"""The new z, the new memory, and x-hat where it is wanted or remembered."""
+"""The new z, the new memory, and x-hat where it is wanted, given or remembered."""
 
 
 class Stages:
@@ -54,23 +53,24 @@ class Stages:
         clip: Clip | None,
         empty: Callable[[], Array],
     ) -> None:
-        samples, frames = (*coefficients.shape[1:-1], 0, 0)[:2]
-        table = np.ascontiguousarray(coefficients.reshape(-1, form.width), dtype=np.float64)
-        self._table = table, samples, frames
-        self._form, self._like, self._empty = form, like, empty
-        self._shape = len(like), like.size // len(like)
-        self._bounds = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
-        self._second = SECOND.index(form.second)
-        made = form.computed - form.keeps_x
-        rows = table.reshape(len(coefficients), -1, form.width)[..., 2 + form.columns :]
-        rows = rows.reshape(*rows.shape[:2], form.memory, form.columns)[:, :, :made]
-        self._zero = (~np.any(rows, axis=(1, 3)) & (coefficients.ndim == 2)).tolist()
-        """For each stage, which of the rows of memory that are made are 0."""
+        self._samples, self._frames = (*coefficients.shape[1:-1], 0, 0)[:2]  # 0 stands for coefficients that all share
+        self._table = np.ascontiguousarray(coefficients, dtype=np.float64).reshape(-1, form.width)
+        self._memory, self._keeps_x, self._head = form.memory, form.keeps_x, form.computed - 1
+        self._second, self._empty = SECOND.index(form.second), empty
+        self._low, self._high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
+        shape = len(like), like.size // len(like)
+        self._size, self._programs = shape[1], cpu_threads.number(shape)
+        self._launch = cpu_threads.launcher(shape)
+        self._zero = _zero_rows(form, coefficients) if form.memory else []
+        some = any(map(any, self._zero))
+        self._nothing = np.zeros(like.shape, like.dtype) if some else None  # all rows of 0, which nothing is written over
 
     def estimate(self, at: int, z: Array, y: Array) -> Array:
         """Return x-hat of stage `at`, neither clipped nor transformed."""
-        x = self._empty()
-        self._launch(None, x, (), z, y, y, None, None, (z,) * self._form.memory, at, None, 0, -math.inf, math.inf)
+        x, unread = self._empty(), (z,) * self._memory
+        rows, bounds = (self._table, at, self._samples, self._frames), (-math.inf, math.inf)
+        inputs = None, x, (), z, y, y, None, None, unread, *rows, None, 0, self._second, *bounds, self._size
+        self._launch(*inputs, 0, self._programs)
         return x
 
     def after(
@@ -96,40 +96,31 @@ class Stages:
             keys, draw: what makes the noise where `eps` is None; no keys, no noise.
             wants_x: whether x-hat is wanted besides.
         """
-        form, empty = self._form, self._empty
-        to_z = empty()
-        rows = [None if zero else empty() for zero in self._zero[at]]
-        to_x = empty() if x is None and (wants_x or form.keeps_x) else None
-        self._launch(to_z, to_x, tuple(rows), z, y, other, eps, x, memory, at, keys, draw, *self._bounds)
+        empty = self._empty
+        to_z, to_x = empty(), empty() if x is None and (wants_x or self._keeps_x) else None
+        to_memory = tuple([None if zero else empty() for zero in self._zero[at]]) if memory else ()
+        # fmt: off
+        self._launch(
+            to_z, to_x, to_memory, z, y, other, eps, x, memory, self._table, at, self._samples, self._frames, keys, draw,
+            self._second, self._low, self._high, self._size, 0, self._programs,
+        )
+        # fmt: on
         x = to_x if x is None else x
         if memory:
-            made = [np.zeros(z.shape, z.dtype) if row is None else row for row in rows]
-            if form.keeps_x:
-                made.append(x)
-            memory = (*made, *memory[form.computed - 1 : form.memory - 1])
+            head = (x,) if self._keeps_x else ()
+            made = [self._nothing if row is None else row for row in to_memory]
+            memory = (*made, *head, *memory[self._head : -1])
         return to_z, memory, x
 
-    def _launch(
-        self,
-        to_z: Array | None,
-        to_x: Array | None,
-        to_memory: tuple[Array | None, ...],
-        z: Array,
-        y: Array,
-        other: Array | None,
-        eps: Array | None,
-        x: Array | None,
-        memory: tuple[Array, ...],
-        at: int,
-        keys: Array | None,
-        draw: int,
-        low: float,
-        high: float,
-    ) -> None:
-        kernel: Any = cpu_threads.kernel
-        inputs = (to_z, to_x, to_memory, z, y, other, eps, x, memory, self._table[0], at, *self._table[1:])
-        launch = partial(kernel.stage, *inputs, keys, draw, self._second, low, high, self._shape[1])
-        cpu_threads.programs(self._shape, launch)
+
+def _zero_rows(form: Form, coefficients: npt.NDArray[np.float64]) -> list[list[bool]]:
+    """Return for each stage which of the rows of memory that are made, but x-hat, are 0: their arrays take no arithmetic."""
+    made = form.computed - form.keeps_x
+    if coefficients.ndim > 2:  # there a sum of zeros may be -0, or not a number
+        return [[False] * made] * len(coefficients)
+    rows = coefficients[:, 2 + form.columns :].reshape(len(coefficients), form.memory, form.columns)
+    zero: list[list[bool]] = np.all(rows[:, :made] == 0.0, axis=-1).tolist()
+    return zero
 
 
 def fits(array: Any, like: Array) -> bool:

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
-from diffcore import _known, sampling
+from diffcore import _array, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import numpy_run, torch_noise
-from diffcore.backends.contract import Draw, Run
 from diffcore.backends.generic import ArrayAPIBackend
-from diffcore.guidance import ClassifierFree
-from diffcore.sampling import State
+from diffcore.plan import Form
+from diffcore.stage import Run, Source
+from diffcore.state import State
 
 FUSED = 1 << 12
 """Elements from which a compiled stage pays on a CPU; below, guards cost more than the stage."""
@@ -46,12 +46,11 @@ class TorchBackend(ArrayAPIBackend):
     ) -> torch.Tensor:
         return torch_noise.bits(words, draw, shape, device=device, stream=stream)
 
-    def index(self, value: int) -> torch.Tensor:
-        # on the host, whatever the default device is; an int would be a new graph for every stage under torch.compile
+    def index(self, value: int) -> Any:
+        if torch.compiler.is_compiling():  # a run inside a graph: its stages are known while it is traced
+            return value
+        # on the host, whatever the default device is; an int would be a new graph for every stage of a compiled step
         return torch.tensor(value, device="cpu")
-
-    def traces(self, index: Any) -> bool:
-        return torch.compiler.is_compiling()
 
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
@@ -61,7 +60,7 @@ class TorchBackend(ArrayAPIBackend):
             if fuse and state.z.numel() >= (1 if state.z.is_cuda else FUSED):
                 takes = state.z.is_cuda and run.compile is None and run.noise is None and run.held is None
                 kernel = _kernel() if takes and not torch.is_grad_enabled() else None
-                if kernel is not None and kernel.serves(state, run.transform_x):
+                if kernel is not None and kernel.serves(run.form, state, run.transform_x):
                     return self._run_kernel(run, state, kernel)
                 return self._run_fused(run, state)
             reached = None
@@ -71,92 +70,97 @@ class TorchBackend(ArrayAPIBackend):
 
     def advance(
         self,
+        form: Form,
         state: State,
         y: torch.Tensor,
         row: Any,
-        noise: torch.Tensor | Draw | None,
+        noise: torch.Tensor | Source | None,
         *,
         stochastic: bool,
         transform_x: Callable[[Array], Array] | None,
+        other: torch.Tensor | None = None,
+        between: tuple[Any, Any] | None = None,
     ) -> State:
         if not _is_traced():
             given = noise if stochastic else False
-            found = numpy_run.advance(self, state, y, row, given, transform_x, _shared, _tensor)
+            found = numpy_run.advance(
+                self, form, state, y, row, given, transform_x, other, between, _shared, _tensor
+            )
             if found is not None:
                 return found
-        return super().advance(state, y, row, noise, stochastic=stochastic, transform_x=transform_x)
+        settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
+        return super().advance(form, state, y, row, noise, stochastic=stochastic, **settings)
 
     def _run_kernel(self, run: Run, state: State, kernel: Any) -> State:
         """Run with the Triton kernel; nothing is copied from the host but what `kernel` keeps from an earlier run."""
-        plan, where, watched = run.plan, state.z.device, run.callback is not None
-        at = kernel.constant(sampling.host_levels(plan, state.z.shape[0]), where).unbind(0)
-        table, numbers = kernel.constant(run.coefficients, where), kernel.numbers(len(plan), where)
-        noisy = (run.coefficients[..., sampling.NOISE_COLUMN] != 0.0).reshape(len(plan), -1).any(axis=-1).tolist()
-        first = int(state.index)
-        for stage in range(first, len(plan)):
-            denoise = run.denoise.at(plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
-            pair = denoise.apart(state.z, at[stage]) if isinstance(denoise, ClassifierFree) else None
-            y, other, weight = (denoise(state.z, at[stage]), None, 0.0) if pair is None else pair
-            for prediction in (y,) if other is None else (y, other):
-                sampling.check_prediction(prediction, state.z)
-            settings = {"stochastic": noisy[stage], "transform_x": run.transform_x}
-            if not (kernel.takes(y, where) and (other is None or kernel.takes(other, where))):
-                y = y if other is None else y + weight * (y - other)
-                state = super().advance(state._replace(index=stage), y, table[stage], None, **settings)
-            else:
-                guidance = {} if other is None else {"other": other.contiguous(), "weight": weight}
+        form, where, watched = run.form, state.z.device, run.callback is not None
+        first, draw = int(state.index), int(state.draw)
+        levels = stage.levels_of(run, state.z, lambda table, like: kernel.constant(table, like.device).unbind(0))
+        rows = kernel.constant(run.coefficients, where).unbind(0)
+        for turn in stage.turns(run, first, levels):
+            number = draw + turn.stage - first
+            y, other, weight = _apart(form, turn.denoise, state.z, turn.levels)
+            settings: dict[str, Any] = {"stochastic": turn.noisy, "transform_x": run.transform_x}
+            if all(kernel.takes(array, where) for array in (y, other) if array is not None):
+                settings |= {"other": None if other is None else other.contiguous(), "weight": weight}
                 try:
                     state = kernel.stage(
-                        state, y.contiguous(), table, numbers[stage], plan.lead, **settings, **guidance
+                        form, state, y.contiguous(), rows[turn.stage], number, wants_x=watched, **settings
                     )
                 except Exception as error:
                     if not _is_compiler_error(error):
                         raise
                     _warn("the Triton kernel", error, "compiled by torch.compile")
-                    return self._run_fused(run, state._replace(index=self.index(stage)))
-            if watched or stage + 1 == len(plan):
-                state = state._replace(index=self.index(stage + 1))
+                    return self._run_fused(run, self._at(state, turn.stage, number))
+            else:
+                y = y if weight is None else y + weight * (y - other)
+                settings["other"] = other if form.second == "unguided" else None
+                state = super().advance(form, state._replace(draw=number), y, rows[turn.stage], None, **settings)
+            if watched or turn.stage + 1 == len(rows):
+                state = self._at(state, turn.stage + 1, number + 1)
             if run.callback is not None:
                 run.callback(state)
         return state
 
-    def _run_fused(self, run: Run, state: State) -> State:
-        """Run with each stage as one compiled graph; everything that differs between stages is a tensor."""
-        plan = run.plan
-        at = sampling.levels_for(plan, state.z).unbind(0)
-        rows = sampling.table_for(run.coefficients, state.z).unbind(0)
-        draws = torch.arange(1, len(plan) + 1, device=state.z.device).unbind(0)
-        known = () if run.held is None else sampling.table_for(run.held.rows, state.z).unbind(0)
-        first = int(state.index)
-        for stage in range(first, len(plan)):
-            denoise = run.denoise.at(plan.log_snr[stage]) if hasattr(run.denoise, "at") else run.denoise
-            y = denoise(state.z, at[stage])
-            sampling.check_prediction(y, state.z)
+    def _run_fused(self, run: Run, state: State, *, holds: bool = True) -> State:
+        """Run with each stage as one compiled graph; everything that differs between stages is a tensor. What a constraint holds
+        is in the graph, unless its noise is a caller's or, without `holds`, it cannot be traced."""
+        plan, form, where = run.plan, run.form, state.z.device
+        first, draw = int(state.index), int(state.draw)
+        rows = _array.table_for(run.coefficients, state.z).unbind(0)
+        indices = torch.arange(len(plan), device=where).unbind(0)
+        draws = torch.arange(draw, draw + len(plan) - first, device=where).unbind(0)
+        settings: dict[str, Any] = {"transform_x": run.transform_x, "wants_x": run.callback is not None}
+        settings["held"] = held = run.held if holds and run.noise is None else None
+        for turn in stage.turns(run, first, stage.levels_of(run, state.z)):
+            at, now = turn.stage, turn.stage - first
+            y, other = stage.ask(form, turn.denoise, state.z, turn.levels)
             eps = None
-            if plan.stochastic and run.noise is not None:
-                eps = sampling.draw_noise(self, state._replace(index=stage), run.noise)
-            words = state.seeds if plan.stochastic and run.noise is None else None
-            held = None
-            if run.held is not None:
-                drawn = None
-                if run.noise is not None:
-                    drawn = _known.draw(self, state, run.noise, stage + 1, len(plan))
-                held = (run.held.x, run.held.known, known[stage + 1], drawn, None if run.noise else state.seeds)
-            arrays = (state.z, state.saved, state.estimates, y, rows[stage], eps, words, draws[stage], held)
+            if plan.stochastic and run.noise is not None:  # one graph serves stages without noise too
+                zero, between = torch.zeros_like(state.z), stage.levels_between(plan, at)
+                eps = stage.drawn(self, state, run.noise, between) if turn.noisy else zero
+            before = State(state.z, state.memory, None, indices[at], draws[now], state.keys)
+            arrays = (before, y, other, rows[at], eps)
             try:
-                fused = _fused(
-                    run.transform_x if isinstance(run.transform_x, Clip | DynamicThreshold) else None, *_kind(arrays)
-                )
-                z, saved, estimates = fused(*arrays, transform_x=run.transform_x)
+                fused = _fused(*_kind(run, held, arrays))
+                z, made, x = fused(*arrays, form=form, stochastic=plan.stochastic, **settings)
             except Exception as error:
-                if stage > first or not _is_compiler_error(error):
+                if at > first or not _is_compiler_error(error):
                     raise
+                if held is not None:
+                    return self._run_fused(run, state, holds=False)
                 _warn("torch.compile", error, "uncompiled, which is slower but equal")
                 return super().run(run, state)
-            state = State(z, saved, estimates, self.index(stage + 1), state.seeds)
+            memory = stage.remembered(form, made, state.memory)
+            x = made[-1] if form.keeps_x else x
+            after = State(z, memory, x, self.index(at + 1), self.index(draw + now + 1), state.keys)
+            state = after if held is not None else stage.constrained(self, run.held, state, after, run.noise)
             if run.callback is not None:
                 run.callback(state)
         return state
+
+    def _at(self, state: State, stage: int, draw: int) -> State:
+        return state._replace(index=self.index(stage), draw=self.index(draw))
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
@@ -191,30 +195,37 @@ class TorchBackend(ArrayAPIBackend):
         return compiled
 
 
+def _apart(
+    form: Form, denoise: Any, z: torch.Tensor, levels: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
+    """Return what the denoiser predicts, the prediction without guidance, and its weight where guidance is left to a kernel."""
+    pair = denoise.apart(z, *levels) if hasattr(denoise, "apart") else None
+    if pair is None:
+        return *stage.ask(form, denoise, z, levels), None
+    for prediction in pair[:2]:
+        stage.check_prediction(prediction, z)
+    guided: tuple[torch.Tensor, torch.Tensor, float] = pair
+    return guided
+
+
 def _stage(
-    z: torch.Tensor,
-    saved: torch.Tensor | None,
-    estimates: tuple[torch.Tensor, ...],
+    state: State,
     y: torch.Tensor,
+    other: torch.Tensor | None,
     row: torch.Tensor,
     eps: torch.Tensor | None,
-    words: torch.Tensor | None,
-    draw: torch.Tensor,
-    held: tuple[Any, ...] | None,
     *,
+    form: Form,
+    stochastic: bool,
     transform_x: Callable[[Array], Array] | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """One stage, then what is known: `held` is x, which elements, their row, and their noise or the seeds of it."""
-    like: dict[str, Any] = {"dtype": z.dtype, "device": z.device}
-    if words is not None:
-        eps = torch_noise.normal(words, draw, tuple(z.shape), **like)
-    after = sampling.advance(State(z, saved, estimates, 0, None), y, row, eps, transform_x)
-    if held is None:
-        return after.z, after.saved, after.estimates
-    x, known, known_row, known_eps, known_words = held
-    if known_words is not None:
-        known_eps = torch_noise.normal(known_words, draw, tuple(z.shape), **like, stream=_known.STREAM)
-    return _known.overwrite(after.z, z, x, known, known_row, known_eps), after.saved, after.estimates
+    held: Any,
+    wants_x: bool,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
+    """One stage as a graph: z, the rows of memory that are worked out, and x-hat where the memory does not keep it."""
+    settings: dict[str, Any] = {"stochastic": stochastic, "transform_x": transform_x, "other": other}
+    after = backend.advance(form, state, y, row, eps, **settings)
+    after = stage.constrained(backend, held, state, after, None)
+    return after.z, after.memory[: form.computed], after.x if wants_x and not form.keeps_x else None
 
 
 @cache
@@ -239,11 +250,15 @@ def _fused(*signature: Any) -> Callable[..., Any]:
     return compiled
 
 
-def _kind(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+def _kind(run: Run, held: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what `_fused` tells apart."""
-    z, saved, estimates, y, _, eps, words, _, held = arrays
-    there = tuple(array is not None for array in (saved, eps, words, held))
-    return tuple(z.shape), z.dtype, y.dtype, z.device, len(estimates), there
+    threshold = run.transform_x if isinstance(run.transform_x, Clip | DynamicThreshold) else None
+    state, *rest = arrays
+    kinds = tuple(
+        None if array is None else (tuple(array.shape), array.dtype, array.device) for array in (state.z, state.keys, *rest)
+    )
+    shapes = tuple(tuple(getattr(getattr(held, part), "shape", ())) for part in getattr(held, "parts", ()))
+    return run.form, run.plan.stochastic, run.callback is not None, threshold, type(held), shapes, kinds
 
 
 def _warn(what: str, error: Exception, instead: str) -> None:
@@ -267,9 +282,13 @@ def _is_traced() -> bool:
 
 def _shared(tensor: Any) -> Any:
     """Return a tensor's memory as a NumPy array, bfloat16 by its bits; None where NumPy cannot see it, or where it would hide a
-    gradient."""
-    if type(tensor) is not torch.Tensor or tensor.requires_grad:  # seen as integers, bfloat16 would hide that it does
+    gradient that is recorded."""
+    if type(tensor) is not torch.Tensor:
         return None
+    if tensor.requires_grad:  # seen as integers, bfloat16 would hide that it does
+        if torch.is_grad_enabled():
+            return None
+        tensor = tensor.detach()
     try:
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     except (RuntimeError, TypeError):  # a gradient, a transformation, another device

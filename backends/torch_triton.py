@@ -3,8 +3,8 @@
 A program is one tile of `diffcore._philox`: T blocks of four words, which are 4 T elements in a row, so that no word is made
 twice and every access is contiguous, 16 bytes a thread. Memory is the limit in float32; in half precision so is the arithmetic,
 some 48 instructions a number, most of them for the noise. So none is spent on what noise does not need: a division, a library
-function, a way through shared memory. Stage, coefficients and draw number come from device memory: a whole run can be captured
-in a CUDA graph and replayed. `diffcore.sampling.advance` is what it is held to, and what runs where it does not serve.
+function, a way through shared memory. Coefficients and keys come from device memory, and nothing waits for it: a whole run can
+be captured in a CUDA graph and replayed. `diffcore.stage.advance` is what it is held to, and what runs where it does not serve.
 
 Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 the kernel runs on a CPU, slowly, for tests.
 """
@@ -23,12 +23,14 @@ import triton.language as tl
 
 from diffcore import _philox
 from diffcore._threshold import Clip
-from diffcore.sampling import State
+from diffcore.plan import Form
+from diffcore.stage import remembered
+from diffcore.state import State
 
 TILE = tl.constexpr(_philox.TILE)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-HISTORY_READ = 3
-"""How many past estimates the kernel reads."""
+MEMORY = 4
+"""How many arrays of memory the kernel takes; more are better served by a graph of their own."""
 
 
 @triton.jit
@@ -92,30 +94,43 @@ def _coefficient(row, which, mask, LEAD: tl.constexpr):
     return tl.load(row + which)
 
 
+@triton.jit
+def _sum(row, first, z, past, eps, x, second, mask, LEAD: tl.constexpr, NOISY: tl.constexpr, SECOND: tl.constexpr):
+    """One row of the update, whose coefficients are those from `first` on."""
+    total = _coefficient(row, first, mask, LEAD) * z
+    for at in tl.static_range(len(past)):
+        total += _coefficient(row, first + 1 + at, mask, LEAD) * past[at]
+    if NOISY:
+        total += _coefficient(row, first + 1 + len(past), mask, LEAD) * eps
+    total += _coefficient(row, first + 2 + len(past), mask, LEAD) * x
+    if SECOND:
+        total += _coefficient(row, first + 3 + len(past), mask, LEAD) * second
+    return total
+
+
 # fmt: off
-@triton.jit(do_not_specialize=["table_p", "number_p", "seeds_p", "tiles", "rows", "stride", "frame_size"])
+@triton.jit(do_not_specialize=["row_p", "keys_p", "draw", "tiles", "stride", "frame_size"])
 def _stage(
-    z_p, y_p, other_p, saved_p, e1_p, e2_p, e3_p, to_z, to_saved, to_x, table_p, number_p, seeds_p,
-    size, tiles, rows, stride, frame_size, weight, low, high,
-    COLUMNS: tl.constexpr, LEAD: tl.constexpr, HISTORY: tl.constexpr, NOISY: tl.constexpr, SAVES: tl.constexpr,
-    CLIPS: tl.constexpr, GUIDED: tl.constexpr, WIDTH: tl.constexpr,
+    z_p, y_p, other_p, memory_p, to_z, to_memory, to_x, row_p, keys_p, draw,
+    size, tiles, stride, frame_size, weight, low, high,
+    COLUMNS: tl.constexpr, LEAD: tl.constexpr, NOISY: tl.constexpr, CLIPS: tl.constexpr, GUIDED: tl.constexpr,
+    SECOND: tl.constexpr, WRITES_X: tl.constexpr, WIDTH: tl.constexpr,
 ):
-    """One tile of one sample: `diffcore.sampling.advance`. `rows` is how many rows of coefficients a stage has, `stride` how
-    many a sample has. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
+    """One tile of one sample: `diffcore.stage.advance`. `row_p` are the coefficients of the stage, `stride` is how many rows of
+    them a sample has. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
     """
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
-    number = tl.load(number_p).to(tl.int64)
-    table = table_p + (number * rows + sample * stride) * (2 + 2 * COLUMNS)
+    count: tl.constexpr = 2 + (1 + len(memory_p)) * COLUMNS
+    table = row_p + sample * stride * count
     neighbours = WIDTH * tl.arange(0, TILE // WIDTH)[None, :]
     each = tl.arange(0, WIDTH)[:, None]
     e0, e1, e2, e3 = 0.0, 0.0, 0.0, 0.0
     if NOISY:
-        k0, k1 = tl.load(seeds_p + 2 * sample).to(tl.uint32), tl.load(seeds_p + 2 * sample + 1).to(tl.uint32)
+        k0, k1 = tl.load(keys_p + 2 * sample).to(tl.uint32), tl.load(keys_p + 2 * sample + 1).to(tl.uint32)
         block = tile * TILE + neighbours + each
         zero = tl.zeros((WIDTH, TILE // WIDTH), tl.uint32)
-        draw = zero + (number + 1).to(tl.uint32)
-        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), draw, zero, k0, k1)
+        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), zero + draw.to(tl.uint32), zero, k0, k1)
         e0, e1 = _pair(w0, w1)
         e2, e3 = _pair(w2, w3)
     for lane in tl.static_range(4):
@@ -124,108 +139,109 @@ def _stage(
         at = sample * size + begin + each
         row = table
         if LEAD == 2:
-            row = table + (begin // frame_size) * (2 + 2 * COLUMNS)
+            row = table + (begin // frame_size) * count
         z = tl.load(z_p + at, mask=mask).to(tl.float32)
         y = tl.load(y_p + at, mask=mask).to(tl.float32)
-        if GUIDED:
-            y += weight * (y - tl.load(other_p + at, mask=mask).to(tl.float32))
-        x = _coefficient(row, 0, mask, LEAD) * z + _coefficient(row, 1, mask, LEAD) * y
+        of_z, of_y = _coefficient(row, 0, mask, LEAD), _coefficient(row, 1, mask, LEAD)
+        second = 0.0
+        if GUIDED or SECOND == "unguided":
+            other = tl.load(other_p + at, mask=mask).to(tl.float32)
+            if GUIDED:
+                y += weight * (y - other)
+            if SECOND == "unguided":
+                second = of_z * z + of_y * other
+        x = of_z * z + of_y * y
+        if SECOND == "raw":
+            second = x
         if CLIPS:
             x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
             x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
-        new = _coefficient(row, 2, mask, LEAD) * z
-        kept = z
-        if SAVES:
-            saved = tl.load(saved_p + at, mask=mask).to(tl.float32)
-            new += _coefficient(row, 3, mask, LEAD) * saved
-            kept = _coefficient(row, 2 + COLUMNS, mask, LEAD) * z + _coefficient(row, 3 + COLUMNS, mask, LEAD) * saved
-            kept += _coefficient(row, 5 + COLUMNS, mask, LEAD) * x
-        if NOISY:
-            eps = e0 if lane == 0 else e1 if lane == 1 else e2 if lane == 2 else e3
-            new += _coefficient(row, 4, mask, LEAD) * eps
-        new += _coefficient(row, 5, mask, LEAD) * x
-        for back in tl.static_range(HISTORY):
-            past_p = e1_p if back == 0 else e2_p if back == 1 else e3_p
-            past = tl.load(past_p + at, mask=mask).to(tl.float32)
-            new += _coefficient(row, 6 + back, mask, LEAD) * past
-            if SAVES:
-                kept += _coefficient(row, 6 + back + COLUMNS, mask, LEAD) * past
+        past = ()
+        for number in tl.static_range(len(memory_p)):
+            past = past + (tl.load(memory_p[number] + at, mask=mask).to(tl.float32),)
+        eps = e0 if lane == 0 else e1 if lane == 1 else e2 if lane == 2 else e3
+        new = _sum(row, 2, z, past, eps, x, second, mask, LEAD, NOISY, SECOND is not None)
         tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
-        if SAVES:
-            tl.store(to_saved + at, kept.to(to_z.dtype.element_ty), mask=mask)
-        if HISTORY > 0:
+        for number in tl.static_range(len(to_memory)):
+            new = _sum(row, 2 + (1 + number) * COLUMNS, z, past, eps, x, second, mask, LEAD, NOISY, SECOND is not None)
+            tl.store(to_memory[number] + at, new.to(to_z.dtype.element_ty), mask=mask)
+        if WRITES_X:
             tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
 # fmt: on
 
 
 def stage(
+    form: Form,
     state: State,
     y: torch.Tensor,
-    table: torch.Tensor,
-    number: torch.Tensor,
-    lead: tuple[int, ...],
+    row: torch.Tensor,
+    draw: int,
     *,
     stochastic: bool,
     transform_x: Clip | None = None,
     other: torch.Tensor | None = None,
-    weight: float = 0.0,
-    in_place: bool = False,
+    weight: float | None = None,
+    wants_x: bool = True,
 ) -> State:
-    """Return the state after a stage; the index stays as it is.
+    """Return the state after a stage; index and draw stay as they are.
 
     Args:
-        state: z, saved and estimates of one dtype, in one piece; see `serves`.
-        y: the prediction, or the conditional one where `other` is given: then y + weight (y - other) is used.
-        table: the coefficients of all stages (stages, *lead, n) in float32.
-        number: the number of the stage, the first element of an integer tensor on the device; it draws noise number + 1.
-        lead: the leading shape of the plan's levels.
+        form: of the plan.
+        state: z and memory of one dtype, in one piece; see `serves`.
+        y: the prediction, or the conditional one where there is a weight: then y + weight (y - other) is used.
+        row: the coefficients of the stage, (*lead, form.width) in float32, in one piece.
+        draw: the number of the draw of its noise.
         stochastic: whether the stage may add noise.
         transform_x: a clip of x-hat.
-        other, weight: see y.
-        in_place: write the new z and saved over the old ones, and x-hat over the oldest estimate.
+        other: the unguided prediction, where there is a weight or the plan reads it.
+        weight: see y.
+        wants_x: whether x-hat is written out though the memory does not keep it.
     """
-    z, past = state.z, state.estimates
+    z, lead = state.z, row.shape[:-1]
     size = math.prod(z.shape[1:])
     frames = lead[1] if len(lead) > 1 else 1
     frame_size = max(size // frames, 1)
-    to_z = z if in_place else torch.empty_like(z)
-    to_saved = state.saved if in_place or state.saved is None else torch.empty_like(z)
-    to_x = None if not past else past[-1] if in_place else torch.empty_like(z)
+    to_z, *to_memory = (torch.empty_like(z) for _ in range(1 + form.computed - form.keeps_x))
+    to_x = torch.empty_like(z) if wants_x or form.keeps_x else None
     tiles = -(-size // (4 * _philox.TILE))
-    given = [past[k] if k < len(past) else z for k in range(HISTORY_READ)]
     with torch.cuda.device_of(z):  # Triton launches where the process is, not where the tensors are
         _stage[(z.shape[0] * tiles,)](
-            z, y, z if other is None else other, z if state.saved is None else state.saved, *given,
-            to_z, z if to_saved is None else to_saved, z if to_x is None else to_x,
-            table, number, number if state.seeds is None else state.seeds,
-            size, tiles, math.prod(lead), 0 if not lead or lead[0] == 1 else frames, frame_size,
-            float(weight), 0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
-            COLUMNS=(table.shape[-1] - 2) // 2,
+            z, y, z if other is None else other, tuple(state.memory), to_z, tuple(to_memory), z if to_x is None else to_x,
+            row, row if state.keys is None else state.keys, _signed(draw),
+            size, tiles, 0 if not lead or lead[0] == 1 else frames, frame_size,
+            0.0 if weight is None else float(weight),
+            0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
+            COLUMNS=form.columns,
             LEAD=2 if frames > 1 else 1,
-            HISTORY=len(past),
             NOISY=stochastic,
-            SAVES=state.saved is not None,
             CLIPS=transform_x is not None,
-            GUIDED=other is not None,
+            GUIDED=weight is not None,
+            SECOND=form.second,
+            WRITES_X=to_x is not None,
             WIDTH=16 // z.element_size() if frame_size % 16 == 0 else 1,
             num_warps=2 if z.element_size() == 4 else 1,  # TILE elements are WIDTH for each thread
             enable_fp_fusion=True,
         )  # fmt: skip
-    estimates = () if to_x is None else (to_x, *past[:-1])
-    return State(to_z, to_saved, estimates, state.index, state.seeds)
+    made = [*to_memory, to_x] if form.keeps_x else to_memory
+    return State(to_z, remembered(form, made, state.memory), to_x, state.index, state.draw, state.keys)
 
 
-def serves(state: State, transform_x: Any) -> bool:
+def _signed(draw: int) -> int:
+    """Return the number of a draw as 32 bits with a sign, so that one kernel takes all."""
+    return (draw + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def serves(form: Form, state: State, transform_x: Any) -> bool:
     """Return whether the kernel takes this: float32 or half precision in one piece each, no transform but a clip."""
-    arrays = [state.z, *state.estimates, *([] if state.saved is None else [state.saved])]
-    words = [] if state.seeds is None else [state.seeds]
+    arrays = [state.z, *state.memory]
+    keys = [] if state.keys is None else [state.keys]
     return (
         (transform_x is None or isinstance(transform_x, Clip))
         and state.z.numel() > 0
-        and len(state.estimates) <= HISTORY_READ
+        and len(state.memory) == form.memory <= MEMORY
         and all(array.dtype == state.z.dtype and takes(array, state.z.device) for array in arrays)
-        and all(isinstance(array, torch.Tensor) and array.device == state.z.device for array in words)
-        and all(array.is_contiguous() for array in [*arrays, *words])
+        and all(isinstance(array, torch.Tensor) and array.device == state.z.device for array in keys)
+        and all(array.is_contiguous() for array in [*arrays, *keys])
     )
 
 
@@ -258,8 +274,3 @@ def _captured(data: bytes, shape: tuple[int, ...], device: torch.device) -> torc
 def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(np.frombuffer(data).reshape(shape), dtype=torch.float32, device=device)
 
-
-@cache
-def numbers(stages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return the numbers of the stages, kept as well; copied from the host, so that they are there on any stream."""
-    return tuple(torch.tensor(range(stages), device=device).split(1))

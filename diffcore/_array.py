@@ -10,12 +10,15 @@ Two rules of the whole package are stated here, once.
 from __future__ import annotations
 
 import contextlib
+import numbers
 import sys
 from typing import Any
 
 import array_api_compat
 import numpy as np
 import numpy.typing as npt
+
+from diffcore import _check
 
 Array = Any
 """An array of any library that follows the array API standard."""
@@ -98,17 +101,55 @@ def widen(xp: Any, array: Array) -> Array:
     return xp.astype(array, xp.float32) if is_half(array.dtype) else array
 
 
+def to_host(
+    array: Any, dtype: Any = None, *, function: str = "", argument: str = "array", finite: bool = False
+) -> npt.NDArray[Any]:
+    """Return an array of any library and device, a number or a sequence of numbers as a NumPy array, gradients left behind.
+
+    It may share memory with what it was. What NumPy has no dtype for, bfloat16 and smaller, becomes float32, which is exact.
+
+    Raises:
+        TypeError: an array that is being traced, whose values are not known yet; what holds no numbers.
+        ValueError: NaN or infinity where all must be `finite`.
+
+    >>> to_host([1, 2], np.float32)
+    array([1., 2.], dtype=float32)
+    """
+    try:
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(array, torch.Tensor):
+            array = array.detach()
+            array = (array.full_tensor() if hasattr(array, "full_tensor") else array).cpu()
+            wide = array.dtype.is_floating_point and array.dtype not in (torch.float16, torch.float32, torch.float64)
+            array = (array.float() if wide else array).numpy()
+        elif array_api_compat.is_cupy_array(array):
+            array = array.get()
+        found = np.asarray(array)
+        if found.dtype.isbuiltin == 2:  # of the package ml_dtypes
+            found = found.astype(np.float32)
+        if found.dtype == np.object_ and not all(isinstance(entry, numbers.Real) for entry in found.flat):
+            raise TypeError("NumPy takes None for NaN")
+        found = found if dtype is None else found.astype(dtype, copy=False)
+    except (TypeError, ValueError, RuntimeError) as error:
+        must = "be numbers, as a sequence or an array whose values are known, none that is being traced"
+        raise _check.error(TypeError, function, argument, must, array) from error
+    if finite and not np.all(good := np.isfinite(found)):
+        raise ValueError(
+            f"{function}: `{argument}` must be finite, got NaN or infinity in {found.size - int(np.sum(good))} of "
+            f"{found.size} entries"
+        )
+    return found
+
+
 def number(function: str, argument: str, value: object) -> float:
     """Return a setting as a float, or raise TypeError for what is no number: a string, None, a bool, an array."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{function}: `{argument}` is {value!r}, but takes a number")
-    return float(value)
+    return _check.number(function, argument, value, finite=False)
 
 
 def interval(function: str, argument: str, value: object) -> tuple[float, float]:
     """Return a pair of numbers as floats, or raise TypeError."""
     if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
-        raise TypeError(f"{function}: `{argument}` is {value!r}, but takes two numbers (low, high)")
+        raise _check.error(TypeError, function, argument, "be two numbers (low, high)", value)
     return number(function, argument, value[0]), number(function, argument, value[1])
 
 
@@ -137,12 +178,17 @@ def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
     return xp.asarray(table, dtype=dtype, device=device(like))
 
 
+def traced() -> bool:
+    """Return whether torch traces this code, NumPy's with it, so that the numbers in an array are not known."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
 def known_int(value: Any) -> int | None:
     """Return an int, or a 0-d integer array, as an int; None where code is traced and its value is not known yet."""
     if isinstance(value, (int, np.integer)):
         return int(value)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and torch.compiler.is_compiling():
+    if traced():
         return None
     try:
         return int(value)
@@ -261,7 +307,6 @@ def device(array: Array) -> Any:
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
-    torch = sys.modules.get("torch")
-    if xp is np and not (torch is not None and torch.compiler.is_compiling()):  # which cannot trace a NumPy context
+    if xp is np and not traced():  # which cannot trace a NumPy context
         return np.errstate(all="ignore")
     return contextlib.nullcontext()

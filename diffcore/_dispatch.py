@@ -40,8 +40,9 @@ def backend_of(array: Array) -> Any:
         return _load("numpy")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        if torch.compiler.is_compiling():  # a look-up in a cache does not trace
-            return sys.modules["diffcore.backends.torch_backend"].backend
+        if torch.compiler.is_compiling():  # which follows no cache and no import; attributes of a module it reads afresh
+            _ready("torch")
+            return sys.modules["diffcore"].backends.torch_backend.backend
         return _load("torch")
     _array.namespace("backends.of", array=array)
     root = type(array).__module__.split(".")[0]
@@ -59,6 +60,14 @@ def _load(root: str) -> Any:
             )
         return found
     return _named(OWN[root]) if root in OWN else None
+
+
+def _ready(root: str) -> str:
+    """Import the module of a backend of our own, while torch traces too, and return its name."""
+    return import_module(OWN[root].split(":")[0]).__name__
+
+
+_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, without torch
 
 
 def _named(place: str) -> Any:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, levels
+from diffcore._array import to_host
 from diffcore.schedules import Schedule
-from diffcore.schedules._base import host, scaling_of
+from diffcore.schedules._base import scaling_of
 
 Float64 = npt.NDArray[np.float64]
 
@@ -93,8 +94,7 @@ def karras(
         A float64 array (N + 1, *lead) of log-SNRs, -2 log(sigma / alpha).
 
     Raises:
-        ValueError: rho is not positive, and as for `uniform`.
-        TypeError: `schedule` is no schedule.
+        As `uniform`; ValueError: rho is not positive.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), eq. 5.
 
@@ -141,6 +141,84 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None =
         )
     _check_monotone(function, "times", points)
     return _of_times(function, schedule, points, clean)
+
+
+class Imported(NamedTuple):
+    """A grid of another library, and in words what was left out of it; "" is nothing."""
+
+    grid: Float64
+    note: str
+
+
+def from_sigmas(sigmas: npt.ArrayLike, *, scaling: str = "ve", tolerance: float = 1e-6) -> Imported:
+    r"""Return the grid of the noise levels of another library, with what it repeats left out.
+
+        "ve":   sigma / alpha, of EDM and k-diffusion, and of diffusers whatever it trains:  lambda = -2 log sigma
+        "flow": sigma in [0, 1] of flow matching, alpha = 1 - sigma:                         lambda = 2 log((1 - sigma) / sigma)
+        "vp":   sigma in [0, 1] with alpha^2 = 1 - sigma^2:                                  lambda = log(1 - sigma^2) - 2 log sigma
+
+    A point as good as the one before is left out, and the note says so: Heun and KDPM2 list levels twice, and rounding to
+    float32 may put neighbours out of order. What is further out of order is refused.
+
+    Args:
+        sigmas: (N + 1,), decreasing from noise to data, where the last may be 0, clean data; or increasing, to noise.
+        scaling: of which the sigmas are; see above. The plan may be for another.
+        tolerance: how far two points are apart at least, relative to sigma, in [0, 1).
+
+    Returns:
+        `Imported(grid, note)`, the grid for the `grid=` of any sampler.
+
+    Raises:
+        ValueError: a sigma out of the scaling's range, or out of order, the message gives the place; fewer than two levels.
+        TypeError: `sigmas` are not real numbers, or `tolerance` is none.
+
+    >>> found = from_sigmas([80.0, 1.0, 1.0, 0.0])
+    >>> found.grid.round(3), found.note
+    (array([-8.764,  0.   ,    inf]), 'left out 1 of 4 sigmas: [2] repeats 1.0')
+    """
+    function = "grids.from_sigmas"
+    levels.check_scaling(function, scaling)
+    if not 0.0 <= _array.number(function, "tolerance", tolerance) < 1.0:
+        raise ValueError(f"{function}: `tolerance` is {tolerance!r}, but takes a number in [0, 1)")
+    points = to_host(sigmas, np.float64, function=function, argument="sigmas")
+    if points.ndim != 1 or len(points) < 2:
+        raise ValueError(f"{function}: `sigmas` has shape {points.shape}, but takes (N + 1,), N >= 1")
+    most = math.inf if scaling == "ve" else 1.0
+    good = (points >= 0.0) & (points < math.inf) & (points <= most)
+    if not np.all(good):
+        index = int(np.argmin(good))
+        takes = "finite numbers >= 0" if scaling == "ve" else "numbers in [0, 1]; sigma / alpha goes with scaling='ve'"
+        raise ValueError(
+            f"{function}: `sigmas[{index}]` is {float(points[index])!r}, but scaling={scaling!r} takes {takes}"
+        )
+    kept, left_out = _distinct(function, points, tolerance)
+    if len(kept) < 2:
+        raise ValueError(f"{function}: `sigmas` are all {float(points[0])!r}, but take at least two levels")
+    sigma = points[kept]
+    with np.errstate(divide="ignore"):
+        log_alpha2 = 0.0 if scaling == "ve" else np.log1p(-sigma) + np.log1p(sigma if scaling == "vp" else -sigma)
+        found = log_alpha2 - 2.0 * np.log(sigma)
+    some = ", ".join(left_out[:4]) + (", ..." if len(left_out) > 4 else "")
+    note = f"left out {len(left_out)} of {len(points)} sigmas: {some}" if left_out else ""
+    return Imported(check(function, found), note)
+
+
+def _distinct(function: str, points: Float64, tolerance: float) -> tuple[list[int], list[str]]:
+    """Return which points move on from the last that was kept, and what is wrong with the others."""
+    sign = 1.0 if points[0] > points[-1] else -1.0
+    kept, left_out = [0], list[str]()
+    for index in range(1, len(points)):
+        last, here = float(points[kept[-1]]), float(points[index])
+        if sign * (last - here) > tolerance * max(last, here):
+            kept.append(index)
+        elif abs(last - here) > tolerance * max(last, here):
+            raise ValueError(
+                f"{function}: `sigmas` are out of order: entries [{kept[-1]}] and [{index}] are {last!r} and {here!r}, but end "
+                f"to end they {'fall' if sign > 0 else 'rise'}; a run that goes back to more noise is several grids"
+            )
+        else:
+            left_out.append(f"[{index}] repeats {last!r}" + ("" if last == here else f" but for rounding, {here!r}"))
+    return kept, left_out
 
 
 def check(function: str, grid: Any) -> Float64:
@@ -227,7 +305,10 @@ def _check_steps(function: str, steps: object) -> int:
 
 
 def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tuple[Float64, Float64]:
-    ends = {"start": host(function, "start", start), "end": host(function, "end", end)}
+    ends = {
+        "start": to_host(start, np.float64, function=function, argument="start"),
+        "end": to_host(end, np.float64, function=function, argument="end"),
+    }
     for argument, time in ends.items():
         if not np.all((time >= 0.0) & (time <= 1.0)) or time.ndim > 2:
             raise ValueError(
@@ -240,7 +321,7 @@ def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tupl
 
 
 def _check_shape(function: str, argument: str, what: str, values: Any) -> Float64:
-    points = host(function, argument, values).copy()
+    points = to_host(values, np.float64, function=function, argument=argument).copy()
     if points.ndim not in (1, 2, 3) or points.shape[0] < 2 or points.size == 0:
         raise ValueError(
             f"{function}: `{argument}` has shape {points.shape}, but takes {what} (N + 1,), (N + 1, B) or "

@@ -92,7 +92,7 @@ def start(
             eps = backend.normal(keys, 0, dims, dtype=like.dtype, device=_array.device(like))
         wide = _array.widen(xp, eps)
         sigma = plan.start.sigma
-        sigma = float(sigma) if np.ndim(sigma) == 0 else _array.table_for(np.asarray(sigma), wide)
+        sigma = sigma if isinstance(sigma, float) else _array.table_for(np.asarray(sigma), wide)
         z = xp.astype(_array.along("start", "plan", sigma, wide, xp) * wide, like.dtype, copy=False)
     _array.check_lead("start", "plan", plan.lead, tuple(z.shape))
     xp = _array.library(z)
@@ -132,7 +132,8 @@ def step(
         unguided: the prediction without guidance, for plans that read it (`plan.second`).
 
     Returns:
-        A new `State`; the old one stays as it is.
+        A new `State`; the old one stays as it is. On torch, as in `sample`, gradients are recorded only where `state.z`
+        requires them, so that a loop by hand round a network in training keeps no graph.
 
     Raises:
         ValueError: the run is over; the prediction has another shape; x does not follow from this kind of prediction at
@@ -168,9 +169,10 @@ def step(
         _check_place("step", plan, state, at)
         row, noisy, between = stage.row_of(table, at, state.z), plan.noisy[at], stage.levels_between(plan, at)
     settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
-    after = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
-    held = None if constraint is None else stage.hold("step", constraint, plan, state.z)
-    return stage.constrained(backend, held, state, after, source)
+    with _array.recording(state.z, False):
+        after = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
+        held = None if constraint is None else stage.hold("step", constraint, plan, state.z)
+        return stage.constrained(backend, held, state, after, source)
 
 
 def sample(

@@ -175,10 +175,17 @@ def constrained(backend: Any, held: Held | None, before: State, state: State, so
     return State(z, *state[1:])  # torch before 2.13 does not trace `_replace` of what a trace made
 
 
+def rows_of(coefficients: Float64, like: Array) -> Any:
+    """Return the coefficients of each stage as `Backend.advance` takes them: Python floats, or an array (*lead, n)."""
+    if coefficients.ndim == 2 and not _array.traced():
+        return coefficients.tolist()
+    table = _array.table_for(coefficients, like)
+    return [table[stage, ...] for stage in range(table.shape[0])]
+
+
 def row_of(coefficients: Float64, stage: int, like: Array) -> Any:
-    """Return a stage's coefficients as `Backend.advance` takes them: Python floats, or an array (*lead, n)."""
-    row = coefficients[stage]
-    return _array.table_for(row, like) if row.ndim > 1 else row.tolist()
+    """Return those of one stage."""
+    return rows_of(coefficients[stage : stage + 1], like)[0]
 
 
 def advance(
@@ -248,9 +255,13 @@ def update(form: Form, state: State, x: Array, row: Any, eps: Array | None, seco
         for first in range(0, rows * columns, columns)
     ]
     found = xp.astype(x, dtype, copy=False)
-    head = [found] if form.keeps_x else []
-    memory = (*made[1:], *head, *state.memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
-    return State(made[0], memory, found, state.index + 1, state.draw + 1, state.keys)
+    made = [*made, found] if form.keeps_x else made
+    return State(made[0], remembered(form, made[1:], state.memory), found, state.index + 1, state.draw + 1, state.keys)
+
+
+def remembered(form: Form, made: Sequence[Array], memory: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Return the memory after a stage, the rows that were worked out and those that only move up, given the memory before."""
+    return (*made, *memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
 
 
 def _columns(row: Any) -> list[Any]:

@@ -202,6 +202,14 @@ def test_a_name_may_be_as_long_as_a_folder_takes(tiny: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_name_with_a_colon_is_a_file_and_no_url(suffix: str) -> None:
+    name = coded(f"2026-11-28T10:30{suffix}", frames=6)
+    assert files.look(Path(name)).frames == 6
+    assert whole(name).shape == (1, 6, 16, 16, 3)
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_coded_file_keeps_equal_frames_colours_and_odd_sizes(suffix: str) -> None:
     frames = np.zeros((1, 7, 9, 13, 3), dtype=np.float32)
     frames[:, 3:] = np.array([0.8, -0.6, 0.2])

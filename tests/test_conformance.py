@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import diffcore as dc
-from diffcore import backends, testing
-from diffcore.backends import discovery
+from diffcore import _dispatch, backends, testing
 from diffcore.testing import conformance
 
 THIRD_PARTY = """
@@ -49,7 +48,7 @@ def test_a_third_party_backend_is_found_by_its_entry_point_and_conforms(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-backend\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[diffcore.backends]\narray_api_strict = their_backend:backend\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    discovery._load.cache_clear()
+    _dispatch._load.cache_clear()
     try:
         like = array_api_strict.zeros(1, dtype=array_api_strict.float32)
         found = backends.of(like)
@@ -57,7 +56,7 @@ def test_a_third_party_backend_is_found_by_its_entry_point_and_conforms(
         assert backends.available()["array_api_strict"] == "their_backend:backend"
         testing.check_backend(found, like=like)
     finally:
-        discovery._load.cache_clear()
+        _dispatch._load.cache_clear()
         sys.modules.pop("their_backend", None)
 
 
@@ -67,12 +66,12 @@ def test_an_entry_point_that_holds_no_backend_is_refused(tmp_path: Path, monkeyp
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wrong-backend\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[diffcore.backends]\narray_api_strict = math:pi\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    discovery._load.cache_clear()
+    _dispatch._load.cache_clear()
     try:
         with pytest.raises(TypeError, match=r"math:pi.*derive it from"):
             backends.of(array_api_strict.zeros(1))
     finally:
-        discovery._load.cache_clear()
+        _dispatch._load.cache_clear()
 
 
 def test_a_backend_with_other_noise_fails_the_battery() -> None:

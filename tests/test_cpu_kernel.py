@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import diffcore as dc
 from diffcore import _philox
 from diffcore.backends import cpu_threads, numpy_stage
+from diffcore.plan import Form
 
 kernel: Any = cpu_threads.kernel
 needs_kernel = pytest.mark.skipif(kernel is None, reason="the kernel was not compiled")
@@ -138,16 +139,15 @@ def test_the_radius_is_right_over_a_million_words() -> None:
     assert radius[1].min() < 4e-3
 
 
-def stage(dtype: Any, values: Any, rows: Any, transform: Any, history: int, saves: bool) -> tuple[Any, Any]:
-    """Return what the kernel and the plain function make of a stage."""
-    z, y, saved, eps, *past = (np.array(v, dtype).reshape(1, -1) for v in values[: 4 + history])
-    state = dc.State(z, saved if saves else None, tuple(past), 0, None)
-    table = numpy_stage.table(np.array([rows]), dtype)
-    inputs = numpy_stage.Stage(table, 0, z, state.saved, state.estimates, y, eps, None, 0)
-    got = numpy_stage.after(inputs, transform, history > 0, lambda: np.full_like(z, 7.0))
+def stage(dtype: Any, values: Any, row: Any, transform: Any, form: Form) -> tuple[Any, Any]:
+    """Return what the kernel and the plain function make of a stage: z', the memory, x-hat."""
+    z, y, other, eps, *memory = (np.array(v, dtype).reshape(1, -1) for v in values)
+    stages = numpy_stage.Stages(form, np.array([row]), z, transform, lambda: np.full_like(z, 7.0))
+    got = stages.after(0, z, tuple(memory), y, other, eps, None, None, 0, True)
+    state = dc.State(z, tuple(memory), None, 0, 1, None)
     with np.errstate(all="ignore"):
-        want = dc.sampling.advance(state, y, list(rows), eps, transform)
-    return got, want
+        want = dc.stage.advance(form, state, y, list(row), eps, transform, other)
+    return [got[0], *got[1], got[2]], [want.z, *want.memory, want.x]
 
 
 numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(-4.0, 4.0, width=32))
@@ -155,22 +155,23 @@ numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(-4.0, 4.0, width=32))
 
 @needs_kernel
 @settings(max_examples=200)
-@given(data=st.data(), history=st.integers(0, 3), saves=st.booleans(), clips=st.booleans(), length=st.integers(1, 130))
+@given(data=st.data(), memory=st.integers(0, 4), clips=st.booleans(), length=st.integers(1, 130))
+@pytest.mark.parametrize("second", [None, "unguided", "raw"])
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_a_stage_is_the_plain_function_on_any_numbers(
-    dtype: Any, data: Any, history: int, saves: bool, clips: bool, length: int
+    dtype: Any, second: Any, data: Any, memory: int, clips: bool, length: int
 ) -> None:
     """Infinite and not-a-number data too: a coefficient of 0 hides them, any other shows them, a clip keeps NaN."""
-    values = [data.draw(st.lists(numbers, min_size=3, max_size=3)) for _ in range(4 + history)]
+    shifted = data.draw(st.integers(0, max(memory - 1, 0)))
+    form = Form(memory, shifted, memory > 0 and data.draw(st.booleans()), second)
+    values = [data.draw(st.lists(numbers, min_size=3, max_size=3)) for _ in range(4 + memory)]
     values = [np.resize(v, length) for v in values]
-    rows = [data.draw(st.sampled_from([0.0, 1.0, -0.25, 1e-60, 3.0])) for _ in range(2 + 2 * (4 + history))]
+    row = [data.draw(st.sampled_from([0.0, 1.0, -0.25, 1e-60, 3.0])) for _ in range(form.width)]
     bounds = sorted([data.draw(st.sampled_from([-1.0, -0.5, 0.0])), data.draw(st.sampled_from([0.25, 1.0]))])
-    got, want = stage(dtype, values, rows, dc.guidance.clip(*bounds) if clips else None, history, saves)
-    pairs = [(got[0], want.z), (got[1], want.saved), (got[2], want.estimates[0] if history else None)]
-    for found, wanted in pairs:
-        if wanted is not None:
-            np.testing.assert_array_equal(found, wanted)
-            np.testing.assert_array_equal(np.signbit(found), np.signbit(np.where(np.isnan(wanted), found, wanted)))
+    got, want = stage(dtype, values, row, dc.guidance.clip(*bounds) if clips else None, form)
+    for found, wanted in zip(got, want, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(np.where(np.isnan(wanted), found, wanted)))
 
 
 @needs_kernel
@@ -180,38 +181,37 @@ def test_a_clip_keeps_what_lies_on_its_bounds(dtype: Any, bounds: tuple[float, f
     """The sign of a zero too."""
     x = np.array([-0.0, 0.0, 1.0, -1.0, 2.0, -2.0, math.nan], dtype)
     values = [np.zeros_like(x), x, np.zeros_like(x), np.zeros_like(x)]
-    (new, _, _), want = stage(
-        dtype, values, [0.0, 1.0, 0.0, 0.0, 0.0, 1.0, *[0.0] * 4], dc.guidance.clip(*bounds), 0, False
-    )
-    np.testing.assert_array_equal(new, want.z)
+    (new, _), want = stage(dtype, values, [0.0, 1.0, 0.0, 0.0, 1.0], dc.guidance.clip(*bounds), Form())
+    np.testing.assert_array_equal(new, want[0])
     assert new[0, :2].tobytes() == x[:2].tobytes()
 
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", [*KINDS, np.dtype(np.float16), np.dtype(np.uint16)], ids=str)
 @pytest.mark.parametrize("given", [False, True])
-def test_results_may_lie_over_any_of_what_is_read(dtype: Any, given: bool) -> None:
+@pytest.mark.parametrize("second", [1, 2])
+def test_results_may_lie_over_any_of_what_is_read(dtype: Any, given: bool, second: int) -> None:
     """In every order: all that a stage reads is read before it writes."""
     size = 1300
-    values = np.random.default_rng(5).standard_normal((6, 2, size)).astype(np.float16 if dtype.itemsize == 2 else dtype)
+    values = np.random.default_rng(5).standard_normal((7, 2, size)).astype(np.float16 if dtype.itemsize == 2 else dtype)
     values = (values if dtype != np.uint16 else values.astype(np.float32).view(np.uint32) >> 16).astype(dtype)
-    row = np.linspace(-0.9, 0.8, 2 + 2 * 6)[None]
+    row = np.linspace(-0.9, 0.8, 2 + 3 * 6)[None]
 
     def run(places: tuple[int, ...]) -> list[Any]:
-        arrays = [*values.copy(), *np.zeros((3, 2, size), dtype)]
-        z, y, saved, eps, *past = arrays[:6]
-        to_z, to_saved, to_x = (arrays[place] for place in places)
-        told = (None, saved, eps, y) if given else (y, saved, eps, None)
-        kernel.stage(to_z, to_saved, to_x, z, *told, tuple(past), row, 0, 0, 0, None, 1, -0.5, 0.5, size, 0, 4)
-        return [to_z, to_saved, to_x]
+        arrays = [*values.copy(), *np.zeros((4, 2, size), dtype)]
+        z, y, other, eps, x, *memory = arrays[:7]
+        to_z, to_x, *to_memory = (arrays[place] for place in places)
+        inputs = z, y, other, eps, x if given else None, tuple(memory), row, 0, 0, 0, None, 1, second
+        kernel.stage(to_z, to_x, tuple(to_memory), *inputs, -0.5, 0.5, size, 0, 4)
+        return [to_z, to_x, *to_memory]
 
-    apart = run((6, 7, 8))
-    for places in itertools.permutations(range(6), 3):
+    apart = run((7, 8, 9, 10))
+    for places in itertools.permutations(range(7), 4):
         for found, want in zip(run(places), apart, strict=True):
             np.testing.assert_array_equal(found, want)
-    assert len({array.tobytes() for array in apart}) == 3
+    assert len({array.tobytes() for array in apart}) == 4
     if given:
-        np.testing.assert_array_equal(apart[2], values[1])
+        np.testing.assert_array_equal(apart[1], values[4])
 
 
 @needs_kernel
@@ -219,12 +219,13 @@ def test_results_may_lie_over_any_of_what_is_read(dtype: Any, given: bool) -> No
 def test_half_precision_is_read_and_rounded_as_torch_does(dtype: Any) -> None:
     """Every number of 16 bits, and sums that round to even, to a subnormal, to infinity."""
     values = torch.from_numpy(np.arange(2**16, dtype=np.uint16)).view(dtype).reshape(4, -1)
-    state, backend = dc.start(dc.samplers.ddim(dc.schedules.Cosine(), steps=3), values, seed=1), dc.backends.of(values)
+    plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=3)
+    state, backend = dc.start(plan, values, seed=1), dc.backends.of(values)
     for scale in (1.0, 3.0, 0.3, 1e-4, 2.0**-20):
-        row = [0.125, 1.0, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0, 0.0]
+        row = [0.125, 1.0, 0.0, 0.0, scale]
         for y in (values, values.flip(-1)):
-            got = backend.advance(state, y, row, None, stochastic=False, transform_x=None).z
-            want = dc.sampling.advance(state, y, row, None, None).z
+            got = backend.advance(plan.form, state, y, row, None, stochastic=False, transform_x=None).z
+            want = dc.stage.advance(plan.form, state, y, row, None, None).z
             torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
             finite = want.isfinite() & values.isfinite() & y.isfinite()
             assert finite.sum() > 10_000
@@ -238,22 +239,41 @@ def test_half_precision_is_read_and_rounded_as_torch_does(dtype: Any) -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     z = np.zeros((2, 8), np.float32)
     table, words = np.zeros((3, 10)), np.zeros((2, 2), np.uint32)
-    good = [np.zeros_like(z), None, None, z, z, None, None, None, (), table, 0, 0, 0, words, 1, -1.0, 1.0, 8, 0, 2]
+    off = np.zeros(z.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(z.shape)
+    outputs = [np.zeros_like(z), None, (np.zeros_like(z),)]
+    good = [*outputs, z, z, None, None, None, (z,), table, 0, 0, 0, words, 1, 0, -1.0, 1.0, 8, 0, 2]
     kernel.stage(*good)
+    kernel.stage(None, None, (None,), *good[3:])
     bad: list[tuple[int, Any, type[Exception]]] = [
         (0, np.zeros((2, 7), np.float32), ValueError),
-        (0, None, ValueError),
         (0, z[:, ::2], ValueError),
-        (1, np.zeros_like(z), ValueError),
+        (0, off, ValueError),
+        (1, np.zeros((2, 7), np.float32), ValueError),
+        (1, 3, TypeError),
+        (2, (np.zeros((2, 7), np.float32),), ValueError),
+        (2, (None, None), ValueError),
+        (2, None, ValueError),
+        (2, [z], ValueError),
         (3, z.astype(np.int32), ValueError),
         (3, z.astype(np.float16), ValueError),
+        (3, off, ValueError),
+        (3, None, TypeError),
         (4, z.astype(np.float64), ValueError),
         (4, np.zeros((1, 8), np.float32), ValueError),
+        (4, off, ValueError),
         (4, None, ValueError),
-        (8, (z,), ValueError),
-        (8, [z], SystemError),
+        (5, z[:1], ValueError),
+        (6, z[:1], ValueError),
+        (7, z[:1], ValueError),
+        (8, (), ValueError),
+        (8, (None,), ValueError),
+        (8, (z, z), ValueError),
+        (8, (z,) * 5, ValueError),
+        (8, (z[:1],), ValueError),
+        (8, [z], ValueError),
         (9, table.astype(np.float32), ValueError),
         (9, table.ravel(), ValueError),
+        (9, None, ValueError),
         (10, 3, ValueError),
         (10, -1, ValueError),
         (11, -1, ValueError),
@@ -264,24 +284,33 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         (13, words[:1], ValueError),
         (13, words.astype(np.int64), ValueError),
         (14, "1", TypeError),
-        (15, None, TypeError),
-        (17, 0, ValueError),
-        (17, 5, ValueError),
-        (18, -1, ValueError),
-        (19, 3, ValueError),
+        (15, 1, ValueError),
+        (15, 3, ValueError),
+        (15, -1, ValueError),
+        (16, None, TypeError),
+        (18, 0, ValueError),
+        (18, 5, ValueError),
+        (19, -1, ValueError),
+        (20, 3, ValueError),
     ]
     for place, value, error in bad:
         with pytest.raises(error):
             kernel.stage(*(value if place == i else argument for i, argument in enumerate(good)))
+    wide = np.zeros((3, 12))
+    for second, inputs in [(1, {}), (2, {4: None, 7: z}), (2, {4: None})]:  # a second estimate of what is not there
+        wanted = {9: wide, 15: second, **inputs}
+        with pytest.raises(ValueError, match="a stage needs"):
+            kernel.stage(*(wanted.get(i, argument) for i, argument in enumerate(good)))
     for samples, frames, rows in [
         (2, 0, 1),
         (2, 3, 6),
         (1, 4, 3),
         (3, 2, 6),
+        (1, 0, 0),
     ]:  # rows that are too few; frames, samples that are not there
         with pytest.raises(ValueError, match="cpu_kernel"):
             kernel.stage(*good[:9], np.zeros((rows, 10)), 0, samples, frames, *good[13:])
-    with pytest.raises(ValueError, match="takes 20"):
+    with pytest.raises(ValueError, match="takes 21"):
         kernel.stage(*good[:-1])
     read_only = np.zeros_like(z)
     read_only.flags.writeable = False
@@ -305,11 +334,9 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 def test_nothing_is_written_outside_the_programs_asked_for(size: int) -> None:
     tiles = -(-size // 1024)
     words = dc.noise.seed_words(3, 3)
-    table = np.array([[0.5, 0.5, 0.25, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]])
+    table = np.array([[0.5, 0.5, 0.25, 1.0, 0.5]])
     whole, z = np.full((5, size), 7.0, np.float32), np.ones((3, size), np.float32)
-    inner = whole[1:4]
-    kernel.stage(
-        inner, None, None, z, z, None, None, None, (), table, 0, 0, 0, words, 1, -1.0, 1.0, size, tiles, 2 * tiles
-    )
+    inputs = z, z, None, None, None, (), table, 0, 0, 0, words, 1, 0, -1.0, 1.0, size
+    kernel.stage(whole[1:4], None, (), *inputs, tiles, 2 * tiles)
     assert (whole[[0, 1, 3, 4]] == 7.0).all()
     assert (whole[2] != 7.0).all()

@@ -229,6 +229,19 @@ def test_a_rotated_video_stands_upright(turn: int, tmp_path: Path) -> None:
     assert np.abs(pixels_of(source.frame(0, np.random.default_rng(0))) - shown)[..., :2].mean() < 8.0
 
 
+def test_a_name_with_a_colon_is_a_file_and_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("http:")
+    folder.mkdir()
+    for name in ("2026-11-28T10:30.mp4", "file:a.mp4", "concat:b|c.mp4"):
+        write(tmp_path / name, count=5)
+        (tmp_path / name).rename(folder / name)
+    source = data.videos(folder, frames=2, size=(8, 8), report=pytest.fail)
+    assert len(source) == 3
+    for index in range(3):
+        source.clip(index, np.random.default_rng(0))
+
+
 def test_what_cannot_be_read_is_reported_and_skipped(tmp_path: Path) -> None:
     (tmp_path / "deeper").mkdir()
     (tmp_path / "folder.mp4").mkdir()

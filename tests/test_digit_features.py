@@ -167,7 +167,7 @@ def test_mistakes_in_clips_of_digits_are_named() -> None:
         ),
         (ValueError, "speed: .* T >= 2", lambda: look.speed(clips[:, :1])),
         (ValueError, r"\(2, 4, 8, 8, 3\)", lambda: look.identity_held(np.zeros((2, 4, 8, 8, 3)))),
-        (ValueError, "512 values that are not finite", lambda: look.legibility(clips * np.nan)),
+        (ValueError, "must be finite, got NaN or infinity in 512 of", lambda: look.legibility(clips * np.nan)),
         (ValueError, r"`labels` has shape \(3,\)", lambda: look.legibility(clips, [1, 2, 3])),
         (TypeError, "`clips` has dtype uint8", lambda: look.straightness(clips.astype(np.uint8))),
     ]:

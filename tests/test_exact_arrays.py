@@ -156,7 +156,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "negative eigenvalue": (lambda: exact.Gaussian(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])), "negative eig"),
     "negative variance": (lambda: exact.Gaussian(np.zeros(2), -1.0), "negative variance"),
     "shape": (lambda: exact.Gaussian(np.zeros(3), np.ones(2)), r"shape \(2,\).*\(3,\).*LowRank"),
-    "not finite": (lambda: exact.Gaussian(np.array([0.0, np.nan]), 1.0), "`mean`.*not finite"),
+    "not finite": (lambda: exact.Gaussian(np.array([0.0, np.nan]), 1.0), "`mean` must be finite"),
     "low rank": (lambda: exact.Gaussian(np.zeros(3), exact.LowRank(np.ones((2, 1)), 1.0)), r"factor.*\(3, r\)"),
     "low rank rest": (
         lambda: exact.Gaussian(np.zeros(2), exact.LowRank(np.ones((2, 1)), np.array([1.0, 2.0]))),

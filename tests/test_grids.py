@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+import diffcore as dc
 from diffcore import grids, schedules
 from diffcore.schedules import Cosine, Flow, Karras, LinearLogSNR, Schedule
 
@@ -133,7 +134,7 @@ def test_checking_a_grid_returns_it_as_float64() -> None:
             r"`clean` is True, but the times",
         ),
         (lambda: grids.uniform(Cosine(), 4, clean=1), TypeError, r"`clean` is 1, but takes True, False or None"),  # type: ignore[arg-type]
-        (lambda: grids.uniform(Cosine(), 4, start="now"), TypeError, r"`start` is str, but takes real numbers"),
+        (lambda: grids.uniform(Cosine(), 4, start="now"), TypeError, r"`start` must be numbers"),
         (lambda: grids.uniform(Cosine(), 4, start=[0.2, 0.9], end=0.5), ValueError, r"`grid` is out of order"),
         (lambda: grids.uniform(Flow(), 4, start=0.0, end=1.0), ValueError, r"`grid\[0\]` is inf.*only the last point"),
         (
@@ -186,9 +187,102 @@ def test_checking_a_grid_returns_it_as_float64() -> None:
             r"is out of order: entries \[1\] and \[2\] are 3\.0 and 2\.0",
         ),
         (lambda: grids.check("f", np.zeros((2, 1, 1, 1))), ValueError, r"shape \(2, 1, 1, 1\)"),
-        (lambda: grids.check("f", object()), TypeError, r"f: `grid` is object, but takes real numbers"),
+        (lambda: grids.check("f", object()), TypeError, r"f: `grid` must be numbers"),
     ],
 )
 def test_bad_input_gets_an_error_with_its_place(make: Callable[[], Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make()
+
+
+# Grids of other libraries
+
+TO_SIGMA = {
+    "ve": lambda at: np.exp(-0.5 * at),
+    "flow": lambda at: 1.0 / (1.0 + np.exp(0.5 * at)),
+    "vp": lambda at: np.sqrt(1.0 / (1.0 + np.exp(at))),
+}
+
+
+@pytest.mark.parametrize("scaling", TO_SIGMA)
+@hypothesis.given(
+    log_snrs=st.lists(st.integers(-10, 10), min_size=2, max_size=9, unique=True),
+    clean=st.booleans(),
+    repeats=st.integers(1, 3),
+    rising=st.booleans(),
+)
+def test_sigmas_of_another_library_are_their_levels(
+    scaling: str, log_snrs: list[int], clean: bool, repeats: int, rising: bool
+) -> None:
+    """Each listed once or more and rounded to float32, as schedulers of one call or two list them."""
+    grid = np.sort(np.array(log_snrs, dtype=float))
+    grid = grid[::-1] if rising else np.append(grid, INF) if clean else grid
+    sigmas = np.repeat(TO_SIGMA[scaling](grid), repeats).astype(np.float32)
+    jitter = 1.0 + np.finfo(np.float32).eps * np.random.default_rng(0).integers(-1, 2, len(sigmas))
+    jitter = np.minimum(jitter, 1.0 / np.maximum(sigmas, 1e-9)) if scaling != "ve" else jitter
+    found = grids.from_sigmas(sigmas * jitter.astype(np.float32), scaling=scaling)
+    np.testing.assert_allclose(found.grid, grid, atol=1e-2 if scaling != "ve" else 1e-5)
+    assert (found.note == "") == (repeats == 1)
+    assert repeats == 1 or found.note.startswith(
+        f"left out {(repeats - 1) * len(grid)} of {len(sigmas)} sigmas: [1] repeats"
+    )
+
+
+def test_the_sigmas_of_two_calls_a_step_make_the_plan_of_the_steps() -> None:
+    """diffusers' Heun lists s_0, s_1, s_1, ..., 0; its plan is that of the levels once."""
+    once = grids.karras(Karras(), 6)
+    sigmas = np.exp(-0.5 * once).astype(np.float32)
+    twice = np.concatenate([sigmas[:1], np.repeat(sigmas[1:-1], 2), sigmas[-1:]])
+    found = grids.from_sigmas(twice)
+    assert (
+        found.note
+        == "left out 5 of 12 sigmas: "
+        + ", ".join(f"[{2 * k}] repeats {float(sigmas[k])!r}" for k in range(1, 5))
+        + ", ..."
+    )
+    ends = dc.samplers.heun(Karras(), grid=found.grid), dc.samplers.heun(Karras(), grid=once)
+    np.testing.assert_allclose(ends[0].update, ends[1].update, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ends_of_a_flow_are_pure_noise_and_clean_data() -> None:
+    found = grids.from_sigmas([1.0, 0.5, 0.0], scaling="flow")
+    np.testing.assert_array_equal(found.grid, [-INF, 0.0, INF])
+    np.testing.assert_allclose(
+        grids.from_sigmas([1.0, 0.6], scaling="vp").grid, [-INF, np.log(0.64 / 0.36)], rtol=1e-14
+    )
+
+
+def test_rounding_is_said_and_a_mistake_is_refused() -> None:
+    found = grids.from_sigmas([3.0, 1.0, math.nextafter(1.0, 2.0), 0.5])
+    assert (
+        found.note
+        == f"left out 1 of 4 sigmas: [2] repeats 1.0 but for rounding, {np.nextafter(1.0, 2.0)!r}".replace(
+            "np.float64(", ""
+        ).rstrip(")")
+    )
+    np.testing.assert_allclose(found.grid, -2.0 * np.log([3.0, 1.0, 0.5]))
+    with pytest.raises(ValueError, match=r"entries \[1\] and \[2\] are 1\.0 and 1\.1, but end to end they fall"):
+        grids.from_sigmas([3.0, 1.0, 1.1, 0.5])
+    assert len(grids.from_sigmas([3.0, 1.0, 1.1, 0.5], tolerance=0.2).grid) == 3
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "settings", "error", "message"),
+    [
+        ([1.0], {}, ValueError, r"`sigmas` has shape \(1,\), but takes \(N \+ 1,\)"),
+        ([1.0, np.nan, 0.0], {}, ValueError, r"`sigmas\[1\]` is nan, but scaling='ve' takes finite numbers"),
+        ([1.0, -1.0], {}, ValueError, r"`sigmas\[1\]` is -1\.0"),
+        ([14.6, 0.0], {"scaling": "vp"}, ValueError, r"`sigmas\[0\]` is 14\.6.*sigma / alpha goes with scaling='ve'"),
+        ([2.0, 2.0, 2.0], {}, ValueError, r"all 2\.0, but take at least two levels"),
+        ([0.0, 1.0], {}, ValueError, r"`grid\[0\]` is inf.*start at a finite log-SNR"),
+        ([1.0, 0.0, 0.5], {}, ValueError, r"entries \[1\] and \[2\] are 0\.0 and 0\.5"),
+        (["a", "b"], {}, TypeError, r"`sigmas` must be numbers, as a sequence"),
+        ([1.0, 0.0], {"scaling": "edm"}, ValueError, r"`scaling` is 'edm'"),
+        ([1.0, 0.0], {"tolerance": 1.0}, ValueError, r"`tolerance` is 1\.0, but takes a number in \[0, 1\)"),
+    ],
+)
+def test_sigmas_that_are_no_grid_are_refused(
+    sigmas: Any, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        grids.from_sigmas(sigmas, **settings)

@@ -218,7 +218,11 @@ def test_mistakes_are_named() -> None:
     bad[0, 0], bad[1, 1] = np.nan, np.inf
     compare, gaussians = metrics.frechet_distance, metrics.frechet_gaussians
     for error, message, call in [
-        (ValueError, "frechet_distance: `fake` has 2 entries that are not finite", lambda: compare(x, bad)),
+        (
+            ValueError,
+            "frechet_distance: `fake` must be finite, got NaN or infinity in 2 of 27 entries",
+            lambda: compare(x, bad),
+        ),
         (ValueError, "`real` has 3 features but `fake` has 2", lambda: compare(x, x[:, :2])),
         (ValueError, "`fake` has 1 sample, but a covariance takes at least 2", lambda: compare(x, x[:1])),
         (
@@ -230,7 +234,11 @@ def test_mistakes_are_named() -> None:
         (ValueError, "clips in `fake`, not 64 and 0", lambda: compare(x, x[:0], features=np.abs)),
         (ValueError, "takes `batch` >= 1", lambda: compare(x, x, features=np.abs, batch=0)),
         (ValueError, r"`features` returned \(3,\) for 9 clips", lambda: compare(x, x, features=lambda z: z.mean(0))),
-        (ValueError, r"`features\(real\)` has 2 entries", lambda: compare(bad, x, features=lambda z: z)),
+        (
+            ValueError,
+            r"`features\(real\)` must be finite, got NaN or infinity in 2 of 27 entries",
+            lambda: compare(bad, x, features=lambda z: z),
+        ),
         (TypeError, "`features` is str, but takes a callable", lambda: compare(x, x, features="inception")),
         (TypeError, "`real` takes an array", lambda: compare([[1.0]], x)),
         (TypeError, "`real` takes an array", lambda: compare([[1.0]], x, features=np.abs)),
@@ -254,7 +262,7 @@ def test_mistakes_are_named() -> None:
         ),
         (
             ValueError,
-            "`mean2` has 1 entries that are not finite",
+            "`mean2` must be finite, got NaN or infinity in 1 of",
             lambda: gaussians(x[0], np.eye(3), bad[0], np.eye(3)),
         ),
     ]:
@@ -325,7 +333,7 @@ def test_mistakes_in_psnr_and_ssim_are_named(monkeypatch: pytest.MonkeyPatch) ->
         ),
         (r"not \(2, 6, 9, 3\) and \(2, 6, 9, 3\)", lambda: metrics.psnr(x[0], x[0])),
         ("`data_range` is 0", lambda: metrics.psnr(x, x, 0)),
-        ("`y` has 324 entries that are not finite", lambda: metrics.ssim(x, x * np.nan)),
+        ("`y` must be finite, got NaN or infinity in 324 of 324 entries", lambda: metrics.ssim(x, x * np.nan)),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

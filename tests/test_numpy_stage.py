@@ -9,13 +9,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stage_cases import LIKE, TRANSFORMS, both, denoise, every_library, every_plan, raw, same
+from stage_cases import LIKE, TRANSFORMS, any_plan, both, denoise, every_library, every_plan, raw, same
 
 import diffcore as dc
-from diffcore import backends, conditioning
-from diffcore.backends import ArrayAPIBackend, cpu_threads, numpy_noise
+from diffcore import backends, conditioning, stage
+from diffcore.backends import Run, cpu_threads, numpy_noise
+from diffcore.stage import Source
 from diffcore.testing.conformance import plans
 
 
@@ -35,6 +36,67 @@ def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str
 def test_a_large_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
     state = dc.start(plan, shape=(2, 3, 1000), like=like, seed=[5, 2**64 - 1])
     same(*both(plan, state, transform_x=TRANSFORMS[transform]))
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    plan=any_plan(),
+    like=st.sampled_from(list(LIKE.values())),
+    transform=st.sampled_from(list(TRANSFORMS.values())),
+    prediction=st.sampled_from(["v", "x"]),
+    width=st.sampled_from([1, 70, 500]),
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_any_plan_is_the_plain_loop_bit_for_bit(
+    plan: dc.Plan, like: Any, transform: Any, prediction: str, width: int, large: bool, request: pytest.FixtureRequest
+) -> None:
+    """Watched, by hand, resumed, and left alone, when x-hat is not written out."""
+    if large:
+        request.getfixturevalue("many")
+    state = dc.start(plan, shape=(2, 3, width), like=like, seed=7)
+    with np.errstate(all="ignore"):
+        states, plain = both(plan, state, prediction=prediction, transform_x=transform)
+        same(states, plain)
+        reached = state
+        for at, want in enumerate(plain):
+            given: dict[str, Any] = {"prediction": prediction, "transform_x": transform}
+            if plan.second == "unguided":
+                given["unguided"] = 0.75 * reached.z
+            reached = dc.step(plan, reached, -0.5 * reached.z, **given)
+            same([reached], [want])
+            with torch.no_grad():
+                run = Run(denoise, plan, plan.coefficients(prediction), transform_x=transform)
+                alone = backends.of(state.z).run(run, [state, *states][at])
+            same([alone._replace(x=plain[-1].x)], plain[-1:])
+            assert alone.x is None or raw(alone.x) == raw(plain[-1].x)
+
+
+@given(
+    plan=any_plan(most=4),
+    like=st.sampled_from(list(LIKE.values())),
+    clips=st.booleans(),
+)
+def test_any_plan_of_four_arrays_is_the_kernels(plan: dc.Plan, like: Any, clips: bool) -> None:
+    if cpu_threads.kernel is None:
+        pytest.skip("the kernel was not compiled")
+    state = dc.start(plan, shape=(2, 3, 70), like=like, seed=7)
+    with mock.patch.object(stage, "advance", side_effect=AssertionError("the plain function ran")):
+        dc.sample(denoise, plan, state, prediction="v", transform_x=TRANSFORMS["clip"] if clips else None)
+
+
+@every_library
+@pytest.mark.parametrize("second", ["raw", "unguided"])
+@pytest.mark.usefixtures("way")
+def test_a_second_estimate_is_what_its_name_says(second: Any, like: Any) -> None:
+    """z' = x2 and m1' = x - x2, for x-hat beyond its clip, or of another prediction."""
+    update = np.zeros((1, 2, 5))
+    update[0, 0, 4], update[0, 1, 3:] = 1.0, [1.0, -1.0]
+    plan = dc.Plan("second", "vp", np.array([0.0]), np.array([1.0]), update, second=second)
+    state = dc.start(plan, shape=(2, 300), like=like, seed=7)
+    states, _ = both(plan, state, prediction="x", transform_x=dc.guidance.clip(-0.25, 0.25))
+    raw_x = (-0.5 if second == "raw" else 0.75) * state.z
+    assert raw(states[0].z) == raw(raw_x)
+    assert raw(states[0].memory[0]) == raw(states[0].x - raw_x)
 
 
 @given(batch=st.integers(1, 5), size=st.integers(0, 2500), draws=st.integers(1, 4), seed=st.integers(0, 2**64 - 9))
@@ -99,7 +161,7 @@ def test_ones_own_noise_and_known_elements(like: Any) -> None:
         return dc.noise.normal(9, draw, shape, like=like)
 
     state = dc.start(plan, shape=shape, like=like, noise=mine)
-    same(*both(plan, state, noise=mine))
+    same(*both(plan, state, noise=Source(mine)))
     observed = 0.25 + 0.0 * state.z
     mask: Any = np.zeros(shape, bool)
     mask[:, 0] = True
@@ -118,7 +180,7 @@ def test_a_prediction_that_is_no_array_is_refused_in_words(like: Any) -> None:
 
 
 def test_the_fast_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ArrayAPIBackend, "finish", lambda *_: pytest.fail("the plain loop ran"))
+    monkeypatch.setattr(stage, "advance", lambda *_: pytest.fail("the plain function ran"))
     for like in LIKE.values():
         for plan in plans().values():
             dc.sample(denoise, plan, shape=(2, 5), like=like, seed=1, prediction="v", transform_x=TRANSFORMS["clip"])
@@ -158,7 +220,7 @@ def test_levels_of_samples_and_frames_are_the_plain_loop_bit_for_bit(
     transform = TRANSFORMS["clip"]
     same(*both(plan, state, transform_x=transform))
     if way == "compiled" and width > 64:
-        monkeypatch.setattr(ArrayAPIBackend, "finish", lambda *_: pytest.fail("the plain loop ran"))
+        monkeypatch.setattr(stage, "advance", lambda *_: pytest.fail("the plain function ran"))
         clip = dc.sample(denoise, plan, state, prediction="v", transform_x=transform)
         for log_snr in plan.log_snr:
             state = dc.step(plan, state, denoise(state.z, log_snr), prediction="v", transform_x=transform)
@@ -197,13 +259,14 @@ def test_levels_that_do_not_align_are_refused_in_every_way() -> None:
 
 @pytest.mark.usefixtures("way")
 def test_a_row_may_be_a_tuple() -> None:
-    state = dc.start(plans()["ddim"], np.ones((2, 3), np.float32), seed=1)
-    row = plans()["ddim"].coefficients("v")[0].tolist()
-    settings: dict[str, Any] = {"stochastic": False, "transform_x": None}
+    plan = plans()["ddim"]
+    state = dc.start(plan, np.ones((2, 3), np.float32), seed=1)
+    row = plan.coefficients("v")[0].tolist()
     found, want = (
-        backends.of(state.z).advance(state, state.z, kind(row), None, **settings).z for kind in (tuple, list)
+        backends.of(state.z).advance(plan.form, state, state.z, kind(row), None, stochastic=False, transform_x=None)
+        for kind in (tuple, list)
     )
-    assert raw(found) == raw(want)
+    assert raw(found.z) == raw(want.z)
 
 
 @pytest.mark.usefixtures("way")

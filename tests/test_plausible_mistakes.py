@@ -168,7 +168,8 @@ def test_a_setting_that_is_no_number_is_told(setting: str, value: Any) -> None:
     if setting == "interval" and value is None:
         return  # no interval
     with pytest.raises(
-        (TypeError, ValueError), match=rf"`{setting}` is .*, but takes (a number|two numbers|1, 2 or 3)"
+        (TypeError, ValueError),
+        match=rf"`{setting}` (is .*, but takes|must be) (a (finite )?number|two (finite )?numbers|1, 2 or 3)",
     ):
         SETTINGS[setting](value)
 

@@ -103,7 +103,7 @@ def test_a_table_may_be_bfloat16_and_want_gradients() -> None:
         (lambda: from_sigmas([1.0]), ValueError, r"`sigmas` has shape \(1,\), but takes one axis of at least 2"),
         (lambda: from_sigmas(np.ones((2, 2))), ValueError, r"`sigmas` has shape \(2, 2\)"),
         (lambda: from_sigmas([1.0, math.nan, 3.0]), ValueError, r"`sigmas\[1\]` is nan"),
-        (lambda: from_sigmas("karras"), TypeError, r"`sigmas` is str, but takes real numbers"),
+        (lambda: from_sigmas("karras"), TypeError, r"`sigmas` must be numbers, .*, got 'karras'"),
         (
             lambda: from_betas([0.1, 1.0, 0.2]),
             ValueError,
@@ -306,7 +306,9 @@ def test_on_jax_it_is_an_argument_of_jit_and_its_gradient_is_one_too() -> None:
     moved = jax.tree_util.tree_map(lambda p, g: p - 0.1 * g, schedule, gradient)
     assert float(loss(moved, t)) < float(loss(schedule, t))
     np.testing.assert_allclose(jax.vmap(schedule.log_snr)(t), schedule.log_snr(t), rtol=1e-6)
-    with pytest.raises(TypeError, match=r"`increments` is .*Tracer, but takes .* \(none that is being traced\)"):
+    with pytest.raises(
+        TypeError, match=r"`increments` must be numbers, .* none that is being traced, got .*Tracer of shape"
+    ):
         jax.jit(lambda schedule: schedule.log_snr(0.5))(schedule)
 
 

@@ -1,251 +1,28 @@
 """`samplers.trace`: loops written as their papers have them become plans that do the same, with the least memory."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import diffcore as dc
-from diffcore.samplers.exponential import interpolation_weights
+from diffcore.samplers._least import least, responses
+from diffcore.samplers._trace import plan_of
+from trace_cases import METHODS, OWN, Grid, Loop
 
-Loop = Callable[[Any, Any, Any], Any]
-
-
-class Grid:
-    """A grid of log-SNRs under a scaling: what the loops below read their coefficients from."""
-
-    def __init__(self, log_snr: Any, scaling: str = "vp") -> None:
-        self.log_snr, self.scaling = np.asarray(log_snr, dtype=np.float64), scaling
-        level = dc.levels.level(self.log_snr, scaling)
-        self.alpha, self.sigma = level.alpha, level.sigma
-
-    def __len__(self) -> int:
-        return len(self.log_snr) - 1
-
-    def ratio(self, k: int) -> float:
-        return float(self.sigma[k] / self.alpha[k])
-
-
-def ddim(g: Grid) -> Loop:
-    def loop(denoise: Any, z: Any, draw: Any) -> Any:
-        for k in range(len(g)):
-            x = denoise(z, g.log_snr[k])
-            eps = (z - g.alpha[k] * x) / g.sigma[k]
-            z = g.alpha[k + 1] * x + g.sigma[k + 1] * eps
-        return z
-
-    return loop
-
-
-def ancestral(g: Grid) -> Loop:
-    def loop(denoise: Any, z: Any, draw: Any) -> Any:
-        for k in range(len(g)):
-            x = denoise(z, g.log_snr[k])
-            left = math.exp(g.log_snr[k] - g.log_snr[k + 1])
-            mean = left * (g.alpha[k + 1] / g.alpha[k]) * z + (1.0 - left) * g.alpha[k + 1] * x
-            z = mean + (math.sqrt(1.0 - left) * g.sigma[k + 1] * draw() if g.sigma[k + 1] > 0.0 else 0.0)
-        return z
-
-    return loop
-
-
-def predictor_corrector(g: Grid, delta: float = 0.1) -> Loop:
-    def loop(denoise: Any, z: Any, draw: Any) -> Any:
-        for k in range(len(g)):
-            x = denoise(z, g.log_snr[k])
-            left = math.exp(g.log_snr[k] - g.log_snr[k + 1])
-            z = left * (g.alpha[k + 1] / g.alpha[k]) * z + (1.0 - left) * g.alpha[k + 1] * x
-            if k + 1 < len(g):
-                z = z + math.sqrt(1.0 - left) * g.sigma[k + 1] * draw()
-                eps = (z - g.alpha[k + 1] * denoise(z, g.log_snr[k + 1])) / g.sigma[k + 1]
-                z = z - 0.5 * delta * g.sigma[k + 1] * eps + math.sqrt(delta) * g.sigma[k + 1] * draw()
-        return z
-
-    return loop
-
-
-def slope(g: Grid, denoise: Any, u: Any, r: float) -> Any:
-    """dr/du of u = z / alpha over r = sigma / alpha, at any r: z is in the scaling of the grid."""
-    log_snr = -2.0 * math.log(r)
-    alpha = dc.levels.level(log_snr, g.scaling).alpha
-    return (u - denoise(alpha * u, log_snr)) / r
-
-
-def runge_kutta(a: list[list[float]], b: list[float]) -> Callable[[Grid], Loop]:
-    """An explicit method in u = z / alpha over r = sigma / alpha with nodes c = sum of a, Euler for the step to clean data."""
-
-    def method(g: Grid) -> Loop:
-        def loop(denoise: Any, z: Any, draw: Any) -> Any:
-            u = z / g.alpha[0]
-            for k in range(len(g)):
-                r, h = g.ratio(k), g.ratio(k + 1) - g.ratio(k)
-                if g.ratio(k + 1) == 0.0:
-                    u = u + h * slope(g, denoise, u, r)
-                    continue
-                slopes: list[Any] = []
-                for row in a:
-                    at = u + h * sum((w * s for w, s in zip(row, slopes, strict=True)), start=0.0)
-                    slopes.append(slope(g, denoise, at, r + h * sum(row)))
-                u = u + h * sum((w * s for w, s in zip(b, slopes, strict=True)), start=0.0)
-            return g.alpha[-1] * u
-
-        return loop
-
-    return method
-
-
-euler = runge_kutta([[]], [1.0])
-heun = runge_kutta([[], [1.0]], [0.5, 0.5])
-midpoint = runge_kutta([[], [0.5]], [0.0, 1.0])
-rk4 = runge_kutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
-
-ADAMS = [[1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
-
-
-def adams(order: int) -> Callable[[Grid], Loop]:
-    """Adams-Bashforth in eps with the weights of even steps, each step by DDIM."""
-
-    def method(g: Grid) -> Loop:
-        def loop(denoise: Any, z: Any, draw: Any) -> Any:
-            past: list[Any] = []
-            for k in range(len(g)):
-                past = [(z - g.alpha[k] * denoise(z, g.log_snr[k])) / g.sigma[k], *past][:order]
-                eps = sum(w * e for w, e in zip(ADAMS[len(past) - 1], past, strict=True))
-                z = (g.alpha[k + 1] / g.alpha[k]) * (z - g.sigma[k] * eps) + g.sigma[k + 1] * eps
-            return z
-
-        return loop
-
-    return method
-
-
-def plms(g: Grid) -> Loop:
-    """Adams-Bashforth of order 4 in eps whose first step is Heun's, as in pseudo numerical methods (arXiv 2202.09778)."""
-
-    def loop(denoise: Any, z: Any, draw: Any) -> Any:
-        def transfer(z: Any, k: int, eps: Any) -> Any:
-            return (g.alpha[k + 1] / g.alpha[k]) * (z - g.sigma[k] * eps) + g.sigma[k + 1] * eps
-
-        past: list[Any] = []
-        for k in range(len(g)):
-            past = [(z - g.alpha[k] * denoise(z, g.log_snr[k])) / g.sigma[k], *past][:4]
-            if k == 0:
-                ahead = transfer(z, k, past[0])
-                eps = 0.5 * (past[0] + (ahead - g.alpha[1] * denoise(ahead, g.log_snr[1])) / g.sigma[1])
-            else:
-                eps = sum(w * e for w, e in zip(ADAMS[len(past) - 1], past, strict=True))
-            z = transfer(z, k, eps)
-        return z
-
-    return loop
-
-
-def lms(g: Grid) -> Loop:
-    """Linear multistep of order 3 in u over r, with weights that integrate the interpolating polynomials exactly."""
-
-    def loop(denoise: Any, z: Any, draw: Any) -> Any:
-        u, past = z / g.alpha[0], []
-        for k in range(len(g)):
-            past = [slope(g, denoise, u, g.ratio(k)), *past][:3]
-            nodes = np.array([g.ratio(k - j) for j in range(len(past))]) - g.ratio(k)
-            h = g.ratio(k + 1) - g.ratio(k)
-            powers = (nodes / h) ** np.arange(len(past))[:, None]
-            weights = np.linalg.solve(powers, 1.0 / np.arange(1, len(past) + 1))
-            u = u + h * sum(w * s for w, s in zip(weights, past, strict=True))
-        return g.alpha[-1] * u
-
-    return loop
-
-
-def dpm_solver_pp(order: int, eta: float = 0.0) -> Callable[[Grid], Loop]:
-    def method(g: Grid) -> Loop:
-        lam = 0.5 * g.log_snr
-
-        def loop(denoise: Any, z: Any, draw: Any) -> Any:
-            past: list[Any] = []
-            for k in range(len(g)):
-                past = [denoise(z, g.log_snr[k]), *past][:order]
-                h = lam[k + 1] - lam[k]
-                phi = -math.expm1(-(1.0 + eta) * h)
-                if math.isinf(h) or len(past) == 1:
-                    mean = phi * past[0]
-                elif len(past) == 2:
-                    d = (past[0] - past[1]) * h / (lam[k] - lam[k - 1])
-                    mean = phi * (past[0] + 0.5 * d)
-                else:
-                    nodes = np.array([0.0, lam[k - 1] - lam[k], lam[k - 2] - lam[k]]) / h
-                    weights = interpolation_weights(np.array((1.0 + eta) * h), nodes)
-                    mean = sum(w * x for w, x in zip(weights, past, strict=True))
-                z = (g.sigma[k + 1] / g.sigma[k]) * (math.exp(-eta * h) if eta else 1.0) * z + g.alpha[k + 1] * mean
-                if eta and g.sigma[k + 1] > 0.0:
-                    z = z + g.sigma[k + 1] * math.sqrt(-math.expm1(-2.0 * eta * h)) * draw()
-            return z
-
-        return loop
-
-    return method
-
-
-def unipc(order: int) -> Callable[[Grid], Loop]:
-    def method(g: Grid) -> Loop:
-        lam = 0.5 * g.log_snr
-
-        def move(z: Any, k: int, newest: int, xs: list[Any]) -> Any:
-            """The step k -> k + 1 from z, through the estimates at newest, newest - 1, ..."""
-            h = lam[k + 1] - lam[k]
-            if math.isinf(h):
-                return xs[0]
-            nodes = np.array([lam[newest - j] - lam[k] for j in range(len(xs))]) / h
-            weights = interpolation_weights(np.array(h), nodes)
-            return (g.sigma[k + 1] / g.sigma[k]) * z + g.alpha[k + 1] * sum(
-                w * x for w, x in zip(weights, xs, strict=True)
-            )
-
-        def loop(denoise: Any, z: Any, draw: Any) -> Any:
-            past: list[Any] = []
-            corrected = z
-            for k in range(len(g)):
-                past = [denoise(z, g.log_snr[k]), *past]
-                if k:
-                    corrected = move(corrected, k - 1, k, past[: min(order, k) + 1])
-                z = move(corrected, k, k, past[: min(order, k + 1)])
-            return z
-
-        return loop
-
-    return method
-
-
-METHODS: dict[str, tuple[Callable[[Grid], Loop], int]] = {
-    "ancestral": (ancestral, 0),
-    "predictor-corrector": (predictor_corrector, 0),
-    "ddim": (ddim, 0),
-    "euler": (euler, 0),
-    "heun": (heun, 1),
-    "midpoint": (midpoint, 1),
-    "rk4": (rk4, 2),
-    "adams-bashforth 2": (adams(2), 1),
-    "adams-bashforth 4": (adams(4), 3),
-    "plms": (plms, 3),
-    "lms": (lms, 2),
-    "2m": (dpm_solver_pp(2), 1),
-    "2m sde": (dpm_solver_pp(2, 1.0), 1),
-    "3m": (dpm_solver_pp(3), 2),
-    "3m sde": (dpm_solver_pp(3, 1.0), 2),
-    "unipc 1": (unipc(1), 1),
-    "unipc 2": (unipc(2), 2),
-    "unipc 3": (unipc(3), 3),
-}
+CLEAN = [np.inf]
 GRIDS = {
-    "vp": Grid(np.append(np.linspace(-6.0, 7.0, 11), np.inf)),
-    "ve": Grid(np.append(-2.0 * np.log(np.geomspace(80.0, 0.02, 11)), np.inf), "ve"),
-    "flow": Grid(np.append(dc.grids.uniform(dc.schedules.Flow(), 12)[1:], []), "flow"),
-    "the whole range": Grid(np.append(np.linspace(-20.0, 20.0, 41), np.inf)),
+    "vp": Grid([*np.linspace(-6.0, 7.0, 11), *CLEAN]),
+    "ve": Grid([*(-2.0 * np.log(np.geomspace(80.0, 0.02, 11))), *CLEAN], "ve"),
+    "flow": Grid([*np.linspace(-5.0, 6.0, 11), *CLEAN], "flow"),
+    "the whole range": Grid([*np.linspace(-20.0, 20.0, 41), *CLEAN]),
     "it ends noisy": Grid(np.linspace(-9.0, 3.0, 13)),
-    "uneven": Grid([-20.0, -3.0, -2.9, -1.0, 0.0, 0.01, 2.0, 5.0, 5.5, 9.0, 12.0, np.inf]),
+    "uneven": Grid([-10.0, -3.0, -2.9, -1.0, 0.0, 0.01, 2.0, 5.0, 5.5, 9.0, 12.0, *CLEAN]),
 }
+TOLERANCE = 1e-12
 
 
 def denoiser(z: Any, log_snr: Any) -> Any:
@@ -254,38 +31,173 @@ def denoiser(z: Any, log_snr: Any) -> Any:
     return np.tanh(level.alpha * z / (level.sigma**2 + 0.04)) + 0.1 * np.sin(z)
 
 
-def run(loop: Loop, z: Any, noise: Any) -> Any:
-    """What a loop returns, with the draw that follows call k + 1 taken from noise[k]."""
-    calls = [0]
+def run(loop: Loop, z: Any, noise: Any, answer: Any = lambda _, z, log_snr: denoiser(z, log_snr)) -> Any:
+    """What a loop returns, with the draw that follows call k taken from noise[k]."""
+    calls = []
 
     def denoise(z: Any, log_snr: Any) -> Any:
-        calls[0] += 1
-        return denoiser(z, log_snr)
+        calls.append(log_snr)
+        return answer(len(calls) - 1, z, log_snr)
 
-    return loop(denoise, z, lambda: noise[calls[0] - 1])
+    return loop(denoise, z, lambda: noise[len(calls) - 1])
 
 
-def replay(plan: dc.Plan, z: Any, noise: Any) -> Any:
+def replay(plan: dc.Plan, z: Any, noise: Any, answer: Any = lambda _, z, log_snr: denoiser(z, log_snr)) -> Any:
     """What a plan does, by its definition."""
     arrays = [z, *(np.zeros_like(z) for _ in range(plan.memory))]
     for k, rows in enumerate(plan.update):
-        inputs = [*arrays, noise[k], denoiser(arrays[0], plan.log_snr[k])]
+        inputs = [*arrays, noise[k], answer(k, arrays[0], plan.log_snr[k])]
         arrays = [sum(c * a for c, a in zip(row, inputs, strict=True)) for row in rows]
     return arrays[0]
 
 
+def assert_same_responses(found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    """Every state owes the same to z, to every estimate and to every draw, relative to the largest of what it owes."""
+    found, expected = responses(found), responses(expected)
+    assert found.shape == expected.shape
+    assert np.all(np.abs(found - expected) <= tolerance * np.abs(expected).max(axis=-1, keepdims=True))
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_loop_becomes_a_plan_that_does_the_same(name: str, grid: str) -> None:
+def test_a_loop_becomes_a_plan_that_does_the_same_with_the_least_memory(name: str, grid: str) -> None:
     method, memory = METHODS[name]
     g = GRIDS[grid]
     plan = dc.samplers.trace(method(g), g.scaling, end=g.log_snr[-1])
     assert plan.memory == memory
-    assert plan.log_snr[0] == pytest.approx(g.log_snr[0], abs=1e-12)
+    assert plan.log_snr[0] == pytest.approx(g.log_snr[0], abs=TOLERANCE)
     assert np.array_equal(plan.next_log_snr[:-1], plan.log_snr[1:]) and plan.next_log_snr[-1] == g.log_snr[-1]
     random = np.random.default_rng(7)
     z, noise = random.normal(size=(3, 5)) * plan.start.sigma, random.normal(size=(len(plan), 3, 5))
     expected = run(method(g), z, noise)
-    assert np.abs(replay(plan, z, noise) - expected).max() <= 1e-12 * max(np.abs(expected).max(), np.abs(z).max())
+    bound = TOLERANCE * max(np.abs(expected).max(), np.abs(z).max())
+    assert np.abs(replay(plan, z, noise) - expected).max() <= bound
     sampled = dc.sample(denoiser, plan, z, prediction="x", noise=lambda draw, shape: noise[draw - 1])
-    assert np.abs(sampled - expected).max() <= 1e-12 * max(np.abs(expected).max(), np.abs(z).max())
+    assert np.abs(sampled - expected).max() <= bound
+
+
+@given(
+    name=st.sampled_from(sorted(METHODS)),
+    scaling=st.sampled_from(["vp", "ve", "flow"]),
+    start=st.floats(-20.0, 0.0),
+    widths=st.lists(st.floats(0.05, 8.0), min_size=1, max_size=12),
+    clean=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_on_any_grid_a_plan_does_what_its_loop_does(
+    name: str, scaling: str, start: float, widths: list[float], clean: bool, seed: int
+) -> None:
+    points = start + np.cumsum([0.0, *widths])
+    assume(points[-1] <= 20.0)
+    g = Grid([*points, *CLEAN] if clean else points, scaling)
+    method, memory = METHODS[name]
+    plan = dc.samplers.trace(method(g), scaling, end=g.log_snr[-1])
+    assert plan.memory <= memory
+    random = np.random.default_rng(seed)
+    given = random.normal(size=(3, len(plan), 4))
+    z = random.normal(size=4) * plan.start.sigma
+
+    def answer(k: int, z: Any, log_snr: Any) -> Any:
+        return given[0, k]
+
+    size = np.abs(responses(plan.update)).max() * max(np.abs(given).max(), np.abs(z).max())
+    assert np.abs(replay(plan, z, given[1], answer) - run(method(g), z, given[1], answer)).max() <= TOLERANCE * size
+
+
+@pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
+@pytest.mark.parametrize(
+    ("name", "at"), [(name, at) for name, row in dc.samplers.table().items() for at in range(len(row.variants))]
+)
+def test_the_plan_of_every_sampler_is_that_of_its_paper_and_has_the_least_memory(name: str, at: int, scaling: str) -> None:
+    schedule = {"vp": dc.schedules.Cosine(), "ve": dc.schedules.Karras(), "flow": dc.schedules.Flow()}[scaling]
+    row, g = dc.samplers.table()[name], GRIDS[scaling]
+    settings = dict(row.variants[at].settings)
+    own = row.make(schedule, grid=g.log_snr, **settings)
+    traced = dc.samplers.trace(OWN[name](g, **settings), scaling)
+    assert traced.log_snr == pytest.approx(own.log_snr, abs=TOLERANCE)
+    assert traced.next_log_snr == pytest.approx(own.next_log_snr, abs=TOLERANCE)
+    assert_same_responses(traced.update, own.update)
+    assert traced.memory == own.memory == least(own.update).shape[-2] - 1
+
+
+def test_past_estimates_are_copies_in_a_chain_where_they_do() -> None:
+    g = GRIDS["vp"]
+    for name, keeps_x, shifted in [("heun", True, 0), ("2m", True, 0), ("3m sde", True, 1), ("unipc 2", True, 1), ("unipc 3", True, 2)]:
+        form = dc.samplers.trace(METHODS[name][0](g)).form
+        assert (form.keeps_x, form.shifted) == (keeps_x, shifted), name
+
+
+@pytest.mark.parametrize("grid", ["vp", "ve", "the whole range"])
+def test_past_slopes_are_a_chain_behind_eps_hat(grid: str) -> None:
+    g = GRIDS[grid]
+    plan = dc.samplers.trace(METHODS["adams-bashforth 4"][0](g), g.scaling)
+    level = plan.levels
+    assert plan.form.shifted == 2
+    assert np.allclose(plan.update[:, 1, 0], 1.0 / level.sigma, rtol=TOLERANCE)
+    assert np.allclose(plan.update[:, 1, -1], -level.alpha / level.sigma, rtol=TOLERANCE)
+    assert not np.any(plan.update[:, 1, 1:-1])
+
+
+def test_a_flow_keeps_its_velocities() -> None:
+    times = np.linspace(0.95, 0.0, 12)
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        past: list[Any] = []
+        for t, s in zip(times, times[1:], strict=False):
+            past = [(z - denoise(z, 2.0 * math.log((1.0 - t) / t))) / t, *past][:3]
+            weights = [[1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12]][len(past) - 1]
+            z = z + (s - t) * sum(w * v for w, v in zip(weights, past, strict=True))
+        return z
+
+    plan = dc.samplers.trace(loop, "flow")
+    assert (plan.memory, plan.form.shifted) == (2, 1)
+    assert np.allclose(plan.update[:, 1, 0], 1.0 / times[:-1]) and np.allclose(plan.update[:, 1, -1], -1.0 / times[:-1])
+
+
+def planted(seed: int, stages: int, memory: int, inputs: int, lead: tuple[int, ...] = ()) -> Any:
+    """A random table (stages, *lead, 1 + memory, 1 + memory + inputs) whose arrays have random sizes."""
+    random = np.random.default_rng(seed)
+    table = random.normal(size=(stages, *lead, 1 + memory, 1 + memory + inputs)) / math.sqrt(1 + memory)
+    size = 10.0 ** random.uniform(-4.0, 4.0, size=(stages + 1, *lead, 1 + memory))
+    size[:, ..., 0] = 1.0
+    table[..., : 1 + memory] /= size[:-1][..., None, :]
+    return table * size[1:][..., None]
+
+
+def inflated(table: Any, seed: int, more: int) -> Any:
+    """The same responses with `more` arrays that are of no use: some read nothing, some are never read, and then all are mixed."""
+    random = np.random.default_rng(seed)
+    *_, size, columns = table.shape
+    wide = np.insert(np.insert(table, [size] * more, 0.0, axis=-1), [size] * more, 0.0, axis=-2)
+    wide[..., size, :] = random.normal(size=wide.shape[-1])
+    wide[..., :size, size + more - 1] = random.normal(size=size) if more > 1 else 0.0
+    mixing = np.eye(size + more)
+    mixing[1:, 1:] = np.linalg.qr(random.normal(size=(size + more - 1,) * 2))[0]
+    return mixing @ np.concatenate([wide[..., : size + more] @ mixing.T, wide[..., size + more :]], axis=-1)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    memory=st.integers(0, 4),
+    more=st.integers(1, 3),
+    stages=st.integers(7, 14),
+    inputs=st.integers(2, 3),
+    lead=st.sampled_from([(), (2,), (2, 3)]),
+)
+def test_the_rank_that_was_planted_is_found(
+    seed: int, memory: int, more: int, stages: int, inputs: int, lead: tuple[int, ...]
+) -> None:
+    table = planted(seed, stages, memory, inputs, lead)
+    wide = inflated(table, seed + 1, more)
+    assert wide.shape[-2] == 1 + memory + more
+    found = least(wide)
+    assert found.shape == table.shape
+    assert_same_responses(np.moveaxis(found, 0, 0), wide, 1e-11)
+
+
+def test_systems_that_are_traced_together_share_the_memory_of_the_neediest() -> None:
+    few, many = planted(0, 8, 1, 2), planted(1, 8, 3, 2)
+    both = np.stack([inflated(few, 2, 2), inflated(many, 3, 0)], axis=1)
+    found = least(both)
+    assert found.shape == (8, 2, 4, 6)
+    assert_same_responses(found, both, 1e-11)

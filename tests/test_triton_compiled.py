@@ -18,6 +18,7 @@ import torch
 
 import diffcore as dc
 from diffcore import _philox
+from diffcore.plan import Form
 
 triton = pytest.importorskip("triton")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -32,7 +33,11 @@ REGISTERS = {torch.float32: 72, torch.bfloat16: 128, torch.float16: 128}
 KINDS: dict[str, dict[str, Any]] = {
     "ancestral": {},
     "ddim": {"stochastic": False},
-    "everything": {"history": 3, "saves": True, "guided": True},
+    "2M": {"stochastic": False, "form": Form(1, 0, True)},
+    "3M": {"form": Form(2, 1, True)},
+    "heun": {"form": Form(1)},
+    "everything": {"form": Form(4, 0, False, "unguided"), "guided": True},
+    "before the clip": {"form": Form(1, 0, True, "raw")},
     "per sample": {"lead": (2,)},
     "per frame": {"lead": (2, 4)},
 }
@@ -82,27 +87,27 @@ def compiled(
     dtype: torch.dtype = torch.float32,
     *,
     shape: tuple[int, ...] = (2, 4096),
+    form: Form = Form(),
     stochastic: bool = True,
-    history: int = 0,
-    saves: bool = False,
     guided: bool = False,
     lead: tuple[int, ...] = (),
     number: int = 0,
 ) -> list[Any]:
     """Return the kernels that are compiled for an architecture after the launch of a stage."""
     monkeypatch.setattr(triton.runtime.driver, "_active", Target(arch))
-    z, *others = (torch.zeros(shape, dtype=dtype) for _ in range(3 + history))
-    state = dc.State(z, others[0] if saves else None, tuple(others[2:]), 0, torch.zeros(shape[0], 2, dtype=torch.int64))
+    z, y, other, *memory = (torch.zeros(shape, dtype=dtype) for _ in range(3 + form.memory))
+    state = dc.State(z, tuple(memory), None, 0, 1, torch.zeros(shape[0], 2, dtype=torch.int64))
     kernel.stage(
+        form,
         state,
-        torch.zeros_like(z),
-        torch.zeros(5, *lead, 2 + 2 * (4 + history)),
-        kernel.numbers(5, z.device)[number],
-        lead,
+        y,
+        torch.zeros(5, *lead, form.width)[number],
+        [1, 16, 2**31, 2**32 - 1, 2**32][number],
         stochastic=stochastic,
         transform_x=dc.guidance.clip(),
-        other=others[1] if guided else None,
-        weight=1.5,
+        other=other if guided or form.second == "unguided" else None,
+        weight=1.5 if guided else None,
+        wants_x=False,
     )
     return list(kernel._stage.device_caches[arch][0].values())
 
@@ -128,8 +133,8 @@ def test_the_kernel_compiles_to_wide_accesses_and_registers(
     assert {name: code.usage[name] for name in ("STACK", "SHARED", "LOCAL")} == {"STACK": 0, "SHARED": 0, "LOCAL": 0}
     assert code.usage["REG"] <= REGISTERS[dtype]
     many = Counter(name for name in code.instructions if re.fullmatch(r"(LDG|STG)\.E\.128.*", name))
-    history, saves = settings.get("history", 0), settings.get("saves", False)
-    reads, writes = 2 + history + saves + settings.get("guided", False), 1 + saves + (history > 0)
+    form = settings.get("form", Form())
+    reads, writes = 2 + form.memory + (form.second == "unguided"), 1 + form.computed
     assert many == {"LDG.E.128": 4 * reads, "STG.E.128": 4 * writes}  # a lane of the tile each
     if kind == "ancestral":
         a_number = len(code.instructions) * 32 * code.warps / (4 * _philox.TILE)

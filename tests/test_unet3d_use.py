@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,29 @@ def test_dropout_is_for_calls_with_a_key_on_jax() -> None:
     rngs = nnx.Rngs(0)
     one, two = (run(rngs.dropout()) for _ in range(2))
     assert not np.allclose(one, two)
+
+
+@pytest.mark.jax
+def test_dropout_of_blocks_of_one_shape_differs_on_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from diffcore.unet3d import jax_unet
+
+    masks: list[Any] = []
+
+    def watched(h: Any, rate: float, key: Any, drop: Any = jax_unet.drop) -> Any:
+        masks.append(np.asarray(drop(jnp.ones(h.shape), rate, key)))
+        return drop(h, rate, key)
+
+    monkeypatch.setattr(jax_unet, "drop", watched)
+    z, log_snr = put("jax", (draw(1, 2, 4, 4, 2), np.zeros(1)), "float32")
+    with jax.disable_jit():
+        model_of(replace(BASE, dropout=0.5, attention=()), "jax", "float32")(z, log_snr, rngs=jax.random.key(0))
+    pairs = [(a, b) for a, b in itertools.combinations(masks, 2) if a.shape == b.shape]
+    assert len(pairs) >= 3
+    for a, b in pairs:
+        assert 0.3 < np.mean(a == b) < 0.7  # independent halves
 
 
 @pytest.mark.jax
@@ -254,6 +278,11 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[Any, ...], type[Exception], str]] =
     "no frame": ({}, (Z[:, :0], 0.0), ValueError, "at least one frame"),
     "levels of another batch": ({}, (Z, np.zeros(3)), ValueError, "`log_snr` has shape"),
     "levels of other frames": ({}, (Z, np.zeros((2, 2))), ValueError, "`log_snr` has shape"),
+    "frames of bytes": ({}, (Z.astype(np.uint8), 0.0), TypeError, r"`z` has dtype (torch\.)?uint8.*127\.5"),
+    "a level in words": ({}, (Z, "0.5"), TypeError, "`log_snr` is str '0.5', but takes a real number"),
+    "levels in a list": ({}, (Z, [0.5, 0.5]), TypeError, r"`log_snr` is list \[0\.5, 0\.5\], but takes"),
+    "a yes for a level": ({}, (Z, True), TypeError, "`log_snr` is bool True"),
+    "complex levels": ({}, (Z, np.zeros(2, complex)), TypeError, "`log_snr` is "),
     "more images than frames": ({}, (Z, 0.0, None, 4), ValueError, "`images` is 4"),
     "images below zero": ({}, (Z, 0.0, None, -1), ValueError, "`images` is -1"),
     "images as a bool": ({}, (Z, 0.0, None, True), ValueError, "`images` is True"),
@@ -278,7 +307,8 @@ def test_an_error_names_the_argument(mistake: str, backend: str) -> None:
     with wide(backend):
         model = model_of(replace(BASE, **changes), backend)
         if backend == "torch":
-            given = tuple(part if isinstance(part, bool | float) else put(backend, part) for part in given)
+            kept = (bool, float, str, list, type(None))
+            given = tuple(part if isinstance(part, kept) else put(backend, part) for part in given)
         words = words.replace("ndarray", "Tensor") if backend == "torch" else words
         words = words.replace("float64", r"(torch\.)?float64")
         with pytest.raises(kind, match=words):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffcore import _array
 from diffcore.unet3d.config import UNet3DConfig
 
 FUNCTION = "unet3d"
@@ -37,6 +38,12 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
         raise ValueError(
             f"{FUNCTION}: `z` has shape {shape}, but takes (B, T, H, W, {config.channels}) with at least one frame and pixel"
         )
+    if not _array.is_floating(z):  # what the network says is cast to the dtype of z
+        raise TypeError(
+            f"{FUNCTION}: `z` has dtype {z.dtype}, but takes a real floating dtype; frames of bytes are "
+            f"z.astype('float32') / 127.5 - 1"
+        )
+    _check_log_snr(log_snr)
     batch, frames, height, width, _ = shape
     if isinstance(images, bool) or not hasattr(images, "__index__") or not 0 <= images <= frames:
         raise ValueError(
@@ -50,6 +57,21 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
     if cond is not None:
         _check_condition(config, cond, (batch,), (batch, frames))
     return Sizes(batch, frames, int(images), height, width)
+
+
+def _check_log_snr(log_snr: Any) -> None:
+    try:
+        xp = _array.library(log_snr)
+        known = not isinstance(log_snr, bool) and (
+            xp is None or _array.is_floating(log_snr) or xp.isdtype(log_snr.dtype, "integral")
+        )
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(
+            f"{FUNCTION}: `log_snr` is {type(log_snr).__name__} {log_snr!r}, but takes a real number, or an array of them of "
+            f"shape (B,) or (B, T)"
+        )
 
 
 def _check_condition(config: UNet3DConfig, cond: Any, *leads: tuple[int, ...]) -> None:

@@ -119,7 +119,7 @@ def legibility(clips: Array, labels: npt.ArrayLike | None = None) -> Legibility:
     sure = float(probability.max(axis=-1).mean())
     if labels is None:
         return Legibility(sure, None)
-    given = np.asarray(labels)
+    given = _array.to_host(labels, function=function, argument="labels")
     if given.shape != probability.shape[:1]:
         raise ValueError(
             f"{function}: `labels` has shape {given.shape}, but takes one digit a clip, {probability.shape[:1]}"
@@ -196,11 +196,7 @@ def _see(function: str, clips: Array, least: int) -> _Seen:
 
 
 def _see_some(function: str, clips: Any) -> _Seen:
-    if hasattr(clips, "detach"):
-        clips = clips.detach().cpu().double()
-    host = np.asarray(np.asarray(clips), dtype=np.float64)
-    if not np.all(np.isfinite(host)):
-        raise ValueError(f"{function}: `clips` has {np.sum(~np.isfinite(host))} values that are not finite")
+    host = _array.to_host(clips, np.float64, function=function, argument="clips", finite=True)
     n, t, height, width, _ = host.shape
     bright = np.clip((host.reshape(n * t, height, width) + 1.0) / 2.0, 0.0, 1.0)
     weight = bright**2

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from diffcore._array import to_host
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig, groups
 
@@ -80,7 +81,7 @@ class UNet3D(nnx.Module):
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the weights by canonical name in the canonical layouts, on the host."""
         found = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(self))}
-        return {name: np.asarray(found[name][...]) for name in structure.arrays(self.config)}
+        return {name: to_host(found[name][...]) for name in structure.arrays(self.config)}
 
     def __call__(self, z: Any, log_snr: Any, cond: Any = None, images: int = 0, rngs: Any = None) -> jax.Array:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from diffcore._array import to_host
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig, groups
 
@@ -70,10 +71,7 @@ class UNet3D(nn.Module):
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the weights by canonical name in the canonical layouts, on the host; those in bfloat16 in float32."""
-        found = {
-            name: value.float() if value.dtype == torch.bfloat16 else value for name, value in self.state_dict().items()
-        }
-        return {name: canonical(name, value).cpu().numpy() for name, value in found.items()}
+        return {name: to_host(canonical(name, value)) for name, value in self.state_dict().items()}
 
     def forward(self, z: torch.Tensor, log_snr: Any, cond: Any = None, images: int = 0) -> torch.Tensor:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments."""

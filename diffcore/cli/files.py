@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +139,7 @@ def _av() -> Any:
 def _look_at_coded(path: Path) -> Video:
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(os.path.abspath(path)) as container:  # else FFmpeg takes "10:30.mp4" for a URL
             if not container.streams.video:
                 raise Failure(f"{path} holds no video")
             stream = container.streams.video[0]
@@ -151,7 +152,7 @@ def _look_at_coded(path: Path) -> Video:
             size = (first.height, max(1, round(first.width * aspect)))
             size = size[::-1] if round(first.rotation / 90) % 2 else size
         if not count:
-            with av.open(str(path)) as container:
+            with av.open(os.path.abspath(path)) as container:
                 count = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
     except (av.FFmpegError, OSError, EOFError, ValueError, IndexError) as error:
         raise Failure(f"{path} cannot be read as a video: {_reason(error)}; it is damaged or no video") from error
@@ -163,7 +164,7 @@ def _decoded(video: Video, size: Size) -> Iterator[Float32]:
 
     av, taken, read = _av(), [], 0
     try:
-        with av.open(str(video.path)) as container:
+        with av.open(os.path.abspath(video.path)) as container:
             stream = container.streams.video[0]
             aspect = float(stream.sample_aspect_ratio or 1)
             for frame in container.decode(stream):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _array
 from diffcore.cli.report import Failure, note, usage
 
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax"), "numpy": ()}
@@ -49,14 +50,9 @@ class Model(NamedTuple):
         return jax.device_put(values.astype(kind) if kind is not None else values, self.like.device)
 
 
-def host(array: Any) -> npt.NDArray[np.float32]:
-    """Return an array of any library on the host, in float32."""
-    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array, dtype=np.float32)
-
-
 def sound(block: Any) -> npt.NDArray[np.float32]:
     """Return frames that a model drew, on the host; refuse NaN."""
-    frames = host(block)
+    frames = _array.to_host(block, np.float32)
     if not np.all(np.isfinite(frames)):
         raise Failure(
             "the model drew numbers that are not finite; try more --steps, another --sampler, or --dtype float32"

@@ -82,7 +82,7 @@ class _Coded:
             )
         self.path, self.zoom, self.count = path, zoom, 0
         self.rate = Fraction(min(fps, self.fastest)).limit_denominator(1001)
-        self.container = _av().open(str(path), "w", format=self.form)
+        self.container = _av().open(os.path.abspath(path), "w", format=self.form)
         self.stream: Any = None
 
     form, fastest = "mp4", math.inf

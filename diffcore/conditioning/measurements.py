@@ -19,46 +19,48 @@ class Downsample:
 
     parts: ClassVar = ()
     factor: tuple[int, int]
+    axes: tuple[int, int] | None = None
 
     def __call__(self, x: Array) -> Array:
-        """Return (..., H / f, W / g, C) for x (..., H, W, C)."""
-        xp = _array.namespace("conditioning.downsample", x=x)
-        f, g = self.factor
-        if x.ndim < 3 or x.shape[-3] % f or x.shape[-2] % g:
+        """Return the means, (..., H / f, W / g, C) for x (..., H, W, C) unless `axes` says otherwise."""
+        function = "conditioning.downsample"
+        if self.axes is None and len(x.shape) > 2 and x.shape[-3] <= 4 < x.shape[-1]:
             raise ValueError(
-                f"conditioning.downsample: `x` has shape {tuple(x.shape)}, but takes (..., H, W, C) with H a multiple "
-                f"of {f} and W of {g}"
+                f"{function}: `x` has shape {tuple(x.shape)}, which reads as channels first; give axes=(-2, -1) for "
+                f"(..., C, H, W), or axes=(-3, -2) for (..., H, W, C)"
             )
-        *lead, height, width, channels = x.shape
-        blocks = xp.reshape(x, (*lead, height // f, f, width // g, g, channels))
-        return xp.mean(blocks, axis=(-4, -2))
+        return _mean(function, x, self._factors(x.ndim))
 
     def spread(self, y: Array) -> Array:
-        """Return the least x, (..., H, W, C), that has these means: each pixel of a block has the block's."""
-        xp = _array.namespace("conditioning.downsample", y=y)
-        f, g = self.factor
-        *lead, height, width, channels = y.shape
-        blocks = xp.reshape(y, (*lead, height, 1, width, 1, channels))
-        whole = xp.broadcast_to(blocks, (*lead, height, f, width, g, channels))
-        return xp.reshape(whole, (*lead, height * f, width * g, channels))
+        """Return the least x that has these means: each pixel of a block has the block's."""
+        return _repeat("conditioning.downsample", y, self._factors(y.ndim))
+
+    def _factors(self, rank: int) -> dict[int, int]:
+        return _placed("conditioning.downsample", self.axes or (-3, -2), self.factor, rank)
 
 
-def downsample(factor: int | tuple[int, int]) -> Downsample:
+def downsample(factor: int | tuple[int, int], *, axes: tuple[int, int] | None = None) -> Downsample:
     """Return the measurement of super-resolution: the mean over blocks of pixels, (..., H, W, C) -> (..., H/f, W/f, C).
 
     Args:
         factor: f >= 1, or one for the height and one for the width.
+        axes: those of the height and the width. None is (-3, -2), channels last; (-2, -1) is channels first.
 
     Raises:
-        ValueError: a factor below 1; when called, a size that is no multiple of it.
+        ValueError: a factor below 1; an axis twice; when called, a size that is no multiple of its factor, an axis that x
+            does not have, or, without `axes`, an x that reads as channels first.
+        TypeError: `axes` are not two ints.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1, spatial super-resolution.
 
-    >>> downsample(2)(np.ones((1, 1, 4, 4, 3))).shape
-    (1, 1, 2, 2, 3)
+    >>> downsample(2)(np.ones((1, 1, 4, 4, 3))).shape, downsample(2, axes=(-2, -1))(np.ones((1, 1, 3, 4, 4))).shape
+    ((1, 1, 2, 2, 3), (1, 1, 3, 2, 2))
     """
+    function = "conditioning.downsample"
     pair = factor if isinstance(factor, tuple) else (factor, factor)
-    return Downsample(tuple(_whole("conditioning.downsample", "factor", n) for n in pair))  # type: ignore[arg-type]
+    if axes is not None and (not isinstance(axes, tuple) or len(axes) != 2 or not all(map(_is_int, axes))):
+        raise TypeError(f"{function}: `axes` is {axes!r}, but takes two ints, (height, width)")
+    return Downsample(tuple(_whole(function, "factor", n) for n in pair), axes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -67,67 +69,110 @@ class FrameAverage:
 
     parts: ClassVar = ()
     count: int
+    axis: int = 1
 
     def __call__(self, x: Array) -> Array:
-        """Return (B, T / k, ...) for x (B, T, ...)."""
-        xp = _array.namespace("conditioning.frame_average", x=x)
-        if x.ndim < 2 or x.shape[1] % self.count:
-            raise ValueError(
-                f"conditioning.frame_average: `x` has shape {tuple(x.shape)}, but takes (B, T, ...) with T a multiple "
-                f"of {self.count}"
-            )
-        batch, frames, *rest = x.shape
-        return xp.mean(xp.reshape(x, (batch, frames // self.count, self.count, *rest)), axis=2)
+        """Return the means, (B, T / k, ...) for x (B, T, ...) unless `axis` says otherwise."""
+        return _mean("conditioning.frame_average", x, self._factors(x.ndim))
 
     def spread(self, y: Array) -> Array:
-        """Return the least x, (B, T, ...), that has these means: each frame of a block has the block's."""
-        xp = _array.namespace("conditioning.frame_average", y=y)
-        batch, blocks, *rest = y.shape
-        whole = xp.broadcast_to(xp.reshape(y, (batch, blocks, 1, *rest)), (batch, blocks, self.count, *rest))
-        return xp.reshape(whole, (batch, blocks * self.count, *rest))
+        """Return the least x that has these means: each frame of a block has the block's."""
+        return _repeat("conditioning.frame_average", y, self._factors(y.ndim))
+
+    def _factors(self, rank: int) -> dict[int, int]:
+        return _placed("conditioning.frame_average", (self.axis,), (self.count,), rank)
 
 
-def frame_average(count: int) -> FrameAverage:
+def frame_average(count: int, *, axis: int = 1) -> FrameAverage:
     """Return the measurement of a long exposure: the mean over blocks of frames, (B, T, ...) -> (B, T / k, ...).
 
     Args:
         count: k >= 1 frames a block.
+        axis: that of the frames; 2 for clips (B, C, T, H, W).
 
     Raises:
-        ValueError: k below 1; when called, a number of frames that is no multiple of it.
+        ValueError: k below 1; when called, a number of frames that is no multiple of it, or no such axis.
+        TypeError: `axis` is no int.
 
     >>> frame_average(4)(np.ones((1, 8, 2, 2, 3))).shape
     (1, 2, 2, 2, 3)
     """
-    return FrameAverage(_whole("conditioning.frame_average", "count", count))
+    if not _is_int(axis):
+        raise TypeError(f"conditioning.frame_average: `axis` is {axis!r}, but takes an int")
+    return FrameAverage(_whole("conditioning.frame_average", "count", count), axis)
 
 
-def frames(which: Iterable[int] | slice, *, of: int) -> npt.NDArray[np.bool_]:
+def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.NDArray[np.bool_]:
     """Return the mask of whole frames, (T, 1, 1, 1): it broadcasts to clips (B, T, H, W, C).
 
     Args:
         which: numbers of the known frames, negative ones from the end, or a slice; none at all is allowed.
         of: T, the number of frames of a clip.
+        trailing: how many axes of the data come after that of the frames: 3 for (B, T, H, W, C), 2 for (B, C, T, H, W),
+            1 for (B, T, A), 0 for (B, T).
 
     Raises:
-        ValueError: a frame that the clip does not have.
+        ValueError: a frame that the clip does not have; `of` below 1, or `trailing` below 0.
 
-    >>> frames([0, -1], of=4).ravel()
-    array([ True, False, False,  True])
+    >>> frames([0, -1], of=4).ravel(), frames([0], of=16, trailing=1).shape
+    (array([ True, False, False,  True]), (16, 1))
     """
     count = _whole("conditioning.frames", "of", of)
+    after = _whole("conditioning.frames", "trailing", trailing, least=0)
     numbers = range(count)[which] if isinstance(which, slice) else list(which)
     for number in numbers:
-        if isinstance(number, bool) or not hasattr(number, "__index__") or not -count <= number < count:
+        if not _is_int(number) or not -count <= number < count:
             raise ValueError(
                 f"conditioning.frames: `which` has {number!r}, but takes numbers of frames in [-{count}, {count})"
             )
-    mask = np.zeros((count, 1, 1, 1), dtype=np.bool_)
+    mask = np.zeros((count, *(1,) * after), dtype=np.bool_)
     mask[list(numbers)] = True
     return mask
 
 
-def _whole(function: str, argument: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
-        raise ValueError(f"{function}: `{argument}` is {value!r}, but takes a whole number >= 1")
+def _placed(function: str, axes: tuple[int, ...], factors: tuple[int, ...], rank: int) -> dict[int, int]:
+    """Return axis -> factor, the axes counted from the first, or raise where an array of this rank lacks one."""
+    found = {axis % rank: factor for axis, factor in zip(axes, factors, strict=True) if -rank <= axis < rank}
+    if len(found) != len(axes):
+        raise ValueError(f"{function}: axes {axes} are not as many axes of an array of {rank}")
+    return found
+
+
+def _mean(function: str, x: Array, factors: dict[int, int]) -> Array:
+    """Return the means over blocks of `factors[axis]` along each axis."""
+    xp = _array.namespace(function, x=x)
+    if any(x.shape[axis] % factor for axis, factor in factors.items()):
+        raise ValueError(
+            f"{function}: `x` has shape {tuple(x.shape)}, but takes a size that is "
+            + ", and ".join(f"a multiple of {factor} along axis {axis}" for axis, factor in factors.items())
+        )
+    shape: list[int] = []
+    inner: list[int] = []
+    for axis, size in enumerate(x.shape):
+        shape.append(size // factors.get(axis, 1))
+        if axis in factors:
+            inner.append(len(shape))
+            shape.append(factors[axis])
+    return xp.mean(xp.reshape(x, tuple(shape)), axis=tuple(inner))
+
+
+def _repeat(function: str, y: Array, factors: dict[int, int]) -> Array:
+    """Return y with each element `factors[axis]` times along each axis."""
+    xp = _array.namespace(function, y=y)
+    blocks: list[int] = []
+    whole: list[int] = []
+    for axis, size in enumerate(y.shape):
+        blocks += [size, 1] if axis in factors else [size]
+        whole += [size, factors[axis]] if axis in factors else [size]
+    repeated = xp.broadcast_to(xp.reshape(y, tuple(blocks)), tuple(whole))
+    return xp.reshape(repeated, tuple(size * factors.get(axis, 1) for axis, size in enumerate(y.shape)))
+
+
+def _is_int(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _whole(function: str, argument: str, value: Any, least: int = 1) -> int:
+    if not _is_int(value) or int(value) < least:
+        raise ValueError(f"{function}: `{argument}` is {value!r}, but takes a whole number >= {least}")
     return int(value)

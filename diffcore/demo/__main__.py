@@ -103,11 +103,6 @@ def ready(backend: str, settings: argparse.Namespace, digits: list[int]) -> Read
     return Ready(guided, like, model.config.shape, model.prediction)
 
 
-def host(clips: Any) -> Float32:
-    """Return clips of any library on the host."""
-    return np.asarray(clips.cpu() if hasattr(clips, "cpu") else clips)
-
-
 def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[Float32] | None = None) -> Float32:
     """Return clips (B, T, H, W, C), one for each digit, drawn on a library; x-hat of each stage goes to `path`."""
     model, clip = ready(backend, settings, settings.digits), dc.guidance.clip(-1.0, 1.0)
@@ -115,7 +110,7 @@ def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[F
     def watched(x: Any) -> Any:
         x = clip(x)
         if path is not None:
-            path.append(host(x[0]).copy())
+            path.append(_array.to_host(x[0]).copy())
         return x
 
     clips = dc.sample(
@@ -127,7 +122,7 @@ def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[F
         prediction=model.prediction,
         transform_x=watched,
     )
-    return host(clips)
+    return _array.to_host(clips)
 
 
 def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Float32, Float32, Float32]:
@@ -152,7 +147,7 @@ def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Fl
     down = dc.conditioning.downsample(math.gcd(FACTOR, *clip.shape[2:4]))
     small = down(longer[:, -window:])
     large = dc.video.upscale(model.denoise, plan, small, down.factor, **common).all()
-    return host(longer), host(down.spread(small)), host(large)
+    return _array.to_host(longer), _array.to_host(down.spread(small)), _array.to_host(large)
 
 
 def main(given: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore.exact._parts import Covariance, Float64, LowRank, dense, on_host
+from diffcore import _array
+from diffcore.exact._parts import Covariance, Float64, LowRank, dense
 
 Mask = npt.NDArray[np.bool_]
 
@@ -25,7 +26,7 @@ def check_observation(function: str, observed: Any, mask: Any, event: tuple[int,
     """
     found = []
     for argument, value in (("observed", observed), ("mask", mask)):
-        array = np.asarray(on_host(value))
+        array = _array.to_host(value, function=function, argument=argument)
         try:
             found.append(np.broadcast_to(array, event))
         except ValueError:

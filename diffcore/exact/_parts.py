@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _array
-from diffcore._array import Array
+from diffcore._array import Array, to_host
 
 Float64 = npt.NDArray[np.float64]
 
@@ -69,19 +69,19 @@ Parts = Diagonal | Spectral
 
 def check_event(function: str, argument: str, array: Any, axes: int) -> Float64:
     """Return a parameter with `axes` axes before the event as finite float64 on the host, read-only."""
-    found: Float64 = np.array(on_host(array), dtype=np.float64)
+    found: Float64 = to_host(array, np.float64, function=function, argument=argument, finite=True).copy()
     if found.ndim < axes or found.size == 0:
         takes = "(*event,)" if axes == 0 else "at least one of (*event,)"
         raise ValueError(f"{function}: `{argument}` has shape {found.shape}, but takes {takes}, no axis empty")
-    if not np.all(np.isfinite(found)):
-        raise ValueError(f"{function}: `{argument}` has entries that are not finite")
     found.setflags(write=False)
     return found
 
 
 def check_weights(function: str, weights: Any, count: int) -> Float64:
     """Return weights, (count,), that sum to one; None weighs all alike."""
-    found: Float64 = np.ones(count) if weights is None else np.array(on_host(weights), dtype=np.float64)
+    found: Float64 = (
+        np.ones(count) if weights is None else to_host(weights, np.float64, function=function, argument="weights")
+    )
     if found.shape != (count,):
         raise ValueError(f"{function}: `weights` has shape {found.shape}, but takes ({count},), one for each")
     if not np.all(found >= 0.0) or not 0.0 < float(np.sum(found)) < math.inf:
@@ -89,11 +89,6 @@ def check_weights(function: str, weights: Any, count: int) -> Float64:
     found = found / np.sum(found)
     found.setflags(write=False)
     return found
-
-
-def on_host(array: Any) -> Any:
-    """Return an array of any library, on any device, as what NumPy reads without a warning."""
-    return array.detach().cpu().double().numpy() if hasattr(array, "detach") else array
 
 
 def check_covariance(function: str, argument: str, covariance: Any, event: tuple[int, ...]) -> Covariance:
@@ -106,9 +101,7 @@ def check_covariance(function: str, argument: str, covariance: Any, event: tuple
     size = math.prod(event)
     if isinstance(covariance, LowRank):
         return _check_low_rank(function, argument, covariance, size)
-    found: Float64 = np.array(on_host(covariance), dtype=np.float64)
-    if not np.all(np.isfinite(found)):
-        raise ValueError(f"{function}: `{argument}` has entries that are not finite")
+    found: Float64 = to_host(covariance, np.float64, function=function, argument=argument, finite=True).copy()
     if found.shape in ((), event):
         if np.any(found < 0.0):
             raise ValueError(f"{function}: `{argument}` has a negative variance, {float(found.min())!r}")
@@ -125,8 +118,10 @@ def check_covariance(function: str, argument: str, covariance: Any, event: tuple
 
 
 def _check_low_rank(function: str, argument: str, covariance: LowRank, size: int) -> LowRank:
-    factor: Float64 = np.array(on_host(covariance.factor), dtype=np.float64)
-    variance: Float64 = np.array(on_host(covariance.variance), dtype=np.float64)
+    factor: Float64 = to_host(covariance.factor, np.float64, function=function, argument=f"{argument}.factor").copy()
+    variance: Float64 = to_host(
+        covariance.variance, np.float64, function=function, argument=f"{argument}.variance"
+    ).copy()
     if factor.ndim != 2 or factor.shape[0] != size:
         raise ValueError(
             f"{function}: `{argument}.factor` has shape {factor.shape} for events of {size} elements, but takes "

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels
+from diffcore import _array, levels
 from diffcore._array import Array
 from diffcore.exact._conditional import check_observation
 from diffcore.exact._denoiser import Denoiser
-from diffcore.exact._parts import Diagonal, cast, check_event, check_weights, on_host
+from diffcore.exact._parts import Diagonal, cast, check_event, check_weights
 from diffcore.exact._weighing import Model, model_of
 from diffcore.exact.mixture import choose
 
@@ -53,7 +53,7 @@ class Empirical(Denoiser):
         function = "exact.Empirical"
         if self.scaling is not None:
             levels.check_scaling(function, self.scaling)
-        host = np.asarray(on_host(self.points))
+        host = _array.to_host(self.points, function=function, argument="points")
         if host.dtype == np.float32 and host.ndim and host.size and np.all(np.isfinite(host)):
             points: Any = host.copy()
             points.setflags(write=False)

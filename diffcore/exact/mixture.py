@@ -24,7 +24,6 @@ from diffcore.exact._parts import (
     check_covariance,
     check_event,
     check_weights,
-    on_host,
     parts_of,
 )
 from diffcore.exact._weighing import Entered, Model, model_of
@@ -147,7 +146,7 @@ def _per_component(function: str, covariances: Any, means: Float64) -> list[Cova
     size = math.prod(event)
     each: Any
     if isinstance(covariances, LowRank):
-        factor, variance = np.asarray(on_host(covariances.factor)), np.asarray(on_host(covariances.variance))
+        factor, variance = (_array.to_host(part) for part in covariances)
         if factor.ndim != 3 or factor.shape[:2] != (count, size):
             raise ValueError(
                 f"{function}: `covariances.factor` has shape {factor.shape}, but takes {(count, size)} + (r,), or "
@@ -163,7 +162,7 @@ def _per_component(function: str, covariances: Any, means: Float64) -> list[Cova
     elif isinstance(covariances, list | tuple):
         each = covariances
     else:
-        array = np.asarray(on_host(covariances), dtype=np.float64)
+        array = _array.to_host(covariances, np.float64, function=function, argument="covariances")
         if array.shape not in ((), (count,), (count, *event), (count, size, size)):
             raise ValueError(
                 f"{function}: `covariances` has shape {array.shape} for means of shape {means.shape}, but takes "

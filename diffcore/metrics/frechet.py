@@ -26,10 +26,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from diffcore import _array
 from diffcore._array import Array
-from diffcore.metrics._host import Float64, host
+
+Float64 = npt.NDArray[np.float64]
 
 Features = Callable[[Any], Array]
 """Clips (N, ...) -> feature vectors (N, D)."""
@@ -206,7 +208,7 @@ def frechet_gaussians(mean1: Array, covariance1: Array, mean2: Array, covariance
     10.0
     """
     function = "metrics.frechet_gaussians"
-    first, second = (host(function, name, mean) for name, mean in (("mean1", mean1), ("mean2", mean2)))
+    first, second = (_host(function, name, mean) for name, mean in (("mean1", mean1), ("mean2", mean2)))
     if first.ndim != 1 or first.shape != second.shape or not first.size:
         raise ValueError(f"{function}: takes means of one shape (D,), not {first.shape} and {second.shape}")
     root1 = _root(function, "covariance1", covariance1, first.size)
@@ -214,9 +216,14 @@ def frechet_gaussians(mean1: Array, covariance1: Array, mean2: Array, covariance
     return _squared(first - second, root1, root2)
 
 
+def _host(function: str, argument: str, array: Array) -> Float64:
+    _array.namespace(function, **{argument: array})
+    return _array.to_host(array, np.float64, function=function, argument=argument, finite=True)
+
+
 def _featured(function: str, name: str, given: Array, features: Features | None, batch: int) -> Float64:
     if features is None:
-        return host(function, name, given)
+        return _host(function, name, given)
     if not callable(features):
         raise TypeError(f"{function}: `features` is {type(features).__name__}, but takes a callable or None")
     _array.namespace(function, **{name: given})
@@ -225,7 +232,7 @@ def _featured(function: str, name: str, given: Array, features: Features | None,
     parts = []
     for start in range(0, given.shape[0], batch):
         clips = given[start : min(start + batch, given.shape[0]), ...]
-        part = host(function, f"features({name})", features(clips))
+        part = _host(function, f"features({name})", features(clips))
         if part.ndim != 2 or part.shape[0] != clips.shape[0]:
             raise ValueError(
                 f"{function}: `features` returned {part.shape} for {clips.shape[0]} clips, but must (n, D)"
@@ -235,7 +242,7 @@ def _featured(function: str, name: str, given: Array, features: Features | None,
 
 
 def _moments(function: str, argument: str, features: Array) -> Moments:
-    values = host(function, argument, features)
+    values = _host(function, argument, features)
     if values.ndim != 2 or not values.size:
         way_out = "" if argument == "features" else "; pass `features=` to turn clips into vectors"
         raise ValueError(f"{function}: `{argument}` has shape {values.shape}, but takes (N, D){way_out}")
@@ -276,7 +283,7 @@ def _squared(step: Float64, f: Float64, g: Float64) -> float:
 
 def _root(function: str, argument: str, covariance: Array, size: int) -> Float64:
     """Return F with F^T F = C by the eigenvectors of C."""
-    matrix = host(function, argument, covariance)
+    matrix = _host(function, argument, covariance)
     if matrix.shape != (size, size):
         raise ValueError(
             f"{function}: `{argument}` has shape {matrix.shape}, but takes {(size, size)}, as the mean says"

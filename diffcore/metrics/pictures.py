@@ -8,9 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from diffcore import _array
 from diffcore._array import Array
-from diffcore.metrics._host import Float64, host
+
+Float64 = npt.NDArray[np.float64]
 
 
 def psnr(x: Array, y: Array, data_range: float = 2.0) -> Float64:
@@ -82,7 +85,11 @@ def _skimage(function: str) -> ModuleType:
 
 
 def _pair(function: str, x: Array, y: Array, data_range: float) -> tuple[Float64, Float64]:
-    first, second = host(function, "x", x), host(function, "y", y)
+    _array.namespace(function, x=x, y=y)
+    first, second = (
+        _array.to_host(part, np.float64, function=function, argument=name, finite=True)
+        for name, part in (("x", x), ("y", y))
+    )
     if first.shape != second.shape or first.ndim != 5 or not first.size:
         raise ValueError(
             f"{function}: takes x and y of one shape (B, T, H, W, C), not {first.shape} and {second.shape}"

@@ -77,6 +77,8 @@ class Plan:
     """For each stage, whether it adds noise."""
     needs_memory: tuple[bool, ...] = field(init=False)
     """For each stage, whether the rest of the run reads what was remembered before it."""
+    start: Level = field(init=False)
+    """The level at which a run starts, floats or arrays of the leading shape: from pure noise, z = sigma eps."""
     tables: Mapping[str, Float64] = field(init=False)
     """The `coefficients` of every named prediction that x follows from at each level: plain data, for compilers."""
     known: Mapping[str, Float64] = field(init=False)
@@ -97,6 +99,8 @@ class Plan:
         noisy = np.any(self.update[..., self.form.noise] != 0.0, axis=tuple(range(1, self.update.ndim - 1)))
         object.__setattr__(self, "noisy", tuple(noisy.tolist()))
         object.__setattr__(self, "needs_memory", tuple(np.any(needed(self.update)[:-1], axis=1).tolist()))
+        start = (part[0] for part in self.levels)
+        object.__setattr__(self, "start", Level(*(part if part.ndim else float(part) for part in start)))
         tables = {kind: self._coefficients(row) for kind, row in predictions.table().items()}
         object.__setattr__(self, "tables", {kind: t for kind, t in tables.items() if np.all(np.isfinite(t))})
         object.__setattr__(self, "known", known.table(self.scaling, self.log_snr, self.next_log_snr))
@@ -324,11 +328,6 @@ class Plan:
     def levels(self) -> Level:
         """The levels at which the denoiser is called, (stages, *lead) each, in float64."""
         return levels.level(self.log_snr, self.scaling)
-
-    @property
-    def start(self) -> Level:
-        """The level at which a run starts: from pure noise, z = sigma eps."""
-        return Level(*(_array.scalar(part[0]) for part in self.levels))
 
     @property
     def end(self) -> Level:

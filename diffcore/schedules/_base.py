@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffcore import _array, levels
 from diffcore._array import Array
@@ -165,19 +164,6 @@ def softplus(xp: Any, value: Array) -> Array:
     """Return log(1 + e^value), from the smaller of the two exponentials, with the right gradient at zero."""
     negative = value < 0.0
     return xp.log1p(xp.exp(xp.where(negative, value, -value))) + xp.where(negative, xp.zeros_like(value), value)
-
-
-def host(where: str, argument: str, value: Any) -> npt.NDArray[np.float64]:
-    """Return numbers, a sequence or an array of any library as a float64 NumPy array, gradients left behind."""
-    try:
-        if hasattr(value, "detach"):  # torch: NumPy reads neither a tensor that wants gradients nor bfloat16
-            value = value.detach().cpu().double()
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"{where}: `{argument}` is {type(value).__name__}, but takes real numbers, as a sequence or an array whose "
-            f"values are known (none that is being traced)"
-        ) from None
 
 
 def scaling_of(function: str, argument: str, schedule: object) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from diffcore import _array
 from diffcore._array import Array
 from diffcore.schedules import _piecewise
-from diffcore.schedules._base import Pair, Schedule, host
+from diffcore.schedules._base import Pair, Schedule
 from diffcore.schedules.tables import Table
 
 
@@ -86,7 +86,10 @@ class Monotone(Schedule):
     def _knots(self, xp: Any, like: Array) -> Array:
         parts = {"increments": self.increments, "log_snr_min": self.log_snr_min, "log_snr_max": self.log_snr_max}
         if xp is np:
-            parts = {argument: host("schedules.Monotone", argument, part) for argument, part in parts.items()}
+            parts = {
+                argument: _array.to_host(part, np.float64, function="schedules.Monotone", argument=argument)
+                for argument, part in parts.items()
+            }
         else:
             _array.namespace("schedules.Monotone", increments=self.increments, t=like)
         raw, low, high = (

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from diffcore import _array
 from diffcore._array import Array
 from diffcore.schedules import _piecewise
-from diffcore.schedules._base import Pair, Schedule, host
+from diffcore.schedules._base import Pair, Schedule
 
 Float64 = npt.NDArray[np.float64]
 
@@ -206,7 +206,7 @@ def _is_last(values: Float64) -> npt.NDArray[np.bool_]:
 
 
 def _column(function: str, argument: str, values: Any) -> Float64:
-    array = host(f"schedules.{function}", argument, values)
+    array = _array.to_host(values, np.float64, function=f"schedules.{function}", argument=argument)
     if array.ndim != 1 or array.size < 2:
         raise ValueError(
             f"schedules.{function}: `{argument}` has shape {array.shape}, but takes one axis of at least 2 entries"

@@ -24,16 +24,8 @@ def put(values: Any, like: Array | None = None, *, dtype: Any = None) -> Array:
 
 
 def host(array: Array) -> Float64:
-    """Return an array of any library on the host, in float64; exact for every floating dtype."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        array = array.double() if str(array.dtype) == "torch.bfloat16" else array
-    return np.asarray(np.asarray(array), dtype=np.float64)
-
-
-def native(array: Array) -> npt.NDArray[Any]:
-    """Return an array of float32 or float64 of any library on the host, in its own dtype."""
-    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    """Return an array of any library on the host, in float64."""
+    return _array.to_host(array, np.float64)
 
 
 def epsilon(array: Array) -> float:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels, process
+from diffcore import _array, levels, process
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing import _digits
-from diffcore.testing._arrays import Float64, compare, fail_unless, host, native, put
+from diffcore.testing._arrays import Float64, compare, fail_unless, host, put
 
 __all__ = ["check_level_precision", "check_posterior_precision", "log_snr_range", "log_snrs_over", "pairs_over"]
 
@@ -88,14 +88,14 @@ def check_level_precision(
     True
     """
     like = put(0.0, like)
-    dtype = native(like).dtype
+    dtype = _array.to_host(like).dtype
     points = log_snrs_over(dtype) if log_snr is None else np.asarray(log_snr, dtype=dtype).astype(np.float64)
     found = level(put(points, like), scaling)
     worst = 0.0
     with _digits.digits():
         truth = [_digits.level(float(point), scaling) for point in points]
         for name in ("alpha", "sigma", "log_snr"):
-            got = native(getattr(found, name))
+            got = _array.to_host(getattr(found, name))
             fail_unless(got.dtype == dtype, "level precision", f"{name} has dtype {got.dtype}, but should have {dtype}")
             error = _digits.ulps(got, [getattr(exact, name) for exact in truth] if name != "log_snr" else _same(points))
             compare(
@@ -151,7 +151,7 @@ def check_posterior_precision(
     True
     """
     like = put(0.0, like)
-    dtype = native(like).dtype
+    dtype = _array.to_host(like).dtype
     log_snr_s, log_snr_t = (
         pairs_over(dtype) if pairs is None else (np.asarray(part, dtype=np.float64) for part in pairs)
     )
@@ -161,9 +161,9 @@ def check_posterior_precision(
     one, zero = put(np.ones(z.shape), like), put(np.zeros(z.shape), like)
     mean, variance = posterior(put(z, like), put(x, like), s=s, t=t)
     got = {
-        "a": native(posterior(one, zero, s=s, t=t).mean),
-        "b": native(posterior(zero, one, s=s, t=t).mean),
-        "variance": np.broadcast_to(native(variance), z.shape),
+        "a": _array.to_host(posterior(one, zero, s=s, t=t).mean),
+        "b": _array.to_host(posterior(zero, one, s=s, t=t).mean),
+        "variance": np.broadcast_to(_array.to_host(variance), z.shape),
     }
     where = {"log_snr_s": log_snr_s, "log_snr_t": log_snr_t}
     worst = {}

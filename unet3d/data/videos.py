@@ -188,6 +188,11 @@ def _av() -> Any:
     return av
 
 
+def _open(path: Path) -> Any:
+    """Open a file; as an absolute path, since FFmpeg takes "10:30.mp4" for a URL."""
+    return _av().open(os.path.abspath(path))
+
+
 def _broken() -> tuple[type[Exception], ...]:
     """Return what reading a broken file raises."""
     return (_av().FFmpegError, OSError, EOFError, ValueError, IndexError)
@@ -203,7 +208,7 @@ def _probe(path: Path, span: int) -> _File:
     """Return what is known of the times of a video, after one frame of it was decoded; raise if it is too short."""
     if path.stat().st_size == 0:
         raise ValueError("it is empty")
-    with _av().open(str(path)) as container:
+    with _open(path) as container:
         stream = _stream(container)
         first = next(container.decode(stream), None)
         if first is None:
@@ -214,7 +219,7 @@ def _probe(path: Path, span: int) -> _File:
         count = int(stream.frames or duration * float(stream.time_base * (stream.average_rate or 0)))
     if count > max(4 * span, _FEW) and duration and first.pts is not None:
         return _File(path, count, float(first.pts), duration / count, None)
-    with _av().open(str(path)) as container:  # short, or a header that does not say: all packets, which are not decoded
+    with _open(path) as container:  # short, or a header that does not say: all packets, which are not decoded
         times = [packet.pts for packet in container.demux(_stream(container)) if packet.size]
     if len(times) < span:
         raise ValueError(f"it has {len(times)} frames, but {span} are needed")
@@ -230,7 +235,7 @@ def _read(file: _File, number: int, span: int) -> tuple[list[Any], float]:
     time = file.time(number)
     timed = bool(file.step) or file.times is not None
     for back in (*_BACK, None) if timed else (None,):
-        with av.open(str(file.path)) as container:
+        with _open(file.path) as container:
             stream = _stream(container)
             if back is not None:
                 target = int(time - back / stream.time_base)

@@ -322,6 +322,5 @@ def write_samples(model: Any, like: Any, settings: Settings, path: Path, count: 
         prediction=model.config.prediction,
         transform_x=dc.guidance.clip(),
     )
-    host = np.asarray(clips.cpu() if hasattr(clips, "cpu") else clips)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _pictures.write_sheet(path, [(f"seed {settings.seed + i}", clip) for i, clip in enumerate(host)])
+    _pictures.write_sheet(path, [(f"seed {settings.seed + i}", clip) for i, clip in enumerate(_array.to_host(clips))])

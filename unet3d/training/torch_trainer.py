@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diffcore._array import to_host
 from diffcore.unet3d import torch_unet
 from diffcore.unet3d.build import build
 from diffcore.unet3d.config import UNet3DConfig
@@ -102,7 +103,7 @@ class Trainer:
         for (name, now), mean in twins:
             kept = self.optimizer.state.get(now, {})
             for kind, value in {"model": now, "averaged": mean, **kept}.items():
-                found[f"{kind}/{name}"] = value.detach().cpu().contiguous().numpy()
+                found[f"{kind}/{name}"] = to_host(value.contiguous())
         return found
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -119,6 +120,4 @@ class Trainer:
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return the averaged weights by canonical name."""
-        return {
-            name: torch_unet.canonical(name, value).cpu().numpy() for name, value in self.averaged.named_parameters()
-        }
+        return {name: to_host(torch_unet.canonical(name, value)) for name, value in self.averaged.named_parameters()}
