@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import io_callback
 
-from diffcore import _array, stage
+from diffcore import _array, _streams, stage
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore._threshold import Clip
 from diffcore.backends import jax_denoiser, jax_kernel, jax_noise
 from diffcore.backends.generic import ArrayAPIBackend
@@ -60,17 +61,33 @@ class JAXBackend(ArrayAPIBackend):
     """The contract on JAX arrays and tracers."""
 
     def seeds(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
+        words = words if isinstance(words, jax.Array) else np.asarray(words).astype(np.uint32)
         return jnp.asarray(words, dtype=jnp.uint32)
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> jax.Array:
-        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
     def bits(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> jax.Array:
-        return jax_noise.bits(words, draw, shape, device=device, stream=stream)
+        return jax_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def advance(
         self,

@@ -63,7 +63,9 @@ class Stages:
         self._launch = cpu_threads.launcher(shape)
         self._zero = _zero_rows(form, coefficients) if form.memory else []
         some = any(map(any, self._zero))
-        self._nothing = np.zeros(like.shape, like.dtype) if some else None  # all rows of 0, which nothing is written over
+        self._nothing = (
+            np.zeros(like.shape, like.dtype) if some else None
+        )  # all rows of 0, which nothing is written over
 
     def estimate(self, at: int, z: Array, y: Array) -> Array:
         """Return x-hat of stage `at`, neither clipped nor transformed."""

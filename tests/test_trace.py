@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from trace_cases import METHODS, OWN, Grid, Loop
 
 import diffcore as dc
 from diffcore.samplers._least import least, responses
-from diffcore.samplers._trace import plan_of
-from trace_cases import METHODS, OWN, Grid, Loop
 
 CLEAN = [np.inf]
 GRIDS = {
@@ -108,7 +107,9 @@ def test_on_any_grid_a_plan_does_what_its_loop_does(
 @pytest.mark.parametrize(
     ("name", "at"), [(name, at) for name, row in dc.samplers.table().items() for at in range(len(row.variants))]
 )
-def test_the_plan_of_every_sampler_is_that_of_its_paper_and_has_the_least_memory(name: str, at: int, scaling: str) -> None:
+def test_the_plan_of_every_sampler_is_that_of_its_paper_and_has_the_least_memory(
+    name: str, at: int, scaling: str
+) -> None:
     schedule = {"vp": dc.schedules.Cosine(), "ve": dc.schedules.Karras(), "flow": dc.schedules.Flow()}[scaling]
     row, g = dc.samplers.table()[name], GRIDS[scaling]
     settings = dict(row.variants[at].settings)
@@ -122,7 +123,13 @@ def test_the_plan_of_every_sampler_is_that_of_its_paper_and_has_the_least_memory
 
 def test_past_estimates_are_copies_in_a_chain_where_they_do() -> None:
     g = GRIDS["vp"]
-    for name, keeps_x, shifted in [("heun", True, 0), ("2m", True, 0), ("3m sde", True, 1), ("unipc 2", True, 1), ("unipc 3", True, 2)]:
+    for name, keeps_x, shifted in [
+        ("heun", True, 0),
+        ("2m", True, 0),
+        ("3m sde", True, 1),
+        ("unipc 2", True, 1),
+        ("unipc 3", True, 2),
+    ]:
         form = dc.samplers.trace(METHODS[name][0](g)).form
         assert (form.keeps_x, form.shifted) == (keeps_x, shifted), name
 

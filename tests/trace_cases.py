@@ -105,6 +105,7 @@ heun = runge_kutta([[], [1.0]], [0.5, 0.5])
 midpoint = runge_kutta([[], [0.5]], [0.0, 1.0])
 rk4 = runge_kutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
 
+
 def edm(heun: bool) -> Callable[..., Loop]:
     """Algorithm 2 of Karras et al. 2022 in u = z / alpha over r = sigma / alpha, begun at the first churned level; under "flow" the
     slope of the correction is that of z over sigma."""

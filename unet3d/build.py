@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _streams
 from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig
 
 BACKENDS = {"numpy": "numpy_unet", "torch": "torch_unet", "jax": "jax_unet"}
-
-STREAM = 16
-"""Of the noise that weights start from: no sampler and no training time uses it."""
 
 
 def initial(config: UNet3DConfig, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
@@ -29,7 +27,7 @@ def initial(config: UNet3DConfig, seed: int = 0) -> dict[str, npt.NDArray[np.flo
     found = {}
     for number, (name, array) in enumerate(structure.arrays(config).items()):
         if array.deviation:
-            drawn = noise.normal(seed, number, (1, *array.shape), dtype=np.float32, stream=STREAM)
+            drawn = noise.normal(seed, number, (1, *array.shape), dtype=np.float32, stream=_streams.WEIGHTS)
             found[name] = np.float32(array.deviation) * drawn[0]
         else:
             found[name] = np.full(array.shape, array.fill, dtype=np.float32)

@@ -55,7 +55,7 @@ class Sampler:
             )
         weight_of(self.function, self.weight)
         check_iterations(self.function, self.iterations)
-        noise.seed_words(self.seed, len(self.seed) if hasattr(self.seed, "__len__") else 1)
+        noise.keys(self.seed, len(self.seed) if np.ndim(self.seed) else 1)
         row_function(self.function, "prediction", said(self.function, self.denoise, self.prediction))
 
     def draw(

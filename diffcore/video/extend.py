@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from diffcore import _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -13,7 +14,6 @@ from diffcore.video._block import Sampler
 from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.extend"
-STREAM = 5
 
 
 def extend(
@@ -49,7 +49,7 @@ def extend(
         method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`.
         weight: of reconstruction guidance.
         iterations: of moment matching.
-        seed: one int (sample i has seed + i), or one int per sample.
+        seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         prediction: what the denoiser returns; may be left out where it says so.
         transform_x, compile, callback: as in `diffcore.sample`, for each block.
         resume: the state of a stream that was stopped, to go on after it; `video` then holds the frames from
@@ -75,7 +75,7 @@ def extend(
     total = None if frames is None else whole(FUNCTION, "frames", frames, 0)
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.EXTEND,
         denoise=denoise,
         plan=plan,
         method=method,

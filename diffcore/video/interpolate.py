@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from diffcore import _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -13,7 +14,6 @@ from diffcore.video._block import Sampler
 from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.interpolate"
-STREAM = 6
 
 
 def interpolate(
@@ -76,7 +76,7 @@ def interpolate(
         kept = max(kept, min(1, gaps - 1))
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.INTERPOLATE,
         denoise=denoise,
         plan=plan,
         method=method,

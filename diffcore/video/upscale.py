@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import conditioning
+from diffcore import _streams, conditioning
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -14,7 +14,6 @@ from diffcore.video._block import Sampler
 from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
 
 FUNCTION = "video.upscale"
-STREAM = 7
 
 
 def upscale(
@@ -73,7 +72,7 @@ def upscale(
     measure = conditioning.downsample(factor)
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.UPSCALE,
         denoise=denoise,
         plan=plan,
         method=method,

@@ -21,8 +21,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _streams
 from diffcore.unet3d.data.arrays import Arrays
-from diffcore.unet3d.data.source import DIGITS, SPLIT, Float32, generator, integer, seed_of
+from diffcore.unet3d.data.source import Float32, generator, integer, seed_of
 
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")
@@ -154,9 +155,9 @@ def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
 def _truth(frames: int, size: int, side: int, count: int, split: Split, seed: int, digits: int) -> MovingDigits:
     _, classes = _load()
     # Raw words, and not `permutation`: their stream never changes with the version of NumPy, nor may the split.
-    shuffled = np.argsort(generator(0, SPLIT).bit_generator.random_raw(classes.size), kind="stable")
+    shuffled = np.argsort(generator(0, _streams.GENERATOR_SPLIT).bit_generator.random_raw(classes.size), kind="stable")
     part = shuffled[:TRAIN] if split == "train" else shuffled[TRAIN:]
-    drawn = generator(seed, DIGITS, SPLITS.index(split)).random((count, digits, 5))
+    drawn = generator(seed, _streams.GENERATOR_DIGITS, SPLITS.index(split)).random((count, digits, 5))
     images = part[(drawn[..., 0] * part.size).astype(np.int64)]
     return MovingDigits(images, classes[images], _positions(drawn[..., 1:], frames, size, side))
 

@@ -11,9 +11,6 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 
-# Which numbers a generator is for: the second word of its key.
-EPOCH, CLIP, IMAGE, DIGITS, SPLIT = range(5)
-
 
 class Source(ABC):
     """Clips to train on: how many there are, and one of them, or one frame of it, cut at random.

@@ -323,4 +323,6 @@ def write_samples(model: Any, like: Any, settings: Settings, path: Path, count: 
         transform_x=dc.guidance.clip(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    _pictures.write_sheet(path, [(f"seed {settings.seed + i}", clip) for i, clip in enumerate(_array.to_host(clips))])
+    _pictures.write_sheet(
+        path, [(f"seed {settings.seed}, clip {i + 1}", clip) for i, clip in enumerate(_array.to_host(clips))]
+    )
