@@ -8,25 +8,42 @@
 | `euler`, `heun` | ODE in sigma / alpha, with churn | 1, 2 | N, 2 N - 1 |
 | `dpm_solver_pp` | ODE or SDE, exponential multistep 1, 2M, 3M | 1, 2, 3 | N |
 | `unipc` | ODE, predictor and free corrector of order p | p + 1 | N |
+| `euler_ancestral`, `dpm2_ancestral` | Euler's method, DPM2, with noise after each step | - | N, 2 N - 1 |
+| `dpm2`, `heunpp` | ODE in sigma / alpha | 2, 1 | 2 N - 1, 3 N - 3 |
+| `dpm_solver` | ODE, exponential single-step in eps-hat | 2, 3 | 2 N - 1, 3 N - 2 |
+| `dpm_solver_pp_2s`, `dpm_solver_pp_3s` | ODE, exponential single-step in x-hat, 2S with noise | 2, 3 | 2 N - 1, 3 N - 2 |
+| `runge_kutta` | ODE, by any explicit Butcher tableau | its own | its stages a step |
 """
 
 from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.ddim import ddim
+from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.samplers.heunpp import heunpp
+from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
+from diffcore.samplers.runge_kutta import runge_kutta
 
 __all__ = [
     "Sampler",
     "Variant",
     "ancestral",
     "ddim",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_solver",
     "dpm_solver_pp",
+    "dpm_solver_pp_2s",
+    "dpm_solver_pp_3s",
     "euler",
+    "euler_ancestral",
     "heun",
+    "heunpp",
     "make",
     "predictor_corrector",
+    "runge_kutta",
     "table",
     "trace",
     "unipc",

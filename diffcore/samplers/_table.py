@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 from diffcore.plan import Plan
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.ddim import ddim
+from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.samplers.heunpp import heunpp
+from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
+from diffcore.samplers.runge_kutta import runge_kutta
 from diffcore.schedules import Schedule
 
 
@@ -21,12 +25,16 @@ class Variant(NamedTuple):
         order: the order of convergence to the probability-flow ODE, or None where there is noise.
         weak: the order at which the variance that is drawn of Gaussian data converges, or None where it does not.
         marginal: whether, given x, a run goes through the marginals q(z_t | x).
+        composes: whether, for a fixed x-hat, two steps t -> s -> u are one step t -> u, in distribution where there is noise.
+        pure_noise: whether a run may start at log_snr = -inf under "flow".
     """
 
     settings: Mapping[str, Any]
     order: int | None = None
     weak: int | None = None
     marginal: bool = True
+    composes: bool = True
+    pure_noise: bool = True
 
 
 class Sampler(NamedTuple):
@@ -36,13 +44,13 @@ class Sampler(NamedTuple):
         make: (schedule, steps, *, grid, **settings) -> Plan.
         calls: the number of steps to clean data -> how often the denoiser is called.
         variants: what is tested and timed: the default settings first, and those that do most last.
-        ranges: what random tests draw settings from: ints to choose from, or two floats to draw between.
+        ranges: what random tests draw settings from: ints or names to choose from, or two floats to draw between.
     """
 
     make: Callable[..., Plan]
     calls: Callable[[int], int]
     variants: tuple[Variant, ...]
-    ranges: Mapping[str, tuple[float, ...]]
+    ranges: Mapping[str, tuple[float, ...] | tuple[str, ...]]
 
 
 def _once(steps: int) -> int:
@@ -53,13 +61,17 @@ def _twice(steps: int) -> int:
     return 2 * steps - 1
 
 
+def _thrice(steps: int) -> int:
+    return 3 * steps - 2
+
+
 def table() -> dict[str, Sampler]:
     """Return the table of samplers, name -> what makes it, its calls, and its variants with their orders.
 
     >>> table()["heun"].calls(10)
     19
     """
-    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False)
+    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False, pure_noise=False)
     return {
         "ancestral": Sampler(
             ancestral,
@@ -80,7 +92,7 @@ def table() -> dict[str, Sampler]:
         "ddim": Sampler(
             ddim,
             _once,
-            (Variant({}, 1), Variant({"eta": 0.5}, weak=1), Variant({"eta": 1.0}, weak=1)),
+            (Variant({}, 1), Variant({"eta": 0.5}, weak=1, composes=False), Variant({"eta": 1.0}, weak=1)),
             {"eta": (0.0, 1.0)},
         ),
         "euler": Sampler(euler, _once, (Variant({}, 1), churned), {"churn": (0.0, 1.0)}),
@@ -101,6 +113,36 @@ def table() -> dict[str, Sampler]:
         ),
         "unipc": Sampler(
             unipc, _once, (Variant({}, 3), Variant({"order": 1}, 2), Variant({"order": 3}, 4)), {"order": (1, 2, 3)}
+        ),
+        "euler_ancestral": Sampler(
+            euler_ancestral,
+            _once,
+            (Variant({}, weak=1, composes=False), Variant({"eta": 0.5}, weak=1, composes=False)),
+            {"eta": (0.0, 1.0)},
+        ),
+        "dpm2": Sampler(dpm2, _twice, (Variant({}, 2),), {}),
+        "dpm2_ancestral": Sampler(
+            dpm2_ancestral, _twice, (Variant({"eta": 0.7}, weak=2, composes=False),), {"eta": (0.0, 1.0)}
+        ),
+        "heunpp": Sampler(heunpp, lambda steps: max(3 * steps - 3, 1), (Variant({}, 1),), {}),
+        "dpm_solver_pp_2s": Sampler(
+            dpm_solver_pp_2s,
+            _twice,
+            (Variant({}, 2, pure_noise=False), Variant({"eta": 1.0}, weak=2, composes=False, pure_noise=False)),
+            {"eta": (0.0, 1.0)},
+        ),
+        "dpm_solver_pp_3s": Sampler(dpm_solver_pp_3s, _thrice, (Variant({}, 3, pure_noise=False),), {}),
+        "dpm_solver": Sampler(
+            dpm_solver,
+            _twice,
+            (Variant({}, 2, pure_noise=False), Variant({"order": 3}, 3, pure_noise=False)),
+            {"order": (2, 3)},
+        ),
+        "runge_kutta": Sampler(
+            runge_kutta,
+            lambda steps: 4 * steps - 3,
+            (Variant({}, 4), Variant({"tableau": "kutta3", "variable": "lambda"}, 3, pure_noise=False)),
+            {"tableau": ("midpoint", "ralston", "kutta3", "rk4"), "variable": ("rho", "ratio", "lambda")},
         ),
     }
 
