@@ -142,15 +142,15 @@ def _total(numbers: Sequence[float], slopes: list[Vector]) -> Vector:
     return sum((number * k for number, k in zip(numbers, slopes, strict=True)), start=0.0 * slopes[0])
 
 
-def _checked(tableau: object) -> Tableau:
+def _checked(tableau: Any) -> Tableau:
     """Return the tableau (A, b, c) if it is explicit and consistent, else raise ValueError."""
     function, known = "samplers.runge_kutta", tableaux()
     if isinstance(tableau, str):
         return known[_check.choice(function, "tableau", tableau, tuple(known))]
     try:
-        rows, b, c = tableau  # type: ignore[misc]
+        rows, *rest = tableau
         a = [[float(number) for number in row] for row in rows]
-        b, c = ([float(number) for number in row] for row in (b, c))
+        b, c = ([float(number) for number in row] for row in rest)
         explicit = [len(row) for row in a] == list(range(len(c))) and len(b) == len(c) <= 16
         sums = np.allclose([sum(row) for row in a], c, atol=1e-12) and np.isclose(sum(b), 1.0)
         if explicit and sums and min(c) >= 0.0 and max(c) <= 1.0:
