@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from trace_cases import Grid, Loop
 
 import diffcore as dc
@@ -170,25 +171,27 @@ def solver(model: Any, z: Any, t: float, s: float, draw: Any, order: int = 2) ->
     return z - s * math.expm1(h) * d - s * 1.5 * (math.expm1(h) / h - 1.0) * (d_n - d)
 
 
-def pp_2s(g: Grid, eta: float = 0.0, noise_scale: float = 1.0) -> Loop:
-    """In alpha, sigma and lambda, so that it is the rectified-flow form, too."""
+def lower(g: Grid, k: int, eta: float) -> tuple[Any, Any, Any]:
+    """The level that step k goes down to, and the factors of z and of the noise that lead up again."""
+    flow = g.scaling == "flow"
+    sigma = [float(g.sigma[j]) if flow else g.ratio(j) for j in (k, k + 1)]
+    down, factor, up = descend(*sigma, eta, flow)
+    d = dc.levels.level(2.0 * (math.log1p(-down) - math.log(down)) if flow else -2.0 * math.log(down), g.scaling)
+    return (d, factor, up) if flow else (d, g.alpha[k + 1] / d.alpha, g.alpha[k + 1] * up)
 
+
+def pp_2s(g: Grid, eta: float = 0.0, noise_scale: float = 1.0) -> Loop:
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
         for k in range(len(g)):
             x = denoise(z, g.log_snr[k])
             if math.isinf(g.log_snr[k + 1]):
                 return x
-            flow = g.scaling == "flow"
-            sigma = [float(g.sigma[j]) if flow else g.ratio(j) for j in (k, k + 1)]
-            down, factor, up = descend(*sigma, eta, flow)
-            d = 2.0 * (math.log1p(-down) - math.log(down)) if flow else -2.0 * math.log(down)
-            m = 0.5 * (g.log_snr[k] + d)
-            (alpha_m, sigma_m, _), (alpha_d, sigma_d, _) = (dc.levels.level(l, g.scaling) for l in (m, d))
-            there = sigma_m / g.sigma[k] * z - alpha_m * math.expm1(0.5 * (g.log_snr[k] - m)) * x
-            z = sigma_d / g.sigma[k] * z - alpha_d * math.expm1(0.5 * (g.log_snr[k] - d)) * denoise(there, m)
-            if up:
-                scale = 1.0 if flow else g.alpha[k + 1]
-                z = (factor if flow else scale / alpha_d) * z + noise_scale * up * scale * draw()
+            d, factor, up = lower(g, k, eta)
+            m = dc.levels.level(0.5 * (g.log_snr[k] + d.log_snr), g.scaling)
+            there = m.sigma / g.sigma[k] * z - m.alpha * math.expm1(0.5 * (g.log_snr[k] - m.log_snr)) * x
+            x = denoise(there, m.log_snr)
+            z = d.sigma / g.sigma[k] * z - d.alpha * math.expm1(0.5 * (g.log_snr[k] - d.log_snr)) * x
+            z = factor * z + noise_scale * up * draw() if eta else z
         return z
 
     return loop
@@ -208,6 +211,151 @@ def any_runge_kutta(g: Grid, tableau: str = "rk4", variable: str = "rho") -> Loo
     return published(runge_kutta(*RK4))(g)
 
 
+def multistep(weigh: Any) -> Published:
+    """The sum of weigh(sigmas, i, count) times the last slopes; Euler's step to clean data."""
+
+    def method(model: Any, z: Any, sigmas: Any, draw: Any, flow: bool, final: str = "euler", **settings: Any) -> Any:
+        past: list[Any] = []
+        for i in range(len(sigmas) - 1):
+            past = [(z - model(z, sigmas[i])) / sigmas[i], *past]
+            if sigmas[i + 1] == 0.0 and final == "euler":
+                return z - sigmas[i] * past[0]
+            weights = weigh(sigmas, i, **settings)
+            z = z + sum(w * d for w, d in zip(weights, past, strict=False))
+        return z
+
+    return method
+
+
+def lagrange(nodes: Any, j: int) -> Any:
+    """The polynomial that is 1 at node j and 0 at the others."""
+    others = np.delete(nodes, j)
+    return np.poly1d(np.poly(others) / np.prod(nodes[j] - others))
+
+
+def lms_weights(sigmas: Any, i: int, order: int = 4) -> list[Any]:
+    nodes = np.array([sigmas[i - j] for j in range(min(order, i + 1))])
+    integrals = [lagrange(nodes - sigmas[i], j).integ() for j in range(len(nodes))]
+    return [integral(sigmas[i + 1] - sigmas[i]) for integral in integrals]
+
+
+def deis_weights(sigmas: Any, i: int, order: int = 3) -> list[Any]:
+    """The integrals by Gauss's quadrature in log sigma."""
+    nodes = np.log([sigmas[i - j] for j in range(min(order, i + 1))])
+    at, width = np.polynomial.legendre.leggauss(40)
+    h = math.log(sigmas[i + 1] / sigmas[i])
+    at, width = 0.5 * h * (at + 1.0), 0.5 * h * width
+    return [sum(width * sigmas[i] * np.exp(at) * lagrange(nodes - nodes[0], j)(at)) for j in range(len(nodes))]
+
+
+ADAMS = [[1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+
+
+def even_weights(sigmas: Any, i: int, order: int = 4) -> list[Any]:
+    return [(sigmas[i + 1] - sigmas[i]) * w for w in ADAMS[min(order, i + 1) - 1]]
+
+
+def gradient_weights(sigmas: Any, i: int, gamma: float = 2.0) -> list[Any]:
+    return [(sigmas[i + 1] - sigmas[i]) * w for w in ([gamma, 1.0 - gamma] if i else [1.0])]
+
+
+def plms(model: Any, z: Any, sigmas: Any, draw: Any, flow: bool, final: str = "euler") -> Any:
+    past: list[Any] = []
+    for i in range(len(sigmas) - 1):
+        t, s = sigmas[i : i + 2]
+        past = [(z - model(z, t)) / t, *past][:4]
+        slope = sum(w * d for w, d in zip(ADAMS[len(past) - 1], past, strict=True))
+        if i == 0 and s > 0.0:
+            ahead = z + (s - t) * past[0]
+            slope = 0.5 * (past[0] + (ahead - model(ahead, s)) / s)
+        elif s == 0.0 and final == "euler":
+            slope = past[0]
+        z = z + (s - t) * slope
+    return z
+
+
+SCHEDULES = {"vp": dc.schedules.Cosine(), "ve": dc.schedules.Karras(), "flow": dc.schedules.Flow()}
+"""Whose time PNDM halves."""
+
+
+def pndm(g: Grid, final: str = "euler") -> Loop:
+    schedule = SCHEDULES[g.scaling]
+
+    def method(model: Any, z: Any, sigmas: Any, draw: Any, flow: bool) -> Any:
+        past: list[Any] = []
+        for i in range(len(sigmas) - 1):
+            t, s = sigmas[i : i + 2]
+            first = (z - model(z, t)) / t
+            past = [first, *past][:4]
+            if i < 3 and s > 0.0:
+                middle = schedule(0.5 * sum(schedule.time(log_snr) for log_snr in g.log_snr[i : i + 2]))
+                m = middle.sigma if flow else middle.sigma / middle.alpha
+                inner = z + (m - t) * first
+                second = (inner - model(inner, m)) / m
+                inner = z + (m - t) * second
+                third = (inner - model(inner, m)) / m
+                inner = z + (s - t) * third
+                slope = (first + 2.0 * second + 2.0 * third + (inner - model(inner, s)) / s) / 6.0
+            elif s == 0.0 and final == "euler":
+                slope = first
+            else:
+                slope = sum(w * d for w, d in zip(ADAMS[len(past) - 1], past, strict=True))
+            z = z + (s - t) * slope
+        return z
+
+    return published(method)(g)
+
+
+def phi_1(h: float) -> float:
+    return -math.expm1(-h) / h
+
+
+def phi_2(h: float) -> float:
+    return (math.exp(-h) - 1.0 + h) / h**2
+
+
+def res_2s(model: Any, z: Any, t: float, s: float, draw: Any) -> Any:
+    h, x = math.log(t / s), model(z, t)
+    m = t * math.exp(-h / 2.0)
+    second = model(m / t * z + 0.5 * h * phi_1(h / 2.0) * x, m)
+    return s / t * z + h * ((phi_1(h) - 2.0 * phi_2(h)) * x + 2.0 * phi_2(h) * second)
+
+
+def res_3s(model: Any, z: Any, t: float, s: float, draw: Any) -> Any:
+    h, x = math.log(t / s), model(z, t)
+    m, c_2, c_3 = t * math.exp(-h / 2.0), 0.5, 1.0
+    gamma = (3.0 * c_3**3 - 2.0 * c_3) / (c_2 * (2.0 - 3.0 * c_2))
+    second = model(m / t * z + c_2 * h * phi_1(c_2 * h) * x, m)
+    a_32 = gamma * c_2 * phi_2(c_2 * h) + c_3**2 / c_2 * phi_2(c_3 * h)
+    third = model(s / t * z + h * ((c_3 * phi_1(c_3 * h) - a_32) * x + a_32 * second), s)
+    b_2, b_3 = gamma / (gamma * c_2 + c_3) * phi_2(h), 1.0 / (gamma * c_2 + c_3) * phi_2(h)
+    return s / t * z + h * ((phi_1(h) - b_2 - b_3) * x + b_2 * second + b_3 * third)
+
+
+def res_multistep(g: Grid, eta: float = 0.0, noise_scale: float = 1.0) -> Loop:
+    lam = 0.5 * g.log_snr
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        old = old_down = None
+        for k in range(len(g)):
+            x = denoise(z, g.log_snr[k])
+            if math.isinf(lam[k + 1]):
+                return x
+            d, factor, up = lower(g, k, eta)
+            h = 0.5 * d.log_snr - lam[k]
+            if old is None:
+                mean = -math.expm1(-h) * x
+            else:
+                c_2 = (lam[k - 1] - old_down) / h
+                mean = h * ((phi_1(h) - phi_2(h) / c_2) * x + phi_2(h) / c_2 * old)
+            z = d.sigma / g.sigma[k] * z + d.alpha * mean
+            z = factor * z + noise_scale * up * draw() if eta else z
+            old, old_down = x, 0.5 * d.log_snr
+        return z
+
+    return loop
+
+
 NAMED: dict[str, Callable[..., Loop]] = {
     "euler_ancestral": published(euler_ancestral),
     "dpm2": published(dpm2),
@@ -217,5 +365,14 @@ NAMED: dict[str, Callable[..., Loop]] = {
     "dpm_solver_pp_3s": in_half(exponential(pp_3s)),
     "dpm_solver": in_half(exponential(solver)),
     "runge_kutta": any_runge_kutta,
+    "lms": published(multistep(lms_weights)),
+    "ipndm": published(multistep(even_weights)),
+    "plms": published(plms),
+    "pndm": pndm,
+    "deis": published(multistep(deis_weights)),
+    "gradient_estimation": published(multistep(gradient_weights)),
+    "res_2s": in_half(exponential(res_2s)),
+    "res_3s": in_half(exponential(res_3s)),
+    "res_multistep": res_multistep,
 }
 """The loop of each row of `samplers.table()` that is known by name, with its settings."""

@@ -65,8 +65,3 @@ def test_a_sampler_that_cannot_start_from_pure_noise_refuses_with_the_way_out(sa
     with pytest.raises(ValueError, match=r"from log_snr -inf; start at a finite log-SNR, .*truncate"):
         make(sampler, dc.grids.uniform(FLOW, 4))
     assert len(make(sampler, dc.grids.uniform(FLOW, 1))) == 1  # one step to clean data is x-hat
-
-
-def test_churn_begins_at_a_finite_level() -> None:
-    with pytest.raises(ValueError, match=r"not finite|-inf or NaN"):
-        dc.samplers.euler(FLOW, 4, churn=1.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffcore.plan import Plan
+from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
@@ -13,6 +14,8 @@ from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.exponential import dpm_solver_pp, unipc
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
+from diffcore.samplers.pndm import plms, pndm
+from diffcore.samplers.res import res_2s, res_3s, res_multistep
 from diffcore.samplers.runge_kutta import runge_kutta
 from diffcore.schedules import Schedule
 
@@ -22,7 +25,7 @@ class Variant(NamedTuple):
 
     Fields:
         settings: of the sampler.
-        order: the order of convergence to the probability-flow ODE, or None where there is noise.
+        order: the order of convergence to the probability-flow ODE, or None where there is noise, or where it depends on the grid.
         weak: the order at which the variance that is drawn of Gaussian data converges, or None where it does not.
         marginal: whether, given x, a run goes through the marginals q(z_t | x).
         composes: whether, for a fixed x-hat, two steps t -> s -> u are one step t -> u, in distribution where there is noise.
@@ -143,6 +146,17 @@ def table() -> dict[str, Sampler]:
             lambda steps: 4 * steps - 3,
             (Variant({}, 4), Variant({"tableau": "kutta3", "variable": "lambda"}, 3, pure_noise=False)),
             {"tableau": ("midpoint", "ralston", "kutta3", "rk4"), "variable": ("rho", "ratio", "lambda")},
+        ),
+        "lms": Sampler(lms, _once, (Variant({}), Variant({"order": 2}, 2)), {"order": (1, 2, 3, 4)}),
+        "ipndm": Sampler(ipndm, _once, (Variant({}),), {"order": (1, 2, 3, 4)}),
+        "plms": Sampler(plms, lambda steps: steps + (steps > 1), (Variant({}),), {}),
+        "pndm": Sampler(pndm, lambda steps: steps + 3 * min(steps - 1, 3), (Variant({}),), {}),
+        "deis": Sampler(deis, _once, (Variant({}), Variant({"order": 2}, 2)), {"order": (1, 2, 3)}),
+        "gradient_estimation": Sampler(gradient_estimation, _once, (Variant({}, 1),), {"gamma": (1.0, 3.0)}),
+        "res_2s": Sampler(res_2s, _twice, (Variant({}, 2, pure_noise=False),), {}),
+        "res_3s": Sampler(res_3s, _thrice, (Variant({}, 3, pure_noise=False),), {}),
+        "res_multistep": Sampler(
+            res_multistep, _once, (Variant({}, 2), Variant({"eta": 1.0}, weak=2, composes=False)), {"eta": (0.0, 1.0)}
         ),
     }
 

@@ -6,7 +6,7 @@ shows its coefficients, and `_least.realise` gives it the least memory between i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -223,7 +223,7 @@ def multistep(
     noise: Float64 | float = 0.0,
     *,
     keeps: Literal["x", "slope"] = "x",
-    **settings: object,
+    settings: Mapping[str, object],
 ) -> Plan:
     r"""Return the plan of a linear multistep method, which remembers the last estimates or slopes as a chain.
 
@@ -234,12 +234,12 @@ def multistep(
         weights: (N, *lead, order), 0 where there is no such f yet; a step to clean data with one weight is x-hat.
         noise: (N, *lead), 0 for steps without.
         keeps: f is "x", x-hat, or "slope", that of z / norm over rho (see `Point`): eps-hat, or the velocity under "flow".
+        settings: of the sampler.
 
     Raises:
         ValueError: a method that has no value from pure noise, where a run starts there.
     """
-    used = np.any(weights != 0.0, axis=tuple(range(weights.ndim - 1)))
-    form = Form(memory=max(int(np.max(np.nonzero(used)[0], initial=0)), 0))
+    form = Form(memory=min(weights.shape[-1], len(pairs)) - 1)
     t = point(pairs.t, schedule.scaling)
     head = np.zeros((len(pairs), *pairs.lead, form.columns))
     update = empty(len(pairs), pairs.lead, form.memory)
