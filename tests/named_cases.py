@@ -356,6 +356,91 @@ def res_multistep(g: Grid, eta: float = 0.0, noise_scale: float = 1.0) -> Loop:
     return loop
 
 
+def exact_weights(lam: Any, k: int, nodes: list[int], eta: float, short: str | None = None) -> list[Any]:
+    """The integrals of (1 + eta) e^{-(1 + eta) (lam_{k+1} - lam)} l_j(lam) over step k, by quadrature, or their short cut."""
+    h, kappa = lam[k + 1] - lam[k], 1.0 + eta
+    if short and len(nodes) == 2:
+        share = 0.5 * (kappa * h if short == "bh1" else -math.expm1(-kappa * h))
+        other = next(j for j in nodes if j != k)
+        of_other = share * h / (lam[other] - lam[k])
+        return [of_other if j == other else -math.expm1(-kappa * h) - of_other for j in nodes]
+    at, width = np.polynomial.legendre.leggauss(60)
+    at, width = 0.5 * h * (at + 1.0), 0.5 * h * width
+    kernel = kappa * np.exp(-kappa * (h - at)) * width
+    places = np.array([lam[j] for j in nodes]) - lam[k]
+    return [sum(kernel * lagrange(places, j)(at)) for j in range(len(nodes))]
+
+
+def sa_solver(
+    g: Grid,
+    order: int = 2,
+    corrector_order: int = 2,
+    tau: float = 1.0,
+    mode: str = "pec",
+    variant: str | None = "bh1",
+) -> Loop:
+    lam, eta = 0.5 * g.log_snr, tau**2
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        found: dict[int, Any] = {}
+
+        def move(z: Any, k: int, newest: int, use: int, eps: Any) -> Any:
+            if math.isinf(lam[k + 1]):
+                return found[k]
+            h, nodes = lam[k + 1] - lam[k], [newest - j for j in range(use)]
+            weights = exact_weights(lam, k, nodes, eta, variant)
+            mean = sum(w * found[j] for w, j in zip(weights, nodes, strict=True))
+            z = g.sigma[k + 1] / g.sigma[k] * math.exp(-eta * h) * z + g.alpha[k + 1] * mean
+            return z + g.sigma[k + 1] * math.sqrt(-math.expm1(-2.0 * eta * h)) * eps if eta else z
+
+        corrected, eps = z, None
+        for k in range(len(g)):
+            found[k] = denoise(z, g.log_snr[k])
+            if k:
+                corrected = move(corrected, k - 1, k, min(corrector_order, k + 1), eps)
+                if mode == "pece":
+                    found[k] = denoise(corrected, g.log_snr[k])
+            eps = draw() if eta and g.sigma[k + 1] > 0.0 else None
+            z = move(corrected, k, k, min(order, k + 1), eps)
+        return z
+
+    return loop
+
+
+def unipc(g: Grid, order: int = 2, variant: str | None = None) -> Loop:
+    return sa_solver(g, order, order + 1, 0.0, "pec", variant)
+
+
+def dpm_solver_pp(g: Grid, order: int = 2, eta: float = 0.0, solver: str | None = None) -> Loop:
+    """As k-diffusion's 2M SDE and 3M SDE, but with the midpoint's second step unless it is Heun's; 3M is exact without `solver`."""
+    lam = 0.5 * g.log_snr
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        past: list[Any] = []
+        for k in range(len(g)):
+            past = [denoise(z, g.log_snr[k]), *past][:order]
+            if math.isinf(lam[k + 1]):
+                return past[0]
+            h = lam[k + 1] - lam[k]
+            h_eta = h * (eta + 1.0)
+            mean = -math.expm1(-h_eta) * past[0]
+            first = h_eta * phi_2(h_eta)
+            if len(past) == 2:
+                r = (lam[k] - lam[k - 1]) / h
+                mean = mean + (first if solver == "heun" else -0.5 * math.expm1(-h_eta)) / r * (past[0] - past[1])
+            if len(past) == 3:
+                r_0, r_1 = (lam[k] - lam[k - 1]) / h, (lam[k - 1] - lam[k - 2]) / h
+                d_0, d_1 = (past[0] - past[1]) / r_0, (past[1] - past[2]) / r_1
+                d_2 = (d_0 - d_1) / (r_0 + r_1)
+                third = first / h_eta - 0.5
+                mean = mean + first * (d_0 + d_2 * r_0) - (1.0 if solver else 2.0) * third * d_2
+            z = g.sigma[k + 1] / g.sigma[k] * math.exp(-eta * h) * z + g.alpha[k + 1] * mean
+            z = z + g.sigma[k + 1] * math.sqrt(-math.expm1(-2.0 * eta * h)) * draw() if eta else z
+        return z
+
+    return loop
+
+
 NAMED: dict[str, Callable[..., Loop]] = {
     "euler_ancestral": published(euler_ancestral),
     "dpm2": published(dpm2),
@@ -374,5 +459,8 @@ NAMED: dict[str, Callable[..., Loop]] = {
     "res_2s": in_half(exponential(res_2s)),
     "res_3s": in_half(exponential(res_3s)),
     "res_multistep": res_multistep,
+    "dpm_solver_pp": dpm_solver_pp,
+    "unipc": unipc,
+    "sa_solver": sa_solver,
 }
 """The loop of each row of `samplers.table()` that is known by name, with its settings."""

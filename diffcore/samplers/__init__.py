@@ -16,6 +16,7 @@
 | `lms`, `deis` | ODE, multistep in sigma / alpha, in its logarithm | up to 4, 3 | N |
 | `ipndm`, `plms`, `pndm` | ODE, multistep with the weights of even steps | 2 | N, N + 1, N + 9 |
 | `gradient_estimation` | ODE, Euler's method with extrapolated slopes | 1 | N |
+| `sa_solver` | ODE to SDE, multistep predictor and free corrector | its corrector's | N |
 | `res_2s`, `res_3s`, `res_multistep` | ODE, exponential, the last with noise | 2, 3, 2 | 2 N - 1, 3 N - 2, N |
 """
 
@@ -23,10 +24,11 @@ from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
 from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
-from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.samplers.exponential import dpm_solver_pp
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm
@@ -60,6 +62,7 @@ __all__ = [
     "res_3s",
     "res_multistep",
     "runge_kutta",
+    "sa_solver",
     "table",
     "trace",
     "unipc",

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from diffcore.plan import Plan
 from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
-from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.samplers.exponential import dpm_solver_pp
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm
@@ -28,7 +29,8 @@ class Variant(NamedTuple):
         order: the order of convergence to the probability-flow ODE, or None where there is noise, or where it depends on the grid.
         weak: the order at which the variance that is drawn of Gaussian data converges, or None where it does not.
         marginal: whether, given x, a run goes through the marginals q(z_t | x).
-        composes: whether, for a fixed x-hat, two steps t -> s -> u are one step t -> u, in distribution where there is noise.
+        composes: whether, for a fixed x-hat, two steps t -> s -> u are one step t -> u, in distribution where there is noise, and
+            to ten digits, which PNDM's Runge-Kutta steps lose where they are very long.
         pure_noise: whether a run may start at log_snr = -inf under "flow".
     """
 
@@ -111,11 +113,20 @@ def table() -> dict[str, Sampler]:
                 Variant({"order": 2, "eta": 0.5}, weak=2),
                 Variant({"order": 2, "eta": 1.0}, weak=2),
                 Variant({"order": 3, "eta": 1.0}, weak=2),
+                Variant({"order": 3, "solver": "heun"}, 2),
             ),
             {"order": (1, 2, 3), "eta": (0.0, 1.0)},
         ),
         "unipc": Sampler(
-            unipc, _once, (Variant({}, 3), Variant({"order": 1}, 2), Variant({"order": 3}, 4)), {"order": (1, 2, 3)}
+            unipc,
+            _once,
+            (
+                Variant({}, 3),
+                Variant({"order": 1}, 2),
+                Variant({"order": 3}, 4),
+                Variant({"order": 2, "variant": "bh2"}, 3),
+            ),
+            {"order": (1, 2, 3)},
         ),
         "euler_ancestral": Sampler(
             euler_ancestral,
@@ -150,13 +161,22 @@ def table() -> dict[str, Sampler]:
         "lms": Sampler(lms, _once, (Variant({}), Variant({"order": 2}, 2)), {"order": (1, 2, 3, 4)}),
         "ipndm": Sampler(ipndm, _once, (Variant({}),), {"order": (1, 2, 3, 4)}),
         "plms": Sampler(plms, lambda steps: steps + (steps > 1), (Variant({}),), {}),
-        "pndm": Sampler(pndm, lambda steps: steps + 3 * min(steps - 1, 3), (Variant({}),), {}),
+        "pndm": Sampler(pndm, lambda steps: steps + 3 * min(steps - 1, 3), (Variant({}, composes=False),), {}),
         "deis": Sampler(deis, _once, (Variant({}), Variant({"order": 2}, 2)), {"order": (1, 2, 3)}),
         "gradient_estimation": Sampler(gradient_estimation, _once, (Variant({}, 1),), {"gamma": (1.0, 3.0)}),
         "res_2s": Sampler(res_2s, _twice, (Variant({}, 2, pure_noise=False),), {}),
         "res_3s": Sampler(res_3s, _thrice, (Variant({}, 3, pure_noise=False),), {}),
         "res_multistep": Sampler(
             res_multistep, _once, (Variant({}, 2), Variant({"eta": 1.0}, weak=2, composes=False)), {"eta": (0.0, 1.0)}
+        ),
+        "sa_solver": Sampler(
+            sa_solver,
+            _once,
+            (
+                Variant({}, weak=2, pure_noise=False),
+                Variant({"order": 3, "corrector_order": 4, "tau": 0.0, "variant": None, "mode": "pece"}, 4),
+            ),
+            {"order": (1, 2, 3), "tau": (0.0, 1.0)},
         ),
     }
 
