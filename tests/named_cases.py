@@ -441,6 +441,73 @@ def dpm_solver_pp(g: Grid, order: int = 2, eta: float = 0.0, solver: str | None 
     return loop
 
 
+def er_sde(g: Grid, order: int = 3, noise: str = "er", noise_scale: float = 1.0) -> Loop:
+    phi = {"er": lambda r: r * (np.exp(r**0.3) + 10.0), "ode": lambda r: r}[noise]
+
+    def integral(f: Any, low: float, high: float) -> float:
+        at, width = np.polynomial.legendre.leggauss(200)
+        half = 0.5 * (math.log(high) - math.log(low))
+        r = low * np.exp(half * (at + 1.0))
+        return float(sum(half * width * r * f(r)))
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        past: list[Any] = []
+        slopes: list[Any] = []
+        for k in range(len(g)):
+            past = [denoise(z, g.log_snr[k]), *past]
+            if g.sigma[k + 1] == 0.0:
+                return past[0]
+            t, s = g.ratio(k), g.ratio(k + 1)
+            q = phi(s) / phi(t)
+            u = q * z / g.alpha[k] + (1.0 - q) * past[0]
+            if k and order > 1:
+                slopes = [(past[0] - past[1]) / (t - g.ratio(k - 1)), *slopes]
+                u = u + (s - t + phi(s) * integral(lambda r: 1.0 / phi(r), s, t)) * slopes[0]
+            if k > 1 and order > 2:
+                bend = (slopes[0] - slopes[1]) / ((t - g.ratio(k - 2)) / 2.0)
+                u = u + ((s - t) ** 2 / 2.0 + phi(s) * integral(lambda r, t=t: (r - t) / phi(r), s, t)) * bend
+            if noise != "ode":
+                u = u + noise_scale * math.sqrt(s**2 - (q * t) ** 2) * draw()
+            z = g.alpha[k + 1] * u
+        return z
+
+    return loop
+
+
+def seeds(model: Any, z: Any, t: float, s: float, draw: Any, order: int = 2, eta: float = 1.0) -> Any:
+    h = math.log(t / s)
+    h_eta, x = h * (eta + 1.0), model(z, t)
+
+    def noise(path: Any, length: float) -> Any:
+        return math.exp(-length * h * eta) * path + math.sqrt(-math.expm1(-2.0 * length * h * eta)) * draw()
+
+    if order == 2:
+        m = t * math.exp(-h / 2.0)
+        path = noise(0.0, 0.5)
+        x_m = model(m / t * math.exp(-h * eta / 2.0) * z - math.expm1(-h_eta / 2.0) * x + m * path, m)
+        return s / t * math.exp(-h * eta) * z - math.expm1(-h_eta) * x_m + s * noise(path, 0.5)
+    m, n = t * math.exp(-h / 3.0), t * math.exp(-2.0 * h / 3.0)
+    path = noise(0.0, 1 / 3)
+    x_m = model(m / t * math.exp(-h * eta / 3.0) * z - math.expm1(-h_eta / 3.0) * x + m * path, m)
+    path = noise(path, 1 / 3)
+    a_32 = 2.0 * (2.0 * h_eta / 3.0) * phi_2(2.0 * h_eta / 3.0)
+    a_31 = -math.expm1(-2.0 * h_eta / 3.0) - a_32
+    x_n = model(n / t * math.exp(-2.0 * h * eta / 3.0) * z + a_31 * x + a_32 * x_m + n * path, n)
+    b_3 = h_eta * phi_2(h_eta) * 1.5
+    path = noise(path, 1 / 3)
+    return s / t * math.exp(-h * eta) * z + (-math.expm1(-h_eta) - b_3) * x + b_3 * x_n + s * path
+
+
+def pp_sde(model: Any, z: Any, t: float, s: float, draw: Any, eta: float = 1.0) -> Any:
+    m = math.sqrt(t * s)
+    (d, _, up_m), (e, _, up_s) = descend(t, m, eta, False), descend(t, s, eta, False)
+    x = model(z, t)
+    first, share = draw(), (t - m) / (t - s)
+    x = model(d / t * z - math.expm1(math.log(d / t)) * x + up_m * first, m)
+    noise = math.sqrt(share) * first + math.sqrt(1.0 - share) * draw()
+    return e / t * z - math.expm1(math.log(e / t)) * x + up_s * noise
+
+
 NAMED: dict[str, Callable[..., Loop]] = {
     "euler_ancestral": published(euler_ancestral),
     "dpm2": published(dpm2),
@@ -462,5 +529,8 @@ NAMED: dict[str, Callable[..., Loop]] = {
     "dpm_solver_pp": dpm_solver_pp,
     "unipc": unipc,
     "sa_solver": sa_solver,
+    "er_sde": er_sde,
+    "seeds": in_half(exponential(seeds)),
+    "dpm_solver_pp_sde": in_half(exponential(pp_sde)),
 }
 """The loop of each row of `samplers.table()` that is known by name, with its settings."""

@@ -277,3 +277,35 @@ def test_diffusers_sa_solver(order: int, corrector_order: int, monkeypatch: pyte
     level = plan.levels
     want = their_run(scheduler, lambda call: (level.alpha[call], level.sigma[call]), START, generator=Skipping())
     torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+def test_k_diffusion_dpmpp_sde(k_diffusion: Any) -> None:
+    """Its noise is that of one Brownian motion in sigma."""
+    sigmas = torch.tensor(SIGMAS, dtype=torch.float64)
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.dpm_solver_pp_sde(VE, grid=-2.0 * np.log(SIGMAS), eta=0.8, noise_scale=0.9)
+    fresh = Noise()
+
+    class Brownian:
+        def __init__(self) -> None:
+            self.middle: tuple[float, float, Any] | None = None
+
+        def __call__(self, t: Any, s: Any) -> Any:
+            t, s = float(t), float(s)
+            if self.middle is None or abs(self.middle[0] - t) > 1e-9 * t:
+                self.middle = (t, s, fresh())
+                return self.middle[2]
+            _, m, first = self.middle
+            return ((t - m) ** 0.5 * first + (m - s) ** 0.5 * fresh()) / (t - s) ** 0.5
+
+    z = START * SIGMAS[0]
+    want = k_diffusion.sample_dpmpp_sde(
+        lambda u, sigma: estimate(u, sigma.reshape(-1, 1)),
+        z,
+        sigmas,
+        disable=True,
+        noise_sampler=Brownian(),
+        eta=0.8,
+        s_noise=0.9,
+    )
+    torch.testing.assert_close(ours(plan, z), want, rtol=0, atol=1e-10)

@@ -16,6 +16,8 @@
 | `lms`, `deis` | ODE, multistep in sigma / alpha, in its logarithm | up to 4, 3 | N |
 | `ipndm`, `plms`, `pndm` | ODE, multistep with the weights of even steps | 2 | N, N + 1, N + 9 |
 | `gradient_estimation` | ODE, Euler's method with extrapolated slopes | 1 | N |
+| `er_sde` | ODE to SDE, multistep in x-hat | - | N |
+| `seeds`, `dpm_solver_pp_sde` | SDE, exponential single-step | - | 2 N - 1 |
 | `sa_solver` | ODE to SDE, multistep predictor and free corrector | its corrector's | N |
 | `res_2s`, `res_3s`, `res_multistep` | ODE, exponential, the last with noise | 2, 3, 2 | 2 N - 1, 3 N - 2, N |
 """
@@ -28,12 +30,14 @@ from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
+from diffcore.samplers.er_sde import er_sde
 from diffcore.samplers.exponential import dpm_solver_pp
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
 from diffcore.samplers.runge_kutta import runge_kutta
+from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
 
 __all__ = [
     "Sampler",
@@ -62,6 +66,9 @@ __all__ = [
     "res_3s",
     "res_multistep",
     "runge_kutta",
+    "seeds",
+    "er_sde",
+    "dpm_solver_pp_sde",
     "sa_solver",
     "table",
     "trace",

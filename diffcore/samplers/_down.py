@@ -20,11 +20,11 @@ def check_noise(function: str, eta: object, noise_scale: object) -> None:
     _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
 
 
-def down(t: Point, s: Point, eta: float) -> Point:
-    """Return the level below s that a step from t goes to."""
+def down(t: Point, s: Point, eta: float, *, by_ratio: bool = False) -> Point:
+    """Return the level below s that a step from t goes to, under "flow" by sigma / alpha if so wanted."""
     if not eta:
         return s
-    if s.scaling == "flow":
+    if s.scaling == "flow" and not by_ratio:
         return s.at_rho(s.sigma * (1.0 + eta * (s.sigma / t.sigma - 1.0)))
     return s.at_half(s.half - 0.5 * np.log((1.0 - eta**2) + eta**2 * np.exp(2.0 * (t.half - s.half))))
 

@@ -12,12 +12,14 @@ from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
+from diffcore.samplers.er_sde import er_sde
 from diffcore.samplers.exponential import dpm_solver_pp
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
 from diffcore.samplers.runge_kutta import runge_kutta
+from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
 from diffcore.schedules import Schedule
 
 
@@ -177,6 +179,21 @@ def table() -> dict[str, Sampler]:
                 Variant({"order": 3, "corrector_order": 4, "tau": 0.0, "variant": None, "mode": "pece"}, 4),
             ),
             {"order": (1, 2, 3), "tau": (0.0, 1.0)},
+        ),
+        "er_sde": Sampler(
+            er_sde,
+            _once,
+            (Variant({}, weak=2), Variant({"noise": "ode"}, 2)),
+            {"order": (1, 2, 3), "noise": ("er", "sde", "ode")},
+        ),
+        "seeds": Sampler(
+            seeds,
+            _twice,
+            (Variant({}, weak=2, pure_noise=False), Variant({"order": 3, "eta": 0.5}, weak=2, pure_noise=False)),
+            {"order": (2, 3), "eta": (0.0, 1.0)},
+        ),
+        "dpm_solver_pp_sde": Sampler(
+            dpm_solver_pp_sde, _twice, (Variant({}, weak=2, composes=False, pure_noise=False),), {"eta": (0.0, 1.0)}
         ),
     }
 
