@@ -69,7 +69,7 @@ def seeds(
             if eta:
                 fresh = np.sqrt(-np.expm1(-2.0 * eta * (c - before) * h))
                 path = np.exp(-eta * (c - before) * h) * path + fresh * draw()
-            mean = -np.expm1(-c * big) * x + w * (other - x)
+            mean = x * -np.expm1(-c * big) + (other - x) * w
             return (
                 level.sigma / t.sigma * np.exp(-eta * c * h) * z + level.alpha * mean + noise_scale * level.sigma * path
             )
