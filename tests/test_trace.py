@@ -1,6 +1,7 @@
 """`samplers.trace`: loops written as their papers have them become plans that do the same, with the least memory."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_a_loop_becomes_a_plan_that_does_the_same_with_the_least_memory(name: st
     plan = dc.samplers.trace(method(g), g.scaling, end=g.log_snr[-1])
     assert plan.memory == memory
     assert plan.log_snr[0] == pytest.approx(g.log_snr[0], abs=TOLERANCE)
-    assert np.array_equal(plan.next_log_snr[:-1], plan.log_snr[1:]) and plan.next_log_snr[-1] == g.log_snr[-1]
+    assert np.array_equal(plan.next_log_snr, [*plan.log_snr[1:], g.log_snr[-1]])
     random = np.random.default_rng(7)
     z, noise = random.normal(size=(3, 5)) * plan.start.sigma, random.normal(size=(len(plan), 3, 5))
     expected = run(method(g), z, noise)
@@ -134,12 +135,13 @@ def test_past_estimates_are_copies_in_a_chain_where_they_do() -> None:
         assert (form.keeps_x, form.shifted) == (keeps_x, shifted), name
 
 
+@pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("grid", ["vp", "ve", "the whole range"])
-def test_past_slopes_are_a_chain_behind_eps_hat(grid: str) -> None:
+def test_past_slopes_are_a_chain_behind_eps_hat(grid: str, order: int) -> None:
     g = GRIDS[grid]
-    plan = dc.samplers.trace(METHODS["adams-bashforth 4"][0](g), g.scaling)
+    plan = dc.samplers.trace(METHODS[f"adams-bashforth {order}"][0](g), g.scaling)
     level = plan.levels
-    assert plan.form.shifted == 2
+    assert plan.form.shifted == order - 2
     assert np.allclose(plan.update[:, 1, 0], 1.0 / level.sigma, rtol=TOLERANCE)
     assert np.allclose(plan.update[:, 1, -1], -level.alpha / level.sigma, rtol=TOLERANCE)
     assert not np.any(plan.update[:, 1, 1:-1])
@@ -150,7 +152,7 @@ def test_a_flow_keeps_its_velocities() -> None:
 
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
         past: list[Any] = []
-        for t, s in zip(times, times[1:], strict=False):
+        for t, s in pairwise(times):
             past = [(z - denoise(z, 2.0 * math.log((1.0 - t) / t))) / t, *past][:3]
             weights = [[1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12]][len(past) - 1]
             z = z + (s - t) * sum(w * v for w, v in zip(weights, past, strict=True))
@@ -158,7 +160,8 @@ def test_a_flow_keeps_its_velocities() -> None:
 
     plan = dc.samplers.trace(loop, "flow")
     assert (plan.memory, plan.form.shifted) == (2, 1)
-    assert np.allclose(plan.update[:, 1, 0], 1.0 / times[:-1]) and np.allclose(plan.update[:, 1, -1], -1.0 / times[:-1])
+    assert np.allclose(plan.update[:, 1, 0], 1.0 / times[:-1])
+    assert np.allclose(plan.update[:, 1, -1], -1.0 / times[:-1])
 
 
 def planted(seed: int, stages: int, memory: int, inputs: int, lead: tuple[int, ...] = ()) -> Any:
@@ -169,7 +172,7 @@ def planted(seed: int, stages: int, memory: int, inputs: int, lead: tuple[int, .
 
 
 def inflated(table: Any, seed: int, more: int) -> Any:
-    """The same responses with `more` arrays of no use, one that is never read and others that are always 0, all mixed and of any size."""
+    """The same responses with `more` arrays of no use, one never read and others always 0, all mixed and of any size."""
     random = np.random.default_rng(seed)
     size = table.shape[-2]
     wide = np.insert(np.insert(table, [size] * more, 0.0, axis=-1), [size] * more, 0.0, axis=-2)
