@@ -289,7 +289,7 @@ def test_without_a_weight_the_loss_is_the_plain_error_of_the_prediction(predicti
     ],
 )
 def test_settings_name_the_field_that_does_not_fit(field: str, value: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=rf"training.Settings: `{field}` is .*, but takes "):
+    with pytest.raises((ValueError, TypeError), match=rf"training.Settings: `{field}` must be .*, got "):
         replace(SETTINGS, **{field: value})
 
 

@@ -284,7 +284,10 @@ def test_arrays_that_do_not_fit_are_named_and_no_model_is_made(
         ("5", "has a config that does not fit: "),
         ("null", "has a config that does not fit: "),
         (json.dumps({**CONFIG.to_dict(), "depth": 3}), r"has a config that does not fit: .*unknown fields \['depth'\]"),
-        (json.dumps({**CONFIG.to_dict(), "blocks": 0}), "has a config that does not fit: .*`blocks` is 0"),
+        (
+            json.dumps({**CONFIG.to_dict(), "blocks": 0}),
+            "has a config that does not fit: .*`blocks` must be an int >= 1, got 0",
+        ),
         (json.dumps({**CONFIG.to_dict(), "blocks": 2}), "lacks down"),
         (json.dumps({**CONFIG.to_dict(), "base_channels": 8}), "has shape .*, but its config takes"),
     ],
@@ -382,7 +385,7 @@ def test_a_path_without_a_file_is_told(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_backend_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unet3d.load: `backend` is 'cupy', but takes one of"):
+    with pytest.raises(ValueError, match=r"unet3d.load: `backend` must be 'numpy', 'torch' or 'jax', got 'cupy'"):
         load(written(tmp_path / "some"), "cupy")
 
 

@@ -233,7 +233,8 @@ def _build(
                 free.remove(slot)
                 kept.append(slot)
         for slot in free[: _rank(needs, tolerance)]:
-            new = np.linalg.svd(needs, full_matrices=False)[2][:, 0]
+            _, strength, axes = np.linalg.svd(needs, full_matrices=False)
+            new = np.where(strength[:, :1] > tolerance, axes[:, 0], 0.0)  # a system that needs no more keeps 0
             new = new * np.linalg.norm(system.values[:, k + 1], axis=-1, keepdims=True)
             row[:, slot] = _express(system, new, state, k)
             needs = _off(needs, system.step(row[:, [slot]], state, k))
@@ -260,11 +261,11 @@ def _express(system: _System, target: Float64, state: Float64, k: int) -> Float6
     small = np.linalg.qr(columns, mode="r")
     a, b = small[..., :size], small[..., size:]
 
-    def solve(used: list[int]) -> tuple[Float64, float]:
+    def solve(used: list[int]) -> tuple[Float64, Float64]:
         inverse = np.linalg.pinv(a[..., used], rcond=1e-13)
         x = inverse @ b
         x = x + inverse @ (b - a[..., used] @ x)
-        return x[..., 0], float(np.linalg.norm(b - a[..., used] @ x, axis=1).max())
+        return x[..., 0], np.linalg.norm(b - a[..., used] @ x, axis=1)
 
     used = list(range(size))
     x, full = solve(used)
@@ -273,7 +274,7 @@ def _express(system: _System, target: Float64, state: Float64, k: int) -> Float6
         if not fewer:
             continue
         y, rest = solve(fewer)
-        if rest <= 1.5 * full + 2e-16:
+        if np.all(rest <= 1.5 * full + 2e-16):
             used, x = fewer, y
     row[:, used] = x * length / np.where(norms > 0.0, norms, 1.0)[:, used]
     return row
