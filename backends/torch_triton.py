@@ -273,4 +273,3 @@ def _captured(data: bytes, shape: tuple[int, ...], device: torch.device) -> torc
 @lru_cache(maxsize=64)
 def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(np.frombuffer(data).reshape(shape), dtype=torch.float32, device=device)
-

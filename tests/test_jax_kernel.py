@@ -258,7 +258,7 @@ def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
 @needs_kernel
 def test_noise_has_no_derivative_and_stops_none() -> None:
     """Wherever a derivative passes by: seeds and draws are tangents of integers in a run that is differentiated."""
-    words = jnp.asarray(dc.noise.seed_words([7, 8], 2))
+    words = jnp.asarray(dc.noise.keys([7, 8], 2))
 
     def scaled(scale: Any) -> Any:
         def body(total: Any, draw: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Samplers as plain loops, as their papers have them: what `samplers.trace` is tested on, and what diffcore's own plans are held to."""
+"""Samplers as plain loops, as their papers have them: `samplers.trace` reads them, diffcore's plans are held to them."""
 
 import math
 from collections.abc import Callable
@@ -104,6 +104,7 @@ euler = runge_kutta([[]], [1.0])
 heun = runge_kutta([[], [1.0]], [0.5, 0.5])
 midpoint = runge_kutta([[], [0.5]], [0.0, 1.0])
 rk4 = runge_kutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
+
 
 def edm(heun: bool) -> Callable[..., Loop]:
     """Algorithm 2 of Karras et al. 2022 in u = z / alpha over r = sigma / alpha, begun at the first churned level; under "flow" the

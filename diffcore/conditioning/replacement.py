@@ -36,7 +36,8 @@ class Replacement:
     def hold(self, plan: Plan, z: Array) -> Known:
         """Return what a run of the plan holds, in the library and shape of its states; the loop asks."""
         x, known = known_of("conditioning.replacement", self.observed, self.mask, z)
-        return Known(x, known, _array.table_for(plan.known[self.variant], z))
+        table = np.array(plan.known[self.variant])  # a copy: torch warns of read-only arrays
+        return Known(x, known, _array.table_for(table, z))
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,7 @@ def check_noise(
     backend = backends.of(like) if backend is None else backend
     xp, device, worst = _array.namespace("testing.check_noise", like=like), _array.device(like), 0.0
     seeds = [0, 2**64 - 1, 0x0123456789ABCDEF]
-    words = backend.seeds(noise.seed_words(seeds, 3), like)
+    words = backend.seeds(noise.keys(seeds, 3), like)
     for draw, stream in draws:
         name = f"{backend.name}: noise of draw {draw}, stream {stream}"
         pairs = [[_words(seed, draw, stream, e) for e in range(size)] for seed in seeds]
@@ -126,6 +126,6 @@ def check_noise(
     array = xp.asarray(1, device=device)
     traced, plain = (backend.normal(words, draw, (3, 4), dtype=like.dtype, device=device) for draw in (array, 1))
     compare(f"{backend.name}: a draw number that is an array", host(traced), host(plain), 0.0)
-    from_host = backend.normal(noise.seed_words(seeds, 3), 1, (3, 4), dtype=like.dtype, device=device)
+    from_host = backend.normal(noise.keys(seeds, 3), 1, (3, 4), dtype=like.dtype, device=device)
     compare(f"{backend.name}: seed words from the host", host(from_host), host(plain), 0.0)
     return worst
