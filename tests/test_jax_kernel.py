@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from libraries import example, host
-from sampler_cases import SAMPLERS, schedule_of
+from sampler_cases import RUNS, SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore import backends
@@ -81,7 +81,7 @@ def make(name: str, steps: int = 4) -> dc.Plan:
 
 @needs_kernel
 @pytest.mark.parametrize("transform_x", [None, CLIP], ids=["none", "clip"])
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_numpys_bit_for_bit(name: str, transform_x: Any) -> None:
     assert jax_kernel.works()
     settings: dict[str, Any] = {"seed": [3, 2**64 - 1], "prediction": "v", "transform_x": transform_x}
