@@ -87,7 +87,7 @@ def advance(
         take, give: see `Take` and `Give`.
     """
     table = np.array(row) if isinstance(row, (list, tuple)) else take(row)
-    if table is None or (noise is None and state.keys is None):
+    if table is None or (noise is None and (state.keys is None or take(state.keys) is None)):
         return None
     walk = _begin(backend, form, table[None], state, transform_x, take, give, row)
     if walk is None:

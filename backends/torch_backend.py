@@ -127,7 +127,7 @@ class TorchBackend(ArrayAPIBackend):
                     _warn("the Triton kernel", error, "compiled by torch.compile")
                     return self._run_fused(run, self._at(state, turn.stage, number))
             else:
-                y = y if weight is None else y + weight * (y - other)
+                y = y if weight is None or other is None else y + weight * (y - other)
                 settings["other"] = other if form.second == "unguided" else None
                 state = super().advance(form, state._replace(draw=number), y, rows[turn.stage], None, **settings)
             if watched or turn.stage + 1 == len(rows):
