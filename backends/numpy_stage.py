@@ -62,10 +62,8 @@ class Stages:
         self._size, self._programs = shape[1], cpu_threads.number(shape)
         self._launch = cpu_threads.launcher(shape)
         self._zero = _zero_rows(form, coefficients) if form.memory else []
-        some = any(map(any, self._zero))
-        self._nothing = (
-            np.zeros(like.shape, like.dtype) if some else None
-        )  # all rows of 0, which nothing is written over
+        some = any(map(any, self._zero))  # then one array is all rows of 0, and nothing is written over it
+        self._nothing = np.zeros(like.shape, like.dtype) if some else None
 
     def estimate(self, at: int, z: Array, y: Array) -> Array:
         """Return x-hat of stage `at`, neither clipped nor transformed."""
@@ -118,23 +116,18 @@ class Stages:
 def _zero_rows(form: Form, coefficients: npt.NDArray[np.float64]) -> list[list[bool]]:
     """Return for each stage which of the rows of memory that are made, but x-hat, are 0: their arrays take no arithmetic."""
     made = form.computed - form.keeps_x
-    if coefficients.ndim > 2:  # there a sum of zeros may be -0, or not a number
+    if (
+        coefficients.ndim > 2 or len(coefficients) == 1
+    ):  # there a sum of zeros may be -0, or not a number; or it pays nothing
         return [[False] * made] * len(coefficients)
     rows = coefficients[:, 2 + form.columns :].reshape(len(coefficients), form.memory, form.columns)
     zero: list[list[bool]] = np.all(rows[:, :made] == 0.0, axis=-1).tolist()
     return zero
 
 
-def fits(array: Any, like: Array) -> bool:
-    """Return whether an array is one of NumPy, like another one and in one aligned piece of memory."""
-    if type(array) is not np.ndarray or array.dtype != like.dtype or array.shape != like.shape:
-        return False
-    flags = array.flags
-    return bool(flags.c_contiguous and flags.aligned)
-
-
 def fitted(array: Any, like: Array) -> Array | None:
-    """Return an array that `fits`: itself, or a copy where it only lies otherwise in memory; None for another one."""
+    """Return an array of NumPy's that is like another one, and in one aligned piece of memory: itself or a copy; None where it is
+    of another type, dtype or shape."""
     if type(array) is not np.ndarray or array.dtype != like.dtype or array.shape != like.shape:
         return None
     flags = array.flags
@@ -142,11 +135,11 @@ def fitted(array: Any, like: Array) -> Array | None:
 
 
 def serves(z: Any, form: Form, lead: tuple[int, ...]) -> bool:
-    """Return whether the kernel is there and takes stages of a form, with levels (*lead), on a state: in one piece, not empty,
-    of a dtype that it is computed in."""
+    """Return whether the kernel is there and takes stages of a form, with levels (*lead), on a state: not empty, and of a dtype
+    that it is computed in."""
     if cpu_threads.kernel is None or form.memory > cpu_threads.MEMORY:
         return False
-    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in TAKEN or not fits(z, z):
+    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in TAKEN:
         return False
     if not lead:
         return True

@@ -43,7 +43,7 @@ def test_the_loss_falls(backend: str, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=60, log_every=20, checkpoint_every=60)
     train(STILL, settings, digits(), tmp_path, backend=backend)
     losses = [row["loss"] for row in rows(tmp_path)]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("config", [pytest.param(config, marks=both) for config in (STILL, TOKENS)])
@@ -289,7 +289,7 @@ def test_without_a_weight_the_loss_is_the_plain_error_of_the_prediction(predicti
     ],
 )
 def test_settings_name_the_field_that_does_not_fit(field: str, value: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=rf"training.Settings: `{field}` is .*, but takes "):
+    with pytest.raises((ValueError, TypeError), match=rf"training.Settings: `{field}` must be .*, got "):
         replace(SETTINGS, **{field: value})
 
 

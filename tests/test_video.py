@@ -377,15 +377,15 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
 @pytest.mark.parametrize(
     ("argument", "value", "kind", "says"),
     [
-        ("window", 0, ValueError, "`window` is 0, but takes a whole number >= 1"),
-        ("window", 2.5, ValueError, "`window` is 2.5"),
+        ("window", 0, ValueError, "`window` must be an int >= 1, got 0"),
+        ("window", 2.5, TypeError, "`window` must be an int >= 1, got 2.5"),
         ("overlap", 5, ValueError, "would make no new frame"),
-        ("overlap", -1, ValueError, "`overlap` is -1"),
-        ("frames", -1, ValueError, "`frames` is -1"),
-        ("method", "magic", ValueError, "`method` is 'magic', but takes one of"),
-        ("denoise", 3, TypeError, "`denoise` is int"),
+        ("overlap", -1, ValueError, "`overlap` must be an int >= 0, got -1"),
+        ("frames", -1, ValueError, "`frames` must be an int >= 0, got -1"),
+        ("method", "magic", ValueError, "`method` must be .*, got 'magic'"),
+        ("denoise", 3, TypeError, "`denoise` must be a function of .*, got 3"),
         ("denoise", lambda z, log_snr: z, TypeError, "`prediction` is missing"),
-        ("plan", "ddim", TypeError, "`plan` is str"),
+        ("plan", "ddim", TypeError, "`plan` must be a diffcore.Plan, got 'ddim'"),
         ("video", 3, TypeError, "the video is int"),
         ("video", [], ValueError, "no block at all"),
         ("video", np.zeros((4, 4, 4, 1), dtype=np.float32), ValueError, "one clip .* needs an axis more"),
@@ -394,7 +394,7 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
         ("video", [movie(2), movie(2, side=2)], ValueError, "may differ in the number of frames alone"),
         ("seed", [1, 2, 3], ValueError, "3 entries for a batch of 2"),
         ("seed", -1, ValueError, "-1"),
-        ("resume", 3, TypeError, "`resume` is int, but takes the `state`"),
+        ("resume", 3, TypeError, "`resume` must be the `state` of a video.Stream, got 3"),
     ],
 )
 def test_errors_say_what_is_wrong(argument: str, value: Any, kind: type[Exception], says: str) -> None:

@@ -1,4 +1,4 @@
-"""Samplers as plain loops, as their papers have them: what `samplers.trace` is tested on, and what diffcore's own plans are held to."""
+"""Samplers as plain loops, as their papers have them: `samplers.trace` reads them, diffcore's plans are held to them."""
 
 import math
 from collections.abc import Callable

@@ -79,8 +79,8 @@ def evaluate(
         row, text = _compared(Path(what), against)
     else:
         began = time.perf_counter()
-        plan = models.plan(sampler, steps, settings)
         with models.opened(what, backend, device, dtype) as model:
+            plan = models.plan(sampler, steps, settings, model.config.schedule)
             if data == sources.DIGITS:
                 _check_digits(model.config)
             source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))
@@ -152,7 +152,7 @@ def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int)
                 cond = model.put(np.concatenate([one.labels for one in some]).astype(kind))
             eps = noise.normal(noise.keys(seed, len(some), first=first), 0, tuple(x.shape), like=x)
             for level in LEVELS:
-                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), "vp")
+                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), model.net.scaling or "vp")
                 y = model.net(process.diffuse(x, eps, at), at.log_snr, cond)
                 each = losses.denoising(y, x, eps, at, prediction=model.config.prediction, weight=weights.V())
                 found[level] += float(each.mean()) * len(some)

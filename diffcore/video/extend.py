@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import _streams
+from diffcore import _check, _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.extend"
 
@@ -70,9 +70,9 @@ def extend(
     >>> [block.shape[1] for block in extend(data, plan, clip, frames=9, window=4, overlap=1, seed=7)]
     [4, 3, 2]
     """
-    wide = whole(FUNCTION, "window", window, 1)
+    wide = _check.integer(FUNCTION, "window", window, 1)
     known = overlap_of(FUNCTION, overlap, wide)
-    total = None if frames is None else whole(FUNCTION, "frames", frames, 0)
+    total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
     sampler = Sampler(
         function=FUNCTION,
         stream=_streams.EXTEND,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _streams
-from diffcore.unet3d.data.source import Float32, Source, generator, integer, seed_of
+from diffcore import _check, _streams
+from diffcore.unet3d.data.source import Float32, Source, generator, seed_of
 
 
 class Batch(NamedTuple):
@@ -58,12 +58,10 @@ def batch(source: Source, size: int, *, step: int, seed: int = 0, images: int = 
     ((2, 7, 8, 8, 3), dtype('float32'), (2, 7))
     """
     function = "data.batch"
-    if not isinstance(source, Source):
-        raise TypeError(
-            f"{function}: `source` is {type(source).__name__}, but takes a Source, such as data.Arrays(...)"
-        )
-    size = integer(function, "size", size, 1)
-    step, images = integer(function, "step", step, 0), integer(function, "images", images, 0)
+    what = "a Source, such as data.Arrays(...)"
+    _check.instance(function, "source", source, Source, what)
+    size = _check.integer(function, "size", size, 1)
+    step, images = _check.integer(function, "step", step, 0), _check.integer(function, "images", images, 0)
     seed = seed_of(function, seed)
     frames, *picture = source.shape
     x = np.empty((size, frames + images, *picture), dtype=np.float32)
