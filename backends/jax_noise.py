@@ -12,7 +12,7 @@ import numpy as np
 
 from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
-from diffcore._philox import Finish, Region
+from diffcore._philox import Blocks, Finish, Region
 from diffcore.backends import jax_kernel
 
 
@@ -33,17 +33,36 @@ def _word(value: Any) -> jax.Array:
     return jnp.uint32(value) if isinstance(value, int) else jnp.asarray(value).astype(jnp.uint32)
 
 
-def _blocks(words: jax.Array, draw: jax.Array, stream: int, block: jax.Array) -> list[jax.Array]:
-    """Return the four words of each block (1, n) of each sample."""
-    zero = jnp.zeros((1, 1), dtype=jnp.uint32)
-    c0, c1, c2, c3 = block, zero, zero + draw, zero + jnp.uint32(stream)
-    k0, k1 = words[:, 0:1], words[:, 1:2]
-    for _ in range(_philox.ROUNDS):
-        high0, low0 = _multiply(_philox.MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(_philox.MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = k0 + jnp.uint32(_philox.WEYL[0]), k1 + jnp.uint32(_philox.WEYL[1])
-    return [c0, c1, c2, c3]
+def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block: jax.Array) -> list[jax.Array]:
+    """Return the four words of each block (1, n) of each sample.
+
+    With `rolled` the rounds are a loop, whose end is in memory, so that what reads a word does not make it again; on a CPU XLA
+    does that for every element, one by one. On a GPU one kernel makes everything, and reads nothing.
+    """
+    zero = jnp.zeros_like(words[:, 0:1]) + jnp.zeros_like(draw)  # in a `shard_map` its type varies as that of the words
+
+    def one(number: Any, c: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        k0, k1 = (words[:, i : i + 1] + jnp.uint32(number) * jnp.uint32(_philox.WEYL[i]) for i in (0, 1))
+        high0, low0 = _multiply(_philox.MULTIPLIERS[0], c[0])
+        high1, low1 = _multiply(_philox.MULTIPLIERS[1], c[2])
+        return high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0
+
+    c: Any = (zero + block, zero, zero + draw, zero + jnp.uint32(stream))
+    if rolled:
+        c = tuple(jnp.broadcast_to(word, c[0].shape) for word in c)
+        return list(jax.lax.fori_loop(0, _philox.ROUNDS, one, c))
+    for number in range(_philox.ROUNDS):
+        c = one(number, c)
+    return list(c)
+
+
+def _all(blocks: Blocks, finish: Finish, shape: tuple[int, ...]) -> jax.Array:
+    """Return all elements of each sample, as `_philox.draw_all`, with a loop over the two pairs of a block, for the same reason."""
+    _, full, rest = _philox.counts(shape)
+    w = blocks(jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :])
+    lanes = jax.lax.map(lambda pair: jnp.stack(finish(*pair)), (jnp.stack(w[0::2]), jnp.stack(w[1::2])))
+    found: jax.Array = _philox.assemble(jnp, [*lanes[0], *lanes[1]], shape)
+    return found
 
 
 def _made(
@@ -62,17 +81,20 @@ def _made(
     def by_kernel(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
         return jax_kernel.noise(words, draw, starts, stream, sizes, dtype)
 
-    def by_operations(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
-        blocks = partial(_blocks, words, draw, stream)
+    def by_operations(words: jax.Array, draw: jax.Array, starts: jax.Array | None, rolled: bool = False) -> jax.Array:
+        blocks = partial(_blocks, words, draw, stream, rolled)
         if starts is None:
-            found: jax.Array = _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
-            return found
+            return (
+                _all(blocks, finish, sizes)
+                if rolled
+                else _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
+            )
         element = _philox.elements(jnp, starts, size // starts.shape[0])
         return jnp.reshape(_philox.draw_some(jnp, blocks, finish, element), sizes)
 
-    if not (jax_kernel.whole(words, draw, starts) and jax_kernel.works()):
-        return by_operations(words, draw, starts)
-    found: jax.Array = jax.lax.platform_dependent(words, draw, starts, cpu=by_kernel, default=by_operations)
+    kernel = jax_kernel.whole(words, draw, starts) and jax_kernel.works()
+    on_cpu = by_kernel if kernel else partial(by_operations, rolled=True)
+    found: jax.Array = jax.lax.platform_dependent(words, draw, starts, cpu=on_cpu, default=by_operations)
     return found
 
 
