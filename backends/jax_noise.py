@@ -12,7 +12,7 @@ import numpy as np
 
 from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
-from diffcore._philox import Blocks, Finish, Region
+from diffcore._philox import Finish, Region
 from diffcore.backends import jax_kernel
 
 
@@ -33,36 +33,44 @@ def _word(value: Any) -> jax.Array:
     return jnp.uint32(value) if isinstance(value, int) else jnp.asarray(value).astype(jnp.uint32)
 
 
+Words = tuple[jax.Array, ...]
+
+
+def _rounds(count: int, state: tuple[Words, Words]) -> tuple[Words, Words]:
+    """Return the counter and the key after some rounds."""
+    (c0, c1, c2, c3), (k0, k1) = state
+    for _ in range(count):
+        high0, low0 = _multiply(_philox.MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_philox.MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + jnp.uint32(_philox.WEYL[0]), k1 + jnp.uint32(_philox.WEYL[1])
+    return (c0, c1, c2, c3), (k0, k1)
+
+
 def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block: jax.Array) -> list[jax.Array]:
     """Return the four words of each block (1, n) of each sample.
 
-    With `rolled` the rounds are a loop, whose end is in memory, so that what reads a word does not make it again; on a CPU XLA
-    does that for every element, one by one. On a GPU one kernel makes everything, and reads nothing.
+    On a CPU, XLA writes one array a loop, and computes what leads to it anew for each: ten rounds for every word. What a loop
+    over the rounds carries is there, so with `rolled` each round is computed once.
     """
-    zero = jnp.zeros_like(words[:, 0:1]) + jnp.zeros_like(draw)  # in a `shard_map` its type varies as that of the words
-
-    def one(number: Any, c: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        k0, k1 = (words[:, i : i + 1] + jnp.uint32(number) * jnp.uint32(_philox.WEYL[i]) for i in (0, 1))
-        high0, low0 = _multiply(_philox.MULTIPLIERS[0], c[0])
-        high1, low1 = _multiply(_philox.MULTIPLIERS[1], c[2])
-        return high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0
-
-    c: Any = (zero + block, zero, zero + draw, zero + jnp.uint32(stream))
+    key = (words[:, 0:1], words[:, 1:2])
+    like = (key[0] & 0) | (draw & 0) | (block & 0)  # of the shape, and in a shard_map the type, of what the rounds make
+    state = (like | block, like, like | draw, like | jnp.uint32(stream)), key
     if rolled:
-        c = tuple(jnp.broadcast_to(word, c[0].shape) for word in c)
-        return list(jax.lax.fori_loop(0, _philox.ROUNDS, one, c))
-    for number in range(_philox.ROUNDS):
-        c = one(number, c)
-    return list(c)
+        state = jax.lax.fori_loop(0, _philox.ROUNDS // 2, lambda _, state: _rounds(2, state), state)
+    else:
+        state = _rounds(_philox.ROUNDS, state)
+    return list(state[0])
 
 
-def _all(blocks: Blocks, finish: Finish, shape: tuple[int, ...]) -> jax.Array:
-    """Return all elements of each sample, as `_philox.draw_all`, with a loop over the two pairs of a block, for the same reason."""
-    _, full, rest = _philox.counts(shape)
-    w = blocks(jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :])
-    lanes = jax.lax.map(lambda pair: jnp.stack(finish(*pair)), (jnp.stack(w[0::2]), jnp.stack(w[1::2])))
-    found: jax.Array = _philox.assemble(jnp, [*lanes[0], *lanes[1]], shape)
-    return found
+def _normals(dtype: Any, rolled: bool, words: list[jax.Array]) -> list[jax.Array]:
+    """Return the normals of words in pairs; with `rolled` in a loop over the pairs, which keeps them apart from what they are
+    used for: in one loop with it XLA would neither compute a pair once nor in vectors."""
+    if not rolled:
+        return _philox.normals(jnp, words, dtype, jnp.int32)
+    pairs = jnp.reshape(jnp.stack(words), (-1, 2, *words[0].shape))
+    made = jax.lax.map(lambda pair: jnp.stack(_philox.normals(jnp, list(pair), dtype, jnp.int32)), pairs)
+    return list(jnp.reshape(made, (-1, *words[0].shape)))
 
 
 def _made(
@@ -72,29 +80,28 @@ def _made(
     sizes: tuple[int, ...],
     stream: int,
     dtype: Any,
-    finish: Finish,
 ) -> jax.Array:
-    """Return the elements of samples, or of the runs of each that begin at `starts`; on a CPU the kernel makes them, in
-    `dtype`."""
+    """Return the elements of samples, or of the runs of each that begin at `starts`, in `dtype`; on a CPU the kernel makes
+    them where it works."""
     size = math.prod(sizes[1:])
 
     def by_kernel(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
         return jax_kernel.noise(words, draw, starts, stream, sizes, dtype)
 
-    def by_operations(words: jax.Array, draw: jax.Array, starts: jax.Array | None, rolled: bool = False) -> jax.Array:
+    def by_operations(rolled: bool, words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
         blocks = partial(_blocks, words, draw, stream, rolled)
+        finish: Finish = list if dtype == jnp.uint32 else partial(_normals, dtype, rolled)
         if starts is None:
-            return (
-                _all(blocks, finish, sizes)
-                if rolled
-                else _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
-            )
+            found: jax.Array = _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
+            return found
         element = _philox.elements(jnp, starts, size // starts.shape[0])
         return jnp.reshape(_philox.draw_some(jnp, blocks, finish, element), sizes)
 
     kernel = jax_kernel.whole(words, draw, starts) and jax_kernel.works()
-    on_cpu = by_kernel if kernel else partial(by_operations, rolled=True)
-    found: jax.Array = jax.lax.platform_dependent(words, draw, starts, cpu=on_cpu, default=by_operations)
+    on_cpu = by_kernel if kernel else partial(by_operations, True)
+    found: jax.Array = jax.lax.platform_dependent(
+        words, draw, starts, cpu=on_cpu, default=partial(by_operations, False)
+    )
     return found
 
 
@@ -155,7 +162,7 @@ def normal(
 def _bits(
     words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], stream: int
 ) -> jax.Array:
-    return _made(words, draw, starts, sizes, stream, jnp.dtype(jnp.uint32), _philox.both)
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(jnp.uint32))
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -163,5 +170,4 @@ def _normal(
     words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], dtype: Any, stream: int
 ) -> jax.Array:
     wide = jnp.float32 if is_half(dtype) else dtype
-    finish = partial(_philox.pair, jnp, dtype=wide, small=jnp.int32)
-    return _made(words, draw, starts, sizes, stream, wide, finish).astype(dtype)
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(wide)).astype(dtype)

@@ -91,7 +91,7 @@ def _fill(
         return drawn.astype(dtype, copy=False).reshape(sizes)
     wide, draws = np.asarray(words).astype(np.uint64), np.asarray(draw).astype(np.uint64) & MASK
     if starts is not None:
-        finish = _philox.both if dtype == np.uint32 else partial(_normals, dtype)
+        finish = list if dtype == np.uint32 else partial(_normals, dtype)
         blocks = _philox.blocks_of(np, wide, draws, None, stream, np.uint64)
         some = _philox.draw_some(np, blocks, finish, _philox.elements(np, starts, size))
         return some.astype(dtype, copy=False).reshape(sizes)
@@ -106,14 +106,15 @@ def _fill(
     return out.reshape(shape)
 
 
-def _normals(dtype: Any, first: U64, second: U64) -> tuple[Array, Array]:
+def _normals(dtype: Any, pair: list[U64]) -> list[Array]:
     """Return the two normals of two words, to the bits that a pass gives them."""
+    words = np.stack(pair).astype(np.uint32)
     if dtype == np.float64:
-        return _philox.pair(np, first.astype(np.uint32), second.astype(np.uint32), np.float64, np.int32)
-    words = np.stack([first, second]).astype(np.uint32).reshape(2, -1)
-    x, y = words.view(np.float32)
-    _pair(x, y, words[0], words[1], np.empty((4, x.size), np.uint32))
-    return x.reshape(first.shape), y.reshape(first.shape)
+        return _philox.normals(np, list(words), np.float64, np.int32)
+    flat = words.reshape(2, -1)
+    lanes = flat.view(np.float32)
+    _pair(lanes[0], lanes[1], flat[0], flat[1], np.empty((4, lanes.shape[1]), np.uint32))
+    return list(words.view(np.float32))
 
 
 class Span(NamedTuple):
