@@ -7,8 +7,10 @@ of them for any library that follows the array API standard, and replace what th
     from diffcore.backends import ArrayAPIBackend
 
     class CuPy(ArrayAPIBackend):
-        def normal(self, words, draw, shape, *, dtype, device=None, stream=0):
-            return my_kernel(words, draw, shape, dtype, stream)      # same bits as diffcore.noise: the battery checks
+        def normal(self, words, draw, shape, *, region=None, **how):
+            if region is not None:
+                return super().normal(words, draw, shape, region=region, **how)
+            return my_kernel(words, draw, shape, **how)              # same bits as diffcore.noise: the battery checks
 
     backend = CuPy(cupy)
 
@@ -26,7 +28,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _streams
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore.plan import Form
 from diffcore.stage import Run, Source
 from diffcore.state import State
@@ -43,14 +47,32 @@ class Backend(Protocol):
         """Return seed words (B, 2) (low, high) in the form that `normal` takes, on the device of `like`."""
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> Array:
         """Return standard normals (B, ...): Philox4x32-10 keyed by words[i], counted by (element, draw, stream), then
         Box-Muller; the format is `diffcore.noise`'s. `words` is what `seeds` returned, or NumPy uint32 (B, 2); `draw`
-        an int or a 0-d integer array.
+        an int or a 0-d integer array. With a region, (first, size) along each axis, that block of the array: `words` are
+        those of its samples alone, and a first index may be a 0-d integer array.
         """
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+    def bits(
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
+    ) -> Array:
         """Return the 32-bit words behind `normal`, in an integer dtype that holds [0, 2^32)."""
 
     def index(self, value: int) -> Any:

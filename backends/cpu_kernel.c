@@ -314,12 +314,15 @@ typedef struct {
     int64_t draw;
 } StageJob;
 
-/* Noise of a kind of data, or bits. */
+/* Noise of a kind of data, or bits: of whole samples of `size` elements, or of `runs` runs of `size` elements of each sample, which
+   begin at `starts` (low, high). */
 typedef struct {
     char kind;
     void *to;
     const uint32_t *keys;
     int64_t draw, stream, size;
+    const uint32_t *starts;
+    int64_t runs;
 } NoiseJob;
 
 static int columns_of(int memory, int second)
@@ -340,6 +343,17 @@ static Source source_for(const uint32_t *keys, int64_t sample, int64_t draw, int
 static int64_t programs_of(int64_t items, int64_t size)
 {
     return items / size * ((size + 4 * TILE - 1) / (4 * TILE));
+}
+
+/* The tiles that a run of this size meets at most, wherever it begins. */
+static int64_t tiles_of_run(int64_t size)
+{
+    return (size + 8 * TILE - 2) / (4 * TILE);
+}
+
+static int64_t noise_programs(const NoiseJob *job, int64_t items)
+{
+    return job->starts == NULL ? programs_of(items, job->size) : items / job->size * tiles_of_run(job->size);
 }
 
 /* The programs from begin to end, one after another. */
@@ -379,19 +393,63 @@ static const char *lacks(const StageJob *job)
     return NULL;
 }
 
+static void noise_of_tile(char kind, void *to, const Source *source, uint64_t first, int blocks, int count)
+{
+    if (kind == 'f')
+        normals_float(to, source, first, blocks, count);
+    else if (kind == 'd')
+        normals_double(to, source, first, blocks, count);
+    else
+        bits_of_tile(to, source, first, blocks, count);
+}
+
+/* What a run of a sample has of one of the tiles that it meets: made from the whole tile, or, where it is short, lane by lane from the
+   blocks of its elements alone. */
+static void run_of_tile(const NoiseJob *job, int64_t program)
+{
+    const int64_t tiles = tiles_of_run(job->size), run = program / tiles;
+    const uint32_t *start = job->starts + 2 * (run % job->runs);
+    const uint64_t first = start[0] | (uint64_t)start[1] << 32, last = first + (uint64_t)job->size;
+    const uint64_t tile = first / (4 * TILE) + (uint64_t)(program % tiles), corner = tile * (4 * TILE), next = corner + 4 * TILE;
+    if (corner >= last)
+        return;
+    const int from = first > corner ? (int)(first - corner) : 0, until = last < next ? (int)(last - corner) : 4 * TILE;
+    const Source source = source_for(job->keys, run / job->runs, job->draw, job->stream);
+    const size_t item = job->kind == 'd' ? sizeof(double) : sizeof(float);
+    char *to = (char *)job->to + ((uint64_t)(run * job->size) + (corner + (uint64_t)from - first)) * item;
+    union {
+        float f[4 * TILE];
+        double d[4 * TILE];
+        uint32_t u[4 * TILE];
+    } some;
+    if (until - from == 4 * TILE) {
+        noise_of_tile(job->kind, to, &source, tile * TILE, TILE, 4 * TILE);
+    } else if (until - from > TILE) {
+        noise_of_tile(job->kind, &some, &source, tile * TILE, TILE, until);
+        memcpy(to, (char *)&some + (size_t)from * item, (size_t)(until - from) * item);
+    } else {
+        for (int at = from, end; at < until; to += (size_t)(end - at) * item, at = end) {
+            const int lane = at / TILE, blocks = (until < (lane + 1) * TILE ? until : (lane + 1) * TILE) - at;
+            end = at + blocks;
+            noise_of_tile(job->kind, &some, &source, tile * TILE + (uint64_t)(at % TILE), blocks, (lane + 1) * blocks);
+            memcpy(to, (char *)&some + (size_t)(lane * blocks) * item, (size_t)blocks * item);
+        }
+    }
+}
+
 static void run_noise(const void *told, int64_t begin, int64_t end)
 {
     const NoiseJob *job = told;
+    const int64_t item = job->kind == 'd' ? sizeof(double) : sizeof(float);
     for (int64_t program = begin; program < end; program++) {
+        if (job->starts != NULL) {
+            run_of_tile(job, program);
+            continue;
+        }
         const Place at = place(program, job->size);
         const Source source = source_for(job->keys, at.sample, job->draw, job->stream);
-        const int64_t to = at.sample * job->size + at.offset;
-        if (job->kind == 'f')
-            normals_float((float *)job->to + to, &source, at.block, at.blocks, at.count);
-        else if (job->kind == 'd')
-            normals_double((double *)job->to + to, &source, at.block, at.blocks, at.count);
-        else
-            bits_of_tile((uint32_t *)job->to + to, &source, at.block, at.blocks, at.count);
+        char *to = (char *)job->to + (at.sample * job->size + at.offset) * item;
+        noise_of_tile(job->kind, to, &source, at.block, at.blocks, at.count);
     }
 }
 
@@ -434,32 +492,31 @@ static int whole(PyObject *number, int64_t *value)
     return *value == -1 && PyErr_Occurred() != NULL ? -1 : 0;
 }
 
-/* How many programs an array of `items` elements in samples of `size` has; the range asked for must lie within. */
-static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t end, Py_ssize_t keys)
+/* The range asked for must lie within the programs that an array of `items` elements in samples of `size` has. */
+static int check_range(Py_ssize_t items, int64_t size, int64_t begin, int64_t end, int64_t programs)
 {
-    if (size <= 0 || size > INT64_MAX - 4 * TILE || items % size)
+    if (size <= 0 || size > INT64_MAX - 8 * TILE || items % size)
         return refuse("samples do not fill the array");
-    if (begin < 0 || begin > end || end > programs_of(items, size))
+    if (begin < 0 || begin > end || end > programs)
         return refuse("a range of programs that the array does not have");
-    if (keys >= 0 && keys != 8 * (items / size))
-        return refuse("another number of seeds than samples");
     return 0;
 }
 
 PyDoc_STRVAR(noise_doc,
-             "noise(to, keys, draw, stream, size, begin, end)\n--\n\n"
-             "Write the noise of some programs: bits into uint32, normals into float32 or float64.");
+             "noise(to, keys, draw, stream, starts, size, begin, end)\n--\n\n"
+             "Write the noise of some programs: bits into uint32, normals into float32 or float64. Of each sample all `size` elements, or,\n"
+             "where `starts` is not None, runs of `size` elements in a row, which begin at `starts`, (runs, 2) (low, high).");
 
 static PyObject *noise(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
-    Py_buffer views[2] = {{0}};
+    Py_buffer views[3] = {{0}};
     int64_t draw, stream, size, begin, end;
     PyObject *result = NULL;
-    if (given != 7) {
-        refuse("noise takes 7 arguments");
+    if (given != 8) {
+        refuse("noise takes 8 arguments");
         return NULL;
     }
-    if (whole(args[2], &draw) || whole(args[3], &stream) || whole(args[4], &size) || whole(args[5], &begin) || whole(args[6], &end))
+    if (whole(args[2], &draw) || whole(args[3], &stream) || whole(args[5], &size) || whole(args[6], &begin) || whole(args[7], &end))
         return NULL;
     if (PyObject_GetBuffer(args[0], &views[0], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE) < 0)
         return NULL;
@@ -468,15 +525,22 @@ static PyObject *noise(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
         refuse("noise is made in float32, float64 or uint32");
         goto done;
     }
-    if (take(&views[1], args[1], 0, 'u', -1) || check_range(views[0].len / views[0].itemsize, size, begin, end, views[1].len))
+    if (take(&views[1], args[1], 0, 'u', -1) || take(&views[2], args[4], 0, 'u', -1))
         goto done;
-    const NoiseJob job = {kind, views[0].buf, views[1].buf, draw, stream, size};
+    const Py_ssize_t items = views[0].len / views[0].itemsize;
+    const NoiseJob job = {kind, views[0].buf, views[1].buf, draw, stream, size, views[2].buf, views[2].len / 8};
+    if (check_range(items, size, begin, end, size > 0 ? noise_programs(&job, items) : 0))
+        goto done;
+    if (views[1].len / 8 * (job.starts == NULL ? 1 : job.runs) != items / size || views[1].len % 8 || views[2].len % 8) {
+        refuse("another number of seeds than samples");
+        goto done;
+    }
     Py_BEGIN_ALLOW_THREADS
     run_noise(&job, begin, end);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
-    give_back(views, 2);
+    give_back(views, 3);
     return result;
 }
 
@@ -532,8 +596,12 @@ static PyObject *stage(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     if (memory < 0 || take_all(&views[TO_M], args[2], memory, 1, kind, items) < 0)
         goto done;
     if (take(&views[TABLE], args[9], 0, 'd', -1) || take(&views[KEYS], args[AT_KEYS], 0, 'u', -1) ||
-        check_range(items, size, begin, end, args[AT_KEYS] == Py_None ? -1 : views[KEYS].len))
+        check_range(items, size, begin, end, size > 0 ? programs_of(items, size) : 0))
         goto done;
+    if (args[AT_KEYS] != Py_None && views[KEYS].len != 8 * (items / size)) {
+        refuse("another number of keys than samples");
+        goto done;
+    }
     if (second < NO_SECOND || second > RAW) {
         refuse("the second estimate is 0, 1 or 2");
         goto done;

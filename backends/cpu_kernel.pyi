@@ -7,7 +7,17 @@ from numpy.typing import NDArray
 xla_noise: Any  # capsules of what XLA calls
 xla_stage: Any
 
-def noise(to: NDArray[Any], keys: NDArray[Any], draw: int, stream: int, size: int, begin: int, end: int, /) -> None: ...
+def noise(
+    to: NDArray[Any],
+    keys: NDArray[Any],
+    draw: int,
+    stream: int,
+    starts: NDArray[Any] | None,
+    size: int,
+    begin: int,
+    end: int,
+    /,
+) -> None: ...
 def stage(
     to_z: NDArray[Any] | None,
     to_x: NDArray[Any] | None,

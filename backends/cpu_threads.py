@@ -51,16 +51,17 @@ def launcher(shape: tuple[int, int]) -> Callable[..., object]:
     return lambda *inputs: programs(shape, partial(launch, *inputs[:-2]))
 
 
-def programs(shape: tuple[int, int], launch: Callable[[int, int], object]) -> None:
-    """Call launch(begin, end) on ranges that make up the programs of an array (samples, size): its samples' tiles."""
+def programs(shape: tuple[int, int], launch: Callable[[int, int], object], *, whole: bool = True) -> None:
+    """Call launch(begin, end) on ranges that make up the programs of an array (samples, size): its samples' tiles, which
+    are one more where they are not whole samples, but runs that begin anywhere."""
     samples, size = shape
-    whole = 4 * _philox.TILE
-    number = samples * -(-size // whole)
+    tile = 4 * _philox.TILE
+    number = samples * -(-(size if whole else size + tile - 1) // tile)
     if samples * size <= ELEMENTS:
         if number:
             launch(0, number)
         return
-    together = max(1, ELEMENTS // min(size, whole), number // (TURNS * count()))
+    together = max(1, ELEMENTS // min(size, tile), number // (TURNS * count()))
     parts = [range(begin, min(begin + together, number)) for begin in range(0, number, together)]
     each(parts, lambda: lambda part: launch(part.start, part.stop))
 

@@ -248,23 +248,25 @@ static double xla_number(const XlaBuffer *buffer, int64_t at)
     return buffer->dtype == XLA_F64 ? ((const double *)buffer->data)[at] : (double)((const float *)buffer->data)[at];
 }
 
-/* (seeds, (draw, stream)) -> bits or normals. */
+/* (seeds, (draw, stream), starts of the runs of each sample, none for whole samples) -> bits or normals. */
 static void *xla_noise(XlaFrame *frame)
 {
     if (xla_asks(frame))
         return NULL;
-    if (frame->args.size != 2 || frame->rets.size != 1)
-        return xla_refuse(frame, "diffcore_noise: takes two arrays and gives one");
-    const XlaBuffer *seeds = frame->args.buffers[0], *source = frame->args.buffers[1], *to = frame->rets.buffers[0];
-    const int64_t items = xla_items(to), samples = to->rank > 0 ? to->dims[0] : 0;
+    if (frame->args.size != 3 || frame->rets.size != 1)
+        return xla_refuse(frame, "diffcore_noise: takes three arrays and gives one");
+    XlaBuffer *const *args = frame->args.buffers;
+    const XlaBuffer *seeds = args[0], *source = args[1], *starts = args[2], *to = frame->rets.buffers[0];
+    const int64_t items = xla_items(to), samples = to->rank > 0 ? to->dims[0] : 0, runs = xla_items(starts) / 2;
+    const int64_t rows = samples * (runs > 0 ? runs : 1);
     const char kind = xla_kind(to);
-    if (xla_kind(seeds) != 'u' || xla_kind(source) != 'u' || strchr("fdu", kind) == NULL)
-        return xla_refuse(frame, "diffcore_noise: seeds and source are uint32, noise is float32, float64 or uint32");
-    if (items <= 0 || xla_items(seeds) != 2 * samples || xla_items(source) != 2)
-        return xla_refuse(frame, "diffcore_noise: another number of seeds than samples, or none");
+    if (xla_kind(seeds) != 'u' || xla_kind(source) != 'u' || xla_kind(starts) != 'u' || strchr("fdu", kind) == NULL)
+        return xla_refuse(frame, "diffcore_noise: seeds, source and starts are uint32, noise is float32, float64 or uint32");
+    if (items <= 0 || xla_items(seeds) != 2 * samples || xla_items(source) != 2 || items % rows)
+        return xla_refuse(frame, "diffcore_noise: another number of seeds than samples, or of elements than runs, or none");
     const uint32_t *number = source->data;
-    const NoiseJob job = {kind, to->data, seeds->data, number[0], number[1], items / samples};
-    xla_run(frame, run_noise, &job, programs_of(items, job.size));
+    const NoiseJob job = {kind, to->data, seeds->data, number[0], number[1], items / rows, runs > 0 ? starts->data : NULL, runs};
+    xla_run(frame, run_noise, &job, noise_programs(&job, items));
     return NULL;
 }
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import io_callback
 
-from diffcore import _array, stage
+from diffcore import _array, _streams, stage
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore._threshold import Clip
 from diffcore.backends import jax_denoiser, jax_kernel, jax_noise
 from diffcore.backends.generic import ArrayAPIBackend
@@ -52,7 +53,6 @@ class At(NamedTuple):
     row: jax.Array
     levels: tuple[jax.Array, ...]
     number: jax.Array
-    draw: jax.Array
     between: tuple[jax.Array, jax.Array] | None
     """The levels from and to, where a source of noise asks."""
 
@@ -61,17 +61,33 @@ class JAXBackend(ArrayAPIBackend):
     """The contract on JAX arrays and tracers."""
 
     def seeds(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
+        words = words if isinstance(words, jax.Array) else np.asarray(words).astype(np.uint32)
         return jnp.asarray(words, dtype=jnp.uint32)
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> jax.Array:
-        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
     def bits(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> jax.Array:
-        return jax_noise.bits(words, draw, shape, device=device, stream=stream)
+        return jax_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def advance(
         self,
@@ -89,7 +105,8 @@ class JAXBackend(ArrayAPIBackend):
         z, memory = state.z, state.memory
         made = stochastic and noise is None and state.keys is not None
         eps = self.fresh(state, noise, between) if stochastic and not made else None
-        row = _array.table_for(np.asarray(row), z) if isinstance(row, list) else row
+        if isinstance(row, list):  # jit takes an array of the host faster than it is put on a device
+            row = np.asarray(row, np.float32 if _array.is_half(z.dtype) else z.dtype)
         arrays, rest = jax_denoiser.split(transform_x)
         x = None
         if not rest.lasting:  # a function of a caller's own: called as it is, and kept nowhere
@@ -105,7 +122,8 @@ class JAXBackend(ArrayAPIBackend):
         first, stages, form = _array.known_int(state.index), len(run.plan), run.form
         if first is None:
             raise ValueError(
-                "sample: the number of the next stage is traced, so that it is not known how many are left; use dc.step"
+                "sample: the number of the next stage, `state.index`, must be known where a run is traced, since it says how many "
+                "stages are left; go on with dc.step"
             )
         if first >= stages:
             return state
@@ -115,7 +133,7 @@ class JAXBackend(ArrayAPIBackend):
         tables = (run.coefficients, run.plan.log_snr, run.plan.next_log_snr)
         row, *between = (_array.table_for(table[first:], z) for table in (tables if asks else tables[:1]))
         levels = stage.levels_of(run, z, lambda table, like: [_array.table_for(table[first:], like)])
-        each = At(row, levels[0], numbers, numbers + (state.draw - first), tuple(between) or None)
+        each = At(row, levels[0], numbers, tuple(between) or None)
         traced = isinstance(z, jax.core.Tracer)
         kernel = jax_kernel.serves(z, run.plan.lead)
         function = None if source is None else source.function
@@ -129,7 +147,7 @@ class JAXBackend(ArrayAPIBackend):
             scan = partial(_scan, settings, run.callback)
             scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         slots = partial(ring, form) if kernel else lambda memory, _: memory
-        z, memory = scan((z, slots(state.memory, first)), arrays, state.keys, each)
+        z, memory = scan((z, slots(state.memory, first)), arrays, state.keys, state.draw - first, each)
         return State(z, slots(memory, stages), None, stages, state.draw + (stages - first), state.keys)
 
     def cond(
@@ -204,6 +222,7 @@ def _scan(
     carry: Carry,
     arrays: Given,
     keys: jax.Array | None,
+    ahead: Any,
     each: At,
 ) -> Carry:
     """Scan the stages; the barriers keep a stage apart from the denoiser, so that its bits do not depend on it."""
@@ -217,10 +236,10 @@ def _scan(
     def body(carry: Carry, at: At) -> tuple[Carry, None]:
         z, memory = carry
         y, other = stage.ask(form, denoise, z, at.levels)
-        before, eps = _seen(kind, Made(z, None, memory), at.number, at.draw, keys), None
+        before, eps = _seen(kind, Made(z, None, memory), at.number, at.number + ahead, keys), None
         if stochastic and not made_here:
             eps = stage.drawn(backend, before, source, at.between)
-        read = Stage(z, memory, y, None, other, eps, keys if made_here else None, at.row, at.draw, at.number)
+        read = Stage(z, memory, y, None, other, eps, keys if made_here else None, at.row, at.number + ahead, at.number)
         read = jax.lax.optimization_barrier(read)
         made = _stage(kind, transform_x, read, kernel)
         if held is not None:
@@ -233,7 +252,7 @@ def _scan(
             def tell(made: Made, index: Any, draw: Any, keys: Any) -> None:
                 callback(_seen(kind, made, int(index), int(draw), keys))
 
-            io_callback(tell, None, made, at.number + 1, at.draw + 1, keys, ordered=True)
+            io_callback(tell, None, made, at.number + 1, at.number + ahead + 1, keys, ordered=True)
         return (made.z, made.memory), None
 
     after: Carry = jax.lax.scan(body, _varied(carry, (arrays, keys), body, each), each)[0]

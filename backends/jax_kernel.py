@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffcore import _streams
 from diffcore._array import is_half
 from diffcore._threshold import Clip
 from diffcore.backends import cpu_threads, numpy_noise
@@ -105,7 +106,9 @@ def varying(arrays: Any) -> frozenset[Any]:
     axes: list[frozenset[Any]] = []
     for array in jax.tree.leaves(arrays):
         kind = getattr(array, "aval", array)
-        said = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None)  # before jax 0.10 the type has `vma` itself
+        said = getattr(kind, "mat", None) or getattr(
+            kind, "manual_axis_type", None
+        )  # before jax 0.10 the type has `vma` itself
         axes.append(getattr(said, "varying", None) or getattr(kind, "vma", None) or frozenset())
     return frozenset[Any]().union(*axes)
 
@@ -148,24 +151,30 @@ def works() -> bool:
 
 def _try(device: Any) -> None:
     words, shape = np.array([[5, 7]], dtype=np.uint32), (1, 5)
+    how: dict[str, Any] = {"stream": _streams.SAMPLER, "shape": shape, "dtype": jnp.uint32}
     with jax.default_device(device):
-        found = np.asarray(jax.jit(partial(noise, stream=0, shape=shape, dtype=jnp.uint32))(words, np.uint32(3)))
+        found = np.asarray(jax.jit(partial(noise, **how))(words, np.uint32(3), None))
     if not np.array_equal(found, numpy_noise.bits(words, 3, shape)):
         raise ValueError("other bits came back than were expected")
 
 
-def noise(keys: jax.Array, draw: jax.Array, stream: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0; see `diffcore.noise`."""
+def noise(
+    seeds: jax.Array, draw: jax.Array, starts: jax.Array | None, stream: int, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0, of whole samples or of the runs of
+    each that begin at `starts`; see `diffcore.noise`."""
+    begin = jnp.zeros((0,), jnp.uint32) if starts is None else starts
 
     @jax.custom_jvp
-    def made(keys: jax.Array, draw: jax.Array) -> jax.Array:
+    def made(seeds: jax.Array, draw: jax.Array, begin: jax.Array) -> jax.Array:
         call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
-        found: jax.Array = call(keys, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]))
+        halves = jnp.stack([begin, jnp.zeros_like(begin)], axis=1)
+        found: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]), halves)
         return found
 
     still: Any = jnp.zeros(shape, dtype) if jnp.issubdtype(dtype, jnp.floating) else np.zeros(shape, jax.dtypes.float0)
     made.defjvp(lambda primals, tangents: (made(*primals), still))
-    found: jax.Array = made(keys, draw)
+    found: jax.Array = made(seeds, draw, begin)
     return found
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffcore import _philox
+from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
+from diffcore._philox import Finish, Region
 from diffcore.backends import jax_kernel
 
 
@@ -31,75 +33,141 @@ def _word(value: Any) -> jax.Array:
     return jnp.uint32(value) if isinstance(value, int) else jnp.asarray(value).astype(jnp.uint32)
 
 
-Finish = Callable[[list[jax.Array]], list[jax.Array]]
-"""The four words of each block -> its four lanes of elements."""
+Words = tuple[jax.Array, ...]
 
 
-def _words(block: jax.Array, k0: jax.Array, k1: jax.Array, draw: jax.Array, stream: int) -> list[jax.Array]:
-    """Return the four words of each block; the keys broadcast against the blocks."""
-    zero = jnp.zeros((1,) * block.ndim, dtype=jnp.uint32)
-    c0, c1, c2, c3 = block, zero, zero + draw, zero + jnp.uint32(stream)
-    for _ in range(_philox.ROUNDS):
+def _rounds(count: int, state: tuple[Words, Words]) -> tuple[Words, Words]:
+    """Return the counter and the key after some rounds."""
+    (c0, c1, c2, c3), (k0, k1) = state
+    for _ in range(count):
         high0, low0 = _multiply(_philox.MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_philox.MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + jnp.uint32(_philox.WEYL[0]), k1 + jnp.uint32(_philox.WEYL[1])
-    return [c0, c1, c2, c3]
+    return (c0, c1, c2, c3), (k0, k1)
 
 
-def _elements(
-    words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int, dtype: Any, finish: Finish
+def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block: jax.Array) -> list[jax.Array]:
+    """Return the four words of each block (1, n) of each sample.
+
+    On a CPU, XLA writes one array a loop, and computes what leads to it anew for each: ten rounds for every word. What a loop
+    over the rounds carries is there, so with `rolled` each round is computed once.
+    """
+    key = (words[:, 0:1], words[:, 1:2])
+    like = (key[0] & 0) | (draw & 0) | (block & 0)  # of the shape, and in a shard_map the type, of what the rounds make
+    state = (like | block, like, like | draw, like | jnp.uint32(stream)), key
+    if rolled:
+        state = jax.lax.fori_loop(0, _philox.ROUNDS // 2, lambda _, state: _rounds(2, state), state)
+    else:
+        state = _rounds(_philox.ROUNDS, state)
+    return list(state[0])
+
+
+def _normals(dtype: Any, rolled: bool, words: list[jax.Array]) -> list[jax.Array]:
+    """Return the normals of words in pairs; with `rolled` in a loop over the pairs, which keeps them apart from what they are
+    used for: in one loop with it XLA would neither compute a pair once nor in vectors."""
+    if not rolled:
+        return _philox.normals(jnp, words, dtype, jnp.int32)
+    pairs = jnp.reshape(jnp.stack(words), (-1, 2, *words[0].shape))
+    made = jax.lax.map(lambda pair: jnp.stack(_philox.normals(jnp, list(pair), dtype, jnp.int32)), pairs)
+    return list(jnp.reshape(made, (-1, *words[0].shape)))
+
+
+def _made(
+    words: jax.Array,
+    draw: jax.Array,
+    starts: jax.Array | None,
+    sizes: tuple[int, ...],
+    stream: int,
+    dtype: Any,
 ) -> jax.Array:
-    """Return what `finish` makes of the words of every element, of shape `shape`; on a CPU the kernel makes it, in `dtype`."""
-    size, full, rest = _philox.counts(shape)
-    if full * _philox.TILE + rest > 1 << 32:
-        raise ValueError(f"noise: a sample has {size} elements, but takes at most 2^34 on JAX, which counts in 32 bits")
+    """Return the elements of samples, or of the runs of each that begin at `starts`, in `dtype`; on a CPU the kernel makes
+    them where it works."""
+    size = math.prod(sizes[1:])
 
-    def by_kernel(words: jax.Array, draw: jax.Array) -> jax.Array:
-        return jax_kernel.noise(words, draw, stream, shape, dtype)
+    def by_kernel(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
+        return jax_kernel.noise(words, draw, starts, stream, sizes, dtype)
 
-    def by_operations(words: jax.Array, draw: jax.Array) -> jax.Array:
-        block = jnp.arange(full * _philox.TILE + rest, dtype=jnp.uint32)[None, :]
-        lanes = finish(_words(block, words[:, 0:1], words[:, 1:2], draw, stream))
-        assembled: jax.Array = _philox.assemble(jnp, lanes, shape)
-        return assembled
+    def by_operations(rolled: bool, words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
+        blocks = partial(_blocks, words, draw, stream, rolled)
+        finish: Finish = list if dtype == jnp.uint32 else partial(_normals, dtype, rolled)
+        if starts is None:
+            found: jax.Array = _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
+            return found
+        element = _philox.elements(jnp, starts, size // starts.shape[0])
+        return jnp.reshape(_philox.draw_some(jnp, blocks, finish, element), sizes)
 
-    if not (jax_kernel.whole(words, draw) and jax_kernel.works()):
-        return by_operations(words, draw)
-    found: jax.Array = jax.lax.platform_dependent(words, draw, cpu=by_kernel, default=by_operations)
+    kernel = jax_kernel.whole(words, draw, starts) and jax_kernel.works()
+    on_cpu = by_kernel if kernel else partial(by_operations, True)
+    found: jax.Array = jax.lax.platform_dependent(
+        words, draw, starts, cpu=on_cpu, default=partial(by_operations, False)
+    )
     return found
 
 
-def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> jax.Array:
+def _starts(shape: tuple[int, ...], region: Region | None) -> jax.Array | None:
+    """Return where the runs of a region begin in a sample, or None; and check that 32 bits are enough to count."""
+    size, full, rest = _philox.counts(shape)
+    if full * _philox.TILE + rest > 1 << 32:
+        raise ValueError(f"noise: a sample has {size} elements, but takes at most 2^34 on JAX, which counts in 32 bits")
+    if region is None:
+        return None
+    if size > 1 << 32:
+        raise ValueError(
+            f"noise: a sample has {size} elements, but takes at most 2^32 for a region of it on JAX, which counts in 32 bits"
+        )
+    here = all(isinstance(first, int) for first, _ in region)  # then it is worked out on the host
+    return jnp.asarray(_philox.runs(np if here else jnp, shape, region, np.uint32)[0])
+
+
+def bits(
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
+) -> jax.Array:
     """Return the 32-bit words of each element, in uint32; see `diffcore.noise.bits`."""
-    if 0 in shape:
-        return jnp.zeros(shape, dtype=jnp.uint32)
-    found: jax.Array = _bits(jnp.asarray(words, dtype=jnp.uint32), _word(draw), shape, stream)
+    sizes = _philox.sizes(shape, region)
+    if 0 in sizes:
+        return jnp.zeros(sizes, dtype=jnp.uint32)
+    words = jnp.asarray(words, dtype=jnp.uint32)
+    found: jax.Array = _bits(words, _word(draw), _starts(shape, region), sizes, stream)
     return found
 
 
 def normal(
-    words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    dtype: Any,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
 ) -> jax.Array:
     """Return standard normals (B, ...); see `diffcore.noise.normal`."""
-    dtype = jnp.dtype(dtype)
+    dtype, sizes = jnp.dtype(dtype), _philox.sizes(shape, region)
     _philox.check_dtype(dtype)
-    if 0 in shape:
-        return jnp.zeros(shape, dtype=dtype)
-    found: jax.Array = _normal(jnp.asarray(words, dtype=jnp.uint32), _word(draw), shape, dtype, stream)
+    if 0 in sizes:
+        return jnp.zeros(sizes, dtype=dtype)
+    words = jnp.asarray(words, dtype=jnp.uint32)
+    found: jax.Array = _normal(words, _word(draw), _starts(shape, region), sizes, dtype, stream)
     return found
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _bits(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], stream: int) -> jax.Array:
-    return _elements(words, draw, shape, stream, jnp.dtype(jnp.uint32), lambda w: w)
+@partial(jax.jit, static_argnums=(3, 4))
+def _bits(
+    words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], stream: int
+) -> jax.Array:
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(jnp.uint32))
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _normal(words: jax.Array, draw: jax.Array, shape: tuple[int, ...], dtype: Any, stream: int) -> jax.Array:
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _normal(
+    words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], dtype: Any, stream: int
+) -> jax.Array:
     wide = jnp.float32 if is_half(dtype) else dtype
-
-    def normals(w: list[jax.Array]) -> list[jax.Array]:
-        return [lane for i in (0, 2) for lane in _philox.pair(jnp, w[i], w[i + 1], wide, jnp.int32)]
-
-    return _elements(words, draw, shape, stream, wide, normals).astype(dtype)
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(wide)).astype(dtype)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from diffcore import _streams
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore.backends import numpy_noise, numpy_run
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.plan import Form
@@ -19,12 +21,29 @@ class NumPyBackend(ArrayAPIBackend):
     """The contract on NumPy arrays."""
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> Array:
-        return numpy_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return numpy_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
-        return numpy_noise.bits(words, draw, shape, device=device, stream=stream)
+    def bits(
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
+    ) -> Array:
+        return numpy_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def advance(
         self,

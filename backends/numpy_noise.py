@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _philox
+from diffcore import _philox, _streams
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore.backends import cpu_threads
 
 CHUNK = 256 * _philox.TILE
@@ -28,28 +29,43 @@ ones an operation is over before another thread has woken to take its turn, and 
 
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
-HALF, SIGN = np.uint64(32), np.uint32(0x80000000)
+HALF, MASK, SIGN = np.uint64(32), np.uint64(_philox.MASK), np.uint32(0x80000000)
 
 
-def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+def bits(
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
+) -> Array:
     """Return the 32-bit words of each element, in uint32; see `diffcore.noise.bits`."""
-    return _fill(np.dtype(np.uint32), words, draw, shape, stream)
+    return _fill(np.dtype(np.uint32), words, draw, shape, stream, region)
 
 
 def normal(
-    words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    dtype: Any,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
 ) -> Array:
     """Return standard normals (B, ...); see `diffcore.noise.normal`."""
     dtype = np.dtype(dtype)
     _philox.check_dtype(dtype)
-    return _fill(dtype, words, draw, shape, stream)
+    return _fill(dtype, words, draw, shape, stream, region)
 
 
 def normals(words: Array, draws: U64, shape: tuple[int, ...], *, dtype: Any) -> Array:
     """Return many draws at once, (draws, B, ...): each has the bits that `normal` gives it alone."""
     rows = np.tile(np.asarray(words), (len(draws), 1))
     wide = (len(draws) * shape[0], *shape[1:])
-    drawn = _fill(np.dtype(dtype), rows, np.repeat(draws, shape[0])[:, None], wide, 0)
+    drawn = _fill(np.dtype(dtype), rows, np.repeat(draws, shape[0])[:, None], wide, _streams.SAMPLER)
     return drawn.reshape(len(draws), *shape)
 
 
@@ -58,24 +74,47 @@ def keys(words: Array) -> U32:
     return np.ascontiguousarray(np.asarray(words).astype(np.uint32, copy=False))
 
 
-def _fill(dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: int) -> Array:
+def _fill(
+    dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: int, region: Region | None = None
+) -> Array:
     """Return noise for the samples; the draw is a number, or one per sample, (B, 1)."""
-    kernel, whole = cpu_threads.kernel, (shape[0], math.prod(shape[1:]))
-    if kernel is not None and np.ndim(draw) == 0:
-        drawn = np.empty(whole, dtype=np.float32 if dtype == np.float16 else dtype)
-        fill = partial(kernel.noise, drawn, keys(words), int(draw) & _philox.MASK, stream, whole[1])
-        cpu_threads.programs(whole, fill)
-        return drawn.astype(dtype, copy=False).reshape(shape)
-    out, wide = np.empty(whole, dtype=dtype), np.asarray(words).astype(np.uint64)
-    draws = np.asarray(draw).astype(np.uint64) & np.uint64(_philox.MASK)
+    sizes = _philox.sizes(shape, region)
+    if 0 in sizes:
+        return np.empty(sizes, dtype=dtype)
+    starts, size = (None, math.prod(shape[1:])) if region is None else _philox.runs(np, shape, region, np.uint64)
+    if cpu_threads.kernel is not None and np.ndim(draw) == 0:
+        rows = sizes[0] * (1 if starts is None else len(starts))
+        drawn = np.empty((rows, size), dtype=np.float32 if dtype == np.float16 else dtype)
+        halves = None if starts is None else np.stack([starts & MASK, starts >> HALF], axis=1).astype(np.uint32)
+        fill = partial(cpu_threads.kernel.noise, drawn, keys(words), int(draw) & _philox.MASK, stream, halves, size)
+        cpu_threads.programs((rows, size), fill, whole=starts is None)
+        return drawn.astype(dtype, copy=False).reshape(sizes)
+    wide, draws = np.asarray(words).astype(np.uint64), np.asarray(draw).astype(np.uint64) & MASK
+    if starts is not None:
+        finish = list if dtype == np.uint32 else partial(_normals, dtype)
+        blocks = _philox.blocks_of(np, wide, draws, None, stream, np.uint64)
+        some = _philox.draw_some(np, blocks, finish, _philox.elements(np, starts, size))
+        return some.astype(dtype, copy=False).reshape(sizes)
+    out = np.empty((shape[0], size), dtype=dtype)
 
     def fill_span(scratch: Scratch, span: Span) -> None:
         counter = draws[span.samples] if draws.ndim else draws
         to = out[span.samples, span.elements]
         scratch.store(to, span.first, span.blocks, wide[span.samples], counter, stream)
 
-    spread(whole, fill_span)
+    spread(out.shape, fill_span)
     return out.reshape(shape)
+
+
+def _normals(dtype: Any, pair: list[U64]) -> list[Array]:
+    """Return the two normals of two words, to the bits that a pass gives them."""
+    words = np.stack(pair).astype(np.uint32)
+    if dtype == np.float64:
+        return _philox.normals(np, list(words), np.float64, np.int32)
+    flat = words.reshape(2, -1)
+    lanes = flat.view(np.float32)
+    _pair(lanes[0], lanes[1], flat[0], flat[1], np.empty((4, lanes.shape[1]), np.uint32))
+    return list(words.view(np.float32))
 
 
 class Span(NamedTuple):

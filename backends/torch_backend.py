@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
-from diffcore import _array, stage
+from diffcore import _array, _streams, stage
 from diffcore._array import Array
+from diffcore._philox import Region
 from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import numpy_run, torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
@@ -33,18 +34,33 @@ class TorchBackend(ArrayAPIBackend):
 
     def seeds(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
         if isinstance(words, torch.Tensor):
-            return words.to(like.device)
-        return torch.as_tensor(words.astype(np.int64), device=like.device)
+            return words.to(like.device, torch.int64)
+        return torch.as_tensor(np.asarray(words).astype(np.int64), device=like.device)
 
     def normal(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> torch.Tensor:
-        return torch_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream)
+        return torch_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
 
     def bits(
-        self, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0
+        self,
+        words: Array,
+        draw: Any,
+        shape: tuple[int, ...],
+        *,
+        device: Any = None,
+        stream: int = _streams.SAMPLER,
+        region: Region | None = None,
     ) -> torch.Tensor:
-        return torch_noise.bits(words, draw, shape, device=device, stream=stream)
+        return torch_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
 
     def index(self, value: int) -> Any:
         if torch.compiler.is_compiling():  # a run inside a graph: its stages are known while it is traced
@@ -83,9 +99,7 @@ class TorchBackend(ArrayAPIBackend):
     ) -> State:
         if not _is_traced():
             given = noise if stochastic else False
-            found = numpy_run.advance(
-                self, form, state, y, row, given, transform_x, other, between, _shared, _tensor
-            )
+            found = numpy_run.advance(self, form, state, y, row, given, transform_x, other, between, _shared, _tensor)
             if found is not None:
                 return found
         settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
@@ -113,7 +127,7 @@ class TorchBackend(ArrayAPIBackend):
                     _warn("the Triton kernel", error, "compiled by torch.compile")
                     return self._run_fused(run, self._at(state, turn.stage, number))
             else:
-                y = y if weight is None else y + weight * (y - other)
+                y = y if weight is None or other is None else y + weight * (y - other)
                 settings["other"] = other if form.second == "unguided" else None
                 state = super().advance(form, state._replace(draw=number), y, rows[turn.stage], None, **settings)
             if watched or turn.stage + 1 == len(rows):
@@ -255,7 +269,8 @@ def _kind(run: Run, held: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     threshold = run.transform_x if isinstance(run.transform_x, Clip | DynamicThreshold) else None
     state, *rest = arrays
     kinds = tuple(
-        None if array is None else (tuple(array.shape), array.dtype, array.device) for array in (state.z, state.keys, *rest)
+        None if array is None else (tuple(array.shape), array.dtype, array.device)
+        for array in (state.z, state.keys, *rest)
     )
     shapes = tuple(tuple(getattr(getattr(held, part), "shape", ())) for part in getattr(held, "parts", ()))
     return run.form, run.plan.stochastic, run.callback is not None, threshold, type(held), shapes, kinds

@@ -6,44 +6,68 @@ operation.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
 import numpy as np
 import torch
 
-from diffcore import _philox
+from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
+from diffcore._philox import Finish, Region
 from diffcore.backends import numpy_noise
 
 
-def bits(words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> torch.Tensor:
+def bits(
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
+) -> torch.Tensor:
     """Return the 32-bit words of each element, in int64; see `diffcore.noise.bits`."""
-    if 0 in shape:
-        return torch.zeros(shape, dtype=torch.int64, device=device)
-    lanes = _philox.lanes(xp, words, _number(draw, device), shape, device, stream, torch.int64, _philox.multiply_signed)
-    found: torch.Tensor = _philox.assemble(xp, lanes, shape)
-    return found
+    sizes = _philox.sizes(shape, region)
+    if 0 in sizes:
+        return torch.zeros(sizes, dtype=torch.int64, device=device)
+    return _made(words, draw, shape, device, stream, region, list)
 
 
 def normal(
-    words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    dtype: Any,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
 ) -> torch.Tensor:
     """Return standard normals (B, ...); see `diffcore.noise.normal`."""
     _philox.check_dtype(dtype)
-    if 0 in shape:
-        return torch.zeros(shape, dtype=dtype, device=device)
+    sizes = _philox.sizes(shape, region)
+    if 0 in sizes:
+        return torch.zeros(sizes, dtype=dtype, device=device)
     wide = torch.float32 if is_half(dtype) else dtype
     if not torch.compiler.is_compiling() and (device is None or torch.device(device).type == "cpu"):
         host = _on_host(words), _on_host(draw)
         if host[0] is not None and host[1] is not None:
             kind = np.float64 if wide == torch.float64 else np.float32
-            drawn = numpy_noise.normal(host[0], host[1], shape, dtype=kind, stream=stream)
+            drawn = numpy_noise.normal(host[0], host[1], shape, dtype=kind, stream=stream, region=region)
             return torch.from_numpy(drawn).to(dtype)
-    w = _philox.lanes(xp, words, _number(draw, device), shape, device, stream, torch.int64, _philox.multiply_signed)
-    pairs = [_philox.pair(xp, w[i], w[i + 1], wide, torch.int32) for i in (0, 2)]
-    found: torch.Tensor = _philox.assemble(xp, [lane for pair in pairs for lane in pair], shape)
-    return found.to(dtype)
+    finish = partial(_philox.normals, xp, dtype=wide, small=torch.int32)
+    return _made(words, draw, shape, device, stream, region, finish).to(dtype)
+
+
+def _made(
+    words: Array, draw: Any, shape: tuple[int, ...], device: Any, stream: int, region: Region | None, finish: Finish
+) -> torch.Tensor:
+    number, multiply = _number(draw, device), _philox.multiply_signed
+    blocks = _philox.blocks_of(xp, words, number, device, stream, torch.int64, multiply)
+    found: torch.Tensor = _philox.made(xp, blocks, finish, shape, region, torch.int64, device)
+    return found
 
 
 def _on_host(value: Any) -> Any:

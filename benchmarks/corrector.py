@@ -77,7 +77,7 @@ def on_digits(path: Path, count: int) -> dict[str, Any]:
                     plan,
                     shape=(len(some), *config.shape),
                     like=torch.zeros(1),
-                    seed=1000 + first,
+                    seed=dc.noise.keys(1000, len(some), first=first),
                     prediction=model.prediction,
                     transform_x=dc.guidance.clip(-1.0, 1.0),
                 )

@@ -38,7 +38,11 @@ def draw(number: int, folder: Path) -> None:
     labels = torch.arange(number * TOGETHER, (number + 1) * TOGETHER) % 10
     guided = dc.guidance.classifier_free(model, cond=labels, null=model.null(labels), weight=GUIDANCE)
     schedule, clip = dc.schedules.Cosine(), dc.guidance.clip()
-    common: dict[str, Any] = {"prediction": "v", "transform_x": clip, "seed": 1000 + number * TOGETHER}
+    common: dict[str, Any] = {
+        "prediction": "v",
+        "transform_x": clip,
+        "seed": dc.noise.keys(1000, TOGETHER, first=number * TOGETHER),
+    }
     plan = dc.samplers.dpm_solver_pp(schedule, steps=STEPS)
     first: Any = None
     for method, how in METHODS.items():

@@ -12,7 +12,7 @@ import difflib
 import math
 import numbers
 import reprlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import numpy as np
@@ -246,6 +246,18 @@ def instance(
     if isinstance(value, type) and issubclass(value, types):
         hint = f"call it: {value.__name__}()"
     raise error(TypeError, function, argument, f"be {what}", value, hint)
+
+
+def callable_(function: str, argument: str, value: object, what: str, *, hint: str = "") -> Callable[..., Any]:
+    """Return what can be called, or raise TypeError.
+
+    >>> callable_("sample", "denoise", 3, "a function of (z, log_snr)")
+    Traceback (most recent call last):
+    TypeError: sample: `denoise` must be a function of (z, log_snr), got 3
+    """
+    if not callable(value):
+        raise error(TypeError, function, argument, f"be {what}", value, hint)
+    return value
 
 
 def _entries(value: object) -> tuple[Any, ...] | None:

@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _streams
 from diffcore._array import Array
 from diffcore.schedules._base import scaling_of
 
 BLOCK = 16
 """How many bins are summed at once: a few large operations, in memory that does not grow with the number of bins."""
-
-NOISE_STREAM = 2
-"""The streams 2 and 3 of the noise are drawn for likelihoods; 0 is the samplers', 1 that of training times."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
         schedule: a schedule of `diffcore.schedules`; its cleanest level, t = 0, counts.
         decoder: p(x | z_0). `Bins(256, -1.0, 1.0)` for data that takes a few values, `Density()` for continuous data, or
             None for 0: the bound is then without this term.
-        seed: one int (sample i gets seed + i), or one int per sample; read by `Bins` only.
+        seed: one int, of which each sample gets its own key, or one int or key per sample, see `noise.keys`; read by `Bins` only.
 
     Returns:
         An array of shape (B,), at least float32. Under `Bins` near 0 where the noise at t = 0 is far below the width of
@@ -114,7 +111,7 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
         return total(xp, xp.zeros_like(wide) + each)
     bins, low, width = decoder.count, decoder.low, decoder.width
     ratio = math.exp(-0.5 * log_snr)  # sigma / alpha
-    offset = ratio * normal(wide, seed, draw=0, stream=NOISE_STREAM + 1)  # z / alpha - x
+    offset = ratio * normal(wide, seed, draw=0, stream=_streams.RECONSTRUCTION)  # z / alpha - x
     # values are counted in bins, so that rounding x to float32 does no harm
     own = xp.clip(xp.round((wide - low) / width), 0.0, bins - 1.0)
     off = _off_the_values(function, decoder, x, wide - (low + width * own))

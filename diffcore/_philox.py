@@ -21,12 +21,13 @@ Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405), sec. 3.3; Box & Muller
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _streams
 from diffcore._array import Array
 
 TILE = 256
@@ -36,6 +37,9 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
 ROUNDS = 10
+
+Region = Sequence[tuple[Any, int]]
+"""(first index, size) along each axis of a whole array."""
 
 Multiply = Callable[[int, Array], tuple[Array, Array]]
 """(constant, 32-bit words) -> (high, low) words of the 64-bit product."""
@@ -91,6 +95,29 @@ def assemble(xp: Any, lanes: list[Array], shape: tuple[int, ...]) -> Array:
     return xp.reshape(flat, shape)
 
 
+def sizes(shape: tuple[int, ...], region: Region | None) -> tuple[int, ...]:
+    """Return the shape of what is drawn."""
+    return shape if region is None else tuple(size for _, size in region)
+
+
+def runs(xp: Any, shape: tuple[int, ...], region: Region, dtype: Any, device: Any = None) -> tuple[Array, int]:
+    """Return the runs of elements in a row that a region has in each sample: where they begin, (runs,), and their size."""
+    axes = list(zip(shape[1:], region[1:], strict=True))
+    stride = 1
+    while axes and axes[-1][0] == axes[-1][1][1]:  # a whole axis begins at 0, and joins the one outside it
+        stride *= axes.pop()[0]
+    starts, size, inner = xp.zeros((1,), dtype=dtype, device=device), stride, True
+    for extent, (first, count) in reversed(axes):
+        begin, step = (xp.asarray(value, dtype=dtype, device=device) for value in (first, stride))
+        if inner:
+            starts, size, inner = begin * step + starts, count * stride, False
+        else:
+            rows = begin + xp.arange(count, dtype=dtype, device=device)
+            starts = xp.reshape((rows * step)[:, None] + starts[None, :], (-1,))
+        stride *= extent
+    return starts, size
+
+
 def pair(xp: Any, first: Array, second: Array, dtype: Any, small: Any) -> tuple[Array, Array]:
     """Return the two normals of two words, computed in `dtype`; `small` is a signed integer dtype of 32 bits or
     more."""
@@ -115,6 +142,11 @@ def pair(xp: Any, first: Array, second: Array, dtype: Any, small: Any) -> tuple[
     return radius * x, radius * y
 
 
+def normals(xp: Any, words: list[Array], dtype: Any, small: Any) -> list[Array]:
+    """Return the normals of words in pairs: what `normal` makes of them."""
+    return [each for i in range(0, len(words), 2) for each in pair(xp, words[i], words[i + 1], dtype, small)]
+
+
 def _cosine_sine(xp: Any, angle: Array, dtype: Any) -> tuple[Array, Array]:
     """Return cos and sin of angles in [-pi / 4, pi / 4]: in float32 by the polynomials of Cephes, right to an ulp."""
     if "64" in str(dtype):
@@ -133,24 +165,54 @@ def key_words(xp: Any, words: Array, dtype: Any, device: Any) -> tuple[Array, Ar
     return words[:, 0:1], words[:, 1:2]
 
 
-def lanes(
-    xp: Any,
-    words: Array,
-    draw: Any,
-    shape: tuple[int, ...],
-    device: Any,
-    stream: int,
-    dtype: Any,
-    multiply: Multiply = multiply_wide,
-) -> list[Array]:
-    """Return the words of all blocks a batch needs, four arrays (B, blocks), in 64-bit integers."""
-    _, full, rest = counts(shape)
-    block = xp.reshape(xp.arange(full * TILE + rest, dtype=dtype, device=device), (1, -1))
+Blocks = Callable[[Array], list[Array]]
+"""Numbers of blocks (1, n) -> their four words, each (B, n)."""
+
+Finish = Callable[[list[Array]], list[Array]]
+"""Words in pairs -> the elements that they make, as many."""
+
+
+def blocks_of(
+    xp: Any, words: Array, draw: Any, device: Any, stream: int, dtype: Any, multiply: Multiply = multiply_wide
+) -> Blocks:
+    """Return the function from blocks to words that belongs to seeds, a draw and a stream, in 64-bit integers."""
     draw = xp.asarray(draw, dtype=dtype, device=device) if not hasattr(draw, "dtype") else xp.astype(draw, dtype)
     draw = xp.reshape(draw, (1, 1)) & MASK
     zero = xp.zeros((1, 1), dtype=dtype, device=device)
     key = key_words(xp, words, dtype, device)
-    return rounds(multiply, (block & MASK, block >> 32, draw, zero + stream), key)
+    return lambda block: rounds(multiply, (block & MASK, block >> 32, draw, zero + stream), key)
+
+
+def draw_all(xp: Any, blocks: Blocks, finish: Finish, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+    """Return all elements of each sample: every block is computed once, and both of its pairs are used."""
+    _, full, rest = counts(shape)
+    w = blocks(xp.reshape(xp.arange(full * TILE + rest, dtype=dtype, device=device), (1, -1)))
+    return assemble(xp, finish(w), shape)
+
+
+def draw_some(xp: Any, blocks: Blocks, finish: Finish, element: Array) -> Array:
+    """Return the elements of these numbers, (n,), of each sample, (B, n): each computes its block, and one pair of it."""
+    element = xp.reshape(element, (1, -1))
+    w = blocks(element // (4 * TILE) * TILE + element % TILE)
+    lane = element // TILE % 4
+    x, y = finish([xp.where(lane > 1, w[2], w[0]), xp.where(lane > 1, w[3], w[1])])
+    return xp.where(lane % 2 == 1, y, x)
+
+
+def elements(xp: Any, starts: Array, size: int) -> Array:
+    """Return the numbers of the elements of runs, (n,)."""
+    row = xp.arange(size, dtype=starts.dtype, device=_array.device(starts))
+    return xp.reshape(starts[:, None] + row[None, :], (-1,))
+
+
+def made(
+    xp: Any, blocks: Blocks, finish: Finish, shape: tuple[int, ...], region: Region | None, dtype: Any, device: Any
+) -> Array:
+    """Return the elements of a region, or all, in the order of the array."""
+    if region is None:
+        return draw_all(xp, blocks, finish, shape, dtype, device)
+    element = elements(xp, *runs(xp, shape, region, dtype, device))
+    return xp.reshape(draw_some(xp, blocks, finish, element), sizes(shape, region))
 
 
 def check_dtype(dtype: Any) -> None:
@@ -159,21 +221,39 @@ def check_dtype(dtype: Any) -> None:
         raise TypeError(f"noise.normal: `dtype` is {dtype}, but takes float16, bfloat16, float32 or float64")
 
 
-def bits(xp: Any, words: Array, draw: Any, shape: tuple[int, ...], *, device: Any = None, stream: int = 0) -> Array:
+def bits(
+    xp: Any,
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
+) -> Array:
     """Return the 32-bit words of each element, in uint64: the reference of every backend."""
-    if 0 in shape:
-        return xp.zeros(shape, dtype=xp.uint64, device=device)
-    return assemble(xp, lanes(xp, words, draw, shape, device, stream, xp.uint64), shape)
+    if 0 in sizes(shape, region):
+        return xp.zeros(sizes(shape, region), dtype=xp.uint64, device=device)
+    blocks = blocks_of(xp, words, draw, device, stream, xp.uint64)
+    return made(xp, blocks, list, shape, region, xp.uint64, device)
 
 
 def normal(
-    xp: Any, words: Array, draw: Any, shape: tuple[int, ...], *, dtype: Any, device: Any = None, stream: int = 0
+    xp: Any,
+    words: Array,
+    draw: Any,
+    shape: tuple[int, ...],
+    *,
+    dtype: Any,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
 ) -> Array:
     """Return standard normals: the reference of every backend."""
     check_dtype(dtype)
-    if 0 in shape:
-        return xp.zeros(shape, dtype=dtype, device=device)
-    w = lanes(xp, words, draw, shape, device, stream, xp.uint64)
+    if 0 in sizes(shape, region):
+        return xp.zeros(sizes(shape, region), dtype=dtype, device=device)
     wide = xp.float32 if _array.is_half(dtype) else dtype
-    drawn = [*pair(xp, w[0], w[1], wide, xp.int64), *pair(xp, w[2], w[3], wide, xp.int64)]
-    return xp.astype(assemble(xp, drawn, shape), dtype, copy=False)
+    blocks = blocks_of(xp, words, draw, device, stream, xp.uint64)
+    finish = partial(normals, xp, dtype=wide, small=xp.int64)
+    return xp.astype(made(xp, blocks, finish, shape, region, xp.uint64, device), dtype, copy=False)

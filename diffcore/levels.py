@@ -124,7 +124,7 @@ def level(log_snr: Array, scaling: str = "vp") -> Level:
 
     Args:
         log_snr: a number or a floating array of any shape, -inf and inf included; float16 and bfloat16 are widened to
-            float32, a number gives float64.
+            float32, a number gives float64. NaN stays NaN.
         scaling: "vp", "ve" or "flow".
 
     Returns:

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, levels, losses, predictions, process
+from diffcore import _array, _streams, levels, losses, predictions, process
 from diffcore._array import Array
 from diffcore._bound_weights import Interval, PerLogSNR, discrete_weight
-from diffcore._decoder import NOISE_STREAM, Bins, Density, check_data, check_finite, normal, reconstruction, total
+from diffcore._decoder import Bins, Density, check_data, check_finite, normal, reconstruction, total
 from diffcore._weight import Weight
 from diffcore.levels import Gaussian
 from diffcore.predictions import Prediction
@@ -117,7 +117,7 @@ def diffusion_discrete(
         schedule: a schedule of `diffcore.schedules`, with finite ends.
         steps: T, for T equal intervals of t; or the times themselves, 0 <= t_0 < ... < t_T <= 1.
         prediction: what the denoiser returns; may be left out where it has an attribute `prediction`.
-        seed: one int (sample i gets seed + i), or one int per sample.
+        seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         intervals: None sums all T, in T calls; K draws K of them for each sample, spread evenly, in K calls.
         gradients: whether torch records gradients, to the denoiser's parameters or a learned schedule, in the memory of
             all calls. They are recorded in any case where `x` requires them; JAX needs no such word.
@@ -310,7 +310,7 @@ def _error(
 ) -> Array:
     """Return weight * ||x - x-hat(z)||^2, summed over a sample, at one log-SNR per sample."""
     prediction = predictions.said(function, denoise, prediction)
-    eps = normal(x, seed, draw=draw, stream=NOISE_STREAM)
+    eps = normal(x, seed, draw=draw, stream=_streams.LIKELIHOOD)
     level = levels.level(log_snr, schedule.scaling)
     y = denoise(process.diffuse(x, eps, level), log_snr)
     mean = losses.denoising(y, x, eps, level, prediction=prediction, weight=weight)

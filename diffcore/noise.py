@@ -1,8 +1,8 @@
-r"""Noise as a pure function of (seed of the sample, which draw, which element): Philox4x32-10, then Box-Muller.
+r"""Noise as a pure function of (key of the sample, which draw, which stream, which element): Philox4x32-10, then Box-Muller.
 
 The bits are equal on every library, device, batch split and shard; the normals agree to a few ulp. So one seed is one
-clip everywhere, sample i does not depend on its batch, and a run can be resumed at any step. The format is in
-`diffcore._philox`.
+batch of clips everywhere, sample i does not depend on its batch, and a run can be resumed at any step. The format is in
+`diffcore._philox`, the streams are in `diffcore._streams`.
 """
 
 from __future__ import annotations
@@ -11,77 +11,112 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _philox, _streams
 from diffcore._array import Array
+from diffcore._philox import Region
+from diffcore._seeds import words_of
+
+Seed = Any
+"""What `seed` takes: see `keys`."""
+
+NUMBERS = 1 << 30
+"""How many keys one seed gives."""
+
+_LAYOUT = (NUMBERS // _philox.TILE, 4, _philox.TILE)
+"""The elements of a sample by tile, lane and block."""
 
 
-def seed_words(seeds: int | Sequence[int] | npt.NDArray[Any], batch: int) -> npt.NDArray[np.uint32]:
-    """Return the 64-bit seed of each sample as two words, (batch, 2) uint32, low first.
+def keys(seed: Seed, count: int, first: Any = 0) -> Array:
+    """Return the 64-bit keys of the samples first, first + 1, ... that a seed gives, as words; they serve wherever a seed does.
+
+        key i of one seed = the first two words of Philox keyed by the seed, at the counter (i, 0, 0, stream of keys)
+
+    So the samples of seeds 0, 1, 2 have nothing in common, and `keys(seed, 8)` is `keys(seed, 4)`, then
+    `keys(seed, 4, first=4)`.
 
     Args:
-        seeds: one int, then sample i has seeds + i modulo 2^64; or one int per sample.
-        batch: how many samples.
+        seed: one seed: an int in [0, 2^64), a 0-d integer array, or a `jax.random.key`. Or the keys themselves, which
+            come back as words: a list or (B,) array of ints, a (B,) array of JAX's keys, or words (B, 2). Arrays are of
+            NumPy, torch, JAX or another library, and may be traced or vmapped; those of NumPy are checked, others count
+            modulo 2^64, and words modulo 2^32.
+        count: how many.
+        first: the number of the first, an int in [0, 2^30 - count], or a 0-d integer array; for one seed only.
+
+    Returns:
+        Words (count, 2), low first, of the library of the seed: uint32 on NumPy and JAX, int64 on torch.
 
     Raises:
-        TypeError: a seed that is no int.
-        ValueError: a seed outside [0, 2^64), or another number of seeds than samples.
+        TypeError: a seed that is no integer, or a JAX key of more than two words.
+        ValueError: a seed or number out of range; another number of keys than `count`; `first` beside keys.
 
-    >>> seed_words(2**64 - 1, 2).tolist()
-    [[4294967295, 4294967295], [0, 0]]
+    Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405), sec. 3.3.
+
+    >>> bool((keys(7, 6)[4:] == keys(7, 2, first=4)).all()), keys([2**64 - 1, 5], 2).tolist()
+    (True, [[4294967295, 4294967295], [5, 0]])
     """
-    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
-        values = [_check_seed(seeds)]
-        values = [(values[0] + i) & 0xFFFFFFFFFFFFFFFF for i in range(batch)]
-    elif isinstance(seeds, (np.ndarray, list, tuple, range)):
-        if np.ndim(seeds) != 1:
-            raise ValueError(f"noise: `seed` has {np.ndim(seeds)} axes, but takes one int, or one int per sample")
-        values = [_check_seed(seed) for seed in seeds]
-    else:
-        raise TypeError(f"noise: `seed` is {type(seeds).__name__}, but takes an int, or a list of one int per sample")
-    if len(values) != batch:
-        raise ValueError(f"noise: `seed` has {len(values)} entries for a batch of {batch}; give one int, or {batch}")
-    return np.array([(value & 0xFFFFFFFF, value >> 32) for value in values], dtype=np.uint32).reshape(batch, 2)
+    if isinstance(count, bool) or not hasattr(count, "__index__") or int(count) < 0:
+        raise ValueError(f"noise.keys: `count` must be an int >= 0, got {count!r}")
+    words, one = words_of(seed)
+    if one:
+        return _fold(words, _number("noise.keys", "first", first, NUMBERS - count), int(count), _streams.KEYS)
+    if not isinstance(first, int) or first != 0:
+        raise ValueError("noise.keys: `first` counts the samples of one seed; take a slice of keys that are there")
+    if words.shape[0] != count:
+        raise ValueError(f"noise: `seed` has {words.shape[0]} entries for a batch of {count}; give one int, or {count}")
+    return words
 
 
-def fold_in(seeds: int | Sequence[int] | npt.NDArray[Any], number: int, batch: int, *, stream: int = 8) -> list[int]:
-    """Return a seed for each sample that belongs to (its seed, number): for the parts of something that has one seed.
+def fold_in(seed: Seed, number: int, batch: int, *, stream: int = _streams.PARTS) -> Array:
+    """Return a key for each sample that belongs to (its key, number): for the parts of something that has one seed.
 
     Args:
-        seeds: as in `seed_words`.
-        number: of the part, an int in [0, 2^32).
+        seed: as in `keys`.
+        number: of the part, an int in [0, 2^30), or a 0-d integer array.
         batch: how many samples.
         stream: a small int that sets independent uses apart.
 
     Returns:
-        `batch` ints in [0, 2^64): 64 bits of Philox keyed by the seed, so that parts are as independent as seeds are.
+        Words (batch, 2) as `keys` has them: parts are as independent as samples are.
 
     Raises:
-        TypeError, ValueError: as `seed_words`; a number out of range.
+        TypeError, ValueError: as `keys`; a number out of range.
 
-    >>> fold_in(7, 0, 2)[1] == fold_in(8, 0, 1)[0], fold_in(7, 0, 1) == fold_in(7, 1, 1)
+    >>> part = fold_in(7, 3, 2)
+    >>> bool((part == fold_in(keys(7, 2), 3, 2)).all()), bool((part == fold_in(7, 4, 2)).any())
     (True, False)
     """
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < 2**32:
-        raise ValueError(f"noise.fold_in: `number` is {number!r}, but takes an int in [0, 2^32)")
-    words = bits(seed_words(seeds, batch), int(number), (batch, 2), stream=stream)
-    return [int(low) | int(high) << 32 for low, high in words]
+    from diffcore import backends
+
+    words, tile = keys(seed, batch), _philox.TILE
+    number = _number("noise.fold_in", "number", number, NUMBERS - 1)
+    where: Any = ((0, batch), (number // tile, 1), (0, 2), (number % tile, 1))
+    how = {"device": _array.device(words), "stream": stream, "region": where}
+    found = backends.of(words).bits(words, 0, (batch, *_LAYOUT), **how)
+    return _array.library(words).reshape(found, (batch, 2))
 
 
-def _check_seed(seed: object) -> int:
-    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"noise: `seed` has {seed!r}, but takes ints in [0, 2^64)")
-    if not 0 <= int(seed) < 2**64:
-        raise ValueError(f"noise: `seed` has {seed!r}, but takes ints in [0, 2^64)")
-    return int(seed)
+def _fold(words: Array, first: Any, count: int, stream: int) -> Array:
+    """Return the first two words of the blocks first, first + 1, ... of the stream of one seed, (count, 2)."""
+    from diffcore import backends
+
+    like = words if isinstance(first, int) else first
+    xp, backend, tile, device = _array.library(like), backends.of(like), _philox.TILE, _array.device(like)
+    tiles = (count + 2 * tile - 2) // tile  # that they meet at most
+    where: Any = ((0, 1), (first // tile, tiles), (0, 2), (0, tile))
+    found = backend.bits(backend.seeds(words, like), 0, (1, *_LAYOUT), device=device, stream=stream, region=where)
+    blocks = xp.reshape(xp.permute_dims(found[0, ...], (0, 2, 1)), (tiles * tile, 2))
+    return xp.take(blocks, first % tile + xp.arange(count, device=device), axis=0)
 
 
-def _words(seeds: Any, batch: int) -> Any:
-    """Return seeds as words; words of any library, (batch, 2), are taken as they are."""
-    if hasattr(seeds, "shape") and tuple(seeds.shape) == (batch, 2):
-        return seeds
-    return seed_words(seeds, batch)
+def _number(function: str, argument: str, value: Any, most: int) -> Any:
+    """Return an int in [0, most], or an integer array of no axes as it is."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if 0 <= value <= most:
+            return int(value)
+    elif "int" in str(getattr(value, "dtype", "")) and value.shape == ():
+        return value[()] if isinstance(value, np.ndarray) else value
+    raise ValueError(f"{function}: `{argument}` must be an int in [0, {most}], got {value!r}")
 
 
 def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[int, ...]:
@@ -96,74 +131,126 @@ def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[int, ..
     return dims
 
 
-def _place(function: str, like: Array | None, device: Any) -> tuple[Any, Any, Any]:
+def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) -> Region | None:
+    if region is None:
+        return None
+    if len(region) != len(shape) or any(len(pair) != 2 for pair in region):
+        raise ValueError(f"{function}: `region` is {region!r}, but takes (first index, size) for each axis of {shape}")
+    found = []
+    for (first, size), extent in zip(region, shape, strict=True):
+        count = _number(function, "region", size, extent)
+        found.append((_number(function, "region", first, extent - count), count))
+    return tuple(found)
+
+
+def _rows(seed: Seed, batch: int, region: Region | None) -> Array:
+    """Return the words of the samples that are drawn: of keys those of the whole batch, or of the region's samples alone."""
+    if region is None:
+        return keys(seed, batch)
+    first, count = region[0]
+    words, one = words_of(seed)
+    if one:
+        return keys(seed, count, first)
+    if words.shape[0] != batch or count == batch:
+        return keys(words, count)
+    if isinstance(first, int):
+        return words[first : first + count, ...]
+    xp, device = _array.library(first), _array.device(first)
+    return xp.take(xp.asarray(words, device=device), first + xp.arange(count, device=device), axis=0)
+
+
+def _drawn(
+    function: str,
+    seed: Seed,
+    draw: Any,
+    shape: Sequence[int],
+    like: Array | None,
+    device: Any,
+    region: Region | None,
+) -> tuple[Any, Array, tuple[Any, Any, tuple[int, ...]], dict[str, Any]]:
+    """Return (backend, like, what is drawn, how): what both kinds of draw begin with."""
     from diffcore._dispatch import backend_of
 
+    dims = _check_draw(function, draw, shape)
+    region = _check_region(function, region, dims)
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)
-    return backend_of(like), like, _array.device(like) if device is None else device
+    backend, place = backend_of(like), _array.device(like) if device is None else device
+    words = backend.seeds(_rows(seed, dims[0], region), like)
+    if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):
+        dims, region = (region[0][1], *dims[1:]), None  # whole samples
+    return backend, like, (words, draw, dims), {"device": place, "region": region}
 
 
 def normal(
-    seeds: Any,
+    seed: Seed,
     draw: Any,
     shape: Sequence[int],
     *,
     like: Array | None = None,
     dtype: Any = None,
     device: Any = None,
-    stream: int = 0,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
 ) -> Array:
-    r"""Return standard normals that depend only on (seed, draw, element, stream).
+    r"""Return standard normals that depend only on (key of the sample, draw, element, stream).
 
     Args:
-        seeds: one int (sample i has seeds + i), one int per sample, each in [0, 2^64); or words (B, 2) as `seed_words`
-            makes them, of any library, which may be traced.
+        seed: one seed, for sample i its key i; or keys, (B,) ints or words (B, 2): see `keys`.
         draw: which draw, an int in [0, 2^32) or a 0-d integer array, which may be traced.
         shape: (B, ...).
         like: an array that gives the library, dtype and device; NumPy float32 without one.
         dtype: float16, bfloat16, float32 or float64 of that library, instead of like's. float64 evaluates the same
-            32-bit
-            words in float64, so it agrees with float32 to rounding.
+            32-bit words in float64, so it agrees with float32 to rounding.
         device: instead of like's.
         stream: a small int that sets independent uses apart; samplers use 0, training times 1.
+        region: (first index, size) along each axis of `shape`, the batch's included, to draw that block of the array
+            alone. A first index may be a 0-d integer array, and traced on JAX; it is not checked then. As many keys as
+            `shape[0]` are those of the whole batch; else there are as many as samples in the region, and are theirs.
 
     Returns:
-        An array of shape `shape`. Element e of sample i does not depend on the size of the sample or of the batch.
+        An array of shape `shape`, or of the region's sizes. Element e of sample i does not depend on the size of the
+        sample or of the batch, nor on the region: equal bits.
 
     Raises:
         TypeError: a dtype that is not floating, or a seed or a draw that is no int.
-        ValueError: a seed or a draw out of range, no axis, or another number of seeds than samples.
+        ValueError: a seed, a draw or a region out of range, no axis, or another number of keys than samples.
 
     Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405); Box & Muller 1958 (doi 10.1214/aoms/1177706645).
 
-    >>> bool((normal([7, 8], 0, (2, 3))[1] == normal(8, 0, (1, 3))[0]).all())
+    >>> whole = normal(7, 0, (4, 16, 8))
+    >>> bool((normal(7, 0, (4, 16, 8), region=((2, 2), (4, 8), (0, 8))) == whole[2:, 4:12]).all())
     True
     """
-    dims = _check_draw("noise.normal", draw, shape)
-    backend, like, place = _place("noise.normal", like, device)
-    kind = like.dtype if dtype is None else dtype
-    words = backend.seeds(_words(seeds, dims[0]), like)
-    return backend.normal(words, draw, dims, dtype=kind, device=place, stream=stream)
+    backend, like, what, how = _drawn("noise.normal", seed, draw, shape, like, device, region)
+    found: Array = backend.normal(*what, dtype=like.dtype if dtype is None else dtype, stream=stream, **how)
+    return found
 
 
 def bits(
-    seeds: Any, draw: Any, shape: Sequence[int], *, like: Array | None = None, device: Any = None, stream: int = 0
+    seed: Seed,
+    draw: Any,
+    shape: Sequence[int],
+    *,
+    like: Array | None = None,
+    device: Any = None,
+    stream: int = _streams.SAMPLER,
+    region: Region | None = None,
 ) -> Array:
     """Return the 32-bit words, uniform in [0, 2^32), of each element: what `normal` is made from.
 
     Args, raises: as for `normal`.
 
     Returns:
-        An integer array of shape `shape`: uint32 on NumPy and JAX, int64 on torch, uint64 on other libraries.
+        An integer array of shape `shape`, or of the region's: uint32 on NumPy and JAX, int64 on torch, uint64 on other
+        libraries.
 
-    >>> bits(0, 0, (1, 1)).tolist() == [[0x6627E8D5]]  # the published answer for a zero counter and key
+    >>> bits([0], 0, (1, 1)).tolist() == [[0x6627E8D5]]  # the published answer for a zero counter and key
     True
     """
-    dims = _check_draw("noise.bits", draw, shape)
-    backend, like, place = _place("noise.bits", like, device)
-    words = backend.seeds(_words(seeds, dims[0]), like)
-    return backend.bits(words, draw, dims, device=place, stream=stream)
+    backend, _, what, how = _drawn("noise.bits", seed, draw, shape, like, device, region)
+    found: Array = backend.bits(*what, stream=stream, **how)
+    return found
 
 
 def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int, ...]], Array]:
@@ -173,19 +260,21 @@ def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int,
     batch.
 
     Args:
-        seed: an int in [0, 2^63).
+        seed: an int in [0, 2^64).
         like: an array that gives the library, dtype and device; NumPy float32 without one.
 
     Returns:
         A function (draw, shape) -> array.
 
     Raises:
-        TypeError: a library without a known generator.
+        TypeError: a library without a known generator, or a seed that is no int.
+        ValueError: a seed out of range.
 
     >>> source = native(7)
     >>> bool((source(3, (2, 2)) == source(3, (2, 2))).all())
     True
     """
+    words = keys([seed], 1)[0]
     like = np.zeros((), dtype=np.float32) if like is None else like
     library = _array.name(_array.namespace("noise.native", like=like))
     if library == "numpy":
@@ -205,6 +294,6 @@ def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int,
     if library == "jax":
         import jax
 
-        key = jax.random.key(seed)
+        key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")  # `key` takes 32 bits of a seed
         return lambda draw, shape: jax.random.normal(jax.random.fold_in(key, draw), shape, like.dtype)
     raise TypeError(f"noise.native: no native generator is known for {library}; use the seeds of `noise.normal`")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffcore import _array, noise, predictions, stage
 from diffcore._array import Array
@@ -45,8 +44,8 @@ def start(
             keys and without using a draw of noise twice; or give `shape`.
         shape: (B, ...) of a start from noise, draw 0 of the seeds.
         like: an array that gives the library, dtype and device of a start from noise; NumPy float32 without one.
-        seed: an int in [0, 2^64), of which each sample gets a key of its own; or one int for each sample, or key words (B, 2), see
-            `noise.keys`. None is 0.
+        seed: an int in [0, 2^64), of which each sample gets its own key; or one int or key per sample: see `noise.keys`. None
+            is 0.
         noise: a source of noise of one's own instead of the seeds, (draw, shape) -> array. One that has parameters named
             `log_snr` and `next_log_snr` also gets the levels that a stage goes from and to, and one that has a `stream` the
             number of the stream; else draws for a constraint are numbered from 2^30 on.
@@ -338,8 +337,8 @@ def _fitting(denoise: Any, plan: Plan) -> Any:
     return denoise
 
 
-def _seed_words(seed: Any, batch: int) -> npt.NDArray[np.uint32]:
-    return noise.seed_words(0 if seed is None else seed, batch)
+def _seed_words(seed: Any, batch: int) -> Array:
+    return noise.keys(0 if seed is None else seed, batch)
 
 
 def _bar(total: int, state: State) -> Any:

@@ -10,16 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _streams
 from diffcore._array import Array
 from diffcore.denoiser import Held, Noise
 from diffcore.plan import Form, Plan
 from diffcore.state import State
 
 Float64 = npt.NDArray[np.float64]
-
-KNOWN = 4
-"""The stream of the noise of known elements: independent of the start, of the samplers' noise and of each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +150,7 @@ def drawn(
 
 def known_noise(backend: Any, before: State, source: Source | None) -> Noise:
     """Return the noise of a constraint at a stage: the draw of the stage, in a stream of its own."""
-    return lambda: drawn(backend, before, source, stream=KNOWN)
+    return lambda: drawn(backend, before, source, stream=_streams.KNOWN)
 
 
 def hold(function: str, constraint: Any, plan: Plan, z: Array) -> Held:

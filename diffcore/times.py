@@ -20,19 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _streams
 from diffcore._array import Array
 from diffcore._quantile import normal_quantile
-
-STREAM = 1
-"""The stream of the bits: 0 is the noise of `diffcore.noise.normal`."""
 
 
 def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
     """Return independent uniforms in (0, 1), each row from its own seed.
 
     Args:
-        seed: one int (row i gets seed + i), or one int per row.
+        seed: one int, of which each row gets its own key, or one int or key per row: see `noise.keys`.
         draw: the number of the training step; another draw, other uniforms.
         shape: B, or (B, ...), such as (B, T) for a time per frame.
         like: an array that gives the library and device; NumPy without one. Its dtype is taken if it is float64, else
@@ -44,17 +41,17 @@ def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array
     Raises:
         ValueError: a bad shape or seed.
 
-    >>> float(independent(7, 0, 4)[1]) == float(independent(8, 0, 1)[0])
-    True
+    >>> float(independent(7, 0, 4)[1]) == float(independent([3, 7], 0, 2)[1])
+    False
     """
     from diffcore import noise
 
     dims, like = _check("independent", shape, like)
-    bits = noise.bits(seed, draw, dims, like=like, stream=STREAM)
+    bits = noise.bits(seed, draw, dims, like=like, stream=_streams.TIMES)
     return _uniforms(_array.library(bits), bits, like)
 
 
-def stratified(seed: int, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
+def stratified(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
     r"""Return uniforms in (0, 1) spread evenly over the batch: each one is uniform, and every B-th part holds one.
 
         u_i = (u_0 + i / B) mod 1
@@ -62,7 +59,7 @@ def stratified(seed: int, draw: int, shape: int | Sequence[int], *, like: Array 
     The loss of a batch then varies far less than with independent times. Frames, where the shape has them, get offsets
     of their own. On a shard of a batch, make the whole batch's and take your rows: it costs next to nothing.
 
-    Arguments and errors as for `independent`, with one int for `seed`.
+    Arguments and errors as for `independent`; the offset is drawn from the key of row 0.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), app. I.1, "low-discrepancy sampler".
 
@@ -75,7 +72,7 @@ def stratified(seed: int, draw: int, shape: int | Sequence[int], *, like: Array 
     return _uniforms(xp, _wrapped_sum(xp, first, steps.reshape(-1, *(1,) * (len(dims) - 1))), like)
 
 
-def antithetic(seed: int, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
+def antithetic(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
     r"""Return uniforms in (0, 1) in pairs, u_{B-1-i} = 1 - u_i, which cancels what is odd in the loss about the middle.
 
     Arguments and errors as for `independent`. Source: Hammersley & Morton 1956, "A new Monte Carlo technique".
@@ -284,14 +281,13 @@ def _wrapped_sum(xp: Any, bits: Array, steps: np.ndarray[Any, np.dtype[np.int64]
 
 
 def _first_row(
-    function: str, seed: int, draw: int, shape: int | Sequence[int], like: Array | None
+    function: str, seed: Any, draw: int, shape: int | Sequence[int], like: Array | None
 ) -> tuple[Any, tuple[int, ...], Array, Array]:
     from diffcore import noise
 
     dims, like = _check(function, shape, like)
-    if not hasattr(seed, "__index__"):
-        raise ValueError(f"times.{function}: `seed` is {seed!r}, but takes one int: the rows share an offset")
-    bits = noise.bits(seed, draw, (1, *dims[1:]), like=like, stream=STREAM)
+    first = noise.keys(seed, dims[0])[:1, ...]
+    bits = noise.bits(first, draw, (min(1, dims[0]), *dims[1:]), like=like, stream=_streams.TIMES)
     return _array.library(bits), dims, like, bits
 
 

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from sampler_cases import SAMPLERS, every_sampler, schedule_of
+from sampler_cases import SAMPLERS, every_run, schedule_of
 from test_sampling import LIBRARIES, denoise, every_library, host, sample
 
 import diffcore as dc
-from diffcore import levels, process
+from diffcore import _streams, levels, process
 from diffcore.conditioning import frames, replacement
-from diffcore.stage import KNOWN as STREAM
 from diffcore.stage import Source
 
 jax.config.update("jax_platforms", "cpu")
@@ -34,7 +33,7 @@ def given(variant: str = "marginal", mask: Any = MASK, clip: Any = CLIP) -> Any:
 
 
 @every_library
-@every_sampler
+@every_run
 @every_variant
 def test_known_elements_come_back_bit_for_bit(make: Callable[..., Any], to: Callable[[Any], Any], variant: str) -> None:
     for grid in (None, np.linspace(-5.0, 3.0, 5)):
@@ -52,7 +51,7 @@ def coded(draw: Any, shape: tuple[int, ...]) -> Any:
     return np.full(shape, np.cos(1.0 + 7.0 * int(draw)))
 
 
-@every_sampler
+@every_run
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
 def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Callable[..., Any], scaling: str) -> None:
     """z_k^a = alpha_k x^a + sigma_k eps with its own draw, at the start, in a corrector, and between two stages."""
@@ -73,7 +72,7 @@ def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Ca
         np.testing.assert_allclose(z[KNOWN], want[KNOWN], rtol=1e-12, atol=1e-12, err_msg=str(stage))
 
 
-@every_sampler
+@every_run
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
 def test_the_posterior_variant_keeps_the_marginal_and_the_correlation(make: Callable[..., Any], scaling: str) -> None:
     """By algebra: from q(z_t | x) each row leads to q(z_s | x), with the covariance of the process."""
@@ -118,7 +117,7 @@ def test_a_run_towards_noise_ends_on_noised_elements() -> None:
 def test_the_noise_of_what_is_known_is_independent_of_all_other_noise() -> None:
     """No draw serves twice, and the stream is apart: correlations vanish over 2^16 elements, at equal draws too."""
     size, draws = (1, 2**16), range(4)
-    drawn = [dc.noise.normal(7, d, size, stream=stream) for stream in (0, STREAM) for d in draws]
+    drawn = [dc.noise.normal(7, d, size, stream=stream) for stream in (_streams.SAMPLER, _streams.KNOWN) for d in draws]
     correlation = np.corrcoef(np.concatenate(drawn)) - np.eye(8)
     assert np.abs(correlation).max() < 5.0 / 2**8
     asked = []
@@ -142,7 +141,7 @@ def test_with_seeds_each_noise_is_the_one_it_should_be() -> None:
     state = dc.start(plan, shape=SHAPE, like=clip, seed=9, constraint=given(clip=clip))
     free = dc.start(plan, shape=SHAPE, like=clip, seed=9)
     for k in range(len(plan)):
-        eps = dc.noise.normal(9, k, SHAPE, like=clip, stream=STREAM)
+        eps = dc.noise.normal(9, k, SHAPE, like=clip, stream=_streams.KNOWN)
         level = levels.level(plan.log_snr[k])
         np.testing.assert_allclose(state.z[KNOWN], (level.alpha * clip + level.sigma * eps)[KNOWN], rtol=1e-12)
         np.testing.assert_array_equal(state.z[~KNOWN], free.z[~KNOWN])

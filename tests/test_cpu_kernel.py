@@ -37,9 +37,9 @@ def test_the_kernel_is_there_where_a_compiler_is() -> None:
 @pytest.mark.parametrize("dtype", [*KINDS, np.dtype(np.uint32)], ids=str)
 @pytest.mark.parametrize("size", [1, 3, 255, 256, 257, 513, 1023, 1024, 1025, 1300, 3000])
 def test_noise_is_that_of_the_reference(dtype: Any, size: int) -> None:
-    words, draw, stream = dc.noise.seed_words([5, 2**64 - 1, 2**32], 3), 2**32 - 1, 3
+    words, draw, stream = dc.noise.keys([5, 2**64 - 1, 2**32], 3), 2**32 - 1, 3
     found = np.full((3, size), 7, dtype)
-    kernel.noise(found, words, draw, stream, size, 0, 3 * -(-size // 1024))
+    kernel.noise(found, words, draw, stream, None, size, 0, 3 * -(-size // 1024))
     if dtype == np.uint32:
         np.testing.assert_array_equal(found, _philox.bits(np, words, draw, found.shape, stream=stream))
         return
@@ -68,8 +68,8 @@ def test_both_ends_of_a_uniform_keep_their_digits(
 ) -> None:
     """Seeds that meet the outermost words: u = (word + 1/2) / 2^32 gives the largest and the smallest radii there are."""
     monkeypatch.setattr(cpu_threads, "kernel", kernel if compiled else None)
-    assert int(dc.noise.bits(seed, 1, (1, 1024))[0, element]) == word
-    drawn = dc.noise.normal(seed, 1, (1, 1024))[0].astype(np.float64)
+    assert int(dc.noise.bits([seed], 1, (1, 1024))[0, element]) == word
+    drawn = dc.noise.normal([seed], 1, (1, 1024))[0].astype(np.float64)
     with mp.workdps(30):
         radius = mp.sqrt(-2 * mp.log((mp.mpf(word) + 0.5) / 2**32))
     assert math.hypot(drawn[element], drawn[element + 256]) == pytest.approx(float(radius), rel=4e-7)
@@ -85,8 +85,8 @@ def exact_pair(first: int, second: int) -> tuple[Any, Any]:
 
 def worst_ulp(seed: int, blocks: range) -> float:
     """Return the largest error of a float64 normal from these blocks of a seed's first tile, in units in the last place."""
-    words = dc.noise.bits(seed, 1, (1, 1024)).astype(np.int64).reshape(2, 2, 256)
-    drawn = dc.noise.normal(seed, 1, (1, 1024), dtype=np.float64).reshape(2, 2, 256)
+    words = dc.noise.bits([seed], 1, (1, 1024)).astype(np.int64).reshape(2, 2, 256)
+    drawn = dc.noise.normal([seed], 1, (1, 1024), dtype=np.float64).reshape(2, 2, 256)
     return max(
         float(abs(found - exact) / math.ulp(exact))
         for (first, second), (x, y) in zip(words, drawn, strict=True)
@@ -117,7 +117,7 @@ def worst_ulp(seed: int, blocks: range) -> float:
 )
 def test_float64_is_right_at_the_ends_of_radii_and_of_octants(seed: int, element: int, word: int) -> None:
     """Seeds that meet these words: radii in lanes 0 and 2, angles in lanes 1 and 3."""
-    assert int(dc.noise.bits(seed, 1, (1, 1024))[0, element]) == word
+    assert int(dc.noise.bits([seed], 1, (1, 1024))[0, element]) == word
     block = element % 256
     assert worst_ulp(seed, range(block, block + 1)) <= 4.0
 
@@ -319,11 +319,17 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="cpu_kernel"):
         kernel.stage(*good[:3], np.zeros(3, "V0"), *good[4:])
     for arguments in [
-        (np.zeros((0, 8), np.float32), words[:0], 0, 0, 2**63 - 1, 0, 0),
-        (np.zeros((2, 8), np.float16), words, 0, 0, 8, 0, 2),
-        (np.zeros((2, 8), np.float32), words, 0, 0, 8, 0, 3),
-        (np.zeros((2, 8), np.float32), words[:1], 0, 0, 8, 0, 2),
-        (np.zeros((2, 8), np.float32), words, 0, 0, 8),
+        (np.zeros((0, 8), np.float32), words[:0], 0, 0, None, 2**63 - 1, 0, 0),
+        (np.zeros((2, 8), np.float16), words, 0, 0, None, 8, 0, 2),
+        (np.zeros((2, 8), np.float32), words, 0, 0, None, 8, 0, 3),
+        (np.zeros((2, 8), np.float32), words[:1], 0, 0, None, 8, 0, 2),
+        (np.zeros((2, 8), np.float32), words, 0, 0, None, 8),
+        (np.zeros((2, 8), np.float32), words, 0, 0, np.zeros((3, 2), np.uint32), 4, 0, 4),
+        (np.zeros((2, 8), np.float32), words, 0, 0, np.zeros((2, 2), np.uint32), 3, 0, 4),
+        (np.zeros((2, 8), np.float32), words, 0, 0, np.zeros((2, 2), np.uint32), 4, 0, 9),
+        (np.zeros((2, 8), np.float32), words, 0, 0, np.zeros(3, np.uint32), 4, 0, 4),
+        (np.zeros((2, 8), np.float32), words, 0, 0, np.zeros((2, 2), np.float32), 4, 0, 4),
+        (np.zeros((2, 8), np.float32), words, 0, 0, np.zeros((0, 2), np.uint32), 8, 0, 2),
     ]:
         with pytest.raises(ValueError, match="cpu_kernel"):
             kernel.noise(*arguments)
@@ -333,7 +339,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("size", [1, 255, 257, 1025])
 def test_nothing_is_written_outside_the_programs_asked_for(size: int) -> None:
     tiles = -(-size // 1024)
-    words = dc.noise.seed_words(3, 3)
+    words = dc.noise.keys(3, 3)
     table = np.array([[0.5, 0.5, 0.25, 1.0, 0.5]])
     whole, z = np.full((5, size), 7.0, np.float32), np.ones((3, size), np.float32)
     inputs = z, z, None, None, None, (), table, 0, 0, 0, words, 1, 0, -1.0, 1.0, size

@@ -141,12 +141,12 @@ def uniform(table: npt.NDArray[np.int64]) -> float:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"size": 0}, ValueError, "`size` is 0, but takes an int >= 1"),
-        ({"size": 1.5}, TypeError, "`size` is 1.5, but takes an int >= 1"),
-        ({"step": -1}, ValueError, "`step` is -1, but takes an int >= 0"),
-        ({"images": -1}, ValueError, "`images` is -1, but takes an int >= 0"),
-        ({"seed": -1}, ValueError, "`seed` is -1, but takes an int from 0 to 18446744073709551615"),
-        ({"source": np.zeros((1, 1, 2, 2, 1))}, TypeError, "`source` is ndarray, but takes a Source"),
+        ({"size": 0}, ValueError, "`size` must be an int >= 1, got 0"),
+        ({"size": 1.5}, TypeError, "`size` must be an int >= 1, got 1.5"),
+        ({"step": -1}, ValueError, "`step` must be an int >= 0, got -1"),
+        ({"images": -1}, ValueError, "`images` must be an int >= 0, got -1"),
+        ({"seed": -1}, ValueError, r"`seed` must be an int in \[0, 2\^64 - 1\], got -1"),
+        ({"source": np.zeros((1, 1, 2, 2, 1))}, TypeError, "`source` must be a Source, .*, got ndarray"),
     ],
 )
 def test_what_a_batch_refuses(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -207,17 +207,27 @@ CLIPS = np.zeros((3, 4, 2, 2, 1), dtype=np.uint8)
 @pytest.mark.parametrize(
     ("clips", "options", "error", "message"),
     [
-        ([[1]], {}, TypeError, "`clips` is list, but takes a NumPy array"),
-        (CLIPS[..., 0], {}, ValueError, r"has shape \(3, 4, 2, 2\), .* clips\[..., None\]"),
-        (CLIPS[:0], {}, ValueError, "`clips` is empty"),
-        (CLIPS.astype(np.int32), {}, TypeError, "dtype int32, but takes uint8 from 0 to 255 or floats"),
+        ([[1]], {}, TypeError, "`clips` must be a NumPy array"),
+        (
+            CLIPS[..., 0],
+            {},
+            ValueError,
+            r"must have shape .* got ndarray of shape \(3, 4, 2, 2\) .* clips\[..., None\]",
+        ),
+        (CLIPS[:0], {}, ValueError, "`clips` must have no empty axis"),
+        (CLIPS.astype(np.int32), {}, TypeError, "must be uint8 from 0 to 255 or floats .* dtype int32"),
         (CLIPS + 255.0, {}, ValueError, r"values from 255 to 255 in clip 0, but takes floats in \[-1, 1\]; scale them"),
         (CLIPS, {"frames": 5}, ValueError, "`frames` is 5, but the clips have 4"),
-        (CLIPS, {"frames": 0}, ValueError, "`frames` is 0, but takes an int >= 1"),
-        (CLIPS, {"labels": [0, 1]}, ValueError, r"`labels` has shape \(2,\), but takes one for each clip, \(3,\)"),
-        (CLIPS, {"labels": [0.0, 1.0, 2.0]}, TypeError, "`labels` has dtype float64, but takes integers"),
-        (CLIPS, {"labels": [0, -1, 2]}, ValueError, "`labels` goes from -1 to 2, but takes 0 to 2"),
-        (CLIPS, {"labels": [0, 1, 2], "classes": 2}, ValueError, "`labels` goes from 0 to 2, but takes 0 to 1"),
+        (CLIPS, {"frames": 0}, ValueError, "`frames` must be an int >= 1, got 0"),
+        (
+            CLIPS,
+            {"labels": [0, 1]},
+            ValueError,
+            r"`labels` must be one for each clip, \(3,\), got ndarray of shape \(2,\)",
+        ),
+        (CLIPS, {"labels": [0.0, 1.0, 2.0]}, TypeError, "`labels` must be integers, got .* float64"),
+        (CLIPS, {"labels": [0, -1, 2]}, ValueError, r"`labels` must be in \[0, 2\], got -1 to 2"),
+        (CLIPS, {"labels": [0, 1, 2], "classes": 2}, ValueError, r"`labels` must be in \[0, 1\], got 0 to 2"),
         (CLIPS, {"classes": 2}, ValueError, "`classes` is 2, but there are no labels"),
     ],
 )
@@ -344,13 +354,13 @@ def test_a_digit_as_large_as_the_frame_rests() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "valid"}, "`split` is 'valid', but takes one of 'train', 'test'"),
-        ({"frames": 0}, "`frames` is 0, but takes an int >= 1"),
-        ({"count": 0}, "`count` is 0, but takes an int >= 1"),
-        ({"digits": 0}, "`digits` is 0, but takes an int >= 1"),
-        ({"size": 7}, "`size` is 7, but takes an int >= 8"),
-        ({"digit_size": 33}, "`digit_size` is 33, but takes an int from 8 to 32"),
-        ({"seed": 2**64}, "`seed` is 18446744073709551616, but takes an int from 0"),
+        ({"split": "valid"}, "`split` must be 'train' or 'test', got 'valid'"),
+        ({"frames": 0}, "`frames` must be an int >= 1, got 0"),
+        ({"count": 0}, "`count` must be an int >= 1, got 0"),
+        ({"digits": 0}, "`digits` must be an int >= 1, got 0"),
+        ({"size": 7}, "`size` must be an int >= 8, got 7"),
+        ({"digit_size": 33}, r"`digit_size` must be an int in \[8, 32\], got 33"),
+        ({"seed": 2**64}, r"`seed` must be an int in .*, got 18446744073709551616"),
     ],
 )
 def test_what_moving_digits_refuse(options: dict[str, Any], message: str) -> None:

@@ -305,10 +305,10 @@ def test_a_video_whose_end_is_missing_gives_the_frames_it_has(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"frames": 0}, ValueError, "`frames` is 0, but takes an int >= 1"),
-        ({"every": 0}, ValueError, "`every` is 0, but takes an int >= 1"),
-        ({"size": 64}, TypeError, r"`size` is 64, but takes \(height, width\) in pixels"),
-        ({"size": (64, 0)}, ValueError, "`size` is 0, but takes an int >= 1"),
+        ({"frames": 0}, ValueError, "`frames` must be an int >= 1, got 0"),
+        ({"every": 0}, ValueError, "`every` must be an int >= 1, got 0"),
+        ({"size": 64}, TypeError, r"`size` must be \(height, width\), ints >= 1, got 64"),
+        ({"size": (64, 0)}, ValueError, r"`size` must be \(height, width\), ints >= 1, got \(64, 0\)"),
         ({"folder": "nowhere"}, FileNotFoundError, "`folder` is 'nowhere', and there is no such folder"),
     ],
 )

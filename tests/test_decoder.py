@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 from test_likelihood import LIBRARIES, NARROW, X0, namespace
 
-from diffcore import likelihood, noise, process, schedules
+from diffcore import _streams, likelihood, noise, process, schedules
 from diffcore.levels import Gaussian
 
 
@@ -16,7 +16,7 @@ def test_the_reconstruction_term_is_a_softmax_over_the_bins(log_snr: float, bins
     values = np.linspace(-1.0, 1.0, bins)
     x = np.random.default_rng(0).choice(values, size=(3, 5))
     found = likelihood.reconstruction(x, schedule, decoder=likelihood.Bins(bins), seed=7)
-    seen = x + np.exp(-0.5 * log_snr) * noise.normal(7, 0, x.shape, like=x, stream=3)
+    seen = x + np.exp(-0.5 * log_snr) * noise.normal(7, 0, x.shape, like=x, stream=_streams.RECONSTRUCTION)
     logits = -0.5 * np.exp(log_snr) * (seen[..., None] - values) ** 2
     own = np.argmin(np.abs(x[..., None] - values), axis=-1)[..., None]
     truth = -np.sum(np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), own, axis=-1), axis=(1, 2))

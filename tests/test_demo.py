@@ -99,5 +99,5 @@ def test_the_shipped_model_is_small_and_is_what_the_preset_says() -> None:
     path = Path(unet3d.__file__).parent / "models" / "moving_digits.safetensors"
     assert path.stat().st_size <= 4e6
     assert unet3d.pretrained("moving_digits").config == unet3d.preset("moving_digits")
-    with pytest.raises(ValueError, match="`name` is 'faces', but takes one of"):
+    with pytest.raises(ValueError, match="`name` must be 'moving_digits', got 'faces'"):
         unet3d.pretrained("faces")

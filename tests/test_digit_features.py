@@ -162,13 +162,13 @@ def test_mistakes_in_clips_of_digits_are_named() -> None:
     for error, message, call in [
         (
             ValueError,
-            r"features: `clips` has shape \(2, 2, 8, 8, 1\), but takes \(N, T, H, W, 1\) with T >= 3",
+            r"features: `clips` must have shape \(N, T, H, W, 1\) with T >= 3, got .* \(2, 2, 8, 8, 1\)",
             lambda: look.features(clips[:, :2]),
         ),
         (ValueError, "speed: .* T >= 2", lambda: look.speed(clips[:, :1])),
         (ValueError, r"\(2, 4, 8, 8, 3\)", lambda: look.identity_held(np.zeros((2, 4, 8, 8, 3)))),
         (ValueError, "must be finite, got NaN or infinity in 512 of", lambda: look.legibility(clips * np.nan)),
-        (ValueError, r"`labels` has shape \(3,\)", lambda: look.legibility(clips, [1, 2, 3])),
+        (ValueError, r"`labels` must be one digit a clip, .* shape \(3,\)", lambda: look.legibility(clips, [1, 2, 3])),
         (TypeError, "`clips` has dtype uint8", lambda: look.straightness(clips.astype(np.uint8))),
     ]:
         with pytest.raises(error, match=message):

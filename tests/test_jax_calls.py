@@ -86,15 +86,20 @@ def test_so_does_another_number_of_them() -> None:
         called(args, [z, none, z, z])
 
 
+WORDS = jnp.zeros((3, 2), jnp.uint32)
+
+
 @needs_kernel
 @pytest.mark.parametrize(
     ("args", "to", "words"),
     [
-        ([jnp.zeros((2, 2), jnp.uint32)], jnp.zeros((2, 3)), "takes two arrays"),
-        ([jnp.zeros((3, 2), jnp.uint32), jnp.zeros(2, jnp.uint32)], jnp.zeros((2, 3)), "another number of seeds"),
-        ([jnp.zeros((2, 2), jnp.uint32), jnp.zeros(3, jnp.uint32)], jnp.zeros((2, 3)), "another number of seeds"),
-        ([jnp.zeros((2, 2)), jnp.zeros(2, jnp.uint32)], jnp.zeros((2, 3)), "seeds and source are uint32"),
-        ([jnp.zeros((2, 2), jnp.uint32), jnp.zeros(2, jnp.uint32)], jnp.zeros((2, 3), jnp.float16), "noise is float32"),
+        ([WORDS[:2], WORDS[0]], jnp.zeros((2, 3)), "takes three arrays"),
+        ([WORDS, WORDS[0], WORDS[:0]], jnp.zeros((2, 3)), "another number of seeds"),
+        ([WORDS[:2], WORDS, WORDS[:0]], jnp.zeros((2, 3)), "another number of seeds"),
+        ([WORDS[:2], WORDS[0], WORDS[:2]], jnp.zeros((2, 3)), "or of elements than runs"),
+        ([jnp.zeros((2, 2)), WORDS[0], WORDS[:0]], jnp.zeros((2, 3)), "seeds, source and starts are uint32"),
+        ([WORDS[:2], WORDS[0], jnp.zeros((1, 2))], jnp.zeros((2, 3)), "seeds, source and starts are uint32"),
+        ([WORDS[:2], WORDS[0], WORDS[:0]], jnp.zeros((2, 3), jnp.float16), "noise is float32"),
     ],
 )
 def test_noise_that_does_not_fit_ends_the_run_in_words(args: list[Any], to: Any, words: str) -> None:

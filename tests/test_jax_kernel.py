@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from libraries import example, host
-from sampler_cases import SAMPLERS, schedule_of
+from sampler_cases import RUNS, SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore import backends
@@ -81,7 +81,7 @@ def make(name: str, steps: int = 4) -> dc.Plan:
 
 @needs_kernel
 @pytest.mark.parametrize("transform_x", [None, CLIP], ids=["none", "clip"])
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_numpys_bit_for_bit(name: str, transform_x: Any) -> None:
     assert jax_kernel.works()
     settings: dict[str, Any] = {"seed": [3, 2**64 - 1], "prediction": "v", "transform_x": transform_x}
@@ -258,7 +258,7 @@ def test_known_elements_and_ones_own_noise_are_numpys(name: str) -> None:
 @needs_kernel
 def test_noise_has_no_derivative_and_stops_none() -> None:
     """Wherever a derivative passes by: seeds and draws are tangents of integers in a run that is differentiated."""
-    words = jnp.asarray(dc.noise.seed_words([7, 8], 2))
+    words = jnp.asarray(dc.noise.keys([7, 8], 2))
 
     def scaled(scale: Any) -> Any:
         def body(total: Any, draw: Any) -> Any:

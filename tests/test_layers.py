@@ -20,6 +20,7 @@ LAYERS: dict[str, list[str]] = {
         "_philox",
         "_pictures",
         "_quantile",
+        "_seeds",
         "_streams",
         "_threshold",
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffcore import likelihood, process, schedules, weights
+from diffcore import exact, likelihood, noise, process, schedules, weights
 from diffcore.levels import Gaussian, level
 
 LIBRARIES = [
@@ -246,10 +246,26 @@ def test_the_bound_agrees_on_every_library_and_dtype(library: str, steps: int | 
     np.testing.assert_allclose(np.asarray(found.total), sum(np.asarray(part) for part in found), rtol=1e-6)
 
 
+def test_the_bound_on_samples_of_an_equal_seed_is_the_truth() -> None:
+    """The noise of the bound is none that the data are made of. For x-hat = s / (1 + s) z / alpha with s = c e^lambda, the bound
+    is (1/2) sum of x^2 / c (1 / (1 + s_1) - 1 / (1 + s_0)) + log((1 + s_0) / (1 + s_1)) + 1 / (1 + s_0) - 1 / (1 + s_1)."""
+    size, c, schedule = 4096, 0.04, schedules.LinearLogSNR(log_snr_min=-12.0, log_snr_max=20.0)
+    data = exact.Gaussian(np.zeros(size), c)
+    x = np.round((data.sample(0, 3) + 1.0) * 127.5) / 127.5 - 1.0
+    assert np.abs(x).max() < 1.0
+    found = likelihood.bound(data, x, schedule, points=64, prediction="x", seed=0)
+    noisy, clean = (1.0 / (1.0 + c * np.exp(end)) for end in (-12.0, 20.0))
+    squares = np.sum(x**2, axis=1)
+    diffusion = 0.5 * (squares / c * (noisy - clean) + size * (np.log(noisy / clean) + clean - noisy))
+    truth = diffusion + np.asarray(likelihood.prior_kl(x, schedule))
+    np.testing.assert_allclose(found.total, truth, rtol=0.02)
+
+
 def test_a_batch_is_its_samples_one_by_one() -> None:
     x = np.random.default_rng(0).choice(np.linspace(-1.0, 1.0, 256), size=(3, 2))
     together = likelihood.bound(ExactGaussian(), x, NARROW, points=3, seed=7).total
-    alone = [likelihood.bound(ExactGaussian(), x[i : i + 1], NARROW, points=3, seed=7 + i).total[0] for i in range(3)]
+    keys = [noise.keys(7, 1, first=i) for i in range(3)]
+    alone = [likelihood.bound(ExactGaussian(), x[i : i + 1], NARROW, points=3, seed=keys[i]).total[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 

@@ -227,29 +227,37 @@ def test_mistakes_are_named() -> None:
         (ValueError, "`fake` has 1 sample, but a covariance takes at least 2", lambda: compare(x, x[:1])),
         (
             ValueError,
-            r"`real` has shape \(9, 3, 1\), but takes \(N, D\); pass `features=`",
+            r"`real` must have shape \(N, D\), .* \(9, 3, 1\) .*; pass `features=`",
             lambda: compare(x[..., None], x),
         ),
-        (ValueError, r"`real` has shape \(0, 3\)", lambda: compare(x[:0], x)),
-        (ValueError, "clips in `fake`, not 64 and 0", lambda: compare(x, x[:0], features=np.abs)),
-        (ValueError, "takes `batch` >= 1", lambda: compare(x, x, features=np.abs, batch=0)),
+        (ValueError, r"`real` must have shape .* \(0, 3\)", lambda: compare(x[:0], x)),
+        (ValueError, "`fake` must have at least one clip", lambda: compare(x, x[:0], features=np.abs)),
+        (ValueError, "`batch` must be an int >= 1, got 0", lambda: compare(x, x, features=np.abs, batch=0)),
         (ValueError, r"`features` returned \(3,\) for 9 clips", lambda: compare(x, x, features=lambda z: z.mean(0))),
         (
             ValueError,
             r"`features\(real\)` must be finite, got NaN or infinity in 2 of 27 entries",
             lambda: compare(bad, x, features=lambda z: z),
         ),
-        (TypeError, "`features` is str, but takes a callable", lambda: compare(x, x, features="inception")),
+        (
+            TypeError,
+            "`features` must be a function of clips, or None, got 'inception'",
+            lambda: compare(x, x, features="inception"),
+        ),
         (TypeError, "`real` takes an array", lambda: compare([[1.0]], x)),
         (TypeError, "`real` takes an array", lambda: compare([[1.0]], x, features=np.abs)),
         (ValueError, "`more` has D = 2, but this has 3", lambda: metrics.moments(x).update(x[:, :2])),
-        (ValueError, "`points` >= 2", lambda: metrics.frechet_distance_unbiased(x, x, points=1)),
+        (ValueError, "`points` must be an int >= 2, got 1", lambda: metrics.frechet_distance_unbiased(x, x, points=1)),
         (
             ValueError,
-            r"one shape \(D,\), not \(3,\) and \(2,\)",
+            r"one shape \(D,\), got \(3,\) and \(2,\)",
             lambda: gaussians(x[0], np.eye(3), x[0, :2], np.eye(3)),
         ),
-        (ValueError, r"`covariance2` has shape \(2, 2\)", lambda: gaussians(x[0], np.eye(3), x[0], np.eye(2))),
+        (
+            ValueError,
+            r"`covariance2` must have shape \(3, 3\), .* shape \(2, 2\)",
+            lambda: gaussians(x[0], np.eye(3), x[0], np.eye(2)),
+        ),
         (
             ValueError,
             "`covariance1` is not symmetric, by 1",
@@ -324,15 +332,15 @@ def test_mistakes_in_psnr_and_ssim_are_named(monkeypatch: pytest.MonkeyPatch) ->
     x = np.zeros((1, 2, 6, 9, 3))
     assert metrics.ssim(x, x, win_size=5)[0] == 1.0
     for message, call in [
-        (r"`win_size` is 7, but takes an odd number from 3 to .* 6; use win_size=5", lambda: metrics.ssim(x, x)),
-        ("`win_size` is 4, but takes an odd number", lambda: metrics.ssim(x, x, win_size=4)),
+        (r"`win_size` must be an odd number from 3 to .* 6, got 7; use win_size=5", lambda: metrics.ssim(x, x)),
+        ("`win_size` must be an odd number .* got 4", lambda: metrics.ssim(x, x, win_size=4)),
         ("frames of at least 3 x 3", lambda: metrics.ssim(x[:, :, :2], x[:, :, :2])),
         (
-            r"one shape \(B, T, H, W, C\), not \(1, 2, 6, 9, 3\) and \(1, 2, 6, 9, 1\)",
+            r"one shape \(B, T, H, W, C\), got \(1, 2, 6, 9, 3\) and \(1, 2, 6, 9, 1\)",
             lambda: metrics.psnr(x, x[..., :1]),
         ),
-        (r"not \(2, 6, 9, 3\) and \(2, 6, 9, 3\)", lambda: metrics.psnr(x[0], x[0])),
-        ("`data_range` is 0", lambda: metrics.psnr(x, x, 0)),
+        (r"got \(2, 6, 9, 3\) and \(2, 6, 9, 3\)", lambda: metrics.psnr(x[0], x[0])),
+        ("`data_range` must be a finite number > 0, got 0; it is 2", lambda: metrics.psnr(x, x, 0)),
         ("`y` must be finite, got NaN or infinity in 324 of 324 entries", lambda: metrics.ssim(x, x * np.nan)),
     ]:
         with pytest.raises(ValueError, match=message):

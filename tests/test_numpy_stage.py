@@ -101,7 +101,7 @@ def test_a_second_estimate_is_what_its_name_says(second: Any, like: Any) -> None
 
 @given(batch=st.integers(1, 5), size=st.integers(0, 2500), draws=st.integers(1, 4), seed=st.integers(0, 2**64 - 9))
 def test_many_draws_at_once_are_the_draws(batch: int, size: int, draws: int, seed: int) -> None:
-    words = dc.noise.seed_words(seed, batch)
+    words = dc.noise.keys(seed, batch)
     numbers = np.arange(3, 3 + draws, dtype=np.uint64)
     with mock.patch.object(cpu_threads, "kernel", None):
         together = numpy_noise.normals(words, numbers, (batch, size), dtype=np.float32)

@@ -236,6 +236,37 @@ def test_a_timestep_is_no_time(t: Any, method: str) -> None:
             getattr(schedule, method)(t)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("method", ["log_snr", "slope", "__call__"])
+def test_on_torch_a_timestep_is_no_time_where_nothing_waits_for_a_device(method: str) -> None:
+    import torch
+
+    for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0)):
+        call: Any = getattr(schedule, method)
+        for t in (torch.tensor([0.0, 500.0]), torch.tensor(-0.1, requires_grad=True), torch.tensor([1.5]).bfloat16()):
+            with pytest.raises(ValueError, match=r"`t` has .*takes times in \[0, 1\]"):
+                call(t)
+        assert call(torch.ones(3, device="meta")) is not None
+        seen = torch.func.vmap(lambda t, schedule=schedule: schedule.log_snr(t))(torch.tensor([0.5, 1.5]))
+        assert torch.isnan(seen).tolist() == [False, True]
+        graph = torch.compile(schedule.log_snr, fullgraph=True, backend="eager")
+        assert torch.isnan(graph(torch.tensor([0.5, 1.5]))).tolist() == [False, True]
+
+
+@pytest.mark.jax
+@pytest.mark.parametrize("method", ["log_snr", "slope"])
+def test_on_jax_what_is_no_time_has_no_level(method: str) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0)):
+        call: Any = getattr(schedule, method)
+        for run in (call, jax.jit(call)):
+            t = jnp.asarray([0.0, 1.0, 1.0 + 2.0**-23, -0.1, 500.0, jnp.nan])
+            assert np.isnan(run(t)).tolist() == [False] * 3 + [True] * 3
+            np.testing.assert_array_equal(run(t)[1], run(t)[2])
+
+
 def test_times_that_were_rounded_past_an_end_are_the_end() -> None:
     schedule = dc.schedules.Cosine()
     assert schedule.log_snr(1.0 + 2.0**-52) == schedule.log_snr(1.0)

@@ -39,7 +39,9 @@ def bits(array: Any) -> bytes:
 @pytest.mark.parametrize("name", ["ancestral", "unipc", "dpm_solver_pp order=3 eta=1.0"])
 def test_a_run_goes_on_from_a_file_to_the_bit(name: str, like: Any, tmp_path: Path) -> None:
     plan, states = SAMPLERS[name](schedule_of("vp"), steps=5), []
-    clip = dc.sample(denoise, plan, shape=(2, 3), like=like, seed=[5, 2**64 - 1], prediction="v", callback=states.append)
+    clip = dc.sample(
+        denoise, plan, shape=(2, 3), like=like, seed=[5, 2**64 - 1], prediction="v", callback=states.append
+    )
     dc.save_state(tmp_path / "state", states[2])
     state = dc.load_state(tmp_path / "state", like=like)
     for got, want in zip([state.z, state.x, *state.memory], [states[2].z, states[2].x, *states[2].memory], strict=True):

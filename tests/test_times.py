@@ -9,7 +9,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from diffcore import schedules, times
+from diffcore import noise, schedules, times
 from diffcore._quantile import normal_quantile
 
 LIBRARIES = [
@@ -96,7 +96,8 @@ def test_antithetic_pairs_sum_to_one(batch: int) -> None:
 
 
 def test_independent_rows_do_not_know_their_batch() -> None:
-    np.testing.assert_array_equal(times.independent(7, 2, 4)[1:3], times.independent([8, 9], 2, 2))
+    keys = noise.keys(7, 2, first=1)
+    np.testing.assert_array_equal(times.independent(7, 2, 4)[1:3], times.independent(keys, 2, 2))
 
 
 def test_the_quantile_is_scipys() -> None:
@@ -217,7 +218,7 @@ def test_one_graph_on_torch() -> None:
         (lambda: times.LogitNormal(std=0.0), r"times\.LogitNormal: `mean`, `std` are 0\.0, 0\.0"),
         (lambda: times.LogNormal(schedules.Cosine(), mean=float("nan")), r"times\.LogNormal: `mean`"),
         (lambda: times.LogNormal(schedules.Cosine(), mean=1e3), r"no noise level of the schedule.*is likely"),
-        (lambda: times.stratified([1, 2], 0, 2), r"`seed` is \[1, 2\], but takes one int"),  # type: ignore[arg-type]
+        (lambda: times.stratified([1, 2, 3], 0, 2), "3 entries for a batch of 2"),
         (lambda: times.independent(1, 0, ()), r"`shape` is \(\), but takes B"),
         (lambda: times.independent(1, 0, -1), r"`shape` is -1, but takes B"),
     ],

@@ -273,30 +273,45 @@ def test_classifier_free_guidance_takes_the_condition_and_its_null(name: str, ba
 Z = np.zeros((2, 3, 4, 4, 2))
 TEXT = (np.zeros((2, 3, 5)), np.ones((2, 3), dtype=bool))
 WRONG: dict[str, tuple[dict[str, Any], tuple[Any, ...], type[Exception], str]] = {
-    "z without channels": ({}, (Z[..., 0], 0.0), ValueError, "`z` has shape"),
-    "z of other channels": ({}, (Z[..., :1], 0.0), ValueError, "`z` has shape"),
+    "z without channels": ({}, (Z[..., 0], 0.0), ValueError, "`z` must have shape"),
+    "z of other channels": ({}, (Z[..., :1], 0.0), ValueError, "`z` must have shape"),
     "no frame": ({}, (Z[:, :0], 0.0), ValueError, "at least one frame"),
-    "levels of another batch": ({}, (Z, np.zeros(3)), ValueError, "`log_snr` has shape"),
-    "levels of other frames": ({}, (Z, np.zeros((2, 2))), ValueError, "`log_snr` has shape"),
-    "frames of bytes": ({}, (Z.astype(np.uint8), 0.0), TypeError, r"`z` has dtype (torch\.)?uint8.*127\.5"),
-    "a level in words": ({}, (Z, "0.5"), TypeError, "`log_snr` is str '0.5', but takes a real number"),
-    "levels in a list": ({}, (Z, [0.5, 0.5]), TypeError, r"`log_snr` is list \[0\.5, 0\.5\], but takes"),
-    "a yes for a level": ({}, (Z, True), TypeError, "`log_snr` is bool True"),
-    "complex levels": ({}, (Z, np.zeros(2, complex)), TypeError, "`log_snr` is "),
-    "more images than frames": ({}, (Z, 0.0, None, 4), ValueError, "`images` is 4"),
-    "images below zero": ({}, (Z, 0.0, None, -1), ValueError, "`images` is -1"),
-    "images as a bool": ({}, (Z, 0.0, None, True), ValueError, "`images` is True"),
-    "images as a float": ({}, (Z, 0.0, None, 1.0), ValueError, "`images` is 1.0"),
+    "levels of another batch": ({}, (Z, np.zeros(3)), ValueError, "`log_snr` must have shape"),
+    "levels of other frames": ({}, (Z, np.zeros((2, 2))), ValueError, "`log_snr` must have shape"),
+    "frames of bytes": ({}, (Z.astype(np.uint8), 0.0), TypeError, r"`z` must have a real floating dtype.*uint8.*127\.5"),
+    "a level in words": ({}, (Z, "0.5"), TypeError, "`log_snr` must be a real number.* got '0.5'"),
+    "levels in a list": ({}, (Z, [0.5, 0.5]), TypeError, r"`log_snr` must be .* got \[0\.5, 0\.5\]"),
+    "a yes for a level": ({}, (Z, True), TypeError, "`log_snr` must be .* got True"),
+    "complex levels": ({}, (Z, np.zeros(2, complex)), TypeError, "`log_snr` must be .*complex"),
+    "more images than frames": ({}, (Z, 0.0, None, 4), ValueError, r"`images` must be an int in \[0, 3\], got 4"),
+    "images below zero": ({}, (Z, 0.0, None, -1), ValueError, "`images` must be .* got -1"),
+    "images as a bool": ({}, (Z, 0.0, None, True), TypeError, "`images` must be .* got True"),
+    "images as a float": ({}, (Z, 0.0, None, 1.0), TypeError, "`images` must be .* got 1.0"),
     "a condition of none": ({}, (Z, 0.0, np.zeros(2, dtype=int)), ValueError, "`cond` is given"),
-    "labels of another batch": (CLASS, (Z, 0.0, np.zeros(3, dtype=int)), ValueError, "`cond` has shape"),
-    "labels of other frames": (CLASS, (Z, 0.0, np.zeros((2, 2), dtype=int)), ValueError, "`cond` has shape"),
-    "labels as tokens": (CLASS, (Z, 0.0, TEXT), ValueError, "`cond` has shape"),
-    "labels as floats": (CLASS, (Z, 0.0, np.zeros(2)), TypeError, "`cond` has dtype float64"),
-    "tokens without a mask": (TOKENS, (Z, 0.0, TEXT[0]), ValueError, "`cond` is ndarray"),
-    "tokens of another width": (TOKENS, (Z, 0.0, (np.zeros((2, 3, 4)), TEXT[1])), ValueError, "`cond` has tokens"),
-    "tokens of another batch": (TOKENS, (Z[:1], 0.0, TEXT), ValueError, "`cond` has tokens"),
-    "another mask": (TOKENS, (Z, 0.0, (TEXT[0], TEXT[1][:, :2])), ValueError, "`cond` has tokens"),
-    "no token": (TOKENS, (Z, 0.0, (TEXT[0][:, :0], TEXT[1][:, :0])), ValueError, "`cond` has tokens"),
+    "labels of another batch": (CLASS, (Z, 0.0, np.zeros(3, dtype=int)), ValueError, "`cond` must be labels of shape"),
+    "labels of other frames": (
+        CLASS,
+        (Z, 0.0, np.zeros((2, 2), dtype=int)),
+        ValueError,
+        "`cond` must be labels of shape",
+    ),
+    "labels as tokens": (CLASS, (Z, 0.0, TEXT), ValueError, "`cond` must be labels of shape"),
+    "labels as floats": (
+        CLASS,
+        (Z, 0.0, np.zeros(2)),
+        TypeError,
+        "`cond` must be labels, of an integer dtype, got .* float64",
+    ),
+    "tokens without a mask": (TOKENS, (Z, 0.0, TEXT[0]), TypeError, "`cond` must be a pair .* got ndarray"),
+    "tokens of another width": (
+        TOKENS,
+        (Z, 0.0, (np.zeros((2, 3, 4)), TEXT[1])),
+        ValueError,
+        "`cond` must have shapes",
+    ),
+    "tokens of another batch": (TOKENS, (Z[:1], 0.0, TEXT), ValueError, "`cond` must have shapes"),
+    "another mask": (TOKENS, (Z, 0.0, (TEXT[0], TEXT[1][:, :2])), ValueError, "`cond` must have shapes"),
+    "no token": (TOKENS, (Z, 0.0, (TEXT[0][:, :0], TEXT[1][:, :0])), ValueError, "`cond` must have shapes"),
 }
 
 
@@ -323,7 +338,7 @@ def test_a_model_of_no_condition_has_no_null(backend: str) -> None:
 
 @pytest.mark.jax
 def test_float64_on_jax_needs_its_64_bits() -> None:
-    with pytest.raises(ValueError, match=r"`dtype` is 'float64'.*enable_x64"):
+    with pytest.raises(ValueError, match=r"`dtype` .*'float64'.*enable_x64"):
         build(preset("tiny"), "jax", dtype="float64")
 
 
@@ -333,7 +348,7 @@ def test_a_label_out_of_range_is_never_taken_for_another(backend: str) -> None:
     z = draw(2, 1, 4, 4, 1).astype("float32")
     for outside in (4, -1):
         label = np.array([0, outside])
-        words = f"labels from {min(label)} to {max(label)}, but takes 0 to 2, and 3 for the null"
+        words = rf"labels in \[0, 2\], or 3 for the null condition, got {min(label)} to {max(label)}"
         if backend == "jax":  # whose own arrays the host does not look into
             wrong = np.isnan(np.asarray(model(z, 0.0, importlib.import_module("jax").numpy.asarray(label)))).all(
                 axis=(1, 2, 3, 4)
@@ -346,5 +361,5 @@ def test_a_label_out_of_range_is_never_taken_for_another(backend: str) -> None:
 @every_backend
 def test_an_array_of_another_library_is_refused_in_words(backend: str) -> None:
     other = Z if backend == "torch" else pytest.importorskip("torch").from_numpy(Z)
-    with pytest.raises(TypeError, match=r"unet3d: `z` is .*, but this model takes .*; another is unet3d.load"):
+    with pytest.raises(TypeError, match=r"unet3d: `z` must be a .*, got .*; unet3d.load"):
         model_of(BASE, backend, "float32")(other, 0.0)

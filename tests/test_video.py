@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from libraries import FRAMEWORKS, JAX, TORCH, example, host, put
 
 import diffcore as dc
+from diffcore import _streams
 from diffcore.video import extend, interpolate, upscale
 
 PLAN = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=6, eta=1.0)
@@ -153,14 +154,17 @@ def test_a_clip_does_not_depend_on_its_batch(name: str) -> None:
     video, options = source(name), {"denoise": lambda z, log_snr: 0.5 * z, "prediction": "x"}
     both = run(name, video, seed=[7, 11], **options).all()
     for i, seed in enumerate((7, 11)):
-        np.testing.assert_array_equal(run(name, video[i : i + 1], seed=seed, **options).all()[0], both[i])
+        np.testing.assert_array_equal(run(name, video[i : i + 1], seed=[seed], **options).all()[0], both[i])
 
 
 @EACH
 def test_equal_noise_is_never_used_twice(name: str) -> None:
     """The noise of two blocks, and of the three functions under one seed, is drawn from other seeds."""
-    seeds = {tuple(dc.noise.fold_in(7, number, 2, stream=stream)) for number in range(50) for stream in (5, 6, 7)}
-    assert len(seeds) == 150
+    streams = (_streams.EXTEND, _streams.INTERPOLATE, _streams.UPSCALE)
+    keys = {
+        tuple(key) for n in range(50) for stream in streams for key in dc.noise.fold_in(7, n, 2, stream=stream).tolist()
+    }
+    assert len(keys) == 300
     video = np.zeros_like(source(name))
     blocks = list(run(name, video, overlap=0, frames=15) if name == "extend" else run(name, video, overlap=0))
     assert len(blocks) >= 2
@@ -307,7 +311,9 @@ def test_compile_is_for_every_block(compile: bool | None, monkeypatch: pytest.Mo
 
 def test_extension_starts_from_nothing_and_from_one_frame() -> None:
     made = run("extend", movie(0), frames=7).all()
-    want = dc.sample(Denoiser(), PLAN, shape=(2, 5, SIDE, SIDE, 1), seed=dc.noise.fold_in(7, 0, 2, stream=5))
+    want = dc.sample(
+        Denoiser(), PLAN, shape=(2, 5, SIDE, SIDE, 1), seed=dc.noise.fold_in(7, 0, 2, stream=_streams.EXTEND)
+    )
     np.testing.assert_array_equal(made[:, :5], want)
     assert [block.shape[1] for block in run("extend", movie(1), frames=7)] == [1, 4, 2]
 
@@ -371,15 +377,15 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
 @pytest.mark.parametrize(
     ("argument", "value", "kind", "says"),
     [
-        ("window", 0, ValueError, "`window` is 0, but takes a whole number >= 1"),
-        ("window", 2.5, ValueError, "`window` is 2.5"),
+        ("window", 0, ValueError, "`window` must be an int >= 1, got 0"),
+        ("window", 2.5, TypeError, "`window` must be an int >= 1, got 2.5"),
         ("overlap", 5, ValueError, "would make no new frame"),
-        ("overlap", -1, ValueError, "`overlap` is -1"),
-        ("frames", -1, ValueError, "`frames` is -1"),
-        ("method", "magic", ValueError, "`method` is 'magic', but takes one of"),
-        ("denoise", 3, TypeError, "`denoise` is int"),
+        ("overlap", -1, ValueError, "`overlap` must be an int >= 0, got -1"),
+        ("frames", -1, ValueError, "`frames` must be an int >= 0, got -1"),
+        ("method", "magic", ValueError, "`method` must be .*, got 'magic'"),
+        ("denoise", 3, TypeError, "`denoise` must be a function of .*, got 3"),
         ("denoise", lambda z, log_snr: z, TypeError, "`prediction` is missing"),
-        ("plan", "ddim", TypeError, "`plan` is str"),
+        ("plan", "ddim", TypeError, "`plan` must be a diffcore.Plan, got 'ddim'"),
         ("video", 3, TypeError, "the video is int"),
         ("video", [], ValueError, "no block at all"),
         ("video", np.zeros((4, 4, 4, 1), dtype=np.float32), ValueError, "one clip .* needs an axis more"),
@@ -388,7 +394,7 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
         ("video", [movie(2), movie(2, side=2)], ValueError, "may differ in the number of frames alone"),
         ("seed", [1, 2, 3], ValueError, "3 entries for a batch of 2"),
         ("seed", -1, ValueError, "-1"),
-        ("resume", 3, TypeError, "`resume` is int, but takes the `state`"),
+        ("resume", 3, TypeError, "`resume` must be the `state` of a video.Stream, got 3"),
     ],
 )
 def test_errors_say_what_is_wrong(argument: str, value: Any, kind: type[Exception], says: str) -> None:

@@ -10,6 +10,7 @@ from libraries import host
 from test_video import PLAN, RHO, SIDE, Denoiser, covariance, movie, source
 
 import diffcore as dc
+from diffcore import _streams
 from diffcore.video import extend, interpolate, upscale
 
 
@@ -28,7 +29,7 @@ def test_extension_is_the_run_of_the_exact_conditional_denoiser() -> None:
         for i in range(2):
             mask = dc.conditioning.frames([0, 1], of=5)
             exact = denoise.data(5).conditional(known[i], np.broadcast_to(mask, known[i].shape)).with_scaling("vp")
-            seed = dc.noise.fold_in(7 + i, first, 1, stream=5)
+            seed = dc.noise.fold_in(dc.noise.keys(7, 1, first=i), first, 1, stream=_streams.EXTEND)
             want = dc.sample(exact, PLAN, shape=(1, 5, 2, 2, 1), like=np.zeros(1), seed=seed, prediction="x")
             np.testing.assert_allclose(made[i, first : first + 3], want[0, 2:], atol=1e-6)
 
@@ -48,7 +49,7 @@ def test_interpolation_is_the_run_of_the_exact_conditional_denoiser() -> None:
         for i in range(2):
             mask = dc.conditioning.frames([0, 3], of=4)
             exact = denoise.data(4).conditional(known[i], np.broadcast_to(mask, known[i].shape)).with_scaling("vp")
-            seed = dc.noise.fold_in(7 + i, number, 1, stream=6)
+            seed = dc.noise.fold_in(dc.noise.keys(7, 1, first=i), number, 1, stream=_streams.INTERPOLATE)
             want = dc.sample(exact, PLAN, shape=(1, 4, 2, 2, 1), like=np.zeros(1), seed=seed, prediction="x")
             np.testing.assert_allclose(made[i, first + 1 : first + 3], want[0, 1:3], atol=1e-6)
 
@@ -81,7 +82,7 @@ def test_a_larger_block_is_the_run_that_is_guided_by_the_averages_with_so_many_t
     guided = dc.conditioning.reconstruction(
         denoise, video, measure=dc.conditioning.downsample(2), weight=4 * 1.5, prediction="x"
     )
-    seed = dc.noise.fold_in(7, 0, 2, stream=7)
+    seed = dc.noise.fold_in(7, 0, 2, stream=_streams.UPSCALE)
     want = dc.sample(guided, PLAN, shape=(2, 5, SIDE, SIDE, 1), like=video, seed=seed)
     torch.testing.assert_close(made, want, rtol=0.0, atol=1e-6)
 

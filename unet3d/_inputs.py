@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore.unet3d.config import UNet3DConfig
 
 FUNCTION = "unet3d"
@@ -29,31 +29,29 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
     """
     if not isinstance(z, arrays):
         own = arrays[0].__module__.partition(".")[0] + "." + arrays[0].__name__
-        raise TypeError(
-            f"{FUNCTION}: `z` is {type(z).__module__.partition('.')[0]}.{type(z).__name__}, but this model takes {own}; another "
-            f'is unet3d.load(path, "numpy"), "torch" or "jax"'
+        raise _check.error(
+            TypeError,
+            FUNCTION,
+            "z",
+            f"be a {own}",
+            z,
+            'unet3d.load(path, "numpy"), "torch" or "jax" gives another model',
         )
     shape = tuple(getattr(z, "shape", ()))
     if len(shape) != 5 or shape[4] != config.channels or 0 in shape[1:]:
-        raise ValueError(
-            f"{FUNCTION}: `z` has shape {shape}, but takes (B, T, H, W, {config.channels}) with at least one frame and pixel"
-        )
+        must = f"have shape (B, T, H, W, {config.channels}), with at least one frame and pixel"
+        raise _check.error(ValueError, FUNCTION, "z", must, z)
     if not _array.is_floating(z):  # what the network says is cast to the dtype of z
-        raise TypeError(
-            f"{FUNCTION}: `z` has dtype {z.dtype}, but takes a real floating dtype; frames of bytes are "
-            f"z.astype('float32') / 127.5 - 1"
-        )
+        must = "have a real floating dtype"
+        raise _check.error(TypeError, FUNCTION, "z", must, z, "frames of bytes are z.astype('float32') / 127.5 - 1")
     _check_log_snr(log_snr)
     batch, frames, height, width, _ = shape
-    if isinstance(images, bool) or not hasattr(images, "__index__") or not 0 <= images <= frames:
-        raise ValueError(
-            f"{FUNCTION}: `images` is {images!r}, but takes how many of the {frames} frames of `z`, counted from the "
-            f"last, are independent images"
-        )
-    if (lead := tuple(getattr(log_snr, "shape", ()))) not in {(), (batch,), (batch, frames)}:
-        raise ValueError(
-            f"{FUNCTION}: `log_snr` has shape {lead}, but takes (), ({batch},) or ({batch}, {frames}) for `z` of shape {shape}"
-        )
+    images = _check.integer(
+        FUNCTION, "images", images, 0, frames, hint="so many of the last frames of `z` are independent images"
+    )
+    if tuple(getattr(log_snr, "shape", ())) not in {(), (batch,), (batch, frames)}:
+        must = f"have shape (), ({batch},) or ({batch}, {frames}) for `z` of shape {shape}"
+        raise _check.error(ValueError, FUNCTION, "log_snr", must, log_snr)
     if cond is not None:
         _check_condition(config, cond, (batch,), (batch, frames))
     return Sizes(batch, frames, int(images), height, width)
@@ -68,10 +66,8 @@ def _check_log_snr(log_snr: Any) -> None:
     except TypeError:
         known = False
     if not known:
-        raise TypeError(
-            f"{FUNCTION}: `log_snr` is {type(log_snr).__name__} {log_snr!r}, but takes a real number, or an array of them of "
-            f"shape (B,) or (B, T)"
-        )
+        must = "be a real number, or an array of them of shape (B,) or (B, T)"
+        raise _check.error(TypeError, FUNCTION, "log_snr", must, log_snr)
 
 
 def _check_condition(config: UNet3DConfig, cond: Any, *leads: tuple[int, ...]) -> None:
@@ -79,34 +75,29 @@ def _check_condition(config: UNet3DConfig, cond: Any, *leads: tuple[int, ...]) -
         raise ValueError(f"{FUNCTION}: `cond` is given, but this model has no condition; leave it out")
     if config.condition == "class":
         if tuple(getattr(cond, "shape", ())) not in leads:
-            raise ValueError(
-                f"{FUNCTION}: `cond` has shape {getattr(cond, 'shape', None)}, but takes labels of shape {leads[0]} or "
-                f"{leads[1]}, ints in [0, {config.classes}], where {config.classes} is the null condition"
-            )
+            must = f"be labels of shape {leads[0]} or {leads[1]}, ints in [0, {config.classes}]"
+            raise _check.error(ValueError, FUNCTION, "cond", must, cond, f"{config.classes} is the null condition")
         if "int" not in str(cond.dtype):
-            raise TypeError(f"{FUNCTION}: `cond` has dtype {cond.dtype}, but takes integer labels")
+            raise _check.error(TypeError, FUNCTION, "cond", "be labels, of an integer dtype", cond)
         if isinstance(cond, np.ndarray):
             check_labels(config, cond)
         return
     if not isinstance(cond, tuple | list) or len(cond) != 2:
-        raise ValueError(
-            f"{FUNCTION}: `cond` is {type(cond).__name__}, but takes a pair (tokens (B, L, {config.token_width}), "
-            f"mask (B, L)), where the mask is True for tokens that count"
-        )
+        must = f"be a pair (tokens (B, L, {config.token_width}), mask (B, L))"
+        raise _check.error(TypeError, FUNCTION, "cond", must, cond, "the mask is True for tokens that count")
     tokens, mask = (tuple(getattr(part, "shape", ())) for part in cond)
     if tokens[:-2] not in leads or tokens[-1] != config.token_width or mask != tokens[:-1] or 0 in mask[-1:]:
-        raise ValueError(
-            f"{FUNCTION}: `cond` has tokens of shape {tokens} and a mask of shape {mask}, but takes (B, L, "
-            f"{config.token_width}) and (B, L), L >= 1, or (B, T, L, {config.token_width}) and (B, T, L)"
-        )
+        width = config.token_width
+        must = f"have shapes (B, L, {width}) and (B, L), L >= 1, or (B, T, L, {width}) and (B, T, L)"
+        raise _check.error(ValueError, FUNCTION, "cond", must, tuple(cond))
 
 
 def check_labels(config: UNet3DConfig, labels: Any) -> None:
     """Raise ValueError if labels, whose values the host knows, are out of range: a negative one would count from the end."""
     if 0 not in labels.shape and not (labels.min() >= 0 and labels.max() <= config.classes):
         raise ValueError(
-            f"{FUNCTION}: `cond` has labels from {int(labels.min())} to {int(labels.max())}, but takes 0 to {config.classes - 1}, "
-            f"and {config.classes} for the null condition; see model.null"
+            f"{FUNCTION}: `cond` must be labels in [0, {config.classes - 1}], or {config.classes} for the null condition, got "
+            f"{int(labels.min())} to {int(labels.max())}; see model.null"
         )
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _check, _streams
 from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig
 
 BACKENDS = {"numpy": "numpy_unet", "torch": "torch_unet", "jax": "jax_unet"}
-
-STREAM = 16
-"""Of the noise that weights start from: no sampler and no training time uses it."""
 
 
 def initial(config: UNet3DConfig, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
@@ -29,7 +27,7 @@ def initial(config: UNet3DConfig, seed: int = 0) -> dict[str, npt.NDArray[np.flo
     found = {}
     for number, (name, array) in enumerate(structure.arrays(config).items()):
         if array.deviation:
-            drawn = noise.normal(seed, number, (1, *array.shape), dtype=np.float32, stream=STREAM)
+            drawn = noise.normal(seed, number, (1, *array.shape), dtype=np.float32, stream=_streams.WEIGHTS)
             found[name] = np.float32(array.deviation) * drawn[0]
         else:
             found[name] = np.full(array.shape, array.fill, dtype=np.float32)
@@ -74,10 +72,7 @@ def build(
     >>> model(np.zeros((2, 4, 8, 8, 1), dtype=np.float32), np.zeros(2)).shape
     (2, 4, 8, 8, 1)
     """
-    if not isinstance(config, UNet3DConfig):
-        raise TypeError(
-            f"unet3d.build: `config` is {type(config).__name__}, but takes a UNet3DConfig; see unet3d.preset"
-        )
+    _check.instance("unet3d.build", "config", config, UNet3DConfig, "a UNet3DConfig", hint="see unet3d.preset")
     return assemble("unet3d.build", config, initial(config, seed), backend, dtype, device, checkpointing)
 
 
@@ -91,14 +86,11 @@ def assemble(
     checkpointing: bool = False,
 ) -> Any:
     """Return a model of a backend with the given weights."""
-    if backend not in BACKENDS:
-        raise ValueError(f"{function}: `backend` is {backend!r}, but takes one of {sorted(BACKENDS)}")
+    _check.choice(function, "backend", backend, BACKENDS)
     kind = str(dtype).rsplit(".", maxsplit=1)[-1].removesuffix("'>")
     if kind not in {"float32", "float64"}:
-        raise ValueError(
-            f'{function}: `dtype` is {dtype!r}, but takes "float32" or "float64"; for bfloat16 keep float32 weights and '
-            f"use autocast (torch) or compute_dtype (JAX)"
-        )
+        out = "for bfloat16 keep float32 weights and use autocast (torch) or compute_dtype (JAX)"
+        raise _check.error(ValueError, function, "dtype", "be 'float32' or 'float64'", dtype, out)
     if backend == "numpy":
         from diffcore.unet3d import numpy_unet
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from diffcore import predictions
+from diffcore import _check, predictions, schedules
+from diffcore.schedules import Schedule
 
+NAME = "UNet3DConfig"
 CONDITIONS = ("none", "class", "tokens")
 
 
@@ -32,7 +34,8 @@ class UNet3DConfig:
         condition: "none", "class" (labels), or "tokens" (vectors of a text encoder, pooled by attention).
         classes: how many labels there are, where condition is "class".
         token_width: of a token vector, where condition is "tokens"; 1024 for BERT-large.
-        prediction: what the network is trained to say: "x", "eps", "v", "score", "flow" or "edm".
+        prediction: what the network is trained to predict: "x", "eps", "v", "score", "flow" or "edm".
+        schedule: what it is trained on, of `diffcore.schedules`; None where that is not known.
 
     Raises:
         ValueError: a field out of its range, or a head_dim that does not divide; the message names the field.
@@ -59,52 +62,37 @@ class UNet3DConfig:
     classes: int = 0
     token_width: int = 0
     prediction: str = "v"
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "channels", "base_channels", "blocks", "head_dim", "embedding", "mlp_layers"):
-            self._check_count(name, getattr(self, name), 1)
-        for name in ("multipliers", "attention"):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple):
-                raise ValueError(_says(name, value, "a tuple of ints >= 1"))
-            for entry in value:
-                self._check_count(name, entry, 1)
-            object.__setattr__(self, name, tuple(value))
-        if not self.multipliers:
-            raise ValueError(_says("multipliers", self.multipliers, "at least one entry, one per level"))
+            self._set(name, _check.integer(NAME, name, getattr(self, name), 1))
+        self._set("multipliers", _check.shape(NAME, "multipliers", self.multipliers, "(level 0, ...)", least=1))
+        self._set("attention", _check.shape(NAME, "attention", self.attention, "(...)", least=1))
         at = {self.size >> level: level for level in range(len(self.multipliers))}
-        if unknown := [side for side in self.attention if side not in at]:
-            raise ValueError(_says("attention", unknown, f"resolutions of its levels, which are {sorted(at)}"))
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
-            raise ValueError(_says("dropout", self.dropout, "a number in [0, 1)"))
-        object.__setattr__(self, "dropout", float(self.dropout))
-        self._check_condition()
-        if self.prediction not in predictions.table():
-            raise ValueError(_says("prediction", self.prediction, f"one of {sorted(predictions.table())}"))
+        if any(side not in at for side in self.attention):
+            must = f"be resolutions of the levels, which are {sorted(at)}"
+            raise _check.error(ValueError, NAME, "attention", must, self.attention)
+        self._set("dropout", _check.number(NAME, "dropout", self.dropout, 0, 1, open_high=True))
+        _check.choice(NAME, "condition", self.condition, CONDITIONS)
+        for name, kind in (("classes", "class"), ("token_width", "tokens")):
+            wanted = self.condition == kind
+            self._set(name, _check.integer(NAME, name, getattr(self, name), 1 if wanted else 0))
+            if getattr(self, name) and not wanted:
+                must = f"be 0 where `condition` is {self.condition!r}"
+                raise _check.error(ValueError, NAME, name, must, getattr(self, name), f'give condition="{kind}"')
+        _check.choice(NAME, "prediction", self.prediction, predictions.table())
+        if self.schedule is not None:
+            what = "a schedule, such as schedules.Cosine(), or None"
+            _check.instance(NAME, "schedule", self.schedule, Schedule, what)
         for level, width in enumerate(self.widths):
             last = level == len(self.widths) - 1  # the middle
             if (self.attends(level) or last) and width % self.head_dim:
-                raise ValueError(
-                    _says(
-                        "head_dim", self.head_dim, f"a divisor of the {width} channels of level {level}, which attends"
-                    )
-                )
+                must = f"divide the {width} channels of level {level}, which attends"
+                raise _check.error(ValueError, NAME, "head_dim", must, self.head_dim)
 
-    def _check_count(self, name: str, value: object, least: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(_says(name, value, f"an int >= {least}"))
-
-    def _check_condition(self) -> None:
-        if self.condition not in CONDITIONS:
-            raise ValueError(_says("condition", self.condition, f"one of {CONDITIONS}"))
-        for name, kind in (("classes", "class"), ("token_width", "tokens")):
-            wanted = self.condition == kind
-            self._check_count(name, getattr(self, name), 1 if wanted else 0)
-            if getattr(self, name) and not wanted:
-                raise ValueError(
-                    f"UNet3DConfig: `{name}` is {getattr(self, name)} but `condition` is {self.condition!r}; "
-                    f'give condition="{kind}"'
-                )
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -122,10 +110,11 @@ class UNet3DConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; `from_dict` reads them back."""
-        return {
+        plain = {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in fields(self)
         }
+        return plain | {"schedule": self.schedule and schedules.to_dict(self.schedule)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNet3DConfig:
@@ -143,11 +132,8 @@ class UNet3DConfig:
                 f"UNet3DConfig: unknown fields {sorted(unknown)}; a newer version of diffcore wrote them, "
                 f"or they are misspelt; it takes {sorted(known)}"
             )
-        return cls(**values)
-
-
-def _says(name: str, value: object, takes: str) -> str:
-    return f"UNet3DConfig: `{name}` is {value!r}, but takes {takes}"
+        schedule = values.get("schedule")
+        return cls(**{**values, "schedule": schedule and schedules.from_dict(schedule)})
 
 
 _PAPER = UNet3DConfig(frames=16, size=64, multipliers=(1, 2, 4, 8), blocks=2, head_dim=64, mlp_layers=4)
@@ -215,8 +201,7 @@ def preset(name: str, **changes: Any) -> UNet3DConfig:
     >>> preset("bair", frames=20).widths
     (128, 256, 384, 512)
     """
-    if name not in PRESETS:
-        raise ValueError(f"unet3d.preset: `name` is {name!r}, but takes one of {sorted(PRESETS)}")
+    _check.choice("unet3d.preset", "name", name, PRESETS)
     return replace(PRESETS[name], **changes)
 
 

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 Float64 = npt.NDArray[np.float64]
@@ -121,9 +121,7 @@ def legibility(clips: Array, labels: npt.ArrayLike | None = None) -> Legibility:
         return Legibility(sure, None)
     given = _array.to_host(labels, function=function, argument="labels")
     if given.shape != probability.shape[:1]:
-        raise ValueError(
-            f"{function}: `labels` has shape {given.shape}, but takes one digit a clip, {probability.shape[:1]}"
-        )
+        raise _check.error(ValueError, function, "labels", f"be one digit a clip, {probability.shape[:1]}", given)
     return Legibility(sure, float(np.mean(probability.mean(axis=1).argmax(axis=-1) == given)))
 
 
@@ -189,7 +187,7 @@ def _see(function: str, clips: Array, least: int) -> _Seen:
     _array.check_floating(function, clips=clips)
     shape = tuple(getattr(clips, "shape", ()))
     if len(shape) != 5 or shape[-1] != 1 or 0 in shape or shape[1] < least:
-        raise ValueError(f"{function}: `clips` has shape {shape}, but takes (N, T, H, W, 1) with T >= {least}")
+        raise _check.error(ValueError, function, "clips", f"have shape (N, T, H, W, 1) with T >= {least}", clips)
     ends = ((first, min(first + _AT_ONCE, shape[0])) for first in range(0, shape[0], _AT_ONCE))
     parts = [_see_some(function, clips[first:end, ...]) for first, end in ends]
     return _Seen(*(np.concatenate(part) for part in zip(*parts, strict=True)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
+from diffcore import _check
 from diffcore.unet3d import weights
 
 MODELS = ("moving_digits",)
@@ -29,7 +30,6 @@ def pretrained(
     >>> model(np.zeros((1, 2, 32, 32, 1), dtype=np.float32), 0.0, np.array([3])).shape
     (1, 2, 32, 32, 1)
     """
-    if name not in MODELS:
-        raise ValueError(f"unet3d.pretrained: `name` is {name!r}, but takes one of {sorted(MODELS)}")
+    _check.choice("unet3d.pretrained", "name", name, MODELS)
     with resources.as_file(resources.files("diffcore.unet3d") / "models" / f"{name}.safetensors") as path:
         return weights.load(path, backend, dtype=dtype, device=device, checkpointing=checkpointing)

@@ -79,8 +79,8 @@ def evaluate(
         row, text = _compared(Path(what), against)
     else:
         began = time.perf_counter()
-        plan = models.plan(sampler, steps, settings)
         with models.opened(what, backend, device, dtype) as model:
+            plan = models.plan(sampler, steps, settings, model.config.schedule)
             if data == sources.DIGITS:
                 _check_digits(model.config)
             source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))
@@ -150,9 +150,9 @@ def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int)
             if model.config.condition == "class" and some[0].labels is not None:
                 kind = np.int32 if model.backend == "jax" else np.int64
                 cond = model.put(np.concatenate([one.labels for one in some]).astype(kind))
-            eps = noise.normal(list(range(seed + first, seed + first + len(some))), 0, tuple(x.shape), like=x)
+            eps = noise.normal(noise.keys(seed, len(some), first=first), 0, tuple(x.shape), like=x)
             for level in LEVELS:
-                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), "vp")
+                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), model.net.scaling or "vp")
                 y = model.net(process.diffuse(x, eps, at), at.log_snr, cond)
                 each = losses.denoising(y, x, eps, at, prediction=model.config.prediction, weight=weights.V())
                 found[level] += float(each.mean()) * len(some)
@@ -181,8 +181,8 @@ def _samples(
             some = labels[first : first + batch]
             denoise = models.denoiser(model, some.tolist() if conditional else None, guidance)
             shape = (len(some), *model.config.shape)
-            clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=seed + first, callback=bar.stage,
-                              prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip
+            clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=dc.noise.keys(seed, len(some), first=first),
+                              callback=bar.stage, prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip
             drawn.append(models.sound(clips))
             bar.made(len(some))
     clips = np.concatenate(drawn)

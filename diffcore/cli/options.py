@@ -89,7 +89,10 @@ Settings = Annotated[
 Seed = Annotated[
     int,
     typer.Option(
-        callback=_seed, metavar="INT", help="Equal seeds, equal clips; clip i has seed + i.", rich_help_panel=SAMPLING
+        callback=_seed,
+        metavar="INT",
+        help="Equal seeds, equal clips; every clip has noise of its own.",
+        rich_help_panel=SAMPLING,
     ),
 ]
 Size = Annotated[

@@ -44,7 +44,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("demo-output"), help="where pictures go (default: demo-output)"
     )
-    parser.add_argument("--seed", type=int, default=7, help="clip i has seed + i (default: 7)")
+    parser.add_argument("--seed", type=int, default=7, help="of all clips (default: 7)")
     parser.add_argument("--steps", type=int, default=16, help="calls of the network, times two (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="(1 + w) c - w u; 0 is off (default: 1)")
     parser.add_argument("--weights", type=Path, help="a weights file of one's own instead of the shipped model")
@@ -178,9 +178,7 @@ def main(given: list[str] | None = None) -> int:
     clips = drawn[names[0]]
 
     settings.out.mkdir(parents=True, exist_ok=True)
-    rows: pictures.Rows = [
-        (f"digit {digit}, seed {settings.seed + i}", clips[i]) for i, digit in enumerate(settings.digits)
-    ]
+    rows: pictures.Rows = [(f"digit {digit}", clips[i]) for i, digit in enumerate(settings.digits)]
     if path:
         stages = np.linspace(0, len(path) - 1, clips.shape[1]).astype(int)
         middle = clips.shape[1] // 2

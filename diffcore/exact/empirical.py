@@ -111,7 +111,7 @@ class Empirical(Denoiser):
             )
         return Empirical(self.points[agrees], weights=self.weights[agrees], scaling=self.scaling)
 
-    def sample(self, seed: int, count: int, *, like: Array | None = None) -> Array:
+    def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return points drawn by their weights, (count, *event); see `Gaussian.sample`."""
         drawn = self.points[choose(self.weights, seed, count)].astype(np.float64)
         return drawn if like is None else cast(drawn, like)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels, noise
+from diffcore import _streams, levels, noise
 from diffcore._array import Array
 from diffcore.exact._conditional import check_observation, condition
 from diffcore.exact._denoiser import Denoiser
@@ -32,9 +32,6 @@ from diffcore.exact._parts import (
     parts_of,
 )
 from diffcore.exact._weighing import Model, model_of
-
-NORMALS = 2
-"""The stream of noise that samples of data are made of, apart from those of samplers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +107,12 @@ class Gaussian(Denoiser):
             left = left.reshape(self.event)
         return Gaussian(mean.reshape(self.event), left, scaling=self.scaling)
 
-    def sample(self, seed: int, count: int, *, like: Array | None = None) -> Array:
+    def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return samples of the data, m + C^{1/2} eps, (count, *event), by the noise of the library.
 
         Args:
-            seed: an int in [0, 2^64); the same seed gives the same samples, and fewer are the first of more.
+            seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`. So fewer
+                samples are the first of more.
             count: how many.
             like: an array that gives library, dtype and device; NumPy float64 without one.
         """
@@ -134,11 +132,10 @@ def gaussian_of(mean: Float64, covariance: Covariance, parts: Parts, scaling: st
     return made
 
 
-def normals(seed: int, count: int, event: tuple[int, ...]) -> Float64:
+def normals(seed: Any, count: int, event: tuple[int, ...]) -> Float64:
     """Return standard normal noise for samples of data, (count, D) on the host."""
-    # one sample of many elements: its counter runs on, where many small samples would each begin anew
-    drawn = noise.normal(seed, 0, (1, count * math.prod(event)), dtype=np.dtype(np.float64), stream=NORMALS)
-    return np.asarray(drawn).reshape(count, -1)
+    drawn = noise.normal(seed, 0, (count, math.prod(event)), dtype=np.dtype(np.float64), stream=_streams.DATA)
+    return np.asarray(drawn)
 
 
 def coloured(parts: Any, component: int, eps: Float64) -> Float64:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels, noise
+from diffcore import _array, _streams, levels, noise
 from diffcore._array import Array
 from diffcore.exact import _components
 from diffcore.exact._conditional import check_observation, condition
@@ -28,9 +28,6 @@ from diffcore.exact._parts import (
 )
 from diffcore.exact._weighing import Entered, Model, model_of
 from diffcore.exact.gaussian import Gaussian, coloured, gaussian_of, normals
-
-CHOICES = 3
-"""The stream of noise that the choice of a component is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +121,7 @@ class Mixture(Denoiser):
         each = [c.reshape(self.event) if isinstance(c, np.ndarray) and c.ndim == 1 else c for _, c in found]
         return Mixture(weights, means, each, scaling=self.scaling)
 
-    def sample(self, seed: int, count: int, *, like: Array | None = None) -> Array:
+    def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return samples of the data, (count, *event); see `Gaussian.sample`."""
         choice = choose(self.weights, seed, count)
         eps = normals(seed, count, self.event)
@@ -135,9 +132,9 @@ class Mixture(Denoiser):
         return drawn if like is None else cast(drawn, like)
 
 
-def choose(weights: Float64, seed: int, count: int) -> Any:
+def choose(weights: Float64, seed: Any, count: int) -> Any:
     """Return the number of a component for each of `count` samples, by its weight."""
-    words = np.asarray(noise.bits(seed, 0, (1, count), stream=CHOICES), dtype=np.float64)[0]
+    words = np.asarray(noise.bits(seed, 0, (count, 1), stream=_streams.CHOICES), dtype=np.float64)[:, 0]
     return np.searchsorted(np.cumsum(weights)[:-1], (words + 0.5) * 2.0**-32, side="right")
 
 

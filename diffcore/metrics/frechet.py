@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 Float64 = npt.NDArray[np.float64]
@@ -173,8 +173,8 @@ def frechet_distance_unbiased(
     (True, True)
     """
     function = "metrics.frechet_distance_unbiased"
-    if points < 2 or not 0.0 < smallest < 1.0:
-        raise ValueError(f"{function}: takes `points` >= 2 and `smallest` in (0, 1), not {points!r} and {smallest!r}")
+    _check.integer(function, "points", points, 2)
+    _check.number(function, "smallest", smallest, 0, 1, open_low=True, open_high=True)
     sets = [_featured(function, name, given, features, batch) for name, given in (("real", real), ("fake", fake))]
     rng = np.random.default_rng(seed)
     fractions = np.linspace(smallest, 1.0, points)
@@ -210,7 +210,9 @@ def frechet_gaussians(mean1: Array, covariance1: Array, mean2: Array, covariance
     function = "metrics.frechet_gaussians"
     first, second = (_host(function, name, mean) for name, mean in (("mean1", mean1), ("mean2", mean2)))
     if first.ndim != 1 or first.shape != second.shape or not first.size:
-        raise ValueError(f"{function}: takes means of one shape (D,), not {first.shape} and {second.shape}")
+        raise ValueError(
+            f"{function}: `mean1` and `mean2` must have one shape (D,), got {first.shape} and {second.shape}"
+        )
     root1 = _root(function, "covariance1", covariance1, first.size)
     root2 = _root(function, "covariance2", covariance2, first.size)
     return _squared(first - second, root1, root2)
@@ -224,11 +226,11 @@ def _host(function: str, argument: str, array: Array) -> Float64:
 def _featured(function: str, name: str, given: Array, features: Features | None, batch: int) -> Float64:
     if features is None:
         return _host(function, name, given)
-    if not callable(features):
-        raise TypeError(f"{function}: `features` is {type(features).__name__}, but takes a callable or None")
+    _check.callable_(function, "features", features, "a function of clips, or None")
     _array.namespace(function, **{name: given})
-    if batch < 1 or given.shape[0] == 0:
-        raise ValueError(f"{function}: takes `batch` >= 1 and clips in `{name}`, not {batch!r} and {given.shape[0]}")
+    _check.integer(function, "batch", batch, 1)
+    if given.shape[0] == 0:
+        raise _check.error(ValueError, function, name, "have at least one clip", given)
     parts = []
     for start in range(0, given.shape[0], batch):
         clips = given[start : min(start + batch, given.shape[0]), ...]
@@ -244,8 +246,8 @@ def _featured(function: str, name: str, given: Array, features: Features | None,
 def _moments(function: str, argument: str, features: Array) -> Moments:
     values = _host(function, argument, features)
     if values.ndim != 2 or not values.size:
-        way_out = "" if argument == "features" else "; pass `features=` to turn clips into vectors"
-        raise ValueError(f"{function}: `{argument}` has shape {values.shape}, but takes (N, D){way_out}")
+        way_out = "" if argument == "features" else "pass `features=` to turn clips into vectors"
+        raise _check.error(ValueError, function, argument, "have shape (N, D)", values, way_out)
     mean = values.mean(axis=0)
     return Moments(len(values), mean, _triangle(values - mean))
 
@@ -285,9 +287,7 @@ def _root(function: str, argument: str, covariance: Array, size: int) -> Float64
     """Return F with F^T F = C by the eigenvectors of C."""
     matrix = _host(function, argument, covariance)
     if matrix.shape != (size, size):
-        raise ValueError(
-            f"{function}: `{argument}` has shape {matrix.shape}, but takes {(size, size)}, as the mean says"
-        )
+        raise _check.error(ValueError, function, argument, f"have shape {(size, size)}, as the mean says", matrix)
     kind = str(covariance.dtype).rsplit(".", 1)[-1]
     ulp = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}.get(kind, 2.0**-52)
     rounding = 8 * size * ulp * float(np.abs(matrix).max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 Float64 = npt.NDArray[np.float64]
@@ -69,9 +68,8 @@ def ssim(x: Array, y: Array, data_range: float = 2.0, *, win_size: int = 7) -> F
     side = min(first.shape[2:4])
     if win_size % 2 == 0 or not 3 <= win_size <= side:
         fits = f"use win_size={side - 1 + side % 2}" if side >= 3 else "SSIM takes frames of at least 3 x 3"
-        raise ValueError(
-            f"metrics.ssim: `win_size` is {win_size}, but takes an odd number from 3 to the lesser side of a frame, {side}; {fits}"
-        )
+        must = f"be an odd number from 3 to the lesser side of a frame, {side}"
+        raise _check.error(ValueError, "metrics.ssim", "win_size", must, win_size, fits)
     settings: dict[str, Any] = {"data_range": float(data_range), "win_size": win_size, "channel_axis": -1}
     return _by_frame(skimage.structural_similarity, first, second, **settings)
 
@@ -92,10 +90,9 @@ def _pair(function: str, x: Array, y: Array, data_range: float) -> tuple[Float64
     )
     if first.shape != second.shape or first.ndim != 5 or not first.size:
         raise ValueError(
-            f"{function}: takes x and y of one shape (B, T, H, W, C), not {first.shape} and {second.shape}"
+            f"{function}: `x` and `y` must have one shape (B, T, H, W, C), got {first.shape} and {second.shape}"
         )
-    if not 0.0 < data_range < math.inf:
-        raise ValueError(f"{function}: `data_range` is {data_range!r}, but takes a positive number, 2 for [-1, 1]")
+    _check.number(function, "data_range", data_range, 0, open_low=True, hint="it is 2 for [-1, 1]")
     return first, second
 
 

@@ -65,7 +65,8 @@ class Schedule(ABC):
 
         Raises:
             TypeError: `t` is an integer array, or no array.
-            ValueError: `t` is a number or a NumPy array, and not in [0, 1].
+            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or a torch tensor on the
+                CPU. Elsewhere (JAX, another device, traced) the result is NaN there. NaN stays NaN.
         """
         xp, t = self._times("log_snr", t)
         with _array.quiet(xp):
@@ -75,7 +76,7 @@ class Schedule(ABC):
         r"""Return t with lambda(t) = log_snr, the inverse of `log_snr`; 0 or 1 for a log-SNR beyond that end.
 
         Args:
-            log_snr: a number or a floating array of any shape, infinities included.
+            log_snr: a number or a floating array of any shape, infinities included; NaN stays NaN.
 
         Returns:
             An array of the shape, library and device of `log_snr`, in [0, 1].
@@ -99,29 +100,31 @@ class Schedule(ABC):
 
         Raises:
             TypeError: `t` is an integer array, or no array.
-            ValueError: `t` is a number or a NumPy array, and not in [0, 1].
+            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or a torch tensor on the
+                CPU. Elsewhere (JAX, another device, traced) the result is NaN there. NaN stays NaN.
         """
         xp, t = self._times("slope", t)
         with _array.quiet(xp):
-            return _array.scalar(self._slope(xp, t, 1.0 - t))
+            return _array.scalar(self._slope(xp, t, 1.0 - t) + 0.0 * t)  # a constant slope has none at NaN either
 
     def __call__(self, t: Array) -> Level:
         """Return the level at time t, in the schedule's scaling."""
         return levels.level(self.log_snr(t), self.scaling)
 
     def _times(self, method: str, t: Array) -> tuple[Any, Array]:
-        """Return (xp, times); those of other libraries than NumPy are not looked at, since they may be traced."""
+        """Return (xp, times), those just beyond an end put on it; raise where the host knows one to be further out."""
         where = f"schedules.{type(self).__name__}.{method}"
         xp, t = _array.level_array(where, "t", t)
-        if not isinstance(t, np.ndarray):
-            return xp, t
-        within = np.clip(t, 0.0, 1.0)
-        if np.any(beyond := abs(t - within) > 4.0 * np.finfo(t.dtype).eps):  # less is a sum of steps that was rounded
+        within = clip(xp, t)
+        beyond = xp.abs(t - within) > 4.0 * float(xp.finfo(t.dtype).eps)  # less is a sum of steps that was rounded
+        seen = isinstance(t, np.ndarray) or _array.name(xp) == "torch"  # JAX would wait for what it computes
+        if seen and (known := _array.known(beyond)) is not None and np.any(known):
+            wrong = float(_array.known(t)[known].flat[0])
             raise ValueError(
-                f"{where}: `t` has {float(t[beyond].flat[0])!r}, but takes times in [0, 1], 0 for data and 1 for noise; "
+                f"{where}: `t` has {wrong!r}, but takes times in [0, 1], 0 for data and 1 for noise; "
                 f"timestep i of 0, ..., T - 1 is i / (T - 1)"
             )
-        return xp, within
+        return xp, within if isinstance(t, np.ndarray) else xp.where(beyond, math.nan, within)
 
     def _check_scaling(self) -> None:
         levels.check_scaling(f"schedules.{type(self).__name__}", self.scaling)

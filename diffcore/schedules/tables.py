@@ -95,7 +95,8 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
         log alpha^2_i = sum_{j <= i} log(1 - beta_j)
 
     Args:
-        betas: (T,), T >= 2, each in (0, 1); the last may be 1, zero terminal SNR: lambda(1) = -inf.
+        betas: (T,), T >= 2, each in (0, 1); the last may be 1, zero terminal SNR: lambda(1) = -inf. One above 1 is refused:
+            diffusers goes on to the root of a negative alpha^2, NaN, and clips the betas of its own cosine to 0.999.
         scaling: "vp", "ve" or "flow".
 
     Returns:
@@ -114,7 +115,7 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
     """
     values = _column("from_betas", "betas", betas)
     good = (values > 0.0) & ((values < 1.0) | (_is_last(values) & (values == 1.0)))
-    _refuse("from_betas", "betas", values, good, "a number in (0, 1), or 1 for the last, pure noise")
+    _refuse("from_betas", "betas", values, good, "a number in (0, 1), or 1 for the last, pure noise; clip it to 0.999")
     if values[0] > 0.5 and np.all(np.diff(values) < 0.0):  # the first step of a table of betas adds a little noise
         raise ValueError(
             f"schedules.from_betas: `betas` fall from {float(values[0])!r} to {float(values[-1])!r}, as alphas do; use "
@@ -136,7 +137,10 @@ def from_alphas_cumprod(alphas_cumprod: Sequence[float] | Array, scaling: str = 
     Give it in float64, or give betas: where alpha^2 is near 1 a float32 table has few digits of 1 - alpha^2 left.
 
     Args:
-        alphas_cumprod: (T,), T >= 2, each in (0, 1), strictly decreasing; the last may be 0, zero terminal SNR.
+        alphas_cumprod: (T,), T >= 2, each in (0, 1), strictly decreasing; the last may be 0, zero terminal SNR. (Some
+            samplers of diffusers put 2^-24 there, which is often more than the entry before, and is refused then. What
+            they do it for, eps-prediction from pure noise, has no answer: start at the entry before, the time
+            (T - 2) / (T - 1), or predict v.)
         scaling: "vp", "ve" or "flow".
 
     Returns:
@@ -207,6 +211,11 @@ def _is_last(values: Float64) -> npt.NDArray[np.bool_]:
 
 def _column(function: str, argument: str, values: Any) -> Float64:
     array = _array.to_host(values, np.float64, function=f"schedules.{function}", argument=argument)
+    if array.shape == (1,):
+        raise ValueError(
+            f"schedules.{function}: `{argument}` has one entry, which is one level and no schedule; use diffcore.levels.level, "
+            f"and a grid of the level and inf"
+        )
     if array.ndim != 1 or array.size < 2:
         raise ValueError(
             f"schedules.{function}: `{argument}` has shape {array.shape}, but takes one axis of at least 2 entries"

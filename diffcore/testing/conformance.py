@@ -274,7 +274,7 @@ def check_compile(backend: Backend, like: Array, *, rounding: float = 64.0) -> N
 
     compiled: Callable[..., Array] = backend.compile(one)
     z = Loop(like, backend).start(plan, (2, 5), 9).z
-    words = backend.seeds(noise.seed_words(9, 2), like)
+    words = backend.seeds(noise.keys(9, 2), like)
     for k in range(len(plan) - 1):
         given = (z, _bounded(z, z), table[k, ...], backend.index(k), words)
         want, got = one(*given), compiled(*given)

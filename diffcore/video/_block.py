@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, conditioning, noise, sampling
+from diffcore import _array, _check, conditioning, noise, sampling
 from diffcore._array import Array
 from diffcore.conditioning.moment_matching import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
@@ -39,23 +39,14 @@ class Sampler:
     """A run for each pattern of known frames: a stream has two or three, and its blocks share their traces."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"{self.function}: `method` is {self.method!r}, but takes one of {list(METHODS)}")
-        if not callable(self.denoise):
-            raise TypeError(
-                f"{self.function}: `denoise` is {type(self.denoise).__name__}, but takes a callable (z, log_snr)"
-            )
-        if not isinstance(self.plan, Plan):
-            raise TypeError(
-                f"{self.function}: `plan` is {type(self.plan).__name__}, but takes a diffcore.Plan; see diffcore.samplers"
-            )
-        if self.transform_x is not None and not callable(self.transform_x):
-            raise TypeError(
-                f"{self.function}: `transform_x` is {type(self.transform_x).__name__}, but takes a function of x-hat"
-            )
+        _check.choice(self.function, "method", self.method, METHODS)
+        _check.callable_(self.function, "denoise", self.denoise, "a function of (z, log_snr)")
+        _check.instance(self.function, "plan", self.plan, Plan, "a diffcore.Plan", hint="see diffcore.samplers")
+        if self.transform_x is not None:
+            _check.callable_(self.function, "transform_x", self.transform_x, "a function of x-hat")
         weight_of(self.function, self.weight)
         check_iterations(self.function, self.iterations)
-        noise.seed_words(self.seed, len(self.seed) if hasattr(self.seed, "__len__") else 1)
+        noise.keys(self.seed, len(self.seed) if np.ndim(self.seed) else 1)
         row_function(self.function, "prediction", said(self.function, self.denoise, self.prediction))
 
     def draw(

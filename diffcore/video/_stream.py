@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 
@@ -108,26 +107,14 @@ def resumed(function: str, resume: Any) -> Progress:
     if resume is None:
         return Progress()
     if not isinstance(resume, tuple) or len(resume) != len(Progress._fields):
-        raise TypeError(f"{function}: `resume` is {type(resume).__name__}, but takes the `state` of a video.Stream")
+        raise _check.error(TypeError, function, "resume", "be the `state` of a video.Stream", resume)
     return Progress(*resume)
-
-
-def whole(function: str, argument: str, value: Any, low: int) -> int:
-    """Return an int >= low, or raise."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or number < low:
-        raise ValueError(f"{function}: `{argument}` is {value!r}, but takes a whole number >= {low}")
-    return number
 
 
 def overlap_of(function: str, overlap: Any, window: int) -> int:
     """Return how many frames a block knows of the ones before: a quarter of the window if none is given."""
-    number = window // 4 if overlap is None else whole(function, "overlap", overlap, 0)
+    number = window // 4 if overlap is None else _check.integer(function, "overlap", overlap)
     if number >= window:
-        raise ValueError(
-            f"{function}: `overlap` is {number} and `window` {window}, so that a block would make no new frame; takes less"
-        )
+        must = f"be less than the window, {window} frames"
+        raise _check.error(ValueError, function, "overlap", must, number, "a block would make no new frame")
     return number

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from diffcore import _check, _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.extend"
-STREAM = 5
 
 
 def extend(
@@ -49,7 +49,7 @@ def extend(
         method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`.
         weight: of reconstruction guidance.
         iterations: of moment matching.
-        seed: one int (sample i has seed + i), or one int per sample.
+        seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         prediction: what the denoiser returns; may be left out where it says so.
         transform_x, compile, callback: as in `diffcore.sample`, for each block.
         resume: the state of a stream that was stopped, to go on after it; `video` then holds the frames from
@@ -70,12 +70,12 @@ def extend(
     >>> [block.shape[1] for block in extend(data, plan, clip, frames=9, window=4, overlap=1, seed=7)]
     [4, 3, 2]
     """
-    wide = whole(FUNCTION, "window", window, 1)
+    wide = _check.integer(FUNCTION, "window", window, 1)
     known = overlap_of(FUNCTION, overlap, wide)
-    total = None if frames is None else whole(FUNCTION, "frames", frames, 0)
+    total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.EXTEND,
         denoise=denoise,
         plan=plan,
         method=method,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from diffcore import _check, _streams
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.interpolate"
-STREAM = 6
 
 
 def interpolate(
@@ -68,15 +68,15 @@ def interpolate(
     >>> smooth[0, ::2, 0, 0, 0]
     array([0., 1., 2., 3.])
     """
-    times = whole(FUNCTION, "factor", factor, 1)
-    wide = max(whole(FUNCTION, "window", window, 1), times + 1)
+    times = _check.integer(FUNCTION, "factor", factor, 1)
+    wide = max(_check.integer(FUNCTION, "window", window, 1), times + 1)
     gaps = (wide - 1) // times
     kept = min(overlap_of(FUNCTION, overlap, wide) // times, gaps - 1)
     if overlap is None:
         kept = max(kept, min(1, gaps - 1))
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.INTERPOLATE,
         denoise=denoise,
         plan=plan,
         method=method,

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from diffcore import conditioning
+from diffcore import _check, _streams, conditioning
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed, whole
+from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.upscale"
-STREAM = 7
 
 
 def upscale(
@@ -68,12 +67,12 @@ def upscale(
     >>> large.shape, bool(np.allclose(dc.conditioning.downsample(2)(large), small))
     ((1, 3, 4, 4, 1), True)
     """
-    wide = whole(FUNCTION, "window", window, 1)
+    wide = _check.integer(FUNCTION, "window", window, 1)
     known = overlap_of(FUNCTION, overlap, wide)
     measure = conditioning.downsample(factor)
     sampler = Sampler(
         function=FUNCTION,
-        stream=STREAM,
+        stream=_streams.UPSCALE,
         denoise=denoise,
         plan=plan,
         method=method,

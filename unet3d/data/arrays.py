@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore.unet3d.data.source import Float32, Source, integer
+from diffcore import _check
+from diffcore.unet3d.data.source import Float32, Source
 
 _LOOKED_AT = 16
 _SLACK = 1e-4  # what resampling in half precision may have added to 1
@@ -49,18 +50,15 @@ class Arrays(Source):
         classes: int | None = None,
     ) -> None:
         function = "data.Arrays"
-        if not isinstance(clips, np.ndarray):
-            raise TypeError(f"{function}: `clips` is {type(clips).__name__}, but takes a NumPy array (N, T, H, W, C)")
+        _check.instance(function, "clips", clips, np.ndarray, "a NumPy array (N, T, H, W, C)")
         if clips.ndim != 5:
-            grey = "; grey clips take a last axis of one channel: clips[..., None]" if clips.ndim == 4 else ""
-            raise ValueError(f"{function}: `clips` has shape {clips.shape}, but takes (N, T, H, W, C){grey}")
+            grey = "grey clips take a last axis of one channel: clips[..., None]" if clips.ndim == 4 else ""
+            raise _check.error(ValueError, function, "clips", "have shape (N, T, H, W, C)", clips, grey)
         if 0 in clips.shape:
-            raise ValueError(f"{function}: `clips` is empty, of shape {clips.shape}")
+            raise _check.error(ValueError, function, "clips", "have no empty axis", clips)
         if clips.dtype != np.uint8 and not np.issubdtype(clips.dtype, np.floating):
-            raise TypeError(
-                f"{function}: `clips` has dtype {clips.dtype}, but takes uint8 from 0 to 255 or floats in [-1, 1]"
-            )
-        frames = integer(function, "frames", frames, 1)
+            raise _check.error(TypeError, function, "clips", "be uint8 from 0 to 255 or floats in [-1, 1]", clips)
+        frames = _check.integer(function, "frames", frames, 1)
         if clips.shape[1] < frames:
             raise ValueError(
                 f"{function}: `frames` is {frames}, but the clips have {clips.shape[1]}; take frames <= {clips.shape[1]}"
@@ -157,11 +155,11 @@ def _labels(
         return None, None
     found = np.asarray(labels)
     if not np.issubdtype(found.dtype, np.integer):
-        raise TypeError(f"{function}: `labels` has dtype {found.dtype}, but takes integers")
+        raise _check.error(TypeError, function, "labels", "be integers", found)
     if found.shape != (count,):
-        raise ValueError(f"{function}: `labels` has shape {found.shape}, but takes one for each clip, ({count},)")
+        raise _check.error(ValueError, function, "labels", f"be one for each clip, ({count},)", found)
     low, high = int(found.min()), int(found.max())
-    classes = high + 1 if classes is None else integer(function, "classes", classes, 1)
+    classes = high + 1 if classes is None else _check.integer(function, "classes", classes, 1)
     if low < 0 or high >= classes:
-        raise ValueError(f"{function}: `labels` goes from {low} to {high}, but takes 0 to {classes - 1}")
+        raise ValueError(f"{function}: `labels` must be in [0, {classes - 1}], got {low} to {high}")
     return found.astype(np.int64), classes

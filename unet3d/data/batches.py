@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore.unet3d.data.source import CLIP, EPOCH, IMAGE, Float32, Source, generator, integer, seed_of
+from diffcore import _check, _streams
+from diffcore.unet3d.data.source import Float32, Source, generator, seed_of
 
 
 class Batch(NamedTuple):
@@ -57,12 +58,10 @@ def batch(source: Source, size: int, *, step: int, seed: int = 0, images: int = 
     ((2, 7, 8, 8, 3), dtype('float32'), (2, 7))
     """
     function = "data.batch"
-    if not isinstance(source, Source):
-        raise TypeError(
-            f"{function}: `source` is {type(source).__name__}, but takes a Source, such as data.Arrays(...)"
-        )
-    size = integer(function, "size", size, 1)
-    step, images = integer(function, "step", step, 0), integer(function, "images", images, 0)
+    what = "a Source, such as data.Arrays(...)"
+    _check.instance(function, "source", source, Source, what)
+    size = _check.integer(function, "size", size, 1)
+    step, images = _check.integer(function, "step", step, 0), _check.integer(function, "images", images, 0)
     seed = seed_of(function, seed)
     frames, *picture = source.shape
     x = np.empty((size, frames + images, *picture), dtype=np.float32)
@@ -70,11 +69,11 @@ def batch(source: Source, size: int, *, step: int, seed: int = 0, images: int = 
     indices[:, 0] = _in_order(len(source), seed, step * size, size)
     for i in range(size):
         number = step * size + i
-        rng = generator(seed, CLIP, number)
+        rng = generator(seed, _streams.GENERATOR_CLIP, number)
         mirrored = flip & (rng.random() < 0.5)  # drawn in any case, so that `flip` changes nothing else
         _put(x[i, :frames], source.clip(int(indices[i, 0]), rng), mirrored)
         for j in range(images):
-            rng = generator(seed, IMAGE, number, j)
+            rng = generator(seed, _streams.GENERATOR_IMAGE, number, j)
             mirrored = flip & (rng.random() < 0.5)
             indices[i, 1 + j] = rng.integers(len(source))
             _put(x[i, frames + j], source.frame(int(indices[i, 1 + j]), rng), mirrored)
@@ -89,7 +88,7 @@ def batch(source: Source, size: int, *, step: int, seed: int = 0, images: int = 
 def _in_order(count: int, seed: int, first: int, size: int) -> npt.NDArray[np.int64]:
     """Return the indices of clips number first, ..., first + size - 1."""
     epochs = range(first // count, (first + size - 1) // count + 1)
-    orders = np.concatenate([generator(seed, EPOCH, epoch).permutation(count) for epoch in epochs])
+    orders = np.concatenate([generator(seed, _streams.GENERATOR_EPOCH, epoch).permutation(count) for epoch in epochs])
     start = first - epochs[0] * count
     return orders[start : start + size]
 

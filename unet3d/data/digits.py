@@ -21,8 +21,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _check, _streams
 from diffcore.unet3d.data.arrays import Arrays
-from diffcore.unet3d.data.source import DIGITS, SPLIT, Float32, generator, integer, seed_of
+from diffcore.unet3d.data.source import Float32, generator, seed_of
 
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")
@@ -85,7 +86,7 @@ def moving_digits(
     >>> source.shape, source.classes
     ((16, 32, 32, 1), 10)
     """
-    side = _check(frames, size, count, split, seed, digits, digit_size)
+    side = _side(frames, size, count, split, seed, digits, digit_size)
     truth = _truth(frames, size, side, count, split, seed, digits)
     shown, which = np.unique(truth.images, return_inverse=True)
     glyphs, which = _glyphs(shown, side), which.reshape(truth.images.shape)
@@ -126,20 +127,19 @@ def moving_digits_truth(
     >>> truth.images.shape, truth.positions.shape
     ((8, 1), (8, 16, 1, 2))
     """
-    side = _check(frames, size, count, split, seed, digits, digit_size)
+    side = _side(frames, size, count, split, seed, digits, digit_size)
     return _truth(frames, size, side, count, split, seed, digits)
 
 
-def _check(frames: int, size: int, count: int, split: str, seed: int, digits: int, digit_size: int | None) -> int:
+def _side(frames: int, size: int, count: int, split: str, seed: int, digits: int, digit_size: int | None) -> int:
     """Raise for an argument out of range; return the side of a digit."""
     function = "data.moving_digits"
     for argument, value in (("frames", frames), ("count", count), ("digits", digits)):
-        integer(function, argument, value, 1)
-    integer(function, "size", size, 8)
+        _check.integer(function, argument, value, 1)
+    _check.integer(function, "size", size, 8)
     seed_of(function, seed)
-    if split not in SPLITS:
-        raise ValueError(f"{function}: `split` is {split!r}, but takes one of {', '.join(map(repr, SPLITS))}")
-    return max(8, size // 2) if digit_size is None else integer(function, "digit_size", digit_size, 8, size)
+    _check.choice(function, "split", split, SPLITS)
+    return max(8, size // 2) if digit_size is None else _check.integer(function, "digit_size", digit_size, 8, size)
 
 
 def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -154,9 +154,9 @@ def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
 def _truth(frames: int, size: int, side: int, count: int, split: Split, seed: int, digits: int) -> MovingDigits:
     _, classes = _load()
     # Raw words, and not `permutation`: their stream never changes with the version of NumPy, nor may the split.
-    shuffled = np.argsort(generator(0, SPLIT).bit_generator.random_raw(classes.size), kind="stable")
+    shuffled = np.argsort(generator(0, _streams.GENERATOR_SPLIT).bit_generator.random_raw(classes.size), kind="stable")
     part = shuffled[:TRAIN] if split == "train" else shuffled[TRAIN:]
-    drawn = generator(seed, DIGITS, SPLITS.index(split)).random((count, digits, 5))
+    drawn = generator(seed, _streams.GENERATOR_DIGITS, SPLITS.index(split)).random((count, digits, 5))
     images = part[(drawn[..., 0] * part.size).astype(np.int64)]
     return MovingDigits(images, classes[images], _positions(drawn[..., 1:], frames, size, side))
 

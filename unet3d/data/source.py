@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Float32 = npt.NDArray[np.float32]
+from diffcore import _check
 
-# Which numbers a generator is for: the second word of its key.
-EPOCH, CLIP, IMAGE, DIGITS, SPLIT = range(5)
+Float32 = npt.NDArray[np.float32]
 
 
 class Source(ABC):
@@ -64,18 +62,6 @@ def generator(seed: int, stream: int, number: int = 0, part: int = 0) -> np.rand
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def integer(function: str, argument: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return value as an int in [low, high], or raise with the names of function and argument."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{function}: `{argument}` is {value!r}, but takes an int >= {low}") from None
-    if number < low or (high is not None and number > high):
-        bound = f"an int >= {low}" if high is None else f"an int from {low} to {high}"
-        raise ValueError(f"{function}: `{argument}` is {number}, but takes {bound}")
-    return number
-
-
 def seed_of(function: str, seed: Any) -> int:
     """Return a seed as an int in [0, 2^64), or raise."""
-    return integer(function, "seed", seed, 0, 2**64 - 1)
+    return _check.integer(function, "seed", seed, 0, 2**64 - 1)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore.unet3d.data.source import Float32, Source, integer
+from diffcore import _check
+from diffcore.unet3d.data.source import Float32, Source
 
 SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
@@ -98,10 +99,12 @@ class Videos(Source):
         report: Callable[[str], Any],
     ) -> None:
         function = "data.videos"
-        self._frames, self._every = integer(function, "frames", frames, 1), integer(function, "every", every, 1)
-        if not isinstance(size, tuple | list) or len(size) != 2:
-            raise TypeError(f"{function}: `size` is {size!r}, but takes (height, width) in pixels")
-        self._size = integer(function, "size", size[0], 1), integer(function, "size", size[1], 1)
+        self._frames, self._every = (
+            _check.integer(function, "frames", frames, 1),
+            _check.integer(function, "every", every, 1),
+        )
+        height, width = _check.shape(function, "size", size, "(height, width)", least=1)
+        self._size = height, width
         self._folder, self._report = Path(folder), report
         self._reported: set[str] = set()  # so that a broken file is not told of in each epoch
         if not self._folder.is_dir():

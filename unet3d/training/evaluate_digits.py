@@ -70,7 +70,7 @@ class Network:
                     plan,
                     shape=(len(some), *self.model.config.shape),
                     like=torch.zeros(1),
-                    seed=seed + first,
+                    seed=dc.noise.keys(seed, len(some), first=first),
                     prediction=self.model.prediction,
                     transform_x=dc.guidance.clip(),
                 ).numpy()

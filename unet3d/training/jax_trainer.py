@@ -113,8 +113,8 @@ def _advance(
     new: jax.Array,
 ) -> tuple[State, jax.Array, jax.Array]:
     """Return the next state, the loss and the norm of the gradient; `new` is the share of the average that is new."""
-    low, high = noise.seed_words(settings.seed, 1)[0]
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(low), high), number)
+    key = jax.random.wrap_key_data(jnp.asarray(noise.keys(settings.seed, 1)[0]), impl="threefry2x32")
+    key = jax.random.fold_in(key, number)
 
     def objective(weights: Arrays) -> jax.Array:
         flat: Any = {tuple(name.split(".")): nnx.Param(array) for name, array in weights.items()}

@@ -15,18 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import losses, noise, process, times
+from diffcore import _streams, losses, noise, process, times
 from diffcore.unet3d import _inputs
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source, batch
 from diffcore.unet3d.data.source import generator
 from diffcore.unet3d.training.settings import Settings
-
-STREAM = 17
-"""Of the noise: 0 is the samplers', 16 that of initial weights."""
-
-CONDITION = 64
-"""What the generator of dropped conditions is for; `data.source` has the others."""
 
 
 class Drawn(NamedTuple):
@@ -50,7 +44,7 @@ def draw(config: UNet3DConfig, settings: Settings, source: Source, tokens: Any, 
 def _condition(config: UNet3DConfig, settings: Settings, labels: Any, tokens: Any, step: int) -> Any:
     if config.condition == "none":
         return None
-    rng = generator(settings.seed, CONDITION, step)
+    rng = generator(settings.seed, _streams.GENERATOR_CONDITION, step)
     kept = rng.random(labels.shape) >= settings.condition_dropout
     if settings.images:  # one draw for all frames of a clip
         frames = labels.shape[1] - settings.images
@@ -66,7 +60,7 @@ def loss(predict: Callable[..., Any], settings: Settings, config: UNet3DConfig, 
     """Return the loss of a step; `step` may be traced."""
     x = drawn.x
     level = settings.schedule(drawn.t)
-    eps = noise.normal(settings.seed, step, x.shape, like=x, stream=STREAM)
+    eps = noise.normal(settings.seed, step, x.shape, like=x, stream=_streams.TRAINING)
     y = predict(process.diffuse(x, eps, level), level.log_snr, drawn.cond, drawn.images)
     weight, slope = settings.weight_for(config.prediction), settings.schedule.slope(drawn.t)
     each = losses.denoising(y, x, eps, level, prediction=config.prediction, weight=weight, slope=slope)

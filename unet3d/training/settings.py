@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffcore import schedules, weights
+from diffcore import _check, schedules, weights
 from diffcore.schedules._base import Schedule
 
+NAME = "training.Settings"
 PRECISIONS = ("float32", "bfloat16")
 
 PLAIN: dict[str, weights.Weight] = {
@@ -83,33 +83,28 @@ class Settings:
     sample_steps: int = 32
 
     def __post_init__(self) -> None:
-        counts = {"steps": 1, "batch": 1, "images": 0, "warm_up": 0, "cool_down": 0, "seed": 0, "log_every": 1}
+        counts = {"steps": 1, "batch": 1, "images": 0, "warm_up": 0, "cool_down": 0, "log_every": 1}
         for name, least in {**counts, "checkpoint_every": 1, "sample_every": 0, "sample_steps": 1}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(_says(name, value, f"an int >= {least}"))
-        if self.seed >= 2**64:
-            raise ValueError(_says("seed", self.seed, "an int in [0, 2^64)"))
-        ranges = {"beta1": (0.0, 1.0), "beta2": (0.0, 1.0), "ema": (0.0, 1.0), "learning_rate": (0.0, math.inf)}
-        for name, (low, high) in {**ranges, "weight_decay": (0.0, math.inf)}.items():
-            self._check_number(name, low, high)
-        if not _is_number(self.clip_norm) or not self.clip_norm > 0.0:
-            raise ValueError(_says("clip_norm", self.clip_norm, "a number > 0, or inf"))
-        if not _is_number(self.condition_dropout) or not 0.0 <= self.condition_dropout <= 1.0:
-            raise ValueError(_says("condition_dropout", self.condition_dropout, "a number in [0, 1]"))
-        if not isinstance(self.flip, bool):
-            raise ValueError(_says("flip", self.flip, "True or False"))
-        if self.precision not in PRECISIONS:
-            raise ValueError(_says("precision", self.precision, f"one of {PRECISIONS}"))
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(_says("schedule", self.schedule, "a schedule, such as schedules.Cosine()"))
+            self._set(name, _check.integer(NAME, name, getattr(self, name), least))
+        self._set("seed", _check.integer(NAME, "seed", self.seed, 0, 2**64 - 1))
+        for name in ("beta1", "beta2", "ema"):
+            self._set(name, _check.number(NAME, name, getattr(self, name), 0, 1, open_high=True))
+        for name in ("learning_rate", "weight_decay"):
+            self._set(name, _check.number(NAME, name, getattr(self, name), 0))
+        clip = _check.number(
+            NAME, "clip_norm", self.clip_norm, 0, open_low=True, finite=False, hint="inf clips nothing"
+        )
+        self._set("clip_norm", clip)
+        self._set("condition_dropout", _check.number(NAME, "condition_dropout", self.condition_dropout, 0, 1))
+        self._set("flip", _check.flag(NAME, "flip", self.flip))
+        _check.choice(NAME, "precision", self.precision, PRECISIONS)
+        what = "a schedule, such as schedules.Cosine()"
+        _check.instance(NAME, "schedule", self.schedule, Schedule, what)
         if self.weight is not None and not callable(self.weight):
-            raise TypeError(_says("weight", self.weight, "a weight, such as weights.V(), or None"))
+            raise _check.error(TypeError, NAME, "weight", "be a weight, such as weights.V(), or None", self.weight)
 
-    def _check_number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not _is_number(value) or not low <= value < high:
-            raise ValueError(_says(name, value, f"a number in [{low}, {high})"))
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     def weight_for(self, prediction: str) -> Any:
         """Return the weight of the loss of a network with this prediction.
@@ -128,14 +123,6 @@ class Settings:
     def decay(self, step: int) -> float:
         """Return how much of the averaged weights a step keeps."""
         return min(self.ema, (1 + step) / (10 + step))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _says(name: str, value: object, takes: str) -> str:
-    return f"training.Settings: `{name}` is {value!r}, but takes {takes}"
 
 
 _PAPER = Settings(steps=60_000, batch=128, images=8, flip=True, learning_rate=3e-4)

@@ -1,0 +1,69 @@
+"""What a caller may give as a seed, as the two words of 32 bits that key Philox; `diffcore.noise.keys` documents it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array
+from diffcore._array import Array
+from diffcore._philox import MASK
+
+
+def words_of(seed: Any) -> tuple[Array, bool]:
+    """Return the words (n, 2) of seeds, and whether there is one for a whole batch."""
+    if isinstance(seed, int | np.integer):
+        return _from_host([seed]), True
+    if isinstance(seed, list | tuple | range):
+        return _from_host(seed), False
+    kind = str(getattr(seed, "dtype", ""))
+    if kind.startswith("key<"):
+        import jax
+
+        data = jax.random.key_data(seed)
+        if data.shape[-1] != 2 or data.ndim > 2:
+            raise TypeError(f"noise: `seed` is a {kind} of shape {seed.shape}, but takes keys of two words, () or (B,)")
+        return data.reshape(-1, 2), data.ndim == 1
+    shape = tuple(getattr(seed, "shape", ()))
+    if isinstance(seed, np.ndarray) and len(shape) < 2:
+        return _from_host(seed.reshape(-1).tolist()), not shape
+    if "int" not in kind:
+        raise TypeError(f"noise: `seed` must be an int, ints or words (B, 2), got {kind or type(seed).__name__}")
+    if len(shape) < 2:
+        return _split(_array.library(seed), seed), not shape
+    if len(shape) > 2 or shape[1] != 2:
+        raise ValueError(f"noise: `seed` has shape {shape}, but takes one int, one int per sample, or words (B, 2)")
+    if not isinstance(seed, np.ndarray):
+        return seed, False
+    if seed.size and not (seed.min() >= 0 and seed.max() <= MASK):
+        raise ValueError(f"noise: `seed` has words from {seed.min()} to {seed.max()}, but takes words in [0, 2^32)")
+    return seed.astype(np.uint32, copy=False), False
+
+
+def _from_host(values: Sequence[Any]) -> Array:
+    for value in values:
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+            raise TypeError(f"noise: `seed` has {value!r}, but takes ints in [0, 2^64)")
+        if not 0 <= value < 2**64:
+            raise ValueError(f"noise: `seed` has {value!r}, but takes ints in [0, 2^64)")
+    words = [(int(value) & MASK, int(value) >> 32) for value in values]
+    if _array.traced():  # torch traces NumPy too, but neither its unsigned integers nor our kernel
+        import torch
+
+        return torch.tensor(words, dtype=torch.int64).reshape(-1, 2)
+    return np.array(words, dtype=np.uint32).reshape(-1, 2)
+
+
+def _split(xp: Any, seed: Array) -> Array:
+    """Return the words of integers of any size; JAX has 64 bits only where they were asked for."""
+    if _array.name(xp) != "jax" or xp.iinfo(seed.dtype).bits == 64:
+        wide = xp.astype(seed, xp.int64)
+        low, high = wide & MASK, (wide >> 32) & MASK
+    else:
+        low = xp.astype(seed, xp.uint32)
+        high = (
+            xp.zeros_like(low) if "uint" in str(seed.dtype) else xp.astype(xp.astype(seed, xp.int32) >> 31, xp.uint32)
+        )
+    return xp.reshape(xp.stack([low, high], axis=-1), (-1, 2))
