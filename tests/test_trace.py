@@ -212,4 +212,15 @@ def test_systems_that_are_traced_together_share_the_memory_of_the_neediest() -> 
     both = np.stack([inflated(few, 2, 3), inflated(many, 3, 1)], axis=1)
     found = least(both)
     assert found.shape == (8, 2, 4, 6)
+    assert np.count_nonzero(np.any(found[3, 0, 1:] != 0.0, axis=-1)) == 1  # arrays that only the other needs stay 0
     assert_same_responses(found, both, 1e-11)
+
+
+@pytest.mark.parametrize(("weight", "memory"), [(1e-5, 1), (1e-9, 1), (1e-11, 1), (1e-16, 0), (0.0, 0)])
+def test_memory_that_hardly_matters_is_kept_until_it_is_lost_in_rounding(weight: float, memory: int) -> None:
+    table = np.zeros((6, 2, 4))
+    table[:, 0] = [0.5, weight, 0.0, 1.0]
+    table[:, 1, 3] = 1.0
+    found = least(table)
+    assert found.shape[-2] - 1 == memory
+    assert_same_responses(found, table, 1e-15)

@@ -301,7 +301,17 @@ def test_a_wait_is_a_stage_that_changes_nothing() -> None:
     assert plan.update[:, 0].tolist() == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5]]
 
 
-def test_four_hundred_calls_keep_their_rank() -> None:
-    g = Grid([*np.linspace(-20.0, 20.0, 400), math.inf])
+def test_a_call_at_zero_remembers_what_comes_after_it() -> None:
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        x = denoise(z, 0.0)
+        return 0.5 * x + 0.25 * z + denoise(0.0 * z, 1.0)
+
+    plan = dc.samplers.trace(loop, end=2.0)
+    assert plan.memory == 1
+    assert np.allclose(responses(plan.update)[-1], [0.25, 0.0, 0.5, 0.0, 1.0], rtol=1e-14)
+
+
+def test_a_thousand_calls_keep_their_rank() -> None:
+    g = Grid([*np.linspace(-20.0, 20.0, 1000), math.inf])
     plan = dc.samplers.trace(METHODS["lms"][0](g))
     assert (plan.memory, plan.form.shifted) == (2, 1)

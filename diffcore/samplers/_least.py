@@ -237,8 +237,7 @@ def _build(
         for slot in free[: _rank(needs, tolerance)]:
             _, strength, axes = np.linalg.svd(needs, full_matrices=False)
             new = np.where(strength[:, :1] > tolerance, axes[:, 0], 0.0)  # a system that needs no more keeps 0
-            new = new * np.linalg.norm(system.values[:, k + 1], axis=-1, keepdims=True)
-            row[:, slot] = _express(system, new, state, k)
+            row[:, slot] = _express(system, new * system.size[:, k + 1, None], state, k)  # about as large as z
             needs = _off(needs, system.step(row[:, [slot]], state, k))
         made = system.step(row, state, k)
         off = np.abs(made[:, 0] - system.states(k + 1)[:, 0]).max(axis=-1) / system.size[:, k + 1]
