@@ -422,7 +422,8 @@ def test_settings_make_the_plan_again_on_another_grid() -> None:
 def test_the_estimate_is_in_the_state_and_in_the_callback(
     make: Callable[..., dc.Plan], to: Callable[[Any], Any]
 ) -> None:
-    plan, seen = make(schedule_of("vp"), steps=3), []
+    plan = make(schedule_of("vp"), steps=3)
+    seen: list[dc.State] = []
     dc.sample(denoise, plan, start_of(to), seed=1, prediction="v", callback=seen.append)
     state = dc.start(plan, start_of(to), seed=1)
     assert not np.any(host(state.x))

@@ -278,7 +278,12 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[Any, ...], type[Exception], str]] =
     "no frame": ({}, (Z[:, :0], 0.0), ValueError, "at least one frame"),
     "levels of another batch": ({}, (Z, np.zeros(3)), ValueError, "`log_snr` must have shape"),
     "levels of other frames": ({}, (Z, np.zeros((2, 2))), ValueError, "`log_snr` must have shape"),
-    "frames of bytes": ({}, (Z.astype(np.uint8), 0.0), TypeError, r"`z` must have a real floating dtype.*uint8.*127\.5"),
+    "frames of bytes": (
+        {},
+        (Z.astype(np.uint8), 0.0),
+        TypeError,
+        r"`z` must have a real floating dtype.*uint8.*127\.5",
+    ),
     "a level in words": ({}, (Z, "0.5"), TypeError, "`log_snr` must be a real number.* got '0.5'"),
     "levels in a list": ({}, (Z, [0.5, 0.5]), TypeError, r"`log_snr` must be .* got \[0\.5, 0\.5\]"),
     "a yes for a level": ({}, (Z, True), TypeError, "`log_snr` must be .* got True"),

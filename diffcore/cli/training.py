@@ -110,7 +110,8 @@ def train(
     }
     config, source = sources.network_and_data(preset, network, data, every)
     how = {"steps": steps, "batch": batch, "images": images, "learning_rate": learning_rate, "warm_up": warm_up,
-           "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed, "schedule": _schedule(schedule)}  # fmt: skip
+           "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed,
+           "schedule": _schedule(schedule)}  # fmt: skip
     settings = _settings(preset, {name: value for name, value in how.items() if value is not None})
     folder = _prepared(folder, force)
     place, name, _ = models.placed(backend_, device, "float32")
