@@ -39,7 +39,7 @@ def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block:
     With `rolled` the rounds are a loop, whose end is in memory, so that what reads a word does not make it again; on a CPU XLA
     does that for every element, one by one. On a GPU one kernel makes everything, and reads nothing.
     """
-    zero = jnp.zeros_like(words[:, 0:1]) + jnp.zeros_like(draw)  # in a `shard_map` its type varies as that of the words
+    zero = 0 * (words[:, 0:1] + draw + block)  # in a `shard_map` its type varies with all that a word is made of
 
     def one(number: Any, c: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         k0, k1 = (words[:, i : i + 1] + jnp.uint32(number) * jnp.uint32(_philox.WEYL[i]) for i in (0, 1))
@@ -49,7 +49,6 @@ def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block:
 
     c: Any = (zero + block, zero, zero + draw, zero + jnp.uint32(stream))
     if rolled:
-        c = tuple(jnp.broadcast_to(word, c[0].shape) for word in c)
         return list(jax.lax.fori_loop(0, _philox.ROUNDS, one, c))
     for number in range(_philox.ROUNDS):
         c = one(number, c)
