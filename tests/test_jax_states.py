@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampler_cases import SAMPLERS, schedule_of
-from test_jax_kernel import alike, denoise, start
+from test_jax_forms import alike
+from test_jax_kernel import denoise, start
 
 import diffcore as dc
 from diffcore.backends import jax_backend, jax_denoiser
