@@ -55,7 +55,8 @@ def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block:
     """
     key = (words[:, 0:1], words[:, 1:2])
     like = (key[0] & 0) | (draw & 0) | (block & 0)  # of the shape, and in a shard_map the type, of what the rounds make
-    state: tuple[Words, Words] = (like | block, like, like | draw, like | jnp.uint32(stream)), key
+    counter: Words = (like | block, like, like | draw, like | jnp.uint32(stream))
+    state: tuple[Words, Words] = (counter, key)
     if rolled:
         state = jax.lax.fori_loop(0, _philox.ROUNDS // 2, lambda _, state: _rounds(2, state), state)
     else:

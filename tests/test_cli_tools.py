@@ -50,6 +50,8 @@ def test_train_evaluate_and_sample_of_what_was_trained() -> None:
     Path("run", "checkpoint.safetensors").unlink()
     assert "--force overwrites it" in refused(2, *common, "--steps", 2)
     row = json.loads(done("evaluate", "run", "-n", 2, "--no-samples", "--out", "found.json", "--json").stdout)
+    parts = json.loads(done("evaluate", "run", "-n", 2, "--no-samples", "--batch", 1, "--json").stdout)
+    assert parts["loss"] == pytest.approx(row["loss"], rel=1e-4)
     assert len(row["loss"]) == 7
     assert all(np.isfinite(list(row["loss"].values())))
     assert json.loads(Path("found.json").read_text())["loss"] == row["loss"]
