@@ -61,14 +61,6 @@ def normal(
     return _fill(dtype, words, draw, shape, stream, region)
 
 
-def normals(words: Array, draws: U64, shape: tuple[int, ...], *, dtype: Any) -> Array:
-    """Return many draws at once, (draws, B, ...): each has the bits that `normal` gives it alone."""
-    rows = np.tile(np.asarray(words), (len(draws), 1))
-    wide = (len(draws) * shape[0], *shape[1:])
-    drawn = _fill(np.dtype(dtype), rows, np.repeat(draws, shape[0])[:, None], wide, _streams.SAMPLER)
-    return drawn.reshape(len(draws), *shape)
-
-
 def keys(words: Array) -> U32:
     """Return the seed words of any integer dtype as the kernel takes them."""
     return np.ascontiguousarray(np.asarray(words).astype(np.uint32, copy=False))

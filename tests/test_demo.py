@@ -96,7 +96,7 @@ def test_settings_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_shipped_model_is_small_and_is_what_the_preset_says() -> None:
-    path = Path(unet3d.__file__).parent / "models" / "moving_digits.safetensors"
+    path = Path(unet3d.__file__).parent / "digits" / "moving_digits.safetensors"
     assert path.stat().st_size <= 4e6
     assert unet3d.pretrained("moving_digits").config == unet3d.preset("moving_digits")
     with pytest.raises(ValueError, match="`name` must be 'moving_digits', got 'faces'"):
