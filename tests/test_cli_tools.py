@@ -122,7 +122,7 @@ def test_evaluate_reads_the_digits_that_a_model_draws(monkeypatch: pytest.Monkey
     pytest.importorskip("sklearn")
     monkeypatch.setattr(evaluating, "LEVELS", (0.0,))
     monkeypatch.setattr(evaluating, "HELD_OUT", 64)
-    real = dc.unet3d.data.moving_digits(count=64, split="test")
+    real = dc.unet3d.digits.moving_digits(count=64, split="test")
     assert real.labels is not None
     first = [int(np.flatnonzero(real.labels == digit)[0]) for digit in range(10)]
     drawn = real.clips[first].astype(np.float32) / np.float32(127.5) - np.float32(1.0)

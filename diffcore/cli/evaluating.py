@@ -171,7 +171,7 @@ def _samples(
     """Draw clips of all digits in turn, and return what a classifier and the Frechet distance say of them."""
     import diffcore as dc
     from diffcore import metrics
-    from diffcore.unet3d import digit_features
+    from diffcore.unet3d import digits
 
     conditional = model.config.condition == "class"
     labels = np.arange(count) % 10
@@ -187,9 +187,9 @@ def _samples(
             bar.made(len(some))
     clips = np.concatenate(drawn)
     with report.warnings_as_notes():
-        seen = digit_features.legibility(clips, labels if conditional else None)
+        seen = digits.legibility(clips, labels if conditional else None)
         held = source.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-        real, fake = (metrics.moments(digit_features.features(some)) for some in (held, clips))
+        real, fake = (metrics.moments(digits.features(some)) for some in (held, clips))
         distance = metrics.frechet_distance(real, fake)
     return {
         "calls": len(plan),
@@ -197,7 +197,7 @@ def _samples(
         "frechet_distance": distance,
         "legibility": seen.probability,
         "accuracy": seen.accuracy if conditional else None,
-        "identity_held": digit_features.identity_held(clips),
+        "identity_held": digits.identity_held(clips),
     }
 
 
