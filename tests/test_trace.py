@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from named_cases import NAMED
 from trace_cases import METHODS, OWN, Grid, Loop
 
 import diffcore as dc
@@ -115,7 +116,7 @@ def test_the_plan_of_every_sampler_is_that_of_its_paper_and_has_the_least_memory
     row, g = dc.samplers.table()[name], GRIDS[scaling]
     settings = dict(row.variants[at].settings)
     own = row.make(schedule, grid=g.log_snr, **settings)
-    traced = dc.samplers.trace(OWN[name](g, **settings), scaling)
+    traced = dc.samplers.trace((OWN | NAMED)[name](g, **settings), scaling)
     assert traced.log_snr == pytest.approx(own.log_snr, abs=TOLERANCE)
     assert traced.next_log_snr == pytest.approx(own.next_log_snr, abs=TOLERANCE)
     assert_same_responses(traced.update, own.update)

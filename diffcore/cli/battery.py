@@ -154,14 +154,14 @@ def _grids(check: Callable[..., object]) -> None:
         check(_cosine(scaling), CLEAN)
 
 
-def _makers(scaling: str) -> dict[str, Callable[[Any], Any]]:
+def _makers(scaling: str, promise: str) -> dict[str, Callable[[Any], Any]]:
     from diffcore import samplers
 
     schedule = _cosine(scaling)
     return {
         name: partial(_on_grid, row.make, schedule)
         for name, row in samplers.table().items()
-        if row.variants[0].marginal
+        if getattr(row.variants[0], promise)
     }
 
 
@@ -173,7 +173,7 @@ def _compose(_: Any) -> None:
     from diffcore import testing
 
     for scaling in SCALINGS:
-        for make in _makers(scaling).values():
+        for make in _makers(scaling, "composes").values():
             testing.check_composes(make, LAMBDAS)
 
 
@@ -181,7 +181,7 @@ def _marginals(_: Any) -> None:
     from diffcore import testing
 
     for scaling in SCALINGS:
-        for make in _makers(scaling).values():
+        for make in _makers(scaling, "marginal").values():
             testing.check_keeps_marginals(make(CLEAN))
 
 

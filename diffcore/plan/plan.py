@@ -215,7 +215,7 @@ class Plan:
                 f"first where that of the second begins"
             )
         memory = max(self.form.memory, other.form.memory)
-        rows = [_with_memory(plan.update, memory) for plan in (self, other)]
+        rows = [with_memory(plan.update, memory) for plan in (self, other)]
         return Plan(
             f"{self.sampler} + {other.sampler}",
             self.scaling,
@@ -435,7 +435,7 @@ def _for_batch(log_snr: Float64, batch: int) -> Float64:
     return np.array(log_snr)  # a copy: torch warns of read-only arrays
 
 
-def _with_memory(update: Float64, memory: int) -> Float64:
+def with_memory(update: Float64, memory: int) -> Float64:
     """Return a table with rows and columns for more memory, which it does not use."""
     more = memory - (update.shape[-2] - 1)
     if not more:
