@@ -122,7 +122,8 @@ class JAXBackend(ArrayAPIBackend):
         first, stages, form = _array.known_int(state.index), len(run.plan), run.form
         if first is None:
             raise ValueError(
-                "sample: the number of the next stage is traced, so that it is not known how many are left; use dc.step"
+                "sample: the number of the next stage, `state.index`, must be known where a run is traced, since it says how many "
+                "stages are left; go on with dc.step"
             )
         if first >= stages:
             return state

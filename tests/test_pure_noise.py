@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from sampler_cases import SAMPLERS as ALL
+from sampler_cases import VARIANTS
 
 import diffcore as dc
 
 FLOW = dc.schedules.Flow()
-SAMPLERS = {name: make for name, make in ALL.items() if "churn" not in name}  # churn begins at a finite level
+SAMPLERS = {name: make for name, make in ALL.items() if VARIANTS[name].pure_noise}
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
 def make(sampler: str, grid: Any) -> dc.Plan:
     with warnings.catch_warnings(), np.errstate(divide="warn", invalid="warn", over="warn"):
         warnings.simplefilter("error")
-        return SAMPLERS[sampler](FLOW, grid=grid)
+        return ALL[sampler](FLOW, grid=grid)
 
 
 @every_sampler
@@ -37,7 +38,7 @@ def test_samples_that_start_from_pure_noise_and_others_share_a_plan(sampler: str
     grids = [dc.grids.uniform(FLOW, 6), np.array([-9.0, -5.0, -1.0, 0.0, 2.0, 5.0, math.inf])]
     both = make(sampler, np.stack(grids, axis=-1))
     for sample, grid in enumerate(grids):
-        np.testing.assert_array_equal(both.update[:, sample], make(sampler, grid).update)
+        np.testing.assert_allclose(both.update[:, sample], make(sampler, grid).update, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("unipc", 2.0), ("heun", 2.0), ("dpm_solver_pp", 2.0), ("ddim", 1.0)])
@@ -55,5 +56,12 @@ WITHOUT_SIGNAL = dc.schedules.Cosine(log_snr_min=-math.inf)
 
 def test_heun_in_sigma_over_alpha_from_pure_noise_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"samplers.heun: .* -inf .* use unipc or dpm_solver_pp"):
-        dc.samplers.heun(WITHOUT_SIGNAL, 4)
-    assert len(dc.samplers.heun(WITHOUT_SIGNAL, 1)) == 1
+        dc.samplers.heun(WITHOUT_SIGNAL, grid=dc.grids.uniform(WITHOUT_SIGNAL, 4))
+    assert len(dc.samplers.heun(WITHOUT_SIGNAL, grid=dc.grids.uniform(WITHOUT_SIGNAL, 1))) == 1
+
+
+@pytest.mark.parametrize("sampler", [name for name in ALL if not VARIANTS[name].pure_noise and "churn" not in name])
+def test_a_sampler_that_cannot_start_from_pure_noise_refuses_with_the_way_out(sampler: str) -> None:
+    with pytest.raises(ValueError, match=r"from log_snr -inf; start at a finite log-SNR, .*truncate"):
+        make(sampler, dc.grids.uniform(FLOW, 4))
+    assert len(make(sampler, dc.grids.uniform(FLOW, 1))) == 1  # one step to clean data is x-hat

@@ -159,15 +159,15 @@ def test_on_jax_a_run_writes_over_its_own_start_and_never_over_a_callers(keep: b
     plan = SAMPLERS["dpm_solver_pp order=3 eta=1.0"](schedule_of("vp"), steps=4)
     z = start_of(jnp.asarray)
     state = dc.start(plan, z, seed=3)
-    for start in (z, state):
-        first, second = (dc.sample(denoise, plan, start, seed=3, prediction="v", compile=keep) for _ in range(2))
+    for start, seed in ((z, 3), (state, None)):
+        first, second = (dc.sample(denoise, plan, start, seed=seed, prediction="v", compile=keep) for _ in range(2))
         np.testing.assert_array_equal(host(first), host(second))
     run = Run(denoise, plan, plan.coefficients("v"), compile=keep)
     fresh = dc.start(plan, shape=(2, 5), like=z, seed=3)
     want = host(backend.run(run, fresh).z)
     assert not fresh.z.is_deleted()
     np.testing.assert_array_equal(host(backend.run(dataclasses.replace(run, owned=True), fresh).z), want)
-    assert all(array.is_deleted() for array in (fresh.z, *fresh.estimates))
+    assert all(array.is_deleted() for array in (fresh.z, *fresh.memory))
     cached = jnp.ones((2, 5))
     drawn = [
         dc.sample(denoise, plan, shape=(2, 5), like=z, noise=lambda *_: cached, prediction="v", compile=keep)

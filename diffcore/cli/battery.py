@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,22 +154,26 @@ def _grids(check: Callable[..., object]) -> None:
         check(_cosine(scaling), CLEAN)
 
 
-def _makers(scaling: str) -> dict[str, Callable[[Any], Any]]:
+def _makers(scaling: str, promise: str) -> dict[str, Callable[[Any], Any]]:
     from diffcore import samplers
 
     schedule = _cosine(scaling)
     return {
-        name: lambda grid, make=row.make: make(schedule, grid=grid)
+        name: partial(_on_grid, row.make, schedule)
         for name, row in samplers.table().items()
-        if row.variants[0].marginal
+        if getattr(row.variants[0], promise)
     }
+
+
+def _on_grid(make: Callable[..., Any], schedule: Any, grid: Any) -> Any:
+    return make(schedule, grid=grid)
 
 
 def _compose(_: Any) -> None:
     from diffcore import testing
 
     for scaling in SCALINGS:
-        for make in _makers(scaling).values():
+        for make in _makers(scaling, "composes").values():
             testing.check_composes(make, LAMBDAS)
 
 
@@ -176,7 +181,7 @@ def _marginals(_: Any) -> None:
     from diffcore import testing
 
     for scaling in SCALINGS:
-        for make in _makers(scaling).values():
+        for make in _makers(scaling, "marginal").values():
             testing.check_keeps_marginals(make(CLEAN))
 
 

@@ -215,7 +215,7 @@ class Plan:
                 f"first where that of the second begins"
             )
         memory = max(self.form.memory, other.form.memory)
-        rows = [_with_memory(plan.update, memory) for plan in (self, other)]
+        rows = [with_memory(plan.update, memory) for plan in (self, other)]
         return Plan(
             f"{self.sampler} + {other.sampler}",
             self.scaling,
@@ -227,7 +227,7 @@ class Plan:
         )
 
     def noised(self, log_snr: float) -> Plan:
-        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t:
+        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t.
 
             z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
 
@@ -435,7 +435,7 @@ def _for_batch(log_snr: Float64, batch: int) -> Float64:
     return np.array(log_snr)  # a copy: torch warns of read-only arrays
 
 
-def _with_memory(update: Float64, memory: int) -> Float64:
+def with_memory(update: Float64, memory: int) -> Float64:
     """Return a table with rows and columns for more memory, which it does not use."""
     more = memory - (update.shape[-2] - 1)
     if not more:

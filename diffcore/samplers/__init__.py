@@ -8,25 +8,68 @@
 | `euler`, `heun` | ODE in sigma / alpha, with churn | 1, 2 | N, 2 N - 1 |
 | `dpm_solver_pp` | ODE or SDE, exponential multistep 1, 2M, 3M | 1, 2, 3 | N |
 | `unipc` | ODE, predictor and free corrector of order p | p + 1 | N |
+| `euler_ancestral`, `dpm2_ancestral` | Euler's method, DPM2, with noise after each step | - | N, 2 N - 1 |
+| `dpm2`, `heunpp` | ODE in sigma / alpha | 2, 1 | 2 N - 1, 3 N - 3 |
+| `dpm_solver` | ODE, exponential single-step in eps-hat | 2, 3 | 2 N - 1, 3 N - 2 |
+| `dpm_solver_pp_2s`, `dpm_solver_pp_3s` | ODE, exponential single-step in x-hat, 2S with noise | 2, 3 | 2 N - 1, 3 N - 2 |
+| `runge_kutta` | ODE, by any explicit Butcher tableau | its own | its stages a step |
+| `lms`, `deis` | ODE, multistep in sigma / alpha, in its logarithm | up to 4, 3 | N |
+| `ipndm`, `plms`, `pndm` | ODE, multistep with the weights of even steps | 2 | N, N + 1, N + 9 |
+| `gradient_estimation` | ODE, Euler's method with extrapolated slopes | 1 | N |
+| `er_sde` | ODE to SDE, multistep in x-hat | - | N |
+| `seeds`, `dpm_solver_pp_sde` | SDE, exponential single-step | - | 2 N - 1 |
+| `sa_solver` | ODE to SDE, multistep predictor and free corrector | its corrector's | N |
+| `res_2s`, `res_3s`, `res_multistep` | ODE, exponential, the last with noise | 2, 3, 2 | 2 N - 1, 3 N - 2, N |
 """
 
 from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
+from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
+from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
-from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.samplers.er_sde import er_sde
+from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.heunpp import heunpp
+from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
+from diffcore.samplers.pndm import plms, pndm
+from diffcore.samplers.res import res_2s, res_3s, res_multistep
+from diffcore.samplers.runge_kutta import runge_kutta
+from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
 
 __all__ = [
     "Sampler",
     "Variant",
     "ancestral",
     "ddim",
+    "deis",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_solver",
     "dpm_solver_pp",
+    "dpm_solver_pp_2s",
+    "dpm_solver_pp_3s",
     "euler",
+    "euler_ancestral",
+    "gradient_estimation",
     "heun",
+    "heunpp",
+    "ipndm",
+    "lms",
     "make",
+    "plms",
+    "pndm",
     "predictor_corrector",
+    "res_2s",
+    "res_3s",
+    "res_multistep",
+    "runge_kutta",
+    "seeds",
+    "er_sde",
+    "dpm_solver_pp_sde",
+    "sa_solver",
     "table",
     "trace",
     "unipc",

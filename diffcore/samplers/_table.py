@@ -6,10 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffcore.plan import Plan
+from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
+from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
-from diffcore.samplers.exponential import dpm_solver_pp, unipc
+from diffcore.samplers.er_sde import er_sde
+from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.heunpp import heunpp
+from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
+from diffcore.samplers.pndm import plms, pndm
+from diffcore.samplers.res import res_2s, res_3s, res_multistep
+from diffcore.samplers.runge_kutta import runge_kutta
+from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
 from diffcore.schedules import Schedule
 
 
@@ -18,15 +28,20 @@ class Variant(NamedTuple):
 
     Fields:
         settings: of the sampler.
-        order: the order of convergence to the probability-flow ODE, or None where there is noise.
+        order: the order of convergence to the probability-flow ODE, or None where there is noise, or where it depends on the grid.
         weak: the order at which the variance that is drawn of Gaussian data converges, or None where it does not.
         marginal: whether, given x, a run goes through the marginals q(z_t | x).
+        composes: whether, for a fixed x-hat, two steps t -> s -> u are one step t -> u, in distribution where there is noise, and
+            to ten digits, which PNDM's Runge-Kutta steps lose where they are very long.
+        pure_noise: whether a run may start at log_snr = -inf under "flow".
     """
 
     settings: Mapping[str, Any]
     order: int | None = None
     weak: int | None = None
     marginal: bool = True
+    composes: bool = True
+    pure_noise: bool = True
 
 
 class Sampler(NamedTuple):
@@ -36,13 +51,13 @@ class Sampler(NamedTuple):
         make: (schedule, steps, *, grid, **settings) -> Plan.
         calls: the number of steps to clean data -> how often the denoiser is called.
         variants: what is tested and timed: the default settings first, and those that do most last.
-        ranges: what random tests draw settings from: ints to choose from, or two floats to draw between.
+        ranges: what random tests draw settings from: ints or names to choose from, or two floats to draw between.
     """
 
     make: Callable[..., Plan]
     calls: Callable[[int], int]
     variants: tuple[Variant, ...]
-    ranges: Mapping[str, tuple[float, ...]]
+    ranges: Mapping[str, tuple[float, ...] | tuple[str, ...]]
 
 
 def _once(steps: int) -> int:
@@ -53,13 +68,17 @@ def _twice(steps: int) -> int:
     return 2 * steps - 1
 
 
+def _thrice(steps: int) -> int:
+    return 3 * steps - 2
+
+
 def table() -> dict[str, Sampler]:
     """Return the table of samplers, name -> what makes it, its calls, and its variants with their orders.
 
     >>> table()["heun"].calls(10)
     19
     """
-    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False)
+    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False, pure_noise=False)
     return {
         "ancestral": Sampler(
             ancestral,
@@ -80,7 +99,7 @@ def table() -> dict[str, Sampler]:
         "ddim": Sampler(
             ddim,
             _once,
-            (Variant({}, 1), Variant({"eta": 0.5}, weak=1), Variant({"eta": 1.0}, weak=1)),
+            (Variant({}, 1), Variant({"eta": 0.5}, weak=1, composes=False), Variant({"eta": 1.0}, weak=1)),
             {"eta": (0.0, 1.0)},
         ),
         "euler": Sampler(euler, _once, (Variant({}, 1), churned), {"churn": (0.0, 1.0)}),
@@ -96,11 +115,85 @@ def table() -> dict[str, Sampler]:
                 Variant({"order": 2, "eta": 0.5}, weak=2),
                 Variant({"order": 2, "eta": 1.0}, weak=2),
                 Variant({"order": 3, "eta": 1.0}, weak=2),
+                Variant({"order": 3, "solver": "heun"}, 2),
             ),
             {"order": (1, 2, 3), "eta": (0.0, 1.0)},
         ),
         "unipc": Sampler(
-            unipc, _once, (Variant({}, 3), Variant({"order": 1}, 2), Variant({"order": 3}, 4)), {"order": (1, 2, 3)}
+            unipc,
+            _once,
+            (
+                Variant({}, 3),
+                Variant({"order": 1}, 2),
+                Variant({"order": 3}, 4),
+                Variant({"order": 2, "variant": "bh2"}, 3),
+            ),
+            {"order": (1, 2, 3)},
+        ),
+        "euler_ancestral": Sampler(
+            euler_ancestral,
+            _once,
+            (Variant({}, weak=1, composes=False), Variant({"eta": 0.5}, weak=1, composes=False)),
+            {"eta": (0.0, 1.0)},
+        ),
+        "dpm2": Sampler(dpm2, _twice, (Variant({}, 2),), {}),
+        "dpm2_ancestral": Sampler(
+            dpm2_ancestral, _twice, (Variant({"eta": 0.7}, weak=2, composes=False),), {"eta": (0.0, 1.0)}
+        ),
+        "heunpp": Sampler(heunpp, lambda steps: max(3 * steps - 3, 1), (Variant({}, 1),), {}),
+        "dpm_solver_pp_2s": Sampler(
+            dpm_solver_pp_2s,
+            _twice,
+            (Variant({}, 2, pure_noise=False), Variant({"eta": 1.0}, weak=2, composes=False, pure_noise=False)),
+            {"eta": (0.0, 1.0)},
+        ),
+        "dpm_solver_pp_3s": Sampler(dpm_solver_pp_3s, _thrice, (Variant({}, 3, pure_noise=False),), {}),
+        "dpm_solver": Sampler(
+            dpm_solver,
+            _twice,
+            (Variant({}, 2, pure_noise=False), Variant({"order": 3}, 3, pure_noise=False)),
+            {"order": (2, 3)},
+        ),
+        "runge_kutta": Sampler(
+            runge_kutta,
+            lambda steps: 4 * steps - 3,
+            (Variant({}, 4), Variant({"tableau": "kutta3", "variable": "lambda"}, 3, pure_noise=False)),
+            {"tableau": ("midpoint", "ralston", "kutta3", "rk4"), "variable": ("rho", "ratio", "lambda")},
+        ),
+        "lms": Sampler(lms, _once, (Variant({}), Variant({"order": 2}, 2)), {"order": (1, 2, 3, 4)}),
+        "ipndm": Sampler(ipndm, _once, (Variant({}),), {"order": (1, 2, 3, 4)}),
+        "plms": Sampler(plms, lambda steps: steps + (steps > 1), (Variant({}),), {}),
+        "pndm": Sampler(pndm, lambda steps: steps + 3 * min(steps - 1, 3), (Variant({}, composes=False),), {}),
+        "deis": Sampler(deis, _once, (Variant({}), Variant({"order": 2}, 2)), {"order": (1, 2, 3)}),
+        "gradient_estimation": Sampler(gradient_estimation, _once, (Variant({}, 1),), {"gamma": (1.0, 3.0)}),
+        "res_2s": Sampler(res_2s, _twice, (Variant({}, 2, pure_noise=False),), {}),
+        "res_3s": Sampler(res_3s, _thrice, (Variant({}, 3, pure_noise=False),), {}),
+        "res_multistep": Sampler(
+            res_multistep, _once, (Variant({}, 2), Variant({"eta": 1.0}, weak=2, composes=False)), {"eta": (0.0, 1.0)}
+        ),
+        "sa_solver": Sampler(
+            sa_solver,
+            _once,
+            (
+                Variant({}, weak=2, pure_noise=False),
+                Variant({"order": 3, "corrector_order": 4, "tau": 0.0, "variant": None, "mode": "pece"}, 4),
+            ),
+            {"order": (1, 2, 3), "tau": (0.0, 1.0)},
+        ),
+        "er_sde": Sampler(
+            er_sde,
+            _once,
+            (Variant({}, weak=2), Variant({"noise": "ode"}, 2)),
+            {"order": (1, 2, 3), "noise": ("er", "sde", "ode")},
+        ),
+        "seeds": Sampler(
+            seeds,
+            _twice,
+            (Variant({}, weak=2, pure_noise=False), Variant({"order": 3, "eta": 0.5}, weak=2, pure_noise=False)),
+            {"order": (2, 3), "eta": (0.0, 1.0)},
+        ),
+        "dpm_solver_pp_sde": Sampler(
+            dpm_solver_pp_sde, _twice, (Variant({}, weak=2, composes=False, pure_noise=False),), {"eta": (0.0, 1.0)}
         ),
     }
 

@@ -1,4 +1,4 @@
-r"""Exponential integrators: integrate the linear part exactly and interpolate x-hat. DPM-Solver++ and UniPC.
+r"""Exponential integrators: integrate the linear part exactly and interpolate x-hat. DPM-Solver++.
 
 With h = (lambda_s - lambda_t) / 2, the step in log(alpha / sigma), and kappa = 1 + eta, a step's exact solution is
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import empty, finish, steps_of
 from diffcore.schedules import Schedule
@@ -68,7 +68,7 @@ def interpolation_weights(step: Float64, nodes: Float64) -> Float64:
     return np.asarray(np.linalg.solve(powers, exponential_moments(step, count)[..., None])[..., 0])
 
 
-def _nodes(points: Float64, at: int, to: int, newest: int, count: int) -> Float64:
+def nodes_of(points: Float64, at: int, to: int, newest: int, count: int) -> Float64:
     """Return u_j = (lambda_j - lambda_at) / (lambda_to - lambda_at) of the `newest` point and those before, along a last axis;
     0 and 1 where that is `at` or `to`, infinite or not."""
     with np.errstate(invalid="ignore"):  # one step from pure noise to clean data, whose only node is known
@@ -79,19 +79,28 @@ def _nodes(points: Float64, at: int, to: int, newest: int, count: int) -> Float6
     )
 
 
-def _remember_estimates(update: Float64, form: Form, first: int) -> None:
+def remember_estimates(update: Float64, form: Form, first: int) -> None:
     """Let the memory from number `first` on hold the last estimates, newest first: rows that only copy."""
     for at in range(first, form.memory + 1):
         update[..., at, form.x if at == first else at - 1] = 1.0
 
 
-def _check_order(function: str, order: object) -> None:
+def check_order(function: str, order: object) -> None:
+    """Raise ValueError for an order that is not 1, 2 or 3."""
     if isinstance(order, bool) or not isinstance(order, int | np.integer) or order not in (1, 2, 3):
         raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
 
 
 def dpm_solver_pp(
-    schedule: Schedule, steps: int | None = None, *, order: int = 2, eta: float = 0.0, grid: Any = None
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    order: int = 2,
+    eta: float = 0.0,
+    solver: str | None = None,
+    lower_order_final: bool = False,
+    noise_scale: float = 1.0,
+    grid: Any = None,
 ) -> Plan:
     r"""Return the plan of multistep DPM-Solver++ (1, 2M, 3M), or of its SDE form.
 
@@ -112,10 +121,18 @@ def dpm_solver_pp(
             `grids.uniform_log_snr(schedule, 20)`.
         order: 1, 2 or 3.
         eta: in [0, 1]; 0 is the ODE, 1 the SDE.
+        solver: "midpoint" or "heun" for orders 2 and 3 as published. At order 2 "midpoint" has the weights above, "heun" the line's
+            exact integral, 1 - (1 - e^{-H}) / H for (1 - e^{-H}) / 2; at order 3 both take half the parabola's curvature, and
+            differ in the second step.
+        lower_order_final: whether the last step has order 1 and the last but one at most 2, steadier where steps are few.
+        noise_scale: a factor > 0 of the noise.
         grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`; decreasing only with eta = 0.
 
     Raises:
         ValueError: an order or eta out of range, a bad grid, or neither or both of steps and grid.
+
+    The published 3M, that of k-diffusion and diffusers, takes the second divided difference, half the second derivative, for all of
+    it: for x-hat = u^2 it gives half the integral, and it converges at order 2. The weights here are exact there.
 
     Source: Lu et al. 2022 (arXiv 2211.01095), alg. 2 and eq. 18; the weights of order 3 are derived above.
 
@@ -124,91 +141,50 @@ def dpm_solver_pp(
     2
     """
     function = "samplers.dpm_solver_pp"
-    _check_order(function, order)
+    check_order(function, order)
     if not 0.0 <= _array.number(function, "eta", eta) <= 1.0:
         raise ValueError(f"{function}: `eta` is {eta!r}, but takes a number in [0, 1]: 0 is the ODE, 1 the SDE")
+    _check.choice(function, "solver", solver, (None, "midpoint", "heun"))
+    _check.flag(function, "lower_order_final", lower_order_final)
+    _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
     pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
     t, s, half = pairs.t, pairs.s, pairs.half
     points = np.concatenate([t.log_snr, s.log_snr[-1:]])
     form = Form(memory=min(order, len(pairs)) - 1)
     update = empty(len(pairs), pairs.lead, form.memory)
-    _remember_estimates(update, form, 1)
+    remember_estimates(update, form, 1)
     with np.errstate(invalid="ignore"):
         update[..., 0, 0] = s.sigma / t.sigma * (np.exp(-eta * half) if eta else 1.0)
-        update[..., 0, form.noise] = s.sigma * np.sqrt(-np.expm1(-2.0 * eta * half)) if eta else 0.0
+        update[..., 0, form.noise] = noise_scale * s.sigma * np.sqrt(-np.expm1(-2.0 * eta * half)) if eta else 0.0
     for stage in range(len(pairs)):
-        use = min(order, stage + 1)
+        use = min(order, stage + 1, len(pairs) - stage if lower_order_final else order)
         width = np.where(pairs.clean[stage], 1.0, half[stage])  # nodes at the clean end are not used
         total = -np.expm1(-(1.0 + eta) * half[stage])
         weights = np.zeros((*pairs.lead, use))
         weights[..., 0] = total
         if use == 2:
-            slope = total * 0.5 * width / half[stage - 1]
+            share = exponential_moments((1.0 + eta) * width, 2)[..., 1] if solver == "heun" else 0.5 * total
+            slope = share * width / half[stage - 1]
             weights[..., 0] += slope
             weights[..., 1] = -slope
         elif use == 3:
             finite = points.copy()
             finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
-            weights = interpolation_weights((1.0 + eta) * width, _nodes(finite, stage, stage + 1, stage, use))
+            nodes = nodes_of(finite, stage, stage + 1, stage, use)
+            weights = interpolation_weights((1.0 + eta) * width, nodes)
+            if solver:
+                weights -= _curvature(nodes) * 0.5 * exponential_moments((1.0 + eta) * width, 3)[..., 2:]
         first_order = np.concatenate([total[..., None], np.zeros((*pairs.lead, use - 1))], axis=-1)
         weights = np.where(pairs.clean[stage][..., None], first_order, weights)
         update[stage, ..., 0, [form.x, *range(1, use)]] = np.moveaxis(s.alpha[stage][..., None] * weights, -1, 0)
-    return finish("dpm_solver_pp", schedule, t.log_snr, s.log_snr, update, order=order, eta=eta)
+    more: dict[str, object] = {"solver": solver} if solver else {}
+    more |= {"lower_order_final": True} if lower_order_final else {}
+    more |= {"noise_scale": noise_scale} if noise_scale != 1.0 else {}
+    return finish("dpm_solver_pp", schedule, t.log_snr, s.log_snr, update, order=order, eta=eta, **more)
 
 
-def unipc(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid: Any = None) -> Plan:
-    r"""Return the plan of UniPC: a multistep predictor, corrected at no cost by the call that the next step makes.
-
-    The call at level i, made at the predicted state, first corrects the step that led there, then predicts the next:
-
-        z_i^c     = (sigma_i / sigma_{i-1}) z_{i-1}^c + alpha_i sum_j w_j x-hat_{i-j},   j = 0 .. p    (corrector)
-        z_{i+1}   = (sigma_{i+1} / sigma_i) z_i^c + alpha_{i+1} sum_j w'_j x-hat_{i-j},  j = 0 .. p-1  (predictor)
-
-    The weights integrate the interpolating polynomials exactly; the published B(h) cancels from the full systems, and
-    the published short cut 1/2 for systems of one equation is not taken. The memory holds what the next correction needs.
-
-    Args:
-        schedule: gives the levels and the scaling.
-        steps: how many steps, at least 1, uniform in time from 1 to clean data; or give `grid`.
-        order: p = 1, 2 or 3, the order of the predictor; the corrector raises the method's by one.
-        grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`.
-
-    Raises:
-        ValueError: an order out of range, a bad grid, or neither or both of steps and grid.
-
-    Source: Zhao et al. 2023 (arXiv 2302.04867), alg. 5-8 (data prediction).
-
-    >>> import diffcore as dc
-    >>> plan = dc.samplers.unipc(dc.schedules.Cosine(), steps=10)
-    >>> len(plan), plan.memory
-    (10, 2)
-    """
-    function = "samplers.unipc"
-    _check_order(function, order)
-    pairs = steps_of(function, schedule, steps, grid, both_ways=True)
-    t, s, half = pairs.t, pairs.s, pairs.half
-    points = np.concatenate([t.log_snr, s.log_snr[-1:]])
-    stages = len(pairs)
-    form = Form(memory=min(order, stages) - int(stages == 1))
-    update = empty(stages, pairs.lead, form.memory)
-    _remember_estimates(update, form, 2)
-    corrected = np.zeros((*pairs.lead, form.columns))  # z^c of a stage, as a row over the columns
-    corrected[..., 0] = 1.0
-    for stage in range(stages):
-        use = min(order, stage + 1)
-        estimates = [form.x, *range(2, use + 1)]
-        finite = points.copy()
-        finite[stage + 1] = np.where(pairs.clean[stage], points[stage] + 1.0, points[stage + 1])
-        width = np.where(pairs.clean[stage], 1.0, half[stage])
-        weights = interpolation_weights(width, _nodes(finite, stage, stage + 1, stage, use))
-        weights = np.where(pairs.clean[stage][..., None], np.arange(use) == 0, weights)
-        update[stage, ..., 0, :] = (s.sigma[stage] / t.sigma[stage])[..., None] * corrected
-        update[stage, ..., 0, estimates] += np.moveaxis(s.alpha[stage][..., None] * weights, -1, 0)
-        if stage < stages - 1:  # what the next stage's corrector needs of what is known now, and then its own estimate
-            nodes = _nodes(points, stage, stage + 1, stage + 1, use + 1)
-            weights = s.alpha[stage][..., None] * interpolation_weights(half[stage], nodes)
-            update[stage, ..., 1, :] = (s.sigma[stage] / t.sigma[stage])[..., None] * corrected
-            update[stage, ..., 1, estimates] += np.moveaxis(weights[..., 1:], -1, 0)
-            corrected = np.zeros_like(corrected)
-            corrected[..., 1], corrected[..., form.x] = 1.0, weights[..., 0]
-    return finish("unipc", schedule, t.log_snr, s.log_snr, update, order=order)
+def _curvature(nodes: Float64) -> Float64:
+    """Return the weights of the second divided difference at three nodes (..., 3), the coefficient of u^2; 0 where one is -inf."""
+    with np.errstate(invalid="ignore"):
+        apart = nodes[..., :, None] - nodes[..., None, :] + np.eye(3)
+    return np.asarray(1.0 / np.prod(np.where(np.isfinite(apart), apart, np.inf), axis=-1))

@@ -1,0 +1,311 @@
+"""Samplers that are known by name against the libraries that made them known, on a denoiser that is not linear."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffcore as dc
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+SIGMAS = [*np.geomspace(14.0, 0.03, 9).tolist(), 0.0]
+VE = dc.schedules.LinearLogSNR(log_snr_min=-8.0, log_snr_max=20.0, scaling="ve")
+VP = dc.schedules.LinearLogSNR(log_snr_min=-20.0, log_snr_max=20.0)
+START = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 5)))
+
+
+@pytest.fixture(scope="module")
+def k_diffusion() -> Iterator[Any]:
+    """Its module of samplers alone: the package imports much that no sampler needs."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None or any(importlib.util.find_spec(name) is None for name in ("torchdiffeq", "torchsde", "scipy")):
+        pytest.skip("k-diffusion is not installed")
+    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
+    package.__path__ = list(found.submodule_search_locations or [])
+    package.utils = utils  # type: ignore[attr-defined]
+    utils.append_dims = lambda x, count: x[(..., *(None,) * (count - x.ndim))]  # type: ignore[attr-defined]
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "k_diffusion"}
+    sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
+    yield importlib.import_module("k_diffusion.sampling")
+    for name in [name for name in sys.modules if name.split(".")[0] == "k_diffusion"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def estimate(u: Any, sigma: Any) -> Any:
+    """A denoiser of data near -1 and 1, in z / alpha and sigma / alpha."""
+    return torch.tanh(u / (0.3 + sigma**2)) * (1.0 - 0.1 * torch.cos(u))
+
+
+def denoise(z: Any, log_snr: Any, scaling: str = "ve") -> Any:
+    level = dc.levels.level(log_snr, scaling)
+    alpha, sigma = (part.reshape(-1, 1) for part in level[:2])
+    return estimate(z / alpha, sigma / alpha)
+
+
+class Noise:
+    """The same numbers, in order, for both."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(1)
+
+    def __call__(self, *_: Any) -> Any:
+        return torch.from_numpy(self.random.normal(size=tuple(START.shape)))
+
+
+def ours(plan: dc.Plan, z: Any = None) -> Any:
+    z = START * float(plan.start.sigma) if z is None else z
+    return dc.sample(lambda z, log_snr: denoise(z, log_snr, plan.scaling), plan, z, prediction="x", noise=Noise())
+
+
+K_DIFFUSION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "euler_ancestral": ("sample_euler_ancestral", {"eta": 0.7, "noise_scale": 1.1}, {"eta": 0.7, "s_noise": 1.1}),
+    "dpm2": ("sample_dpm_2", {}, {}),
+    "dpm2_ancestral": ("sample_dpm_2_ancestral", {"eta": 0.7}, {"eta": 0.7}),
+    "dpm_solver_pp_2s": ("sample_dpmpp_2s_ancestral", {"eta": 0.6}, {"eta": 0.6}),
+    "lms": ("sample_lms", {"final": "full"}, {}),
+}
+"""Our sampler: theirs, our settings, theirs."""
+
+
+@pytest.mark.parametrize("name", K_DIFFUSION)
+def test_k_diffusion(name: str, k_diffusion: Any) -> None:
+    theirs, settings, options = K_DIFFUSION[name]
+    sigmas = torch.tensor(SIGMAS, dtype=torch.float64)
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.make(name, VE, grid=-2.0 * np.log(SIGMAS), **settings)
+    if plan.stochastic:
+        options = {**options, "noise_sampler": Noise()}
+    z = START * SIGMAS[0]
+    want = getattr(k_diffusion, theirs)(
+        lambda u, sigma: estimate(u, sigma.reshape(-1, 1)), z, sigmas, disable=True, **options
+    )
+    # k-diffusion integrates the polynomials of LMS by quadrature, to a relative 1e-4
+    torch.testing.assert_close(ours(plan, z), want, rtol=0, atol=1e-4 if name == "lms" else 1e-10)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_k_diffusion_dpm_solver(order: int, k_diffusion: Any) -> None:
+    solver = k_diffusion.DPMSolver(lambda u, sigma: estimate(u, sigma.reshape(-1, 1)))
+    plan = dc.samplers.dpm_solver(VE, grid=-2.0 * np.log(SIGMAS[:-1]), order=order)
+    want = START * SIGMAS[0]
+    at = -torch.tensor(SIGMAS[:-1], dtype=torch.float64).log()
+    for t, s in itertools.pairwise(at):
+        want, _ = getattr(solver, f"dpm_solver_{order}_step")(want, t, s)
+    torch.testing.assert_close(ours(plan), want, rtol=0, atol=1e-10)
+
+
+def wide(scheduler: Any) -> Any:
+    """Let a scheduler compute in float64, on its own levels."""
+    for name in ("sigmas", "alphas_cumprod", "final_alpha_cumprod", "betas", "alphas"):
+        if torch.is_tensor(getattr(scheduler, name, None)):
+            setattr(scheduler, name, getattr(scheduler, name).double())
+    return scheduler
+
+
+def their_run(
+    scheduler: Any, levels: Callable[[int], Any], z: Any, timesteps: Any = None, kind: str = "eps", **given: Any
+) -> Any:
+    """Run a diffusers scheduler; levels(call) is the (alpha, sigma) of a call."""
+    for call, timestep in enumerate(scheduler.timesteps if timesteps is None else timesteps):
+        alpha, sigma = (torch.as_tensor(part, dtype=torch.float64) for part in levels(call))
+        x = estimate(z / alpha, sigma / alpha)
+        eps = (z - alpha * x) / sigma
+        z = scheduler.step({"eps": eps, "v": alpha * eps - sigma * x, "x": x}[kind], timestep, z, **given).prev_sample
+    return z
+
+
+def log_snrs(alpha: Any, sigma: Any) -> Any:
+    with np.errstate(divide="ignore"):
+        return 2.0 * (np.log(np.asarray(alpha, dtype=np.float64)) - np.log(np.asarray(sigma, dtype=np.float64)))
+
+
+@pytest.mark.parametrize(("name", "skip"), [("plms", True), ("pndm", False)])
+def test_diffusers_pndm(name: str, skip: bool) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = wide(diffusers.PNDMScheduler(skip_prk_steps=skip, steps_offset=1, beta_schedule="scaled_linear"))
+    scheduler.set_timesteps(10)
+    product = scheduler.alphas_cumprod.numpy()
+    times = [*range(901, 0, -100)]
+    grid = log_snrs(np.sqrt([*product[times], product[0]]), np.sqrt(1.0 - np.array([*product[times], product[0]])))
+    called = [int(t) for t in scheduler.timesteps]
+    if skip:
+        assert called == [901, 801, *times[1:]]
+    # the schedule whose time is theirs, so that half-way between two steps is theirs, too
+    table = dc.schedules.from_alphas_cumprod(product) if not skip else VP
+    plan = dc.samplers.make(name, table, grid=grid)
+    assert plan.log_snr == pytest.approx(log_snrs(np.sqrt(product[called]), np.sqrt(1.0 - product[called])), abs=1e-9)
+    want = their_run(
+        scheduler, lambda call: (product[called[call]] ** 0.5, (1.0 - product[called[call]]) ** 0.5), START
+    )
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+def test_diffusers_ipndm() -> None:
+    """From its second level on: at the first alpha is 0."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.IPNDMScheduler()
+    scheduler.set_timesteps(8)
+    wide(scheduler)
+    scheduler.alphas = (1.0 - scheduler.betas**2).sqrt()
+    alpha, sigma = scheduler.alphas[1:], scheduler.betas[1:]
+    plan = dc.samplers.ipndm(VP, grid=log_snrs(alpha, sigma), final="full")
+    want = their_run(scheduler, lambda call: (alpha[call], sigma[call]), START, scheduler.timesteps[1:], "v")
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_diffusers_deis(order: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DEISMultistepScheduler(solver_order=order)
+    scheduler.set_timesteps(10)
+    wide(scheduler)
+    sigmas = scheduler.sigmas.numpy()
+    plan = dc.samplers.deis(VP, grid=-2.0 * np.log(sigmas), order=order, lower_order_final=True)
+    level = plan.levels
+    want = their_run(scheduler, lambda call: (level.alpha[call], level.sigma[call]), START)
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("solver", "eta"), [("midpoint", 1.0), ("heun", 1.0), ("heun", 0.5), ("midpoint", 0.0)])
+def test_k_diffusion_2m_sde(solver: str, eta: float, k_diffusion: Any) -> None:
+    sigmas = torch.tensor(SIGMAS, dtype=torch.float64)
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.dpm_solver_pp(VE, grid=-2.0 * np.log(SIGMAS), eta=eta, solver=solver, noise_scale=0.9)
+    z = START * SIGMAS[0]
+    want = k_diffusion.sample_dpmpp_2m_sde(
+        lambda u, sigma: estimate(u, sigma.reshape(-1, 1)),
+        z,
+        sigmas,
+        disable=True,
+        noise_sampler=Noise(),
+        eta=eta,
+        solver_type=solver,
+        s_noise=0.9,
+    )
+    torch.testing.assert_close(ours(plan, z), want, rtol=0, atol=1e-10)
+
+
+def test_k_diffusion_3m_sde(k_diffusion: Any) -> None:
+    sigmas = torch.tensor(SIGMAS, dtype=torch.float64)
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.dpm_solver_pp(VE, grid=-2.0 * np.log(SIGMAS), eta=1.0, order=3, solver="heun")
+    z = START * SIGMAS[0]
+    want = k_diffusion.sample_dpmpp_3m_sde(
+        lambda u, sigma: estimate(u, sigma.reshape(-1, 1)), z, sigmas, disable=True, noise_sampler=Noise(), eta=1.0
+    )
+    torch.testing.assert_close(ours(plan, z), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_diffusers_unipc(order: int, variant: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    end = "sigma_min" if variant == "bh1" else "zero"  # bh1 computes inf * 0 in the step to clean data
+    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type=variant, final_sigmas_type=end)
+    scheduler.set_timesteps(10)
+    wide(scheduler)
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.unipc(
+            VP, grid=-2.0 * np.log(scheduler.sigmas.numpy()), order=order, variant=variant, lower_order_final=True
+        )
+    level = plan.levels
+    want = their_run(scheduler, lambda call: (level.alpha[call], level.sigma[call]), START)
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_diffusers_dpm_solver(order: int, solver: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(solver_order=order, solver_type=solver)
+    scheduler.set_timesteps(10)
+    wide(scheduler)
+    with np.errstate(divide="ignore"):
+        grid = -2.0 * np.log(scheduler.sigmas.numpy())
+    plan = dc.samplers.dpm_solver_pp(VP, grid=grid, order=order, solver=solver, lower_order_final=True)
+    level = plan.levels
+    want = their_run(scheduler, lambda call: (level.alpha[call], level.sigma[call]), START)
+    # it computes a step in float32
+    torch.testing.assert_close(ours(plan, START), want.double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("order", "corrector_order"), [(1, 1), (2, 2), (3, 3), (3, 4)])
+def test_diffusers_sa_solver(order: int, corrector_order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_sasolver
+
+    monkeypatch.setattr(scheduling_sasolver, "randn_tensor", lambda shape, generator, **_: generator())
+    scheduler = diffusers.SASolverScheduler(
+        predictor_order=order, corrector_order=corrector_order, tau_func=lambda t: 0.8 if 200 <= t <= 800 else 0.0
+    )
+    scheduler.set_timesteps(12)
+    wide(scheduler)
+    sigmas = scheduler.sigmas.numpy()
+    inside = sigmas[:-1][(scheduler.timesteps.numpy() >= 200) & (scheduler.timesteps.numpy() <= 800)]
+    plan = dc.samplers.sa_solver(
+        VP,
+        grid=-2.0 * np.log(sigmas),
+        order=order,
+        corrector_order=corrector_order,
+        tau=0.8,
+        tau_range=(inside.min(), inside.max()),
+        lower_order_final=True,
+    )
+    noise = Noise()
+
+    class Skipping:
+        """It draws where tau is 0, too."""
+
+        def __init__(self) -> None:
+            self.call = -1
+
+        def __call__(self) -> Any:
+            self.call += 1
+            return noise() if plan.noisy[self.call] else torch.zeros_like(START)
+
+    level = plan.levels
+    want = their_run(scheduler, lambda call: (level.alpha[call], level.sigma[call]), START, generator=Skipping())
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+def test_k_diffusion_dpmpp_sde(k_diffusion: Any) -> None:
+    """Its noise is that of one Brownian motion in sigma."""
+    sigmas = torch.tensor(SIGMAS, dtype=torch.float64)
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.dpm_solver_pp_sde(VE, grid=-2.0 * np.log(SIGMAS), eta=0.8, noise_scale=0.9)
+    fresh = Noise()
+
+    class Brownian:
+        def __init__(self) -> None:
+            self.middle: tuple[float, float, Any] | None = None
+
+        def __call__(self, t: Any, s: Any) -> Any:
+            t, s = float(t), float(s)
+            if self.middle is None or abs(self.middle[0] - t) > 1e-9 * t:
+                self.middle = (t, s, fresh())
+                return self.middle[2]
+            _, m, first = self.middle
+            return ((t - m) ** 0.5 * first + (m - s) ** 0.5 * fresh()) / (t - s) ** 0.5
+
+    z = START * SIGMAS[0]
+    want = k_diffusion.sample_dpmpp_sde(
+        lambda u, sigma: estimate(u, sigma.reshape(-1, 1)),
+        z,
+        sigmas,
+        disable=True,
+        noise_sampler=Brownian(),
+        eta=0.8,
+        s_noise=0.9,
+    )
+    torch.testing.assert_close(ours(plan, z), want, rtol=0, atol=1e-10)
