@@ -120,16 +120,12 @@ def test_x_hat_is_written_out_only_where_it_is_wanted_or_kept() -> None:
 @case
 @pytest.mark.parametrize("size", [1, 16, 255, 256, 257, 1008, 1024, 1025, 1040, 2500])
 def test_the_noise_is_that_of_numpy(size: int) -> None:
-    plan = dc.Plan(
-        sampler="noise",
-        scaling="vp",
-        log_snr=np.zeros(2),
-        next_log_snr=np.zeros(2),
-        update=np.broadcast_to([0.0, 1.0, 0.0], (2, 1, 3)),
-    )
-    for (_, got, _), draw in zip(stages(plan, torch.float32, (2, size), [3, 2**63 + 5]), (1, 2), strict=True):
-        want = noise.normal([3, 2**63 + 5], draw, (2, size))
-        np.testing.assert_allclose(got.z.cpu().numpy(), want, rtol=2e-6, atol=1e-6)
+    z, seeds = torch.zeros(2, size, device=DEVICE), [3, 2**63 + 5]
+    state = dc.State(z, (), None, 0, 0, backend.seeds(noise.keys(seeds, 2), z))
+    row = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0], device=DEVICE)
+    for draw in (1, 2**31 - 1, 2**31, 2**32 - 1):
+        got = kernel().stage(Form(), state, z, row, draw, stochastic=True)
+        np.testing.assert_allclose(got.z.cpu().numpy(), noise.normal(seeds, draw, (2, size)), rtol=2e-6, atol=1e-6)
 
 
 @case
