@@ -46,7 +46,7 @@ class Plain(ArrayAPIBackend):
 
     def __init__(self, served: Any) -> None:
         super().__init__(served.xp)
-        vars(self).update(normal=served.normal, seeds=served.seeds, index=served.index)
+        vars(self).update(normal=served.normal, keys=served.keys, index=served.index)
 
 
 class Guided:

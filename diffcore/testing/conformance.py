@@ -111,12 +111,12 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
 
 def check_contract(backend: Backend) -> None:
     """Check that a backend has every member of the contract, and takes the arguments that the loop passes."""
-    members = ("name", "seeds", "normal", "bits", "index", "advance", "run", "cond", "repeat", "gradient")
+    members = ("name", "keys", "normal", "bits", "index", "advance", "run", "cond", "repeat", "gradient")
     for name in (*members, "compile", "trace"):
         fail_unless(hasattr(backend, name), "contract", f"{type(backend).__name__} has no {name!r}")
     fail_unless(isinstance(backend, Backend), "contract", f"{type(backend).__name__} is no diffcore.backends.Backend")
     fail_unless(isinstance(backend.name, str) and backend.name, "contract", f"`name` is {backend.name!r}, not a text")
-    for name in ("seeds", "normal", "bits", "index", "advance", "run"):
+    for name in ("keys", "normal", "bits", "index", "advance", "run"):
         wanted = inspect.signature(getattr(Backend, name)).parameters
         try:
             takes = inspect.signature(getattr(backend, name)).parameters
@@ -279,7 +279,7 @@ def check_compile(backend: Backend, like: Array, *, rounding: float = 64.0) -> N
 
     compiled: Callable[..., Array] = backend.compile(one)
     z = Loop(like, backend).start(plan, (2, 5), 9).z
-    words = backend.seeds(noise.keys(9, 2), like)
+    words = backend.keys(noise.keys(9, 2), like)
     for k in range(len(plan) - 1):
         given = (z, _bounded(z, z), table[k, ...], backend.index(k), words)
         want, got = one(*given), compiled(*given)
