@@ -60,7 +60,7 @@ class At(NamedTuple):
 class JAXBackend(ArrayAPIBackend):
     """The contract on JAX arrays and tracers."""
 
-    def seeds(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
+    def keys(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
         words = words if isinstance(words, jax.Array) else np.asarray(words).astype(np.uint32)
         return jnp.asarray(words, dtype=jnp.uint32)
 
@@ -122,7 +122,8 @@ class JAXBackend(ArrayAPIBackend):
         first, stages, form = _array.known_int(state.index), len(run.plan), run.form
         if first is None:
             raise ValueError(
-                "sample: the number of the next stage is traced, so that it is not known how many are left; use dc.step"
+                "sample: the number of the next stage, `state.index`, must be known where a run is traced, since it says how many "
+                "stages are left; go on with dc.step"
             )
         if first >= stages:
             return state

@@ -61,10 +61,6 @@ def split(given: Any) -> tuple[list[Any], Rest]:
         for kind in new:
             _register(kind)
         leaves, tree = jax.tree.flatten(given)
-    try:
-        hash(tree)
-    except TypeError:  # settings that cannot be a key: what is given is one, as a whole
-        leaves, tree = [given], jax.tree.structure(0)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
     rest = tuple(None if isinstance(leaf, jax.Array | np.ndarray) else Key(leaf) for leaf in leaves)
     return arrays, Rest(tree, rest)
@@ -83,13 +79,23 @@ def _register(kind: type[Any]) -> None:
     settings = [name for name in names if name not in parts]
 
     def flatten(whole: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(whole, name) for name in parts), tuple(getattr(whole, name) for name in settings)
+        kept = tuple(_setting(getattr(whole, name)) for name in settings)
+        return tuple(getattr(whole, name) for name in parts), kept
 
     def unflatten(kept: tuple[Any, ...], given: Iterable[Any]) -> Any:
-        whole = object.__new__(kind)
-        for name, value in (*zip(settings, kept, strict=True), *zip(parts, given, strict=True)):
+        whole, values = object.__new__(kind), (value.value if isinstance(value, Key) else value for value in kept)
+        for name, value in (*zip(settings, values, strict=True), *zip(parts, given, strict=True)):
             object.__setattr__(whole, name, value)
         return whole
 
     with suppress(ValueError):  # another thread was first
         jax.tree_util.register_pytree_node(kind, flatten, unflatten)
+
+
+def _setting(value: Any) -> Any:
+    """Return a setting as a part of a key: one that has no hash, such as a dict or an array, is equal to itself alone."""
+    try:
+        hash(value)
+    except TypeError:
+        return Key(value)
+    return value

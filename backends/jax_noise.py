@@ -33,17 +33,45 @@ def _word(value: Any) -> jax.Array:
     return jnp.uint32(value) if isinstance(value, int) else jnp.asarray(value).astype(jnp.uint32)
 
 
-def _blocks(words: jax.Array, draw: jax.Array, stream: int, block: jax.Array) -> list[jax.Array]:
-    """Return the four words of each block (1, n) of each sample."""
-    zero = jnp.zeros((1, 1), dtype=jnp.uint32)
-    c0, c1, c2, c3 = block, zero, zero + draw, zero + jnp.uint32(stream)
-    k0, k1 = words[:, 0:1], words[:, 1:2]
-    for _ in range(_philox.ROUNDS):
+Words = tuple[jax.Array, ...]
+
+
+def _rounds(count: int, state: tuple[Words, Words]) -> tuple[Words, Words]:
+    """Return the counter and the key after some rounds."""
+    (c0, c1, c2, c3), (k0, k1) = state
+    for _ in range(count):
         high0, low0 = _multiply(_philox.MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_philox.MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + jnp.uint32(_philox.WEYL[0]), k1 + jnp.uint32(_philox.WEYL[1])
-    return [c0, c1, c2, c3]
+    return (c0, c1, c2, c3), (k0, k1)
+
+
+def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block: jax.Array) -> list[jax.Array]:
+    """Return the four words of each block (1, n) of each sample.
+
+    On a CPU, XLA writes one array a loop, and computes what leads to it anew for each: ten rounds for every word. What a loop
+    over the rounds carries is there, so with `rolled` each round is computed once.
+    """
+    key = (words[:, 0:1], words[:, 1:2])
+    like = (key[0] & 0) | (draw & 0) | (block & 0)  # of the shape, and in a shard_map the type, of what the rounds make
+    counter: Words = (like | block, like, like | draw, like | jnp.uint32(stream))
+    state: tuple[Words, Words] = (counter, key)
+    if rolled:
+        state = jax.lax.fori_loop(0, _philox.ROUNDS // 2, lambda _, state: _rounds(2, state), state)
+    else:
+        state = _rounds(_philox.ROUNDS, state)
+    return list(state[0])
+
+
+def _normals(dtype: Any, rolled: bool, words: list[jax.Array]) -> list[jax.Array]:
+    """Return the normals of words in pairs; with `rolled` in a loop over the pairs, which keeps them apart from what they are
+    used for: in one loop with it XLA would neither compute a pair once nor in vectors."""
+    if not rolled:
+        return _philox.normals(jnp, words, dtype, jnp.int32)
+    pairs = jnp.reshape(jnp.stack(words), (-1, 2, *words[0].shape))
+    made = jax.lax.map(lambda pair: jnp.stack(_philox.normals(jnp, list(pair), dtype, jnp.int32)), pairs)
+    return list(jnp.reshape(made, (-1, *words[0].shape)))
 
 
 def _made(
@@ -53,26 +81,28 @@ def _made(
     sizes: tuple[int, ...],
     stream: int,
     dtype: Any,
-    finish: Finish,
 ) -> jax.Array:
-    """Return the elements of samples, or of the runs of each that begin at `starts`; on a CPU the kernel makes them, in
-    `dtype`."""
+    """Return the elements of samples, or of the runs of each that begin at `starts`, in `dtype`; on a CPU the kernel makes
+    them where it works."""
     size = math.prod(sizes[1:])
 
     def by_kernel(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
         return jax_kernel.noise(words, draw, starts, stream, sizes, dtype)
 
-    def by_operations(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
-        blocks = partial(_blocks, words, draw, stream)
+    def by_operations(rolled: bool, words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
+        blocks = partial(_blocks, words, draw, stream, rolled)
+        finish: Finish = list if dtype == jnp.uint32 else partial(_normals, dtype, rolled)
         if starts is None:
             found: jax.Array = _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
             return found
         element = _philox.elements(jnp, starts, size // starts.shape[0])
         return jnp.reshape(_philox.draw_some(jnp, blocks, finish, element), sizes)
 
-    if not (jax_kernel.whole(words, draw, starts) and jax_kernel.works()):
-        return by_operations(words, draw, starts)
-    found: jax.Array = jax.lax.platform_dependent(words, draw, starts, cpu=by_kernel, default=by_operations)
+    kernel = jax_kernel.whole(words, draw, starts) and jax_kernel.works()
+    on_cpu = by_kernel if kernel else partial(by_operations, True)
+    found: jax.Array = jax.lax.platform_dependent(
+        words, draw, starts, cpu=on_cpu, default=partial(by_operations, False)
+    )
     return found
 
 
@@ -133,7 +163,7 @@ def normal(
 def _bits(
     words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], stream: int
 ) -> jax.Array:
-    return _made(words, draw, starts, sizes, stream, jnp.dtype(jnp.uint32), _philox.both)
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(jnp.uint32))
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
@@ -141,5 +171,4 @@ def _normal(
     words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], dtype: Any, stream: int
 ) -> jax.Array:
     wide = jnp.float32 if is_half(dtype) else dtype
-    finish = partial(_philox.pair, jnp, dtype=wide, small=jnp.int32)
-    return _made(words, draw, starts, sizes, stream, wide, finish).astype(dtype)
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(wide)).astype(dtype)

@@ -61,14 +61,6 @@ def normal(
     return _fill(dtype, words, draw, shape, stream, region)
 
 
-def normals(words: Array, draws: U64, shape: tuple[int, ...], *, dtype: Any) -> Array:
-    """Return many draws at once, (draws, B, ...): each has the bits that `normal` gives it alone."""
-    rows = np.tile(np.asarray(words), (len(draws), 1))
-    wide = (len(draws) * shape[0], *shape[1:])
-    drawn = _fill(np.dtype(dtype), rows, np.repeat(draws, shape[0])[:, None], wide, _streams.SAMPLER)
-    return drawn.reshape(len(draws), *shape)
-
-
 def keys(words: Array) -> U32:
     """Return the seed words of any integer dtype as the kernel takes them."""
     return np.ascontiguousarray(np.asarray(words).astype(np.uint32, copy=False))
@@ -77,43 +69,43 @@ def keys(words: Array) -> U32:
 def _fill(
     dtype: Any, words: Array, draw: Any, shape: tuple[int, ...], stream: int, region: Region | None = None
 ) -> Array:
-    """Return noise for the samples; the draw is a number, or one per sample, (B, 1)."""
+    """Return noise for the samples."""
     sizes = _philox.sizes(shape, region)
     if 0 in sizes:
         return np.empty(sizes, dtype=dtype)
     starts, size = (None, math.prod(shape[1:])) if region is None else _philox.runs(np, shape, region, np.uint64)
-    if cpu_threads.kernel is not None and np.ndim(draw) == 0:
+    if cpu_threads.kernel is not None:
         rows = sizes[0] * (1 if starts is None else len(starts))
         drawn = np.empty((rows, size), dtype=np.float32 if dtype == np.float16 else dtype)
         halves = None if starts is None else np.stack([starts & MASK, starts >> HALF], axis=1).astype(np.uint32)
         fill = partial(cpu_threads.kernel.noise, drawn, keys(words), int(draw) & _philox.MASK, stream, halves, size)
         cpu_threads.programs((rows, size), fill, whole=starts is None)
         return drawn.astype(dtype, copy=False).reshape(sizes)
-    wide, draws = np.asarray(words).astype(np.uint64), np.asarray(draw).astype(np.uint64) & MASK
+    wide, number = np.asarray(words).astype(np.uint64), np.uint64(int(draw) & _philox.MASK)
     if starts is not None:
-        finish = _philox.both if dtype == np.uint32 else partial(_normals, dtype)
-        blocks = _philox.blocks_of(np, wide, draws, None, stream, np.uint64)
+        finish = list if dtype == np.uint32 else partial(_normals, dtype)
+        blocks = _philox.blocks_of(np, wide, number, None, stream, np.uint64)
         some = _philox.draw_some(np, blocks, finish, _philox.elements(np, starts, size))
         return some.astype(dtype, copy=False).reshape(sizes)
     out = np.empty((shape[0], size), dtype=dtype)
 
     def fill_span(scratch: Scratch, span: Span) -> None:
-        counter = draws[span.samples] if draws.ndim else draws
         to = out[span.samples, span.elements]
-        scratch.store(to, span.first, span.blocks, wide[span.samples], counter, stream)
+        scratch.store(to, span.first, span.blocks, wide[span.samples], number, stream)
 
     spread(out.shape, fill_span)
     return out.reshape(shape)
 
 
-def _normals(dtype: Any, first: U64, second: U64) -> tuple[Array, Array]:
+def _normals(dtype: Any, pair: list[U64]) -> list[Array]:
     """Return the two normals of two words, to the bits that a pass gives them."""
+    words = np.stack(pair).astype(np.uint32)
     if dtype == np.float64:
-        return _philox.pair(np, first.astype(np.uint32), second.astype(np.uint32), np.float64, np.int32)
-    words = np.stack([first, second]).astype(np.uint32).reshape(2, -1)
-    x, y = words.view(np.float32)
-    _pair(x, y, words[0], words[1], np.empty((4, x.size), np.uint32))
-    return x.reshape(first.shape), y.reshape(first.shape)
+        return _philox.normals(np, list(words), np.float64, np.int32)
+    flat = words.reshape(2, -1)
+    lanes = flat.view(np.float32)
+    _pair(lanes[0], lanes[1], flat[0], flat[1], np.empty((4, lanes.shape[1]), np.uint32))
+    return list(words.view(np.float32))
 
 
 class Span(NamedTuple):
@@ -155,7 +147,7 @@ class Scratch:
         self.wide = np.empty((4, size), dtype=np.uint64)
         self.words = np.empty((4, size), dtype=np.uint32)
 
-    def store(self, out: Array, first: int, count: int, keys: U64, draw: U64, stream: int) -> None:
+    def store(self, out: Array, first: int, count: int, keys: U64, draw: np.uint64, stream: int) -> None:
         """Write the elements of `count` blocks, of which the first is `first`, of each sample into `out` (samples, ...)."""
         size = count * out.shape[0]
         words = self.words[:, :size]
@@ -172,7 +164,7 @@ class Scratch:
                 _pair(lanes[i], lanes[i + 1], words[i], words[i + 1], free)
         _place(out, lanes.reshape(4, out.shape[0], count))
 
-    def _rounds(self, words: U32, first: int, count: int, keys: U64, draw: U64, stream: int) -> None:
+    def _rounds(self, words: U32, first: int, count: int, keys: U64, draw: np.uint64, stream: int) -> None:
         samples = keys.shape[0]
         w0, w1, p0, p1 = (buffer[: samples * count].reshape(samples, count) for buffer in self.wide)
         m0, m1 = (np.uint64(m) for m in _philox.MULTIPLIERS)

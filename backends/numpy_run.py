@@ -11,9 +11,9 @@ import numpy as np
 from diffcore import stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import numpy_memory, numpy_noise, numpy_stage
+from diffcore.backends import numpy_memory, numpy_noise
 from diffcore.backends.generic import ArrayAPIBackend
-from diffcore.backends.numpy_stage import HALVES, Stages, fitted
+from diffcore.backends.numpy_stage import HALVES, Stages, fitted, serves
 from diffcore.plan import Form
 from diffcore.stage import Float64, Run, Source
 from diffcore.state import State
@@ -87,7 +87,7 @@ def advance(
         take, give: see `Take` and `Give`.
     """
     table = np.array(row) if isinstance(row, (list, tuple)) else take(row)
-    if table is None or (noise is None and state.keys is None):
+    if table is None or (noise is None and (state.keys is None or take(state.keys) is None)):
         return None
     walk = _begin(backend, form, table[None], state, transform_x, take, give, row)
     if walk is None:
@@ -96,7 +96,7 @@ def advance(
     if isinstance(noise, Source):
         drawn = noise(state.draw, walk.z.shape, state.z, between)
     after = walk.go(0, y, other, drawn, noise is not False, True)
-    return after if after is not None else walk.state()._replace(index=state.index + 1, draw=state.draw + 1)
+    return State(*walk.state()[:3], state.index + 1, state.draw + 1, state.keys) if after is None else after
 
 
 def _begin(
@@ -111,12 +111,13 @@ def _begin(
 ) -> _Walk | None:
     """Return the walk from a state through stages with these coefficients, or None where the kernel does not serve; `row` are
     the coefficients of the only stage in the run's library."""
-    z, memory = take(state.z), tuple(map(take, state.memory))
-    if not numpy_stage.serves(z, form, coefficients.shape[1:-1]):
+    z = take(state.z)
+    if not serves(z, form, coefficients.shape[1:-1]) or len(state.memory) != form.memory:
         return None
-    if len(memory) != form.memory or not all(numpy_stage.fits(array, z) for array in memory):
+    z, *memory = [fitted(take(array), z) for array in (state.z, *state.memory)]
+    if any(array is None for array in memory):
         return None
-    return _Walk(backend, form, coefficients, state, z, memory, transform_x, take, give, row)
+    return _Walk(backend, form, coefficients, state, z, tuple(memory), transform_x, take, give, row)
 
 
 class _Walk:

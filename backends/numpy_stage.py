@@ -56,16 +56,15 @@ class Stages:
         self._samples, self._frames = (*coefficients.shape[1:-1], 0, 0)[:2]  # 0 stands for coefficients that all share
         self._table = np.ascontiguousarray(coefficients, dtype=np.float64).reshape(-1, form.width)
         self._memory, self._keeps_x, self._head = form.memory, form.keeps_x, form.computed - 1
+        self._made = form.computed - form.keeps_x
         self._second, self._empty = SECOND.index(form.second), empty
         self._low, self._high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
         shape = len(like), like.size // len(like)
         self._size, self._programs = shape[1], cpu_threads.number(shape)
         self._launch = cpu_threads.launcher(shape)
-        self._zero = _zero_rows(form, coefficients) if form.memory else []
-        some = any(map(any, self._zero))
-        self._nothing = (
-            np.zeros(like.shape, like.dtype) if some else None
-        )  # all rows of 0, which nothing is written over
+        self._zero = _zero_rows(form, coefficients) if self._made else []
+        some = any(map(any, self._zero))  # then one array is all rows of 0, and nothing is written over it
+        self._nothing = np.zeros(like.shape, like.dtype) if some else None
 
     def estimate(self, at: int, z: Array, y: Array) -> Array:
         """Return x-hat of stage `at`, neither clipped nor transformed."""
@@ -100,7 +99,7 @@ class Stages:
         """
         empty = self._empty
         to_z, to_x = empty(), empty() if x is None and (wants_x or self._keeps_x) else None
-        to_memory = tuple([None if zero else empty() for zero in self._zero[at]]) if memory else ()
+        to_memory = tuple([None if zero else empty() for zero in self._zero[at]]) if self._made else ()
         # fmt: off
         self._launch(
             to_z, to_x, to_memory, z, y, other, eps, x, memory, self._table, at, self._samples, self._frames, keys, draw,
@@ -109,32 +108,27 @@ class Stages:
         # fmt: on
         x = to_x if x is None else x
         if memory:
-            head = (x,) if self._keeps_x else ()
-            made = [self._nothing if row is None else row for row in to_memory]
-            memory = (*made, *head, *memory[self._head : -1])
+            made = to_memory
+            if self._nothing is not None:
+                made = tuple([self._nothing if row is None else row for row in made])
+            memory = made + ((x,) if self._keeps_x else ()) + memory[self._head : -1]
         return to_z, memory, x
 
 
 def _zero_rows(form: Form, coefficients: npt.NDArray[np.float64]) -> list[list[bool]]:
     """Return for each stage which of the rows of memory that are made, but x-hat, are 0: their arrays take no arithmetic."""
     made = form.computed - form.keeps_x
-    if coefficients.ndim > 2:  # there a sum of zeros may be -0, or not a number
+    alone = len(coefficients) == 1  # where it would save nothing
+    if alone or coefficients.ndim > 2:  # or a sum of zeros may be -0, or not a number
         return [[False] * made] * len(coefficients)
     rows = coefficients[:, 2 + form.columns :].reshape(len(coefficients), form.memory, form.columns)
     zero: list[list[bool]] = np.all(rows[:, :made] == 0.0, axis=-1).tolist()
     return zero
 
 
-def fits(array: Any, like: Array) -> bool:
-    """Return whether an array is one of NumPy, like another one and in one aligned piece of memory."""
-    if type(array) is not np.ndarray or array.dtype != like.dtype or array.shape != like.shape:
-        return False
-    flags = array.flags
-    return bool(flags.c_contiguous and flags.aligned)
-
-
 def fitted(array: Any, like: Array) -> Array | None:
-    """Return an array that `fits`: itself, or a copy where it only lies otherwise in memory; None for another one."""
+    """Return an array of NumPy's that is like another one, and in one aligned piece of memory: itself or a copy; None where it is
+    of another type, dtype or shape."""
     if type(array) is not np.ndarray or array.dtype != like.dtype or array.shape != like.shape:
         return None
     flags = array.flags
@@ -142,11 +136,11 @@ def fitted(array: Any, like: Array) -> Array | None:
 
 
 def serves(z: Any, form: Form, lead: tuple[int, ...]) -> bool:
-    """Return whether the kernel is there and takes stages of a form, with levels (*lead), on a state: in one piece, not empty,
-    of a dtype that it is computed in."""
+    """Return whether the kernel is there and takes stages of a form, with levels (*lead), on a state: not empty, and of a dtype
+    that it is computed in."""
     if cpu_threads.kernel is None or form.memory > cpu_threads.MEMORY:
         return False
-    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in TAKEN or not fits(z, z):
+    if type(z) is not np.ndarray or z.ndim == 0 or z.size == 0 or z.dtype not in TAKEN:
         return False
     if not lead:
         return True

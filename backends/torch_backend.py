@@ -32,7 +32,7 @@ FUSED = 1 << 12
 class TorchBackend(ArrayAPIBackend):
     """The contract on torch tensors."""
 
-    def seeds(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
+    def keys(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
         if isinstance(words, torch.Tensor):
             return words.to(like.device, torch.int64)
         return torch.as_tensor(np.asarray(words).astype(np.int64), device=like.device)
@@ -127,7 +127,7 @@ class TorchBackend(ArrayAPIBackend):
                     _warn("the Triton kernel", error, "compiled by torch.compile")
                     return self._run_fused(run, self._at(state, turn.stage, number))
             else:
-                y = y if weight is None else y + weight * (y - other)
+                y = y if weight is None or other is None else y + weight * (y - other)
                 settings["other"] = other if form.second == "unguided" else None
                 state = super().advance(form, state._replace(draw=number), y, rows[turn.stage], None, **settings)
             if watched or turn.stage + 1 == len(rows):

@@ -32,7 +32,7 @@ def bits(
     sizes = _philox.sizes(shape, region)
     if 0 in sizes:
         return torch.zeros(sizes, dtype=torch.int64, device=device)
-    return _made(words, draw, shape, device, stream, region, _philox.both)
+    return _made(words, draw, shape, device, stream, region, list)
 
 
 def normal(
@@ -57,7 +57,7 @@ def normal(
             kind = np.float64 if wide == torch.float64 else np.float32
             drawn = numpy_noise.normal(host[0], host[1], shape, dtype=kind, stream=stream, region=region)
             return torch.from_numpy(drawn).to(dtype)
-    finish = partial(_philox.pair, xp, dtype=wide, small=torch.int32)
+    finish = partial(_philox.normals, xp, dtype=wide, small=torch.int32)
     return _made(words, draw, shape, device, stream, region, finish).to(dtype)
 
 

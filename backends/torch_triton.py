@@ -158,7 +158,7 @@ def _stage(
             x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
         past = ()
         for number in tl.static_range(len(memory_p)):
-            past = past + (tl.load(memory_p[number] + at, mask=mask).to(tl.float32),)
+            past += (tl.load(memory_p[number] + at, mask=mask).to(tl.float32),)  # type: ignore[assignment]
         eps = e0 if lane == 0 else e1 if lane == 1 else e2 if lane == 2 else e3
         new = _sum(row, 2, z, past, eps, x, second, mask, LEAD, NOISY, SECOND is not None)
         tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)

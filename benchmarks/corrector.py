@@ -5,7 +5,7 @@
 
 On a Gaussian video the divergence KL(drawn || data), in nats, is exact: mean and covariance of what is drawn follow from
 the plan (`exact.moments`). On digits it is the Frechet distance to held-out clips in the space of
-`unet3d.digit_features`. A run of N evaluations is N ancestral steps, or (N + 1) / 2 of them with a correction after each
+`unet3d.digits.features`. A run of N evaluations is N ancestral steps, or (N + 1) / 2 of them with a correction after each
 but the last.
 """
 
@@ -60,12 +60,12 @@ def on_digits(path: Path, count: int) -> dict[str, Any]:
     """Return the Frechet distance, and what a classifier says, of digits that a network draws."""
     import torch
 
-    from diffcore.unet3d import data, digit_features, load
+    from diffcore.unet3d import digits, load
 
     model = load(path, "torch").eval().requires_grad_(False)
     config, labels = model.config, torch.arange(count) % 10
-    held = data.moving_digits(frames=config.frames, size=config.size, count=2048, split="test").clips
-    reference = metrics.moments(digit_features.features(held.astype(np.float32) / np.float32(127.5) - np.float32(1.0)))
+    held = digits.moving_digits(frames=config.frames, size=config.size, count=2048, split="test").clips
+    reference = metrics.moments(digits.features(held.astype(np.float32) / np.float32(127.5) - np.float32(1.0)))
     found: dict[str, Any] = {}
     for evaluations in ON_DIGITS:
         for name in DRAWN:
@@ -83,14 +83,12 @@ def on_digits(path: Path, count: int) -> dict[str, Any]:
                 )
                 parts.append(made.numpy())
             clips = np.concatenate(parts)
-            seen = digit_features.legibility(clips, labels.numpy())
+            seen = digits.legibility(clips, labels.numpy())
             found.setdefault(name, {})[str(evaluations)] = {
-                "frechet_distance": metrics.frechet_distance(
-                    reference, metrics.moments(digit_features.features(clips))
-                ),
+                "frechet_distance": metrics.frechet_distance(reference, metrics.moments(digits.features(clips))),
                 "accuracy": seen.accuracy,
-                "identity_held": digit_features.identity_held(clips),
-                "straightness": digit_features.straightness(clips),
+                "identity_held": digits.identity_held(clips),
+                "straightness": digits.straightness(clips),
             }
             print(evaluations, name, found[name][str(evaluations)], flush=True)
     return found

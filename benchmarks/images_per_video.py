@@ -5,7 +5,7 @@
 The paper trains on 0, 4 or 8 images a video for as many steps; there the images are extra work. Here the budget is the
 number of frames that the network sees, images included, so that all runs cost the same: `--same steps` gives the paper's
 comparison instead. Digits of 16x16, one small network, everything else equal; the measure is the Frechet distance of
-samples to held-out clips, in the feature space of `unet3d.digit_features`. A run that was stopped goes on from its
+samples to held-out clips, in the feature space of `unet3d.digits.features`. A run that was stopped goes on from its
 checkpoint.
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from diffcore import _files, metrics
-from diffcore.unet3d import build, data, digit_features, load, preset, training
-from diffcore.unet3d.training.evaluate_digits import Network
+from diffcore.unet3d import build, data, digits, load, preset, training
+from diffcore.unet3d.digits.evaluate import Network
 
 FRAMES, SIZE = 16, 16
 CONFIG = preset("moving_digits", size=SIZE, attention=(4, 8))
@@ -37,7 +37,7 @@ def settings(images: int, steps: int, same: str, seed: int) -> training.Settings
 
 
 def clips(split: Any, count: int) -> data.Arrays:
-    return data.moving_digits(frames=FRAMES, size=SIZE, count=count, split=split)
+    return digits.moving_digits(frames=FRAMES, size=SIZE, count=count, split=split)
 
 
 def as_floats(source: data.Arrays) -> Any:
@@ -47,16 +47,16 @@ def as_floats(source: data.Arrays) -> Any:
 def judge(model: Any, held: Any, count: int, steps: int) -> dict[str, Any]:
     """Return what samples of a model are worth, without guidance as in the paper's table, and with it."""
     network, labels = Network(model, batch=32), np.arange(count) % CONFIG.classes
-    reference = metrics.moments(digit_features.features(held[count:]))
+    reference = metrics.moments(digits.features(held[count:]))
     found: dict[str, Any] = {}
     for guidance in (0.0, 1.0):
         made = network.draw(labels, steps, guidance, seed=1000)
-        seen = digit_features.legibility(made, labels)
+        seen = digits.legibility(made, labels)
         found[f"guidance {guidance:g}"] = {
-            "frechet_distance": metrics.frechet_distance(reference, metrics.moments(digit_features.features(made))),
+            "frechet_distance": metrics.frechet_distance(reference, metrics.moments(digits.features(made))),
             "accuracy": seen.accuracy,
             "legibility": seen.probability,
-            "identity_held": digit_features.identity_held(made),
+            "identity_held": digits.identity_held(made),
         }
     return found
 
@@ -73,11 +73,11 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--sample-steps", type=int, default=16)
     wanted = parser.parse_args(given)
     source, held = clips("train", 8192), as_floats(clips("test", 2048 + wanted.count))
-    real = metrics.moments(digit_features.features(held[: wanted.count]))
+    real = metrics.moments(digits.features(held[: wanted.count]))
     result = json.loads(wanted.out.read_text()) if wanted.out.exists() else {"rows": []}
     result["config"], result["held-out clips"] = (
         CONFIG.to_dict(),
-        metrics.frechet_distance(metrics.moments(digit_features.features(held[wanted.count :])), real),
+        metrics.frechet_distance(metrics.moments(digits.features(held[wanted.count :])), real),
     )
     for seed in wanted.seeds:
         for images in wanted.images:

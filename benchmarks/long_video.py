@@ -4,7 +4,7 @@
 
 The shipped model draws clips, and `video.extend` makes them longer by each method, from the same 16 frames and with the
 same noise. Each window of 16 frames is compared to held-out clips by the Frechet distance in the space of
-`unet3d.digit_features`; beside it whether the digit is still the one asked for, whether it is held, and how evenly it
+`unet3d.digits.features`; beside it whether the digit is still the one asked for, whether it is held, and how evenly it
 moves across a seam. Clips are drawn a few at a time and kept in FOLDER: a run that was stopped goes on.
 """
 
@@ -19,8 +19,8 @@ import numpy as np
 
 import diffcore as dc
 from diffcore import _files, metrics
-from diffcore.unet3d import digit_features, pretrained
-from diffcore.unet3d.training.evaluate_digits import clips_of
+from diffcore.unet3d import digits, pretrained
+from diffcore.unet3d.digits.evaluate import clips_of
 
 TOGETHER, FRAMES, WINDOW, OVERLAP, STEPS, GUIDANCE = 8, 64, 16, 4, 16, 1.0
 METHODS: dict[str, dict[str, Any]] = {
@@ -65,21 +65,21 @@ def judge(clips: Any, labels: Any, reference: metrics.Moments, whole: metrics.Mo
     seams = [clips[:, seam - 3 : seam + 3] for seam in SEAMS]
     return {
         "frechet_distance": [
-            metrics.frechet_distance(reference, metrics.moments(digit_features.features(window))) for window in windows
+            metrics.frechet_distance(reference, metrics.moments(digits.features(window))) for window in windows
         ],
-        "frechet_distance_of_all": metrics.frechet_distance(whole, metrics.moments(digit_features.features(clips))),
-        "accuracy": [digit_features.legibility(window, labels).accuracy for window in windows],
-        "legibility": [digit_features.legibility(window).probability for window in windows],
-        "speed": [digit_features.speed(window) for window in windows],
-        "straightness": [digit_features.straightness(window) for window in windows],
-        "identity_held": digit_features.identity_held(clips),
-        "straightness_at_seams": float(np.mean([digit_features.straightness(seam) for seam in seams])),
-        "step_at_seams": float(np.mean([digit_features.speed(clips[:, seam - 1 : seam + 1]) for seam in SEAMS])),
+        "frechet_distance_of_all": metrics.frechet_distance(whole, metrics.moments(digits.features(clips))),
+        "accuracy": [digits.legibility(window, labels).accuracy for window in windows],
+        "legibility": [digits.legibility(window).probability for window in windows],
+        "speed": [digits.speed(window) for window in windows],
+        "straightness": [digits.straightness(window) for window in windows],
+        "identity_held": digits.identity_held(clips),
+        "straightness_at_seams": float(np.mean([digits.straightness(seam) for seam in seams])),
+        "step_at_seams": float(np.mean([digits.speed(clips[:, seam - 1 : seam + 1]) for seam in SEAMS])),
     }
 
 
 def real() -> dc.unet3d.data.Arrays:
-    return dc.unet3d.data.moving_digits(frames=FRAMES, size=32, count=1024, split="test", seed=1)
+    return digits.moving_digits(frames=FRAMES, size=32, count=1024, split="test", seed=1)
 
 
 def main(given: list[str] | None = None) -> None:
@@ -95,7 +95,7 @@ def main(given: list[str] | None = None) -> None:
     if wanted.out is None:
         return
     held, _ = clips_of("test", 2048)
-    reference = metrics.moments(digit_features.features(held))
+    reference = metrics.moments(digits.features(held))
     numbers = range(wanted.count // TOGETHER)
     labels = np.arange(wanted.count // TOGETHER * TOGETHER) % 10
     found: dict[str, Any] = {
@@ -108,7 +108,7 @@ def main(given: list[str] | None = None) -> None:
         "methods": METHODS,
     }
     long = real().clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-    whole = metrics.moments(digit_features.features(long[len(labels) :]))
+    whole = metrics.moments(digits.features(long[len(labels) :]))
     found["real"] = judge(long[: len(labels)], None, reference, whole)
     for method in METHODS:
         clips = np.concatenate([np.load(wanted.folder / f"{method}-{number:03}.npy") for number in numbers])

@@ -142,6 +142,11 @@ def pair(xp: Any, first: Array, second: Array, dtype: Any, small: Any) -> tuple[
     return radius * x, radius * y
 
 
+def normals(xp: Any, words: list[Array], dtype: Any, small: Any) -> list[Array]:
+    """Return the normals of words in pairs: what `normal` makes of them."""
+    return [each for i in range(0, len(words), 2) for each in pair(xp, words[i], words[i + 1], dtype, small)]
+
+
 def _cosine_sine(xp: Any, angle: Array, dtype: Any) -> tuple[Array, Array]:
     """Return cos and sin of angles in [-pi / 4, pi / 4]: in float32 by the polynomials of Cephes, right to an ulp."""
     if "64" in str(dtype):
@@ -163,8 +168,8 @@ def key_words(xp: Any, words: Array, dtype: Any, device: Any) -> tuple[Array, Ar
 Blocks = Callable[[Array], list[Array]]
 """Numbers of blocks (1, n) -> their four words, each (B, n)."""
 
-Finish = Callable[[Array, Array], tuple[Array, Array]]
-"""(first word, second word) -> the two elements that they make."""
+Finish = Callable[[list[Array]], list[Array]]
+"""Words in pairs -> the elements that they make, as many."""
 
 
 def blocks_of(
@@ -182,7 +187,7 @@ def draw_all(xp: Any, blocks: Blocks, finish: Finish, shape: tuple[int, ...], dt
     """Return all elements of each sample: every block is computed once, and both of its pairs are used."""
     _, full, rest = counts(shape)
     w = blocks(xp.reshape(xp.arange(full * TILE + rest, dtype=dtype, device=device), (1, -1)))
-    return assemble(xp, [*finish(w[0], w[1]), *finish(w[2], w[3])], shape)
+    return assemble(xp, finish(w), shape)
 
 
 def draw_some(xp: Any, blocks: Blocks, finish: Finish, element: Array) -> Array:
@@ -190,8 +195,7 @@ def draw_some(xp: Any, blocks: Blocks, finish: Finish, element: Array) -> Array:
     element = xp.reshape(element, (1, -1))
     w = blocks(element // (4 * TILE) * TILE + element % TILE)
     lane = element // TILE % 4
-    first, second = xp.where(lane > 1, w[2], w[0]), xp.where(lane > 1, w[3], w[1])
-    x, y = finish(first, second)
+    x, y = finish([xp.where(lane > 1, w[2], w[0]), xp.where(lane > 1, w[3], w[1])])
     return xp.where(lane % 2 == 1, y, x)
 
 
@@ -231,12 +235,7 @@ def bits(
     if 0 in sizes(shape, region):
         return xp.zeros(sizes(shape, region), dtype=xp.uint64, device=device)
     blocks = blocks_of(xp, words, draw, device, stream, xp.uint64)
-    return made(xp, blocks, both, shape, region, xp.uint64, device)
-
-
-def both(first: Array, second: Array) -> tuple[Array, Array]:
-    """Return two words as they are: what `bits` makes of them."""
-    return first, second
+    return made(xp, blocks, list, shape, region, xp.uint64, device)
 
 
 def normal(
@@ -256,5 +255,5 @@ def normal(
         return xp.zeros(sizes(shape, region), dtype=dtype, device=device)
     wide = xp.float32 if _array.is_half(dtype) else dtype
     blocks = blocks_of(xp, words, draw, device, stream, xp.uint64)
-    finish = partial(pair, xp, dtype=wide, small=xp.int64)
+    finish = partial(normals, xp, dtype=wide, small=xp.int64)
     return xp.astype(made(xp, blocks, finish, shape, region, xp.uint64, device), dtype, copy=False)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffcore import _array
 from diffcore._array import Array
@@ -43,14 +42,18 @@ def words_of(seed: Any) -> tuple[Array, bool]:
     return seed.astype(np.uint32, copy=False), False
 
 
-def _from_host(values: Sequence[Any]) -> npt.NDArray[np.uint32]:
+def _from_host(values: Sequence[Any]) -> Array:
     for value in values:
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
             raise TypeError(f"noise: `seed` has {value!r}, but takes ints in [0, 2^64)")
         if not 0 <= value < 2**64:
             raise ValueError(f"noise: `seed` has {value!r}, but takes ints in [0, 2^64)")
-    wide = np.array(values, dtype=np.uint64)
-    return np.stack([wide & np.uint64(MASK), wide >> np.uint64(32)], axis=1).astype(np.uint32)
+    words = [(int(value) & MASK, int(value) >> 32) for value in values]
+    if _array.traced():  # torch traces NumPy too, but neither its unsigned integers nor our kernel
+        import torch
+
+        return torch.tensor(words, dtype=torch.int64).reshape(-1, 2)
+    return np.array(words, dtype=np.uint32).reshape(-1, 2)
 
 
 def _split(xp: Any, seed: Array) -> Array:

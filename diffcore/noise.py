@@ -14,6 +14,7 @@ import numpy as np
 
 from diffcore import _array, _philox, _streams
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
 from diffcore._philox import Region
 from diffcore._seeds import words_of
 
@@ -86,25 +87,21 @@ def fold_in(seed: Seed, number: int, batch: int, *, stream: int = _streams.PARTS
     >>> bool((part == fold_in(keys(7, 2), 3, 2)).all()), bool((part == fold_in(7, 4, 2)).any())
     (True, False)
     """
-    from diffcore import backends
-
     words, tile = keys(seed, batch), _philox.TILE
     number = _number("noise.fold_in", "number", number, NUMBERS - 1)
     where: Any = ((0, batch), (number // tile, 1), (0, 2), (number % tile, 1))
     how = {"device": _array.device(words), "stream": stream, "region": where}
-    found = backends.of(words).bits(words, 0, (batch, *_LAYOUT), **how)
+    found = backend_of(words).bits(words, 0, (batch, *_LAYOUT), **how)
     return _array.library(words).reshape(found, (batch, 2))
 
 
 def _fold(words: Array, first: Any, count: int, stream: int) -> Array:
     """Return the first two words of the blocks first, first + 1, ... of the stream of one seed, (count, 2)."""
-    from diffcore import backends
-
     like = words if isinstance(first, int) else first
-    xp, backend, tile, device = _array.library(like), backends.of(like), _philox.TILE, _array.device(like)
+    xp, backend, tile, device = _array.library(like), backend_of(like), _philox.TILE, _array.device(like)
     tiles = (count + 2 * tile - 2) // tile  # that they meet at most
     where: Any = ((0, 1), (first // tile, tiles), (0, 2), (0, tile))
-    found = backend.bits(backend.seeds(words, like), 0, (1, *_LAYOUT), device=device, stream=stream, region=where)
+    found = backend.bits(backend.keys(words, like), 0, (1, *_LAYOUT), device=device, stream=stream, region=where)
     blocks = xp.reshape(xp.permute_dims(found[0, ...], (0, 2, 1)), (tiles * tile, 2))
     return xp.take(blocks, first % tile + xp.arange(count, device=device), axis=0)
 
@@ -169,14 +166,12 @@ def _drawn(
     region: Region | None,
 ) -> tuple[Any, Array, tuple[Any, Any, tuple[int, ...]], dict[str, Any]]:
     """Return (backend, like, what is drawn, how): what both kinds of draw begin with."""
-    from diffcore._dispatch import backend_of
-
     dims = _check_draw(function, draw, shape)
     region = _check_region(function, region, dims)
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)
     backend, place = backend_of(like), _array.device(like) if device is None else device
-    words = backend.seeds(_rows(seed, dims[0], region), like)
+    words = backend.keys(_rows(seed, dims[0], region), like)
     if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):
         dims, region = (region[0][1], *dims[1:]), None  # whole samples
     return backend, like, (words, draw, dims), {"device": place, "region": region}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -61,21 +61,39 @@ def start(
     (2, 3)
     """
     source = _check_given("start", plan, noise=noise)
+    state, backend = _started(plan, z, shape, like, seed, source)
+    state = state._replace(x=_blank(state.z))
+    return (
+        state if constraint is None else _begin(backend, stage.hold("start", constraint, plan, state.z), state, source)
+    )
+
+
+def _started(
+    plan: Plan,
+    z: Array | State | None,
+    shape: Sequence[int] | None,
+    like: Array | None,
+    seed: Any,
+    source: Source | None,
+) -> tuple[State, Any]:
+    """Return the state at the start of a run, without x-hat, and the backend that serves it."""
     if (z is None) == (shape is None):
         raise ValueError(
             "start: takes either `z`, noisy data (B, ...) or a State, or `shape`, to start from pure noise"
         )
-    keys, draw = None, 1
+    keys: Array | None = None
+    draw: Any = 1
     if isinstance(z, State):
         _refuse_seed("start", seed)
-        z, keys, draw = z.z, z.keys, z.draw
+        keys, draw = z.keys, z.draw
+        z = cast(Array, z.z)
         backend = backend_of(z)
     elif z is not None:
         _array.namespace("start", z=z)
         _array.check_floating("start", z=z)
         _check_shape(z.shape)
         backend = backend_of(z)
-        keys = None if source is not None else backend.seeds(_seed_words(seed, z.shape[0]), z)
+        keys = None if source is not None else backend.keys(_seed_words(seed, z.shape[0]), z)
     else:
         assert shape is not None
         like = np.zeros((), dtype=np.float32) if like is None else like
@@ -87,19 +105,21 @@ def start(
         if source is not None:
             eps = source(0, dims, like)
         else:
-            keys = backend.seeds(_seed_words(seed, dims[0]), like)
+            keys = backend.keys(_seed_words(seed, dims[0]), like)
             eps = backend.normal(keys, 0, dims, dtype=like.dtype, device=_array.device(like))
         wide = _array.widen(xp, eps)
         sigma = plan.start.sigma
         sigma = sigma if isinstance(sigma, float) else _array.table_for(np.asarray(sigma), wide)
         z = xp.astype(_array.along("start", "plan", sigma, wide, xp) * wide, like.dtype, copy=False)
-    _array.check_lead("start", "plan", plan.lead, tuple(z.shape))
-    xp = _array.library(z)
-    blank = [xp.zeros_like(z) for _ in range(plan.memory + 1)]  # arrays of their own: aliases are another graph
-    state = State(
-        z, tuple(blank[1:]), blank[0], backend.index(0), backend.index(draw) if isinstance(draw, int) else draw, keys
-    )
-    return state if constraint is None else _begin(backend, stage.hold("start", constraint, plan, z), state, source)
+    _array.check_lead("start", "plan", plan.lead, tuple(cast(Array, z).shape))
+    memory = tuple(_blank(z) for _ in range(plan.memory))  # arrays of their own: aliases are another graph
+    draw = backend.index(draw) if isinstance(draw, int) else draw
+    return State(z, memory, None, backend.index(0), draw, keys), backend
+
+
+def _blank(z: Array) -> Array:
+    """Return zeros like z; NumPy's own hands out memory that is 0, where `zeros_like` would write it."""
+    return np.zeros(z.shape, z.dtype) if type(z) is np.ndarray else _array.library(z).zeros_like(z)
 
 
 def step(
@@ -230,14 +250,13 @@ def sample(
     source = _check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = _fitting(denoise, plan)
     prediction = predictions.said("sample", denoise, prediction)
-    resumed = isinstance(z, State)
-    if resumed:
+    if isinstance(z, State):
         _refuse_seed("sample", seed)
-    state = z if resumed else start(plan, z, shape=shape, like=like, seed=seed, noise=noise)
+        _check_resumed(plan, z, source, constraint is not None)
+        state, backend = z, backend_of(z.z)
+    else:
+        state, backend = _started(plan, z, shape, like, seed, source)
     held = None if constraint is None else stage.hold("sample", constraint, plan, state.z)
-    if resumed:
-        _check_resumed(plan, state, source, held is not None)
-    backend = backend_of(state.z)
     if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
         state = _begin(backend, held, state, source)
     owned = z is None
@@ -275,7 +294,7 @@ def _check_given(function: str, plan: object, noise: object = None, **given: obj
             raise TypeError(
                 f"{function}: `{argument}` must be a function {takes[argument]}, got {type(value).__name__}"
             )
-    return None if noise is None else noise if isinstance(noise, Source) else Source(noise)
+    return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:

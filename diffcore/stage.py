@@ -68,7 +68,12 @@ def levels_of(run: Run, like: Array, convert: Callable[[Float64, Array], Array] 
     tables = [run.plan.levels_of(like.shape[0])]
     if run.plan.ahead:
         tables.append(run.plan.next_levels_of(like.shape[0]))
-    return list(zip(*(convert(table, like) for table in tables), strict=True))
+    return list(zip(*(_rows(convert(table, like)) for table in tables), strict=True))
+
+
+def _rows(table: Array) -> list[Array]:
+    """Return the rows of an array, of a library too whose arrays are no iterables."""
+    return list(table) if hasattr(type(table), "__iter__") else [table[row, ...] for row in range(table.shape[0])]
 
 
 def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[Array, Array | None]:

@@ -29,3 +29,17 @@ SAMPLERS: dict[str, Callable[..., dc.Plan]] = {
 
 every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS.keys())
 every_scaling = pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
+
+
+def _first_of_each_form() -> dict[str, Callable[..., dc.Plan]]:
+    found: dict[Any, str] = {}
+    for name, make in SAMPLERS.items():
+        plan = make(schedule_of("vp"), steps=5)
+        found.setdefault((plan.form, plan.stochastic, plan.ahead), name)
+    return {name: SAMPLERS[name] for name in found.values()}
+
+
+RUNS = _first_of_each_form()
+"""One sampler of each form that loops and kernels tell apart, with and without noise: for tests that run plans, not read them."""
+
+every_run = pytest.mark.parametrize("make", RUNS.values(), ids=RUNS.keys())

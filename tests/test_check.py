@@ -51,7 +51,7 @@ def test_a_number_is_one_in_every_width_and_no_integer(kind: Any) -> None:
         _check.integer("f", "n", kind(2.0))
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_what_is_no_number_is_a_type_error(value: Any) -> None:
     for call in (_check.number, _check.integer):
         with pytest.raises(TypeError, match=r"^f: `n` must be an? (finite number|int >= 0), got "):

@@ -50,6 +50,8 @@ def test_train_evaluate_and_sample_of_what_was_trained() -> None:
     Path("run", "checkpoint.safetensors").unlink()
     assert "--force overwrites it" in refused(2, *common, "--steps", 2)
     row = json.loads(done("evaluate", "run", "-n", 2, "--no-samples", "--out", "found.json", "--json").stdout)
+    parts = json.loads(done("evaluate", "run", "-n", 2, "--no-samples", "--batch", 1, "--json").stdout)
+    assert parts["loss"] == pytest.approx(row["loss"], rel=1e-4)
     assert len(row["loss"]) == 7
     assert all(np.isfinite(list(row["loss"].values())))
     assert json.loads(Path("found.json").read_text())["loss"] == row["loss"]
@@ -120,7 +122,7 @@ def test_evaluate_reads_the_digits_that_a_model_draws(monkeypatch: pytest.Monkey
     pytest.importorskip("sklearn")
     monkeypatch.setattr(evaluating, "LEVELS", (0.0,))
     monkeypatch.setattr(evaluating, "HELD_OUT", 64)
-    real = dc.unet3d.data.moving_digits(count=64, split="test")
+    real = dc.unet3d.digits.moving_digits(count=64, split="test")
     assert real.labels is not None
     first = [int(np.flatnonzero(real.labels == digit)[0]) for digit in range(10)]
     drawn = real.clips[first].astype(np.float32) / np.float32(127.5) - np.float32(1.0)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from sampler_cases import SAMPLERS, every_sampler, schedule_of
+from sampler_cases import SAMPLERS, every_run, schedule_of
 from test_sampling import LIBRARIES, denoise, every_library, host, sample
 
 import diffcore as dc
@@ -33,7 +33,7 @@ def given(variant: str = "marginal", mask: Any = MASK, clip: Any = CLIP) -> Any:
 
 
 @every_library
-@every_sampler
+@every_run
 @every_variant
 def test_known_elements_come_back_bit_for_bit(make: Callable[..., Any], to: Callable[[Any], Any], variant: str) -> None:
     for grid in (None, np.linspace(-5.0, 3.0, 5)):
@@ -51,7 +51,7 @@ def coded(draw: Any, shape: tuple[int, ...]) -> Any:
     return np.full(shape, np.cos(1.0 + 7.0 * int(draw)))
 
 
-@every_sampler
+@every_run
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
 def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Callable[..., Any], scaling: str) -> None:
     """z_k^a = alpha_k x^a + sigma_k eps with its own draw, at the start, in a corrector, and between two stages."""
@@ -72,7 +72,7 @@ def test_at_every_call_what_is_known_is_noised_at_the_level_of_the_call(make: Ca
         np.testing.assert_allclose(z[KNOWN], want[KNOWN], rtol=1e-12, atol=1e-12, err_msg=str(stage))
 
 
-@every_sampler
+@every_run
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
 def test_the_posterior_variant_keeps_the_marginal_and_the_correlation(make: Callable[..., Any], scaling: str) -> None:
     """By algebra: from q(z_t | x) each row leads to q(z_s | x), with the covariance of the process."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from libraries import host
-from sampler_cases import SAMPLERS, schedule_of
+from sampler_cases import RUNS, SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore import conditioning, levels, predictions
@@ -211,7 +211,7 @@ def net(z: Any, log_snr: Any) -> Any:
     return 0.4 * z - 0.3 * (z**2 / (1.0 + z**2)).mean(1, keepdims=True)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", RUNS)
 @every_maker
 def test_every_plan_and_every_kind_of_prediction(name: str, make: Callable[..., Any]) -> None:
     plan = SAMPLERS[name](schedule(), steps=3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from libraries import host
-from sampler_cases import SAMPLERS, schedule_of
+from sampler_cases import RUNS, SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore.conditioning import moment_matching, reconstruction, replacement
@@ -34,7 +34,7 @@ some_samplers = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", RUNS)
 def test_runs_by_algebra_are_the_moments_of_the_plan(name: str) -> None:
     """Two ways to the same numbers: in the eigenbasis of the data, and from the steps of the loop."""
     plan = SAMPLERS[name](schedule_of("vp"), steps=6)

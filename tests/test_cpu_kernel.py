@@ -297,7 +297,8 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         with pytest.raises(error):
             kernel.stage(*(value if place == i else argument for i, argument in enumerate(good)))
     wide = np.zeros((3, 12))
-    for second, inputs in [(1, {}), (2, {4: None, 7: z}), (2, {4: None})]:  # a second estimate of what is not there
+    cases: list[tuple[int, dict[int, Any]]] = [(1, {}), (2, {4: None, 7: z}), (2, {4: None})]
+    for second, inputs in cases:  # a second estimate of what is not there
         wanted = {9: wide, 15: second, **inputs}
         with pytest.raises(ValueError, match="a stage needs"):
             kernel.stage(*(wanted.get(i, argument) for i, argument in enumerate(good)))

@@ -1,9 +1,7 @@
-"""Training data: a pure function of (seed, step), each clip once an epoch, and digits that obey
-mechanics."""
+"""Training data: a pure function of (seed, step), each clip once an epoch."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -250,129 +248,7 @@ def test_what_a_file_is_refused_for(tmp_path: Path) -> None:
         data.array_file(tmp_path / "other.npz", frames=1)
 
 
-# Moving digits
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[data.Arrays, data.MovingDigits]:
-    pytest.importorskip("sklearn")
-    return data.moving_digits(count=300, frames=24), data.moving_digits_truth(count=300, frames=24)
-
-
-def test_digits_are_a_pure_function_of_their_arguments(digits: tuple[data.Arrays, data.MovingDigits]) -> None:
-    clips = digits[0].clips
-    np.testing.assert_array_equal(data.moving_digits(count=300, frames=24).clips, clips)
-    np.testing.assert_array_equal(data.moving_digits(count=70, frames=16).clips, clips[:70, :16])
-    for other in ({"seed": 1}, {"split": "test"}):
-        positions = data.moving_digits_truth(count=300, frames=24, **other).positions
-        assert np.all(np.any(positions != digits[1].positions, axis=(1, 2, 3)))
-
-
-def test_train_and_test_share_no_image_of_a_digit() -> None:
-    pytest.importorskip("sklearn")
-    train, test = (
-        set(data.moving_digits_truth(count=20_000, split=split).images.ravel()) for split in ("train", "test")
-    )
-    assert not train & test
-    assert train | test == set(range(1797))
-    assert len(test) == 297
-
-
-def test_labels_are_what_the_images_show(digits: tuple[data.Arrays, data.MovingDigits]) -> None:
-    from sklearn.datasets import load_digits
-
-    source, truth = digits
-    np.testing.assert_array_equal(truth.labels, load_digits().target[truth.images])
-    np.testing.assert_array_equal(source.labels, truth.labels[:, 0])
-    assert source.classes == 10
-    assert [source.label(k) for k in range(300)] == truth.labels[:, 0].tolist()
-
-
-def test_positions_move_at_constant_speed_and_bounce_elastically(digits: tuple[data.Arrays, data.MovingDigits]) -> None:
-    """In a step without a wall |dp| = v in each axis; with one, the way to the wall and back is v."""
-    p, room = digits[1].positions[:, :, 0], 16.0
-    assert np.all((p >= 0.0) & (p <= room))
-    direct, low = np.abs(np.diff(p, axis=1)), p[:, 1:] + p[:, :-1]
-    v = np.max(direct, axis=1, keepdims=True)
-    reached = [np.abs(way - v) < 1e-9 for way in (direct, low, 2.0 * room - low)]
-    assert np.all(reached[0] | reached[1] | reached[2])
-    speed = np.hypot(*np.moveaxis(v[:, 0], -1, 0)) / 32.0
-    assert speed.min() > 1 / 41  # the sides of `SPEED`
-    assert speed.max() < 1 / 12 + 1e-9
-    assert all(np.count_nonzero(way) > 100 for way in reached)
-    turned = np.diff(np.sign(np.diff(p, axis=1)), axis=1) != 0.0
-    near = np.minimum(p, room - p)[:, 1:-1] <= v
-    assert not np.any(turned & ~near)
-
-
-def test_no_light_is_lost_and_the_digit_is_where_the_truth_says(digits: tuple[data.Arrays, data.MovingDigits]) -> None:
-    source, truth = digits
-    light = source.clips[..., 0].astype(np.float64)
-    total = light.sum(axis=(2, 3))
-    np.testing.assert_allclose(total, np.broadcast_to(total.mean(axis=1, keepdims=True), total.shape), rtol=3e-3)
-    centres = np.arange(32) + 0.5
-    centroid = np.stack([light.sum(axis=3) @ centres, light.sum(axis=2) @ centres], axis=-1) / total[..., None]
-    offset = centroid - truth.positions[:, :, 0]
-    assert np.abs(offset - offset.mean(axis=1, keepdims=True)).max() < 0.02
-    top, left = np.moveaxis(truth.positions[:, :, 0, :, None, None], 2, 0)
-    rows, columns = np.arange(32)[:, None], np.arange(32)
-    outside = (rows + 1 <= top) | (rows >= top + 16) | (columns + 1 <= left) | (columns >= left + 16)
-    assert not np.any(light[outside])
-
-
-def test_a_digit_on_whole_pixels_is_the_mean_over_them() -> None:
-    """Against scikit-image's block mean of SciPy's enlargement."""
-    transform = pytest.importorskip("skimage.transform")
-    pytest.importorskip("sklearn")
-    module = importlib.import_module("diffcore.unet3d.data.digits")
-    glyph = module._glyphs(np.array([5]), 16)
-    assert 0.9 < glyph.max() <= 1.0
-    frame = module._render(glyph, np.array([[[3.0, 11.0]]]), 32)[0, 0]
-    np.testing.assert_allclose(frame[3:19, 11:27], transform.downscale_local_mean(glyph[0], (2, 2)), atol=1e-6)
-    from sklearn.datasets import load_digits
-
-    pixels = transform.downscale_local_mean(frame[3:19, 11:27], (2, 2))
-    assert np.corrcoef(pixels.ravel(), load_digits().images[5].ravel())[0, 1] > 0.97
-
-
-def test_two_digits_pass_over_one_another_and_have_no_label() -> None:
-    pytest.importorskip("sklearn")
-    source = data.moving_digits(count=20, digits=2, size=48, digit_size=20, frames=5)
-    truth = data.moving_digits_truth(count=20, digits=2, size=48, digit_size=20, frames=5)
-    assert source.classes is None
-    module = importlib.import_module("diffcore.unet3d.data.digits")
-    each = [module._render(module._glyphs(truth.images[:, k], 20), truth.positions[:, :, k], 48) for k in range(2)]
-    np.testing.assert_array_equal(source.clips[..., 0], np.rint(255.0 * np.maximum(*each)))
-
-
-def test_a_digit_as_large_as_the_frame_rests() -> None:
-    pytest.importorskip("sklearn")
-    clips = data.moving_digits(count=2, frames=3, size=16, digit_size=16).clips
-    np.testing.assert_array_equal(clips, np.repeat(clips[:, :1], 3, axis=1))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"split": "valid"}, "`split` must be 'train' or 'test', got 'valid'"),
-        ({"frames": 0}, "`frames` must be an int >= 1, got 0"),
-        ({"count": 0}, "`count` must be an int >= 1, got 0"),
-        ({"digits": 0}, "`digits` must be an int >= 1, got 0"),
-        ({"size": 7}, "`size` must be an int >= 8, got 7"),
-        ({"digit_size": 33}, r"`digit_size` must be an int in \[8, 32\], got 33"),
-        ({"seed": 2**64}, r"`seed` must be an int in .*, got 18446744073709551616"),
-    ],
-)
-def test_what_moving_digits_refuse(options: dict[str, Any], message: str) -> None:
-    for function in (data.moving_digits, data.moving_digits_truth):
-        with pytest.raises(ValueError, match=f"data.moving_digits: {message}"):
-            function(**options)
-
-
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"data.moving_digits: needs the digits of scikit-learn; pip install"):
-        data.moving_digits(count=1)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r"data.videos: reading videos needs PyAV; install diffcore\[video\]"):
         data.videos(tmp_path, frames=1, size=(8, 8))

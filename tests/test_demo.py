@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffcore import _pictures as pictures
-from diffcore import unet3d
+from diffcore import schedules, unet3d
 from diffcore.demo.__main__ import main
 
 Image = pytest.importorskip("PIL.Image")
@@ -96,8 +96,8 @@ def test_settings_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_shipped_model_is_small_and_is_what_the_preset_says() -> None:
-    path = Path(unet3d.__file__).parent / "models" / "moving_digits.safetensors"
+    path = Path(unet3d.__file__).parent / "digits" / "moving_digits.safetensors"
     assert path.stat().st_size <= 4e6
-    assert unet3d.pretrained("moving_digits").config == unet3d.preset("moving_digits")
-    with pytest.raises(ValueError, match="`name` is 'faces', but takes one of"):
+    assert unet3d.pretrained("moving_digits").config == unet3d.preset("moving_digits", schedule=schedules.Cosine())
+    with pytest.raises(ValueError, match="`name` must be 'moving_digits', got 'faces'"):
         unet3d.pretrained("faces")

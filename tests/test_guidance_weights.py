@@ -1,6 +1,6 @@
 """Weights of guidance: numbers, one for each sample or frame, traced, by the noise level; and rescaling."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("interval", [None, (-1.0, 1.0), (0.5, 1.0)])
 def test_the_weight_may_be_a_number_for_all_or_one_for_each(library: str, name: str, interval: Any) -> None:
-    xp, weight = namespace(library), WEIGHTS[name]
+    xp, weight = namespace(library), cast(Any, WEIGHTS[name])
     wide = np.reshape(weight, np.shape(weight) + (1,) * (3 - np.ndim(weight))) if np.ndim(weight) else weight
     truth = 2.0 * Z + (wide * 3.0 * Z if interval is None or interval[0] < 0.0 else 0.0)
     for given in (weight, xp.asarray(weight)) if isinstance(weight, np.ndarray) else (weight,):
@@ -110,7 +110,7 @@ def test_gradients_reach_a_weight_that_is_a_tensor() -> None:
     weight = torch.tensor(2.0, requires_grad=True)
     z = torch.asarray(Z)
     guidance.classifier_free(Counted(2.0), Counted(-1.0), weight=weight)(z, 0.0).sum().backward()
-    torch.testing.assert_close(weight.grad.double(), 3.0 * z.sum())
+    torch.testing.assert_close(cast(Any, weight.grad).double(), 3.0 * z.sum())
     graph = torch.compile(
         lambda z, w: guidance.classifier_free(lambda z, _: z, lambda z, _: -z, weight=w)(z, 0.0),
         fullgraph=True,

@@ -15,7 +15,7 @@ from stage_cases import LIKE, TRANSFORMS, any_plan, both, denoise, every_library
 
 import diffcore as dc
 from diffcore import backends, conditioning, stage
-from diffcore.backends import Run, cpu_threads, numpy_noise
+from diffcore.backends import Run, cpu_threads
 from diffcore.stage import Source
 from diffcore.testing.conformance import plans
 
@@ -97,16 +97,6 @@ def test_a_second_estimate_is_what_its_name_says(second: Any, like: Any) -> None
     raw_x = (-0.5 if second == "raw" else 0.75) * state.z
     assert raw(states[0].z) == raw(raw_x)
     assert raw(states[0].memory[0]) == raw(states[0].x - raw_x)
-
-
-@given(batch=st.integers(1, 5), size=st.integers(0, 2500), draws=st.integers(1, 4), seed=st.integers(0, 2**64 - 9))
-def test_many_draws_at_once_are_the_draws(batch: int, size: int, draws: int, seed: int) -> None:
-    words = dc.noise.keys(seed, batch)
-    numbers = np.arange(3, 3 + draws, dtype=np.uint64)
-    with mock.patch.object(cpu_threads, "kernel", None):
-        together = numpy_noise.normals(words, numbers, (batch, size), dtype=np.float32)
-        for draw, drawn in zip(numbers, together, strict=True):
-            np.testing.assert_array_equal(drawn, dc.noise.normal(words, int(draw), (batch, size)))
 
 
 @every_library

@@ -56,8 +56,8 @@ WITHOUT_SIGNAL = dc.schedules.Cosine(log_snr_min=-math.inf)
 
 def test_heun_in_sigma_over_alpha_from_pure_noise_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"samplers.heun: .* -inf .* use unipc or dpm_solver_pp"):
-        dc.samplers.heun(WITHOUT_SIGNAL, 4)
-    assert len(dc.samplers.heun(WITHOUT_SIGNAL, 1)) == 1
+        dc.samplers.heun(WITHOUT_SIGNAL, grid=dc.grids.uniform(WITHOUT_SIGNAL, 4))
+    assert len(dc.samplers.heun(WITHOUT_SIGNAL, grid=dc.grids.uniform(WITHOUT_SIGNAL, 1))) == 1
 
 
 @pytest.mark.parametrize("sampler", [name for name in ALL if not VARIANTS[name].pure_noise and "churn" not in name])

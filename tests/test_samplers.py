@@ -137,6 +137,19 @@ def test_heun_with_churn_is_edm_algorithm_2(scaling: str) -> None:
         assert len(plan) == 7
 
 
+@pytest.mark.parametrize("name", ["Cosine", "Karras", "LinearLogSNR", "Sigmoid"])
+def test_heun_by_a_number_of_steps_is_usable_on_any_schedule(name: str) -> None:
+    """As EDM spaces them, and so that the variance drawn is near the data's in 20 steps."""
+    schedule = dc.schedules.table()[name]
+    for variance in (0.05, 1.0):
+        drawn = dc.exact.moments(dc.samplers.heun(schedule, 20), dc.exact.Gaussian(np.zeros(1), variance)).covariance
+        assert 0.9 < drawn / variance < 1.15
+    edm = dc.schedules.Karras()
+    assert dc.samplers.heun(edm, 18) == dc.samplers.heun(edm, grid=dc.grids.karras(edm, 18))
+    beyond = dc.samplers.heun(dc.schedules.LinearLogSNR(log_snr_min=13.0, log_snr_max=20.0), 3)
+    assert beyond.log_snr[0] == 13.0
+
+
 @pytest.mark.parametrize("start", [1.0, 0.9])
 def test_heun_under_flow_averages_velocities(start: float) -> None:
     """As flow-matching code does: Heun's textbook method on dz/dt = velocity, from pure noise too."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from sampler_cases import SAMPLERS, every_sampler, schedule_of
+from sampler_cases import SAMPLERS, every_run, schedule_of
 
 import diffcore as dc
 from diffcore.backends import cpu_threads
@@ -44,7 +44,7 @@ def host(array: Any) -> np.ndarray[Any, Any]:
     return np.asarray(array.detach().float().numpy() if isinstance(array, torch.Tensor) else array)
 
 
-@every_sampler
+@every_run
 def test_one_seed_is_one_clip_on_every_library(make: Callable[..., dc.Plan]) -> None:
     plan = make(schedule_of("vp"), steps=6)
     clips = [
@@ -59,7 +59,7 @@ def test_one_seed_is_one_clip_on_every_library(make: Callable[..., dc.Plan]) -> 
 
 
 @every_library
-@every_sampler
+@every_run
 def test_a_step_by_hand_is_the_run(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=5)
     state = dc.start(plan, start_of(to), seed=7)
@@ -96,7 +96,7 @@ def test_a_plan_of_ones_own_may_remember_much(memory: int, to: Callable[[Any], A
 
 
 @every_library
-@every_sampler
+@every_run
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=5)
     states: list[dc.State] = []
@@ -110,7 +110,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(make: Callable[..., dc.Pl
 
 
 @every_library
-@every_sampler
+@every_run
 def test_a_batch_is_its_samples_bit_for_bit(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=4)
     seeds = [5, 2**63, 2**64 - 1]
@@ -208,7 +208,7 @@ def test_what_a_callback_returns_does_not_matter(result: Any, to: Callable[[Any]
 
 
 @every_library
-@every_sampler
+@every_run
 def test_a_run_that_is_over_is_returned_as_it_is(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=2)
     states: list[dc.State] = []
@@ -418,11 +418,12 @@ def test_settings_make_the_plan_again_on_another_grid() -> None:
 
 
 @every_library
-@every_sampler
+@every_run
 def test_the_estimate_is_in_the_state_and_in_the_callback(
     make: Callable[..., dc.Plan], to: Callable[[Any], Any]
 ) -> None:
-    plan, seen = make(schedule_of("vp"), steps=3), []
+    plan = make(schedule_of("vp"), steps=3)
+    seen: list[dc.State] = []
     dc.sample(denoise, plan, start_of(to), seed=1, prediction="v", callback=seen.append)
     state = dc.start(plan, start_of(to), seed=1)
     assert not np.any(host(state.x))

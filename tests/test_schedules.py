@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import json
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -326,3 +327,25 @@ def test_on_jax_it_jits_maps_and_differentiates(case: str) -> None:
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(schedule.log_snr)))(t), slope, rtol=1e-10)
         np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(schedule.time)))(log_snr), 1.0 / slope, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", schedules.table())
+def test_a_schedule_is_read_back_from_plain_values(name: str) -> None:
+    schedule = schedules.table()[name]
+    again = schedules.from_dict(json.loads(json.dumps(schedules.to_dict(schedule))))
+    assert again == schedule
+    assert type(again).__name__ == name
+
+
+def test_plain_values_that_are_no_schedule_are_refused() -> None:
+    class Mine(schedules.Cosine):
+        """A kind that no other program knows."""
+
+    for call, error, words in (
+        (lambda: schedules.to_dict(Mine()), TypeError, r"got Mine.*schedules\.Table\(log_snrs="),
+        (lambda: schedules.from_dict({"kind": "cosine"}), ValueError, "`kind` must be .*'Cosine'"),
+        (lambda: schedules.from_dict({"kind": "Cosine", "beta": 2.0}), ValueError, r"Cosine does not take .*'beta'"),
+        (lambda: schedules.from_dict("Cosine"), TypeError, "`values` must be what schedules.to_dict returns"),
+    ):
+        with pytest.raises(error, match=words):
+            call()

@@ -150,5 +150,5 @@ def test_memory_that_is_not_aligned_is_taken(dtype: Any) -> None:
         (z, denoise, lambda x: off(x) if x.dtype == dtype else x),
     ]:
         assert raw(dc.sample(call, plan, start, seed=2, prediction="v", transform_x=transform)) == raw(want)
-    mine = lambda draw, shape: off(dc.noise.normal([2, 3], draw, shape, dtype=dtype))  # noqa: E731
+    mine = lambda draw, shape: off(dc.noise.normal(2, draw, shape, dtype=dtype))  # noqa: E731
     assert raw(dc.sample(denoise, plan, z, noise=mine, prediction="v")) == raw(want)

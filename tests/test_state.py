@@ -38,7 +38,8 @@ def bits(array: Any) -> bytes:
 @every_library
 @pytest.mark.parametrize("name", ["ancestral", "unipc", "dpm_solver_pp order=3 eta=1.0"])
 def test_a_run_goes_on_from_a_file_to_the_bit(name: str, like: Any, tmp_path: Path) -> None:
-    plan, states = SAMPLERS[name](schedule_of("vp"), steps=5), []
+    plan = SAMPLERS[name](schedule_of("vp"), steps=5)
+    states: list[dc.State] = []
     clip = dc.sample(
         denoise, plan, shape=(2, 3), like=like, seed=[5, 2**64 - 1], prediction="v", callback=states.append
     )

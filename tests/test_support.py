@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from libraries import JAX, TORCH, example, host, put
+from sampler_cases import RUNS as FORMS
 from sampler_cases import SAMPLERS
 
 import diffcore as dc
@@ -119,10 +120,10 @@ def test_each_row_of_the_page_is_run() -> None:
 
 
 def plans(library: str, row: str) -> dict[str, dc.Plan]:
-    """Return every sampler; on JAX, where each run is traced, all of them only for the row that is about them."""
+    """Return a sampler of every form; on JAX, where each run is traced, all of them only for the row that is about them."""
     few = ("ancestral gamma=0.3", "unipc")
     fewer = (library == "jax" and row != next(iter(RUNS))) or "video" in row or "same" in row
-    names = few if fewer else SAMPLERS
+    names = few if fewer else FORMS
     return {name: SAMPLERS[name](SCHEDULE, steps=3) for name in names}
 
 

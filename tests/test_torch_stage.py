@@ -10,6 +10,7 @@ import torch
 from stage_cases import denoise
 
 import diffcore as dc
+from diffcore import stage
 from diffcore.backends import numpy_run
 from diffcore.testing.conformance import plans
 
@@ -64,11 +65,63 @@ def test_a_run_inside_a_transformation(transformed: str) -> None:
     assert tangent.abs().max() > 0.0
 
 
+def by_hand(plan: dc.Plan, state: dc.State, call: Any = denoise) -> torch.Tensor:
+    for _ in range(len(plan)):
+        state = dc.step(plan, state, call(state.z, plan.level_for(state)), prediction="v")
+    return state.z
+
+
+@pytest.mark.parametrize("name", ["ancestral", "dpm_solver_pp"])
+@pytest.mark.parametrize("loop", ["sample", "step"])
+def test_seeds_and_samples_are_mapped_over(loop: str, name: str) -> None:
+    """The keys and the state are hidden inside the transformation, where noise is drawn by the plain function."""
+    plan = plans()[name]
+
+    def run(seed: Any, z: Any) -> Any:
+        state = dc.start(plan, z, seed=seed)
+        return by_hand(plan, state) if loop == "step" else dc.sample(denoise, plan, state, prediction="v")
+
+    seeds, z = torch.tensor([3, 2**40]), torch.linspace(-1.0, 1.0, 12).reshape(2, 2, 3)
+    keys = torch.stack([dc.noise.keys(seed, 2) for seed in seeds])
+    want = torch.stack([run(int(seed), one) for seed, one in zip(seeds, z, strict=True)])
+    assert (want - run(9, z[0])).abs().max() > 0.1
+    for given in (seeds, keys):
+        torch.testing.assert_close(torch.func.vmap(run)(given, z), want)
+    torch.testing.assert_close(torch.func.vmap(run, in_dims=(0, None))(seeds, z[0])[0], want[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_loop_by_hand_records_gradients_as_a_run_does(dtype: Any) -> None:
+    """Only where the start asks: not because a network is in training, and then through the prediction too."""
+    plan, weight = plans()["dpm_solver_pp"], torch.tensor(0.5, requires_grad=True)
+
+    def network(z: Any, log_snr: Any) -> Any:
+        return weight.to(dtype) * z
+
+    plain = by_hand(plan, dc.start(plan, torch.ones(2, 3, dtype=dtype), seed=1), network)
+    assert not plain.requires_grad
+    z = torch.ones(2, 3, dtype=dtype, requires_grad=True)
+    recorded = by_hand(plan, dc.start(plan, z, seed=1), network)
+    torch.testing.assert_close(recorded.detach(), plain, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=0.0)
+    recorded.float().sum().backward()
+    for leaf in (z, weight):
+        assert leaf.grad is not None
+        assert leaf.grad.abs().min() > 0.0
+    with torch.no_grad():
+        assert not by_hand(plan, dc.start(plan, z, seed=1), network).requires_grad
+
+
+def test_a_prediction_that_carries_a_gradient_is_served_where_none_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, weight = plans()["ancestral"], torch.tensor(-0.5, requires_grad=True)
+    want = dc.sample(denoise, plan, torch.ones(2, 3), seed=1, prediction="v")
+    monkeypatch.setattr(stage, "advance", lambda *_: pytest.fail("the plain way"))
+    state = dc.start(plan, torch.ones(2, 3), seed=1)
+    assert torch.equal(by_hand(plan, state, lambda z, log_snr: weight * z), want)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_gradient_goes_the_plain_way(dtype: Any) -> None:
-    plan, weight = plans()["ddim"], torch.tensor(0.5, requires_grad=True)
-    state = dc.start(plan, torch.ones(2, 3, dtype=dtype), seed=1)
-    assert dc.step(plan, state, weight.to(dtype) * state.z, prediction="v").z.requires_grad
+    plan = plans()["ddim"]
     z = torch.ones(2, 3, dtype=dtype, requires_grad=True)
     dc.sample(denoise, plan, z, prediction="v").float().sum().backward()
     assert z.grad is not None

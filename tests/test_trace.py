@@ -1,6 +1,7 @@
 """`samplers.trace`: loops written as their papers have them become plans that do the same, with the least memory."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_a_loop_becomes_a_plan_that_does_the_same_with_the_least_memory(name: st
     plan = dc.samplers.trace(method(g), g.scaling, end=g.log_snr[-1])
     assert plan.memory == memory
     assert plan.log_snr[0] == pytest.approx(g.log_snr[0], abs=TOLERANCE)
-    assert np.array_equal(plan.next_log_snr[:-1], plan.log_snr[1:]) and plan.next_log_snr[-1] == g.log_snr[-1]
+    assert np.array_equal(plan.next_log_snr, [*plan.log_snr[1:], g.log_snr[-1]])
     random = np.random.default_rng(7)
     z, noise = random.normal(size=(3, 5)) * plan.start.sigma, random.normal(size=(len(plan), 3, 5))
     expected = run(method(g), z, noise)
@@ -135,12 +136,13 @@ def test_past_estimates_are_copies_in_a_chain_where_they_do() -> None:
         assert (form.keeps_x, form.shifted) == (keeps_x, shifted), name
 
 
+@pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("grid", ["vp", "ve", "the whole range"])
-def test_past_slopes_are_a_chain_behind_eps_hat(grid: str) -> None:
+def test_past_slopes_are_a_chain_behind_eps_hat(grid: str, order: int) -> None:
     g = GRIDS[grid]
-    plan = dc.samplers.trace(METHODS["adams-bashforth 4"][0](g), g.scaling)
+    plan = dc.samplers.trace(METHODS[f"adams-bashforth {order}"][0](g), g.scaling)
     level = plan.levels
-    assert plan.form.shifted == 2
+    assert plan.form.shifted == order - 2
     assert np.allclose(plan.update[:, 1, 0], 1.0 / level.sigma, rtol=TOLERANCE)
     assert np.allclose(plan.update[:, 1, -1], -level.alpha / level.sigma, rtol=TOLERANCE)
     assert not np.any(plan.update[:, 1, 1:-1])
@@ -151,7 +153,7 @@ def test_a_flow_keeps_its_velocities() -> None:
 
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
         past: list[Any] = []
-        for t, s in zip(times, times[1:], strict=False):
+        for t, s in pairwise(times):
             past = [(z - denoise(z, 2.0 * math.log((1.0 - t) / t))) / t, *past][:3]
             weights = [[1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12]][len(past) - 1]
             z = z + (s - t) * sum(w * v for w, v in zip(weights, past, strict=True))
@@ -159,7 +161,8 @@ def test_a_flow_keeps_its_velocities() -> None:
 
     plan = dc.samplers.trace(loop, "flow")
     assert (plan.memory, plan.form.shifted) == (2, 1)
-    assert np.allclose(plan.update[:, 1, 0], 1.0 / times[:-1]) and np.allclose(plan.update[:, 1, -1], -1.0 / times[:-1])
+    assert np.allclose(plan.update[:, 1, 0], 1.0 / times[:-1])
+    assert np.allclose(plan.update[:, 1, -1], -1.0 / times[:-1])
 
 
 def planted(seed: int, stages: int, memory: int, inputs: int, lead: tuple[int, ...] = ()) -> Any:
@@ -170,7 +173,7 @@ def planted(seed: int, stages: int, memory: int, inputs: int, lead: tuple[int, .
 
 
 def inflated(table: Any, seed: int, more: int) -> Any:
-    """The same responses with `more` arrays of no use, one that is never read and others that are always 0, all mixed and of any size."""
+    """The same responses with `more` arrays of no use, one never read and others always 0, all mixed and of any size."""
     random = np.random.default_rng(seed)
     size = table.shape[-2]
     wide = np.insert(np.insert(table, [size] * more, 0.0, axis=-1), [size] * more, 0.0, axis=-2)
@@ -210,4 +213,15 @@ def test_systems_that_are_traced_together_share_the_memory_of_the_neediest() -> 
     both = np.stack([inflated(few, 2, 3), inflated(many, 3, 1)], axis=1)
     found = least(both)
     assert found.shape == (8, 2, 4, 6)
+    assert np.count_nonzero(np.any(found[3, 0, 1:] != 0.0, axis=-1)) == 1  # arrays that only the other needs stay 0
     assert_same_responses(found, both, 1e-11)
+
+
+@pytest.mark.parametrize(("weight", "memory"), [(1e-5, 1), (1e-9, 1), (1e-11, 1), (1e-16, 0), (0.0, 0)])
+def test_memory_that_hardly_matters_is_kept_until_it_is_lost_in_rounding(weight: float, memory: int) -> None:
+    table = np.zeros((6, 2, 4))
+    table[:, 0] = [0.5, weight, 0.0, 1.0]
+    table[:, 1, 3] = 1.0
+    found = least(table)
+    assert found.shape[-2] - 1 == memory
+    assert_same_responses(found, table, 1e-15)

@@ -43,7 +43,7 @@ def test_the_loss_falls(backend: str, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=60, log_every=20, checkpoint_every=60)
     train(STILL, settings, digits(), tmp_path, backend=backend)
     losses = [row["loss"] for row in rows(tmp_path)]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("config", [pytest.param(config, marks=both) for config in (STILL, TOKENS)])

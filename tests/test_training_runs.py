@@ -436,10 +436,10 @@ def test_the_bar_counts_on_from_the_checkpoint(tmp_path: Path, capsys: pytest.Ca
 def test_the_shipped_model_is_trained_by_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from diffcore.unet3d.training import moving_digits
+    from diffcore.unet3d.digits import train as script
 
-    monkeypatch.setattr(moving_digits, "preset", lambda name: STILL)
+    monkeypatch.setattr(script, "preset", lambda name: STILL)
     monkeypatch.setitem(training.PRESETS, "moving_digits", replace(SETTINGS, cool_down=1))
-    moving_digits.main(["--out", str(tmp_path), "--steps", "2"])
+    script.main(["--out", str(tmp_path), "--steps", "2"])
     assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
     assert rows(tmp_path)[-1]["step"] == 2

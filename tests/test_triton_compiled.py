@@ -31,6 +31,8 @@ REGISTERS = {torch.float32: 72, torch.bfloat16: 128, torch.float16: 128}
 """Of a thread: 28 warps of a multiprocessor's 64 fit in float32, 16 in half precision, which have twice the numbers each. The
 largest form, which reads 7 arrays and writes 5, takes a third more."""
 
+NO_MEMORY = Form()
+
 KINDS: dict[str, dict[str, Any]] = {
     "ancestral": {},
     "ddim": {"stochastic": False},
@@ -88,7 +90,7 @@ def compiled(
     dtype: torch.dtype = torch.float32,
     *,
     shape: tuple[int, ...] = (2, 4096),
-    form: Form = Form(),
+    form: Form = NO_MEMORY,
     stochastic: bool = True,
     guided: bool = False,
     lead: tuple[int, ...] = (),
@@ -134,7 +136,7 @@ def test_the_kernel_compiles_to_wide_accesses_and_registers(
     assert {name: code.usage[name] for name in ("STACK", "SHARED", "LOCAL")} == {"STACK": 0, "SHARED": 0, "LOCAL": 0}
     assert code.usage["REG"] <= REGISTERS[dtype] * (4 if kind == "everything" else 3) // 3
     many = Counter(name for name in code.instructions if re.fullmatch(r"(LDG|STG)\.E\.128.*", name))
-    form = settings.get("form", Form())
+    form = settings.get("form", NO_MEMORY)
     reads, writes = 2 + form.memory + (form.second == "unguided"), 1 + form.computed
     assert many == {"LDG.E.128": 4 * reads, "STG.E.128": 4 * writes}  # a lane of the tile each
     if kind == "ancestral":

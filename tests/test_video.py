@@ -142,7 +142,7 @@ def test_a_stream_that_was_stopped_goes_on_bit_for_bit(name: str, library: str) 
             saved = np.load(kept)
             read, made = int(saved["read"]), int(saved["made"])
             arrays = {k: put(saved[k], like) for k in ("given", "context") if k in saved}
-            state = dc.video.State(read, made, arrays.get("given"), arrays.get("context"))
+            state = dc.video.Progress(read, made, arrays.get("given"), arrays.get("context"))
             blocks = [*begun, *run(name, video[:, read:], resume=state)]
             assert len(blocks) == len(whole)
             for block, want in zip(blocks, whole, strict=True):

@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from libraries import FRAMEWORKS, TORCH
 
+import diffcore as dc
+from diffcore import unet3d
 from diffcore.unet3d import UNet3DConfig, build, load, save, structure, weights
 from diffcore.unet3d.build import assemble
 
@@ -398,3 +400,18 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for call in (lambda: load(path), lambda: save(build(CONFIG), path)):
         with pytest.raises(ImportError, match=r"weights files need safetensors; install diffcore\[weights\]"):
             call()
+
+
+def test_the_file_says_what_the_network_was_trained_on(tmp_path: Path) -> None:
+    """So that a plan of another scaling is refused, whatever wraps the network."""
+    config = unet3d.preset("tiny", schedule=dc.schedules.shift(dc.schedules.Flow(), -1.0))
+    unet3d.save(unet3d.build(config), tmp_path / "model.safetensors")
+    for backend in ("numpy", "torch", "jax"):
+        model = unet3d.load(tmp_path / "model.safetensors", backend=backend)
+        assert (model.schedule, model.scaling) == (config.schedule, "flow")
+    guided = dc.guidance.classifier_free(model, lambda z, log_snr: z, weight=1.0)
+    for denoise in (model, guided):
+        with pytest.raises(ValueError, match=r"scaling 'flow', but `plan` is for 'vp'"):
+            dc.sample(denoise, dc.samplers.ddim(dc.schedules.Cosine(), 2), shape=(1, *config.shape))
+    assert unet3d.build(unet3d.preset("tiny")).scaling is None
+    assert unet3d.pretrained("moving_digits").schedule == dc.schedules.Cosine()

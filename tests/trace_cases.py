@@ -1,4 +1,4 @@
-"""Samplers as plain loops, as their papers have them: what `samplers.trace` is tested on, and what diffcore's own plans are held to."""
+"""Samplers as plain loops, as their papers have them: `samplers.trace` reads them, diffcore's plans are held to them."""
 
 import math
 from collections.abc import Callable
@@ -184,7 +184,8 @@ def lms(g: Grid) -> Loop:
     """Linear multistep of order 3 in u over r, with weights that integrate the interpolating polynomials exactly."""
 
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
-        u, past = z / g.alpha[0], []
+        u = z / g.alpha[0]
+        past: list[Any] = []
         for k in range(len(g)):
             past = [slope(g, denoise, u, g.ratio(k)), *past][:3]
             nodes = np.array([g.ratio(k - j) for j in range(len(past))]) - g.ratio(k)

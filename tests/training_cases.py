@@ -19,6 +19,7 @@ import pytest
 from libraries import JAX, TORCH
 
 from diffcore.unet3d import UNet3DConfig, data
+from diffcore.unet3d.digits import moving_digits
 from diffcore.unet3d.training import Settings, objective
 
 CONFIG = UNet3DConfig(
@@ -90,7 +91,7 @@ def quick() -> Iterator[None]:
 
 @functools.cache
 def digits(count: int = 24) -> data.Arrays:
-    return data.moving_digits(frames=CONFIG.frames, size=CONFIG.size, count=count, digit_size=8)
+    return moving_digits(frames=CONFIG.frames, size=CONFIG.size, count=count, digit_size=8)
 
 
 def tokens() -> tuple[Any, Any]:

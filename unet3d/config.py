@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from diffcore import _check, predictions
+from diffcore import _check, predictions, schedules
+from diffcore.schedules import Schedule
 
 NAME = "UNet3DConfig"
 CONDITIONS = ("none", "class", "tokens")
@@ -33,7 +34,8 @@ class UNet3DConfig:
         condition: "none", "class" (labels), or "tokens" (vectors of a text encoder, pooled by attention).
         classes: how many labels there are, where condition is "class".
         token_width: of a token vector, where condition is "tokens"; 1024 for BERT-large.
-        prediction: what the network is trained to say: "x", "eps", "v", "score", "flow" or "edm".
+        prediction: what the network is trained to predict: "x", "eps", "v", "score", "flow" or "edm".
+        schedule: what it is trained on, of `diffcore.schedules`; None where that is not known.
 
     Raises:
         ValueError: a field out of its range, or a head_dim that does not divide; the message names the field.
@@ -60,6 +62,7 @@ class UNet3DConfig:
     classes: int = 0
     token_width: int = 0
     prediction: str = "v"
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "channels", "base_channels", "blocks", "head_dim", "embedding", "mlp_layers"):
@@ -79,6 +82,9 @@ class UNet3DConfig:
                 must = f"be 0 where `condition` is {self.condition!r}"
                 raise _check.error(ValueError, NAME, name, must, getattr(self, name), f'give condition="{kind}"')
         _check.choice(NAME, "prediction", self.prediction, predictions.table())
+        if self.schedule is not None:
+            what = "a schedule, such as schedules.Cosine(), or None"
+            _check.instance(NAME, "schedule", self.schedule, Schedule, what)
         for level, width in enumerate(self.widths):
             last = level == len(self.widths) - 1  # the middle
             if (self.attends(level) or last) and width % self.head_dim:
@@ -104,10 +110,11 @@ class UNet3DConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; `from_dict` reads them back."""
-        return {
+        plain = {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in fields(self)
         }
+        return plain | {"schedule": self.schedule and schedules.to_dict(self.schedule)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNet3DConfig:
@@ -125,7 +132,8 @@ class UNet3DConfig:
                 f"UNet3DConfig: unknown fields {sorted(unknown)}; a newer version of diffcore wrote them, "
                 f"or they are misspelt; it takes {sorted(known)}"
             )
-        return cls(**values)
+        schedule = values.get("schedule")
+        return cls(**{**values, "schedule": schedule and schedules.from_dict(schedule)})
 
 
 _PAPER = UNet3DConfig(frames=16, size=64, multipliers=(1, 2, 4, 8), blocks=2, head_dim=64, mlp_layers=4)

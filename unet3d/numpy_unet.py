@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig, groups
 
@@ -44,8 +45,18 @@ class UNet3D:
 
     @property
     def prediction(self) -> str:
-        """What the network says, for `diffcore.sample`."""
+        """What the network predicts, for `diffcore.sample`."""
         return self.config.prediction
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What it was trained on, or None: a plan of another scaling is refused."""
+        return self.config.schedule
+
+    @property
+    def scaling(self) -> str | None:
+        """The scaling of that schedule."""
+        return None if self.config.schedule is None else self.config.schedule.scaling
 
     def null(self, cond: Any) -> Any:
         """Return the condition that says nothing, in the structure of `cond`, for guidance."""

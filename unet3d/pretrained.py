@@ -1,14 +1,21 @@
-"""The models that are shipped with the library, trained by it; docs/moving_digits.md is the card of the one there is."""
+"""The models that are shipped with the library, trained by it; the one there is lies with its example, `unet3d.digits`."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from diffcore import _check
 from diffcore.unet3d import weights
 
 MODELS = ("moving_digits",)
+
+
+def shipped(name: str) -> AbstractContextManager[Path]:
+    """Return a context that gives the path of the weights file of a shipped model."""
+    return resources.as_file(resources.files("diffcore.unet3d") / "digits" / f"{name}.safetensors")
 
 
 def pretrained(
@@ -31,5 +38,5 @@ def pretrained(
     (1, 2, 32, 32, 1)
     """
     _check.choice("unet3d.pretrained", "name", name, MODELS)
-    with resources.as_file(resources.files("diffcore.unet3d") / "models" / f"{name}.safetensors") as path:
+    with shipped(name) as path:
         return weights.load(path, backend, dtype=dtype, device=device, checkpointing=checkpointing)

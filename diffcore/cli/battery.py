@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,10 +159,14 @@ def _makers(scaling: str, promise: str) -> dict[str, Callable[[Any], Any]]:
 
     schedule = _cosine(scaling)
     return {
-        name: lambda grid, make=row.make: make(schedule, grid=grid)
+        name: partial(_on_grid, row.make, schedule)
         for name, row in samplers.table().items()
         if getattr(row.variants[0], promise)
     }
+
+
+def _on_grid(make: Callable[..., Any], schedule: Any, grid: Any) -> Any:
+    return make(schedule, grid=grid)
 
 
 def _compose(_: Any) -> None:

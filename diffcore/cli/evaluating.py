@@ -79,8 +79,8 @@ def evaluate(
         row, text = _compared(Path(what), against)
     else:
         began = time.perf_counter()
-        plan = models.plan(sampler, steps, settings)
         with models.opened(what, backend, device, dtype) as model:
+            plan = models.plan(sampler, steps, settings, model.config.schedule)
             if data == sources.DIGITS:
                 _check_digits(model.config)
             source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))
@@ -152,7 +152,7 @@ def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int)
                 cond = model.put(np.concatenate([one.labels for one in some]).astype(kind))
             eps = noise.normal(noise.keys(seed, len(some), first=first), 0, tuple(x.shape), like=x)
             for level in LEVELS:
-                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), "vp")
+                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), model.net.scaling or "vp")
                 y = model.net(process.diffuse(x, eps, at), at.log_snr, cond)
                 each = losses.denoising(y, x, eps, at, prediction=model.config.prediction, weight=weights.V())
                 found[level] += float(each.mean()) * len(some)
@@ -171,7 +171,7 @@ def _samples(
     """Draw clips of all digits in turn, and return what a classifier and the Frechet distance say of them."""
     import diffcore as dc
     from diffcore import metrics
-    from diffcore.unet3d import digit_features
+    from diffcore.unet3d import digits
 
     conditional = model.config.condition == "class"
     labels = np.arange(count) % 10
@@ -187,9 +187,9 @@ def _samples(
             bar.made(len(some))
     clips = np.concatenate(drawn)
     with report.warnings_as_notes():
-        seen = digit_features.legibility(clips, labels if conditional else None)
+        seen = digits.legibility(clips, labels if conditional else None)
         held = source.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-        real, fake = (metrics.moments(digit_features.features(some)) for some in (held, clips))
+        real, fake = (metrics.moments(digits.features(some)) for some in (held, clips))
         distance = metrics.frechet_distance(real, fake)
     return {
         "calls": len(plan),
@@ -197,7 +197,7 @@ def _samples(
         "frechet_distance": distance,
         "legibility": seen.probability,
         "accuracy": seen.accuracy if conditional else None,
-        "identity_held": digit_features.identity_held(clips),
+        "identity_held": digits.identity_held(clips),
     }
 
 

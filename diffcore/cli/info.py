@@ -141,15 +141,13 @@ def _jax() -> report.Row:
 
 
 def _weights(weights: str, as_json: bool) -> None:
-    from importlib import resources
-
+    from diffcore.unet3d.pretrained import shipped
     from diffcore.unet3d.summary import summarise
     from diffcore.unet3d.weights import read
 
     path = models.weights_file(weights)
     if path is None:
-        inside = resources.files("diffcore.unet3d") / "models" / f"{weights}.safetensors"
-        with resources.as_file(inside) as found:
+        with shipped(weights) as found:
             content, size = read(found), found.stat().st_size
     else:
         content, size = read(path), path.stat().st_size

@@ -153,9 +153,9 @@ def _run(
     import diffcore as dc
 
     began = time.perf_counter()
-    plan = models.plan(job.sampler, job.steps, _stochastic(job))
     with models.opened(job.weights, job.backend, job.device, job.dtype) as model:
         config = model.config
+        plan = models.plan(job.sampler, job.steps, _stochastic(job), config.schedule)
         side = _side(job, video, config.size, enlarged)
         labels, _ = models.labels_for(config, job.label, video.clips)
         denoise = models.denoiser(model, labels, job.guidance)

@@ -227,8 +227,8 @@ def denoiser(model: Model, labels: list[int] | None, guidance: float | None) -> 
     return classifier_free(model.net, cond=cond, null=null, weight=1.0 if guidance is None else guidance)
 
 
-def plan(sampler: str, steps: int, settings: list[str] | None = None) -> Any:
-    """Return the plan of a sampler by its name, on the paper's schedule."""
+def plan(sampler: str, steps: int, settings: list[str] | None = None, schedule: Any = None) -> Any:
+    """Return the plan of a sampler by its name, on the schedule that a model was trained on, or the paper's."""
     from diffcore import samplers as there
     from diffcore.schedules import Cosine
 
@@ -249,7 +249,7 @@ def plan(sampler: str, steps: int, settings: list[str] | None = None) -> Any:
         except ValueError:
             usage(f"--set {text}: {value!r} is no number, as in --set {name}=1")
     try:
-        return make(Cosine(), steps=steps, **given)
+        return make(schedule or Cosine(), steps=steps, **given)
     except (ValueError, TypeError) as error:
         usage(str(error))
 

@@ -65,9 +65,9 @@ def sample(
     del debug
     writers.check(out, force)
     began = time.perf_counter()
-    plan = models.plan(sampler, steps, settings)
     with models.opened(weights, backend, device, dtype) as model:
         config = model.config
+        plan = models.plan(sampler, steps, settings, config.schedule)
         labels, clips = models.labels_for(config, label, count)
         denoise = models.denoiser(model, labels, guidance)
         length = config.frames if frames is None else frames

@@ -20,9 +20,10 @@ def presets() -> list[str]:
 def data(name: str, config: Any, *, every: int = 2, split: Any = "train", count: int = 8192) -> Any:
     """Return the source of a name: "digits", or a folder of videos."""
     from diffcore.unet3d import data as there
+    from diffcore.unet3d import digits
 
     if name == DIGITS:
-        return there.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
+        return digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
         usage(f'--data is {name}, but takes a folder of videos, or "{DIGITS}"')
     found = there.videos(name, frames=config.frames, size=(config.size, config.size), every=every, report=_skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,14 @@ def train(
         int | None, typer.Option(min=0, help="Steps between sheets of samples; 0: none.", rich_help_panel=TRAINING)
     ] = None,
     precision: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What noise it learns: Cosine as in the paper, Flow, Karras, LinearBeta, ...; the weights file says it.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and noise.", rich_help_panel=TRAINING)] = 0,
     backend: Annotated[
         Literal["torch", "jax"] | None, typer.Option(help="NumPy has no gradients.", rich_help_panel=TRAINING)
@@ -101,7 +110,8 @@ def train(
     }
     config, source = sources.network_and_data(preset, network, data, every)
     how = {"steps": steps, "batch": batch, "images": images, "learning_rate": learning_rate, "warm_up": warm_up,
-           "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed}  # fmt: skip
+           "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed,
+           "schedule": _schedule(schedule)}  # fmt: skip
     settings = _settings(preset, {name: value for name, value in how.items() if value is not None})
     folder = _prepared(folder, force)
     place, name, _ = models.placed(backend_, device, "float32")
@@ -137,6 +147,19 @@ def _trains(backend: str | None) -> str:
     if backend is None and not able:
         raise report.Failure("training needs torch or JAX; install diffcore[torch] or diffcore[jax]")
     return backend or able[0]
+
+
+def _schedule(name: str | None) -> Any:
+    """Return a schedule by its name, with its default settings."""
+    from diffcore import schedules
+
+    known = {}
+    for kind, example in schedules.table().items():
+        with contextlib.suppress(ValueError):  # those that have no default settings
+            known[kind] = schedules.from_dict({"kind": kind, "scaling": example.scaling})
+    if name is not None and name not in known:
+        report.usage(f"--schedule is {name}, but takes one of {', '.join(sorted(known))}")
+    return None if name is None else known[name]
 
 
 def _settings(preset: str, given: dict[str, Any]) -> Any:

@@ -169,7 +169,8 @@ def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Arr
         return _array.widen(xp, y)
 
     if not isinstance(z, np.ndarray) or not hasattr(denoise, "posterior_covariance") or guided.prediction != "x":
-        return backend_of(z).gradient(said, wide)
+        found: tuple[Array, Pull] = backend_of(z).gradient(said, wide)
+        return found
     covariance = _array.widen(np, denoise.posterior_covariance(z, log_snr))  # = J diag(sigma^2 / alpha), symmetric
     sigma, alpha = (along(function, part, wide) for part in (level.sigma, level.alpha))
     with np.errstate(divide="ignore", invalid="ignore"):

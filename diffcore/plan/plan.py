@@ -227,7 +227,7 @@ class Plan:
         )
 
     def noised(self, log_snr: float) -> Plan:
-        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t:
+        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t.
 
             z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,16 @@ class Steps(NamedTuple):
         return tuple(self.half.shape[1:])
 
 
-def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object, *, both_ways: bool = False) -> Steps:
-    """Return the steps of a sampler from what its caller gave: a number of steps, or a grid of log-SNRs.
+def steps_of(
+    function: str,
+    schedule: Schedule,
+    steps: int | None,
+    grid: object,
+    *,
+    both_ways: bool = False,
+    spaced: Callable[[Schedule, int], Float64] = grids.uniform,
+) -> Steps:
+    """Return the steps of a sampler from what its caller gave: a number of steps, `spaced` so, or a grid of log-SNRs.
 
     Raises:
         ValueError: neither or both given; a grid that `grids.check` refuses, or that reads as times, timesteps or sigmas; a
@@ -47,7 +56,7 @@ def steps_of(function: str, schedule: Schedule, steps: int | None, grid: object,
         )
     if not isinstance(schedule, Schedule):
         raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")
-    points = grids.check(function, grids.uniform(schedule, steps) if steps is not None else grid)
+    points = grids.check(function, spaced(schedule, steps) if steps is not None else grid)
     if grid is not None:
         _refuse_other_units(function, schedule, points)
     if not both_ways and points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]:

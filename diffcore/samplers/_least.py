@@ -1,14 +1,14 @@
 r"""The least memory that a sampler can do with, and a table that has it.
 
-A run is linear in its start z_0 and in the inputs u_k of its stages (eps, x-hat, and what else a stage is given), so each state is a
+A run is linear in its start z_0 and in the inputs u_k of its stages (eps, x-hat, perhaps a second estimate), so each state is a
 *response*, a row of numbers over (z_0, u_0, u_1, ...):
 
     z_k = response_k (z_0, u_0, ..., u_{k-1})
 
-What is remembered before stage k must contain what every state from z_k on owes to the inputs before u_k. So the rows k, k+1, ... of the
-responses, cut off at u_k, span the smallest possible state, and its rank beyond z_k itself is the memory that stage needs: the Hankel
-rank of a linear system. `realise` finds these spans from the last stage backwards, then walks forward and picks arrays that span
-them: past estimates where they do, since a copy costs no arithmetic, then whatever is left.
+What is remembered before stage k must contain what every state from z_k on owes to the inputs before u_k. So the rows k, k + 1,
+... of the responses, cut off at u_k, span the smallest state there is, and their rank beyond z_k itself is the memory of that
+stage: the Hankel rank of a linear system. `realise` finds these spans from the last stage backwards, then walks forward and picks
+arrays that span them: past estimates where they do, since copies cost no arithmetic, else copies of what is there, else new ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Float64 = npt.NDArray[np.float64]
 
 EXACT = 1e-13
 """How far a response may be off, relative to the largest in its row and in its column, besides one rounding for each stage."""
+
+GROWTH = 30.0
+"""How much larger the terms of a sum may be for the sake of copies: where they cancel, it costs digits in float32."""
 
 TOLERANCES = tuple(10.0**-n for n in range(9, 17))
 """Ranks are counted above the first of these that gives a table which is exact."""
@@ -69,8 +72,8 @@ def realise(response: Float64, inputs: int, heads: Sequence[Float64] = ()) -> Fl
     Args:
         response: (stages + 1, P, 1 + inputs * stages), as `responses` returns them, of P systems that share one M.
         inputs: how many inputs a stage has, eps first.
-        heads: what a chain of memory may start with besides an input as it is: (stages, P, 1 + inputs) each, rows over (z, inputs),
-            such as eps-hat. A chain is a row m_1' = head, then copies m_2' = m_1, ..., the last rows of the table.
+        heads: what a chain of memory may start with besides an estimate itself: (stages, P, 1 + inputs) each, rows over (z,
+            inputs), such as eps-hat. A chain is a row m_1' = head, then copies m_2' = m_1, ..., the last rows of the table.
 
     Raises:
         ArithmeticError: no table in float64 is exact.
@@ -86,14 +89,14 @@ def realise(response: Float64, inputs: int, heads: Sequence[Float64] = ()) -> Fl
             continue
         for head, length in _chains(system, spans, tolerance, memory, [*copies, *heads]):
             found = _build(system, spans, tolerance, memory, length, head)
-            if found.error <= exact and found.growth <= 30.0 * plain.growth:
+            if found.error <= exact and found.growth <= GROWTH * plain.growth:
                 return found.table
         return plain.table
     raise ArithmeticError("no table in float64 has these responses")
 
 
 class _System(NamedTuple):
-    """Responses (P, stages + 1, columns) with each column divided by `scale` (P, columns); `size` (P, stages + 1) is that of the rows."""
+    """Responses (P, stages + 1, columns), columns divided by `scale` (P, columns); their rows have `size` (P, stages + 1)."""
 
     values: Float64
     scale: Float64
@@ -104,9 +107,7 @@ class _System(NamedTuple):
     def of(cls, response: Float64, inputs: int) -> _System:
         values = np.moveaxis(np.asarray(response, dtype=np.float64), 0, 1)
         size, scale = np.ones(values.shape[:2]), np.ones(values.shape[::2])
-        for _ in range(
-            8
-        ):  # divide by roots of the largest entries, until every row and column has about 1 for its largest
+        for _ in range(8):  # each brings the largest entry of every row and column nearer to 1
             scaled = np.abs(values) / size[..., None] / scale[:, None, :]
             row, column = scaled.max(axis=2), scaled.max(axis=1)
             size *= np.sqrt(np.where(row > 0.0, row, 1.0))
@@ -115,7 +116,7 @@ class _System(NamedTuple):
 
     @property
     def stages(self) -> int:
-        return self.values.shape[1] - 1
+        return int(self.values.shape[1]) - 1
 
     def width(self, k: int) -> int:
         """Return how many columns there are before stage k."""
@@ -152,7 +153,7 @@ def _off(rows: Float64, chosen: Float64) -> Float64:
     """Return the parts of `rows` (P, R, columns) that are orthogonal to those chosen; nearly dependent ones do not count twice."""
     _, size, axes = np.linalg.svd(_unit(chosen), full_matrices=False)
     axes = axes * (size > 1e-7)[..., None]
-    for _ in range(2):  # twice is enough
+    for _ in range(2):  # the second time for what the first leaves by rounding
         rows = rows - (rows @ axes.mT) @ axes
     return rows
 
@@ -163,7 +164,7 @@ def _rank(rows: Float64, tolerance: float) -> int:
 
 
 def _spans(system: _System, tolerance: float) -> list[Float64]:
-    """Return, for stages 0 .. stages, few rows with the same squares as all that the states from there on owe to inputs before it."""
+    """Return, for every stage and the end, few rows with the squares of all that the states from there on owe to earlier inputs."""
     rows = system.values / system.size[..., None]
     found = [rows[:, -1:]]
     for k in reversed(range(system.stages)):
@@ -185,7 +186,7 @@ def _chains(
 
     cases = [(head, length) for head in heads for length in range(memory, 0, -1)]
     for head, length in sorted(cases, key=copies, reverse=True):
-        if copies((head, length)) and all(
+        if all(
             _rank(_off(span, np.concatenate([system.states(k), system.chain(head, length, k)], axis=1)), tolerance)
             <= memory - length
             for k, span in enumerate(spans)
@@ -228,15 +229,15 @@ def _build(
             copy[..., source] = 1.0
             kept_copy = _off(_unit(system.step(copy, state, k)), system.step(row[:, kept], state, k))
             fewer = _off(needs, kept_copy)
-            if np.linalg.norm(kept_copy, axis=-1).min() > 0.03 and _rank(fewer, tolerance) < rank:
+            apart = np.linalg.norm(kept_copy, axis=-1).min() > 1.0 / GROWTH
+            if apart and _rank(fewer, tolerance) < rank:
                 row[:, slot], needs = copy[:, 0], fewer
                 free.remove(slot)
                 kept.append(slot)
         for slot in free[: _rank(needs, tolerance)]:
             _, strength, axes = np.linalg.svd(needs, full_matrices=False)
             new = np.where(strength[:, :1] > tolerance, axes[:, 0], 0.0)  # a system that needs no more keeps 0
-            new = new * np.linalg.norm(system.values[:, k + 1], axis=-1, keepdims=True)
-            row[:, slot] = _express(system, new, state, k)
+            row[:, slot] = _express(system, new * system.size[:, k + 1, None], state, k)  # about as large as z
             needs = _off(needs, system.step(row[:, [slot]], state, k))
         made = system.step(row, state, k)
         off = np.abs(made[:, 0] - system.states(k + 1)[:, 0]).max(axis=-1) / system.size[:, k + 1]
@@ -258,7 +259,7 @@ def _express(system: _System, target: Float64, state: Float64, k: int) -> Float6
     row[:, size:] = fresh * system.scale[:, first : first + system.inputs]
     norms = np.linalg.norm(state, axis=-1)
     columns = np.concatenate([_unit(state), (target[:, :first] / length)[:, None]], axis=1).mT
-    small = np.linalg.qr(columns, mode="r")
+    small = np.asarray(np.linalg.qr(columns, mode="r"))
     a, b = small[..., :size], small[..., size:]
 
     def solve(used: list[int]) -> tuple[Float64, Float64]:

@@ -4,6 +4,7 @@ A schedule is a frozen dataclass of Python floats; `schedule(t)` is a `diffcore.
 """
 
 from diffcore.schedules._base import Schedule
+from diffcore.schedules._table import from_dict, table, to_dict
 from diffcore.schedules.combinators import Shifted, Truncated, shift, truncate
 from diffcore.schedules.cosine import Cosine
 from diffcore.schedules.exploding import Flow, Geometric, Karras
@@ -30,8 +31,11 @@ __all__ = [
     "Truncated",
     "from_alphas_cumprod",
     "from_betas",
+    "from_dict",
     "from_sigmas",
     "interpolate",
     "shift",
+    "table",
+    "to_dict",
     "truncate",
 ]

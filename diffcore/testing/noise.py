@@ -71,7 +71,7 @@ def check_noise(
     draws: Sequence[tuple[int, int]] = ((1, 0), (2**32 - 1, 3)),
     ulps: float = 8.0,
 ) -> float:
-    """Check that a backend's noise is the noise: equal bits, normals to a few ulp, whatever the batch and the size.
+    """Check that a backend's noise is the noise: equal bits, normals to a few ulp, whatever the batch, size and region.
 
     Args:
         like: a floating array of the library, dtype and device; NumPy float32 without one.
@@ -97,7 +97,7 @@ def check_noise(
     backend = backends.of(like) if backend is None else backend
     xp, device, worst = _array.namespace("testing.check_noise", like=like), _array.device(like), 0.0
     seeds = [0, 2**64 - 1, 0x0123456789ABCDEF]
-    words = backend.seeds(noise.keys(seeds, 3), like)
+    words = backend.keys(noise.keys(seeds, 3), like)
     for draw, stream in draws:
         name = f"{backend.name}: noise of draw {draw}, stream {stream}"
         pairs = [[_words(seed, draw, stream, e) for e in range(size)] for seed in seeds]
@@ -123,9 +123,39 @@ def check_noise(
             fail_unless(tuple(part.shape) == shape, name, f"shape {tuple(part.shape)}, but was asked for {shape}")
             flat = host(part).reshape(3, -1)
             compare(f"{name}: a sample of shape {shape[1:]} is a prefix", flat, host(drawn)[:, : flat.shape[1]], 0.0)
+    _check_regions(backend, like, words, size)
     array = xp.asarray(1, device=device)
     traced, plain = (backend.normal(words, draw, (3, 4), dtype=like.dtype, device=device) for draw in (array, 1))
     compare(f"{backend.name}: a draw number that is an array", host(traced), host(plain), 0.0)
     from_host = backend.normal(noise.keys(seeds, 3), 1, (3, 4), dtype=like.dtype, device=device)
     compare(f"{backend.name}: seed words from the host", host(from_host), host(plain), 0.0)
     return worst
+
+
+def _check_regions(backend: Backend, like: Array, words: Array, size: int) -> None:
+    """Check that regions of an array are its regions: whole samples, rows that cross tiles, single elements, nothing."""
+    shape, device = (3, 4, max(1, size // 3), 2), _array.device(like)
+    drawn = {
+        "bits": lambda words, **how: backend.bits(words, 3, shape, device=device, stream=1, **how),
+        "normal": lambda words, **how: backend.normal(
+            words, 3, shape, dtype=like.dtype, device=device, stream=1, **how
+        ),
+    }
+    rows = shape[2]
+    regions = [
+        ((1, 2), (0, 4), (0, rows), (0, 2)),
+        ((0, 3), (1, 3), (0, rows), (0, 2)),
+        ((0, 2), (1, 2), (rows // 3, rows - rows // 3), (0, 2)),
+        ((2, 1), (3, 1), (rows - 1, 1), (1, 1)),
+        ((0, 3), (0, 4), (0, rows), (1, 1)),
+        ((0, 3), (4, 0), (0, rows), (0, 2)),
+    ]
+    for what, draw in drawn.items():
+        whole = host(draw(words))
+        for region in regions:
+            first, count = region[0]
+            part = draw(words[first : first + count, ...], region=region)
+            want = whole[tuple(slice(at, at + length) for at, length in region)]
+            name = f"{backend.name}: {what} of region {region} of {shape}"
+            fail_unless(tuple(part.shape) == want.shape, name, f"shape {tuple(part.shape)}, not {want.shape}")
+            compare(name, host(part), want, 0.0)

@@ -200,7 +200,8 @@ def plans(draw: st.DrawFn, scaling: str | None = None, *, clean: bool | None = N
         name: draw(_between(*values) if isinstance(values[0], float) else st.sampled_from(values))
         for name, values in row.ranges.items()
     }
-    return row.make(schedule, grid=draw(grids(clean=clean)), **settings)
+    plan: Plan = row.make(schedule, grid=draw(grids(clean=clean)), **settings)
+    return plan
 
 
 def shapes(*, min_axes: int = 1, max_axes: int = 5) -> st.SearchStrategy[tuple[int, ...]]:

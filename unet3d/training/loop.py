@@ -88,6 +88,12 @@ def train(
         raise ImportError(
             f"{function}: training in {backend} needs {error.name}; install diffcore[{backend}]"
         ) from error
+    if config.schedule not in (None, settings.schedule):
+        raise ValueError(
+            f"{function}: `config` is for the schedule {config.schedule}, but `settings` trains on {settings.schedule}; give "
+            f"one of them, for example dataclasses.replace(settings, schedule=config.schedule)"
+        )
+    config = replace(config, schedule=settings.schedule)
     settings = replace(
         settings, weight=settings.weight_for(config.prediction)
     )  # what checkpoints and weights files say

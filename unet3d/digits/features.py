@@ -8,7 +8,7 @@ frame is read as follows.
 * The **window** of half that side round that place is averaged by area to 8 x 8 cells, the size of scikit-learn's
   digits. Its edge cuts through pixels, so that it follows the digit by fractions of a pixel.
 * A small **classifier** (64 -> 64 hidden units with ReLU -> 10 digits) gives hidden activations h and a probability p of
-  each digit. It is trained on windows of `data.moving_digits(split="train")`, always the same ones, within about two
+  each digit. It is trained on windows of `moving_digits(split="train")`, always the same ones, within about two
   seconds when it is first needed, and has seen no digit of the split "test".
 
 | features of a clip, in this order | how many | times |
@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from diffcore import _array, _check
 from diffcore._array import Array
+from diffcore.unet3d.digits.data import moving_digits
 
 Float64 = npt.NDArray[np.float64]
 
@@ -75,11 +76,11 @@ def features(clips: Array) -> Float64:
         TypeError: no floating array; uint8 clips u take u / 127.5 - 1.
         ValueError: another shape, or values that are not finite.
 
-    >>> from diffcore.unet3d.data import moving_digits
+    >>> from diffcore.unet3d.digits import moving_digits
     >>> features(moving_digits(count=2).clips / 127.5 - 1.0).shape
     (2, 146)
     """
-    seen = _see("digit_features.features", clips, 3)
+    seen = _see("digits.features", clips, 3)
     hidden, _ = _recognise(seen.windows)
     velocity = np.diff(seen.places, axis=1)
     acceleration = np.abs(np.diff(velocity, axis=1))
@@ -108,13 +109,13 @@ def legibility(clips: Array, labels: npt.ArrayLike | None = None) -> Legibility:
     Raises:
         ImportError, TypeError, ValueError: as `features`; labels that do not fit.
 
-    >>> from diffcore.unet3d.data import moving_digits
+    >>> from diffcore.unet3d.digits import moving_digits
     >>> real = moving_digits(count=32)
     >>> found = legibility(real.clips / 127.5 - 1.0, real.labels)
     >>> found.probability > 0.9, found.accuracy > 0.9
     (True, True)
     """
-    function = "digit_features.legibility"
+    function = "digits.legibility"
     _, probability = _recognise(_see(function, clips, 1).windows)
     sure = float(probability.max(axis=-1).mean())
     if labels is None:
@@ -137,11 +138,11 @@ def identity_held(clips: Array) -> float:
     Raises:
         ImportError, TypeError, ValueError: as `features`.
 
-    >>> from diffcore.unet3d.data import moving_digits
+    >>> from diffcore.unet3d.digits import moving_digits
     >>> identity_held(moving_digits(count=8).clips / 127.5 - 1.0) > 0.95
     True
     """
-    _, probability = _recognise(_see("digit_features.identity_held", clips, 1).windows)
+    _, probability = _recognise(_see("digits.identity_held", clips, 1).windows)
     votes = np.eye(probability.shape[-1])[probability.argmax(axis=-1)].sum(axis=1)
     return float(np.mean(votes.max(axis=-1) / probability.shape[1]))
 
@@ -155,11 +156,11 @@ def speed(clips: Array) -> float:
     Raises:
         TypeError, ValueError: as `features`.
 
-    >>> from diffcore.unet3d.data import moving_digits
+    >>> from diffcore.unet3d.digits import moving_digits
     >>> 1 / 40 < speed(moving_digits(count=8).clips / 127.5 - 1.0) < 1 / 12
     True
     """
-    places = _see("digit_features.speed", clips, 2).places
+    places = _see("digits.speed", clips, 2).places
     return float(np.linalg.norm(np.diff(places, axis=1), axis=-1).mean())
 
 
@@ -175,11 +176,11 @@ def straightness(clips: Array) -> float:
     Raises:
         TypeError, ValueError: as `features`.
 
-    >>> from diffcore.unet3d.data import moving_digits
+    >>> from diffcore.unet3d.digits import moving_digits
     >>> straightness(moving_digits(count=8).clips / 127.5 - 1.0) < 1e-3
     True
     """
-    places = _see("digit_features.straightness", clips, 3).places
+    places = _see("digits.straightness", clips, 3).places
     return float(np.median(np.abs(np.diff(places, n=2, axis=1)), axis=1).mean())
 
 
@@ -241,11 +242,9 @@ def _classifier() -> Any:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
     except ImportError as error:
-        raise ImportError("digit_features: needs scikit-learn; install diffcore[metrics]") from error
-    from diffcore.unet3d.data import moving_digits
-
+        raise ImportError("digits.features: needs scikit-learn; install diffcore[metrics]") from error
     seen = moving_digits(frames=1, size=32, count=_CLIPS, split="train", seed=0)
-    windows = _see("digit_features", seen.clips / 127.5 - 1.0, 1).windows[:, 0]
+    windows = _see("digits.features", seen.clips / 127.5 - 1.0, 1).windows[:, 0]
     network = MLPClassifier((_HIDDEN,), alpha=0.1, learning_rate_init=3e-3, max_iter=_ROUNDS, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the rounds are counted, so that they are always the same

@@ -133,7 +133,7 @@ def moving_digits_truth(
 
 def _side(frames: int, size: int, count: int, split: str, seed: int, digits: int, digit_size: int | None) -> int:
     """Raise for an argument out of range; return the side of a digit."""
-    function = "data.moving_digits"
+    function = "digits.moving_digits"
     for argument, value in (("frames", frames), ("count", count), ("digits", digits)):
         _check.integer(function, argument, value, 1)
     _check.integer(function, "size", size, 8)
@@ -146,7 +146,7 @@ def _load() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("data.moving_digits: needs the digits of scikit-learn; pip install scikit-learn") from error
+        raise ImportError("digits.moving_digits: needs the digits of scikit-learn; pip install scikit-learn") from error
     found = load_digits()
     return found.images / 16.0, found.target.astype(np.int64)
 

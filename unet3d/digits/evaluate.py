@@ -1,10 +1,10 @@
-r"""Evaluate a model of moving digits: `python -m diffcore.unet3d.training.evaluate_digits FILE --out FILE.json`.
+r"""Evaluate a model of moving digits: `python -m diffcore.unet3d.digits.evaluate FILE --out FILE.json`.
 
 *Loss.* The training loss, on training clips and on held-out ones, with the same times and noise for all: of the network, and of
 the exact denoiser of the training clips of the same class (`exact.Empirical`), than which no network can have a lower
 loss on average over the training clips. It knows them all by heart, so that on held-out clips it is worse.
 
-*Frechet distance*, in the feature space of `unet3d.digit_features`, of samples to held-out real clips; beside it those of other
+*Frechet distance*, in the feature space of `unet3d.digits.features`, of samples to held-out real clips; beside it those of other
 held-out clips, of training clips and of an untrained model's samples, as many of each.
 """
 
@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 import diffcore as dc
 from diffcore import _files, exact, losses, metrics, noise, process, times, weights
-from diffcore.unet3d import build, digit_features, load
-from diffcore.unet3d.training import moving_digits
+from diffcore.unet3d import build, digits, load
+from diffcore.unet3d.digits.train import CLIPS, source
 
 Float32 = npt.NDArray[np.float32]
 SCHEDULE = dc.schedules.Cosine()
@@ -31,9 +31,9 @@ LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 
 def clips_of(split: Literal["train", "test"], count: int | None = None) -> tuple[Float32, npt.NDArray[np.int64]]:
     """Return clips in [-1, 1] and labels of the training set, or held-out ones."""
-    source = moving_digits.source(split, count or moving_digits.CLIPS)
-    assert source.labels is not None
-    return source.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0), source.labels
+    found = source(split, count or CLIPS)
+    assert found.labels is not None
+    return found.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0), found.labels
 
 
 class Network:
@@ -126,25 +126,25 @@ def sample_table(network: Network, untrained: Network, held: Float32, train: Flo
     for guidance in (0.0, 1.0):
         sets[f"samples, guidance {guidance:g}"] = network.draw(labels, steps, guidance, seed=1000)
     sets["samples, untrained"] = untrained.draw(labels[:count], steps, 0.0, seed=1000)
-    reference = metrics.moments(digit_features.features(held[count:]))
+    reference = metrics.moments(digits.features(held[count:]))
     table = {}
     for name, clips in {"held-out clips": held[:count], **sets}.items():
         drawn = name.startswith("samples")
-        seen = digit_features.legibility(clips, labels if drawn else None)
+        seen = digits.legibility(clips, labels if drawn else None)
         table[name] = {
-            "frechet_distance": metrics.frechet_distance(reference, metrics.moments(digit_features.features(clips))),
+            "frechet_distance": metrics.frechet_distance(reference, metrics.moments(digits.features(clips))),
             "legibility": seen.probability,
             "accuracy": seen.accuracy if drawn else None,
-            "identity_held": digit_features.identity_held(clips),
-            "straightness": digit_features.straightness(clips),
-            "speed": digit_features.speed(clips),
+            "identity_held": digits.identity_held(clips),
+            "straightness": digits.straightness(clips),
+            "speed": digits.speed(clips),
         }
     return table
 
 
 def main(given: list[str] | None = None) -> None:
     """Evaluate a weights file and write what was found as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m diffcore.unet3d.training.evaluate_digits", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m diffcore.unet3d.digits.evaluate", description=__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=256, help="clips of each set (default: 256)")

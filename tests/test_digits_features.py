@@ -13,8 +13,9 @@ from diffcore import metrics
 
 pytest.importorskip("sklearn")
 
-from diffcore.unet3d import digit_features as look
-from diffcore.unet3d.data import moving_digits, moving_digits_truth
+from diffcore.unet3d import digits as look
+from diffcore.unet3d.digits import moving_digits, moving_digits_truth
+from diffcore.unet3d.digits.features import _classifier, _see
 
 COUNT = 384
 
@@ -46,7 +47,7 @@ def digits() -> dict[str, Any]:
 def switched(real: Any, labels: Any) -> Any:
     """Return clips that end as another digit: the second half of another clip, moved to where this one would have been."""
     other = np.roll(np.argsort(labels, kind="stable"), COUNT // 2)[np.argsort(np.argsort(labels, kind="stable"))]
-    places = 32 * look._see("test", real, 1).places
+    places = 32 * _see("test", real, 1).places
     step = np.rint(places - places[other]).astype(int)
     out = real.copy()
     for clip, frame in itertools.product(range(COUNT), range(8, 16)):
@@ -153,7 +154,7 @@ def test_features_are_equal_in_every_library_and_batch(library: str, digits: dic
 
 def test_a_classifier_trained_again_is_the_same(digits: dict[str, Any]) -> None:
     before = look.features(digits["real"][:6])
-    look._classifier.cache_clear()
+    _classifier.cache_clear()
     assert np.array_equal(look.features(digits["real"][:6]), before)
 
 

@@ -1,0 +1,188 @@
+"""A run with the Triton kernel is the plain run: on the GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from triton_cases import CLIP, DEVICE, INTERPRETED, case, first_pytest, interpret, kernel, plan_of
+
+import diffcore as dc
+from diffcore.backends import ArrayAPIBackend, Run, torch_backend
+from diffcore.backends.torch_backend import backend
+from diffcore.plan import Form
+from diffcore.testing.conformance import plans
+
+LARGEST = Form(4, 0, False, "unguided")
+
+RUNS = {
+    **plans(),
+    "memory": plan_of(Form(4)),
+    "shifted": plan_of(Form(4, 2)),
+    "raw": plan_of(Form(2, 0, True, "raw")),
+}
+
+
+@first_pytest
+def test_the_cases_interpreted() -> None:
+    interpret(__file__)
+
+
+def calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows by what the kernel was called with, a dict for every stage."""
+    calls: list[Any] = []
+    called = getattr(kernel(), name)
+
+    def taken(*args: Any, **settings: Any) -> Any:
+        calls.append(settings)
+        return called(*args, **settings)
+
+    monkeypatch.setattr(kernel(), name, taken)
+    return calls
+
+
+def run_of(plan: dc.Plan, denoise: Any, **settings: Any) -> Run:
+    return Run(denoise, plan, plan.coefficients("v"), **settings)
+
+
+@case
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_the_kernel_is_the_plain_run(name: str, watched: bool) -> None:
+    plan = RUNS[name]
+    first = dc.start(plan, shape=(2, 40), like=torch.zeros(1, device=DEVICE), seed=1)
+    later = dc.start(plan, first._replace(draw=torch.tensor(9)))  # another plan went before
+    for state in (first, later):
+        seen: tuple[list[dc.State], list[dc.State]] = ([], [])
+        run = run_of(plan, lambda z, log_snr: -0.5 * z, transform_x=CLIP, callback=seen[0].append if watched else None)
+        end = backend._run_kernel(run, state, kernel())
+        want = dc.sample(
+            run.denoise, plan, state, prediction="v", transform_x=CLIP, compile=False, callback=seen[1].append
+        )
+        torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
+        assert (int(end.index), int(end.draw)) == (len(plan), int(state.draw) + len(plan))
+        assert (end.x is not None) == (watched or plan.form.keeps_x)
+        for got, plain in zip(seen[0], seen[1] if watched else [], strict=True):
+            assert (int(got.index), int(got.draw)) == (int(plain.index), int(plain.draw))
+            for a, b in [(got.z, plain.z), (got.x, plain.x), *zip(got.memory, plain.memory, strict=True)]:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@case
+@pytest.mark.parametrize("form", ["two", "one"])
+@pytest.mark.parametrize(
+    "plan",
+    [plans()["ancestral"], plans()["dpm_solver_pp"], plan_of(LARGEST)],
+    ids=["ancestral", "dpm_solver_pp", "largest"],
+)
+def test_guidance_in_a_run_is_combined_by_the_kernel(plan: dc.Plan, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
+    calls = calls_of("stage", monkeypatch)
+    if form == "two":
+        guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: 0.25 * z.sin(), weight=1.5)
+    else:
+        ones = torch.ones(1, 1, device=DEVICE)
+        guided = dc.guidance.classifier_free(lambda z, at, c: c * z.sin(), cond=-0.5 * ones, null=ones, weight=1.5)
+    end = backend._run_kernel(run_of(plan, guided, transform_x=CLIP), state, kernel())
+    want = dc.sample(guided, plan, state, prediction="v", transform_x=CLIP, compile=False)
+    torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
+    assert [call["weight"] for call in calls] == [1.5] * len(plan)
+
+
+@case
+@pytest.mark.parametrize("how", ["rescale", "interval", "function", "off", "double"])
+def test_guidance_that_is_more_than_a_weight_is_not_taken_apart(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans()["ancestral"]
+    state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
+    calls = calls_of("stage", monkeypatch)
+    settings: dict[str, Any] = {"weight": 0.0 if how == "off" else 1.5}
+    if how == "function":
+        settings["weight"] = lambda log_snr: 0.0 * log_snr + 1.5
+    elif how in ("rescale", "interval"):
+        settings[how] = 0.7 if how == "rescale" else (-4.0, 4.0)
+    wide = torch.Tensor.double if how == "double" else torch.Tensor.float
+    guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: wide(0.25 * z.sin()), **settings)
+    end = backend._run_kernel(run_of(plan, guided), state, kernel())
+    torch.testing.assert_close(
+        end.z, dc.sample(guided, plan, state, prediction="v", compile=False), rtol=1e-4, atol=1e-4
+    )
+    inside = sum(-4.0 <= at <= 4.0 for at in plan.log_snr)
+    assert 0 < inside < len(plan)
+    assert len([call for call in calls if call["weight"] is not None]) == (inside if how == "interval" else 0)
+
+
+@case
+def test_an_unguided_prediction_may_come_without_a_weight() -> None:
+    class Sharpened:
+        def with_unguided(self, z: Any, log_snr: Any) -> Any:
+            return -0.5 * z, 0.25 * z.sin()
+
+    plan = plan_of(LARGEST)
+    state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
+    run = run_of(plan, Sharpened(), transform_x=CLIP)
+    want = ArrayAPIBackend.run(backend, run, state).z
+    torch.testing.assert_close(backend._run_kernel(run, state, kernel()).z, want, rtol=1e-4, atol=1e-4)
+
+
+NO_COMPILER = 'raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")'
+NO_DRIVER = 'assert False, "libcuda.so cannot found!"'
+"""What Triton says where it finds no C compiler, and no libcuda; the second is known only by where it comes from."""
+
+
+@case
+@pytest.mark.parametrize(
+    ("at", "module", "statement", "said"),
+    [
+        (0, "triton.runtime.build", NO_COMPILER, "C compiler"),
+        (2, "triton.backends.nvidia.driver", NO_DRIVER, "libcuda"),
+    ],
+)
+def test_a_kernel_that_is_not_compiled_hands_over_to_the_graph(
+    at: int, module: str, statement: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plans()["ancestral"]
+    state = dc.start(plan, shape=(2, 40), like=torch.zeros(1, device=DEVICE), seed=1)
+    works, seen = kernel().stage, list[int]()
+
+    def fails(*args: Any, **settings: Any) -> Any:
+        if len(seen) == at:
+            exec(statement, {"__name__": module})
+        return works(*args, **settings)
+
+    monkeypatch.setattr(kernel(), "stage", fails)
+    monkeypatch.setattr(torch_backend, "_fused", lambda *_: torch_backend._stage)
+    run = run_of(plan, lambda z, at: -0.5 * z, callback=lambda reached: seen.append(int(reached.index)))
+    with pytest.warns(RuntimeWarning, match=f"the Triton kernel does not work here .*{said}"):
+        end = backend._run_kernel(run, state, kernel())
+    assert seen == list(range(1, len(plan) + 1))
+    want = dc.sample(run.denoise, plan, state, prediction="v", compile=False)
+    torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="a graph needs a device")
+def test_a_run_replays_as_one_graph() -> None:
+    plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=32)
+    state = dc.start(plan, shape=(2, 5000), like=torch.zeros(1, device="cuda"), seed=1)
+
+    def run() -> Any:
+        return dc.sample(lambda z, log_snr: -0.5 * z, plan, state, prediction="v", transform_x=CLIP)
+
+    want = run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run()
+    got.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got, want)
+    other = dc.start(plan, shape=(2, 5000), like=torch.zeros(1, device="cuda"), seed=9)
+    assert state.keys is not None
+    assert other.keys is not None
+    state.z.copy_(other.z)
+    state.keys.copy_(other.keys)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got, run())

@@ -1,0 +1,22 @@
+"""An example from data to figures: clips of handwritten digits that glide and bounce, and the shipped model of them.
+
+* `moving_digits`: a source of clips for training, made in a second; `moving_digits_truth`: where each digit is.
+* `features`: the space in which clips are compared; `legibility`, `identity_held`, `speed`, `straightness`: figures.
+* `python -m diffcore.unet3d.digits.train` trains the shipped model, `python -m diffcore.unet3d.digits.evaluate` evaluates it, and
+  `unet3d.pretrained("moving_digits")` returns it; docs/moving_digits.md is its card.
+"""
+
+from diffcore.unet3d.digits.data import MovingDigits, moving_digits, moving_digits_truth
+from diffcore.unet3d.digits.features import Legibility, features, identity_held, legibility, speed, straightness
+
+__all__ = [
+    "MovingDigits",
+    "moving_digits",
+    "moving_digits_truth",
+    "Legibility",
+    "features",
+    "identity_held",
+    "legibility",
+    "speed",
+    "straightness",
+]
