@@ -215,4 +215,4 @@ def _orders(_: Any) -> None:
     from diffcore import testing
 
     for name, order in (("ddim", 1), ("heun", 2), ("dpm_solver_pp", 2)):
-        testing.check_order(_makers("vp")[name], order)
+        testing.check_order(_makers("vp", "marginal")[name], order)

@@ -84,22 +84,25 @@ def table() -> dict[str, Sampler]:
     >>> table()["heun"].calls(10)
     19
     """
-    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False, pure_noise=False)
+    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False, composes=False, pure_noise=False)
     return {
         "ancestral": Sampler(
             ancestral,
             _once,
             (
                 Variant({}, weak=1),
-                Variant({"gamma": 0.3}, weak=1, marginal=False),
-                Variant({"gamma": 1.0}, weak=1, marginal=False),
+                Variant({"gamma": 0.3}, weak=1, marginal=False, composes=False),
+                Variant({"gamma": 1.0}, weak=1, marginal=False, composes=False),
             ),
             {"gamma": (0.0, 1.0)},
         ),
         "predictor_corrector": Sampler(
             predictor_corrector,
             _twice,
-            (Variant({}, marginal=False), Variant({"gamma": 0.3, "delta": 0.2}, marginal=False)),
+            (
+                Variant({}, marginal=False, composes=False),
+                Variant({"gamma": 0.3, "delta": 0.2}, marginal=False, composes=False),
+            ),
             {"gamma": (0.0, 1.0), "delta": (0.0, 1.0)},
         ),
         "ddim": Sampler(
@@ -143,9 +146,7 @@ def table() -> dict[str, Sampler]:
             {"eta": (0.0, 1.0)},
         ),
         "dpm2": Sampler(dpm2, _twice, (Variant({}, 2),), {}),
-        "dpm2_ancestral": Sampler(
-            dpm2_ancestral, _twice, (Variant({"eta": 0.7}, weak=2, composes=False),), {"eta": (0.0, 1.0)}
-        ),
+        "dpm2_ancestral": Sampler(dpm2_ancestral, _twice, (Variant({}, weak=2, composes=False),), {"eta": (0.0, 1.0)}),
         "heunpp": Sampler(heunpp, lambda steps: max(3 * steps - 3, 1), (Variant({}, 1),), {}),
         "dpm_solver_pp_2s": Sampler(
             dpm_solver_pp_2s,
@@ -199,9 +200,9 @@ def table() -> dict[str, Sampler]:
             {"order": (2, 3), "eta": (0.0, 1.0)},
         ),
         "dpm_solver_pp_sde": Sampler(
-            dpm_solver_pp_sde, _twice, (Variant({}, weak=2, composes=False, pure_noise=False),), {"eta": (0.0, 1.0)}
+            dpm_solver_pp_sde, _twice, (Variant({}, weak=2, pure_noise=False),), {"eta": (0.0, 1.0)}
         ),
-        "lcm": Sampler(lcm, _once, (Variant({}, composes=False),), {}),
+        "lcm": Sampler(lcm, _once, (Variant({}),), {}),
         "tcd": Sampler(tcd, _once, (Variant({}, composes=False),), {"gamma": (0.0, 1.0)}),
         "flow_grpo": Sampler(
             flow_grpo, _once, (Variant({}, weak=1, marginal=False, composes=False),), {"noise": (0.1, 1.0)}
