@@ -508,6 +508,91 @@ def pp_sde(model: Any, z: Any, t: float, s: float, draw: Any, eta: float = 1.0) 
     return e / t * z - math.expm1(math.log(e / t)) * x + up_s * noise
 
 
+def lcm(g: Grid) -> Loop:
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        for k in range(len(g)):
+            z = g.alpha[k + 1] * denoise(z, g.log_snr[k])
+            z = z + g.sigma[k + 1] * draw() if g.sigma[k + 1] else z
+        return z
+
+    return loop
+
+
+def tcd(g: Grid, gamma: float = 0.3) -> Loop:
+    schedule = SCHEDULES[g.scaling]
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        for k in range(len(g)):
+            x = denoise(z, g.log_snr[k])
+            if g.sigma[k + 1] == 0.0:
+                return x
+            d = schedule((1.0 - gamma) * schedule.time(g.log_snr[k + 1]))
+            eps = (z - g.alpha[k] * x) / g.sigma[k]
+            share = g.alpha[k + 1] / d.alpha
+            z = share * (d.alpha * x + d.sigma * eps)
+            z = z + math.sqrt(g.sigma[k + 1] ** 2 - (share * d.sigma) ** 2) * draw()
+        return z
+
+    return loop
+
+
+def flow_grpo(g: Grid, noise: float = 0.7) -> Loop:
+    """In z / (alpha + sigma), where it is a flow."""
+    whole = g.alpha + g.sigma
+    tau = g.sigma / whole
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        w = z / whole[0]
+        for k in range(len(g)):
+            x = denoise(w * whole[k], g.log_snr[k])
+            if tau[k + 1] == 0.0:
+                return x
+            dt, v = tau[k + 1] - tau[k], (w - x) / tau[k]
+            std = noise * math.sqrt(tau[k] / (1.0 - tau[k]))
+            mean = w * (1.0 + std**2 / (2.0 * tau[k]) * dt) + v * (1.0 + std**2 * (1.0 - tau[k]) / (2.0 * tau[k])) * dt
+            w = mean + std * math.sqrt(-dt) * draw()
+        return w * whole[-1]
+
+    return loop
+
+
+def cps(g: Grid, eta: float = 0.7) -> Loop:
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        for k in range(len(g)):
+            x = denoise(z, g.log_snr[k])
+            std = g.sigma[k + 1] * math.sin(eta * math.pi / 2.0)
+            eps = (z - g.alpha[k] * x) / g.sigma[k]
+            z = g.alpha[k + 1] * x + math.sqrt(g.sigma[k + 1] ** 2 - std**2) * eps
+            z = z + std * draw() if std else z
+        return z
+
+    return loop
+
+
+def restart(g: Grid) -> Loop:
+    low, high, inner = 0.06, 0.3, 3
+    index = 1 + int(np.argmin(np.abs(g.log_snr[1:-1] + 2.0 * math.log(low))))
+    r = math.exp(-0.5 * g.log_snr[index])
+    down = np.linspace((r * high / low) ** (1 / 7), r ** (1 / 7), inner + 1) ** 7
+
+    def method(model: Any, z: Any, sigmas: Any, draw: Any, flow: bool) -> Any:
+        def heun(z: Any, at: Any) -> Any:
+            for t, s in itertools.pairwise(at):
+                slope = (z - model(z, t)) / t
+                end = z + (s - t) * slope
+                z = z + (s - t) * 0.5 * (slope + (end - model(end, s)) / s) if s else end
+            return z
+
+        inside = down / (1.0 + down) if flow else down
+        inside[-1] = sigmas[index]
+        z, top = heun(z, sigmas[: index + 1]), inside[0]
+        share = (1.0 - top) / (1.0 - inside[-1]) if flow else 1.0
+        z = share * z + math.sqrt(top**2 - (share * inside[-1]) ** 2) * draw()
+        return heun(heun(z, inside), sigmas[index:])
+
+    return published(method)(g)
+
+
 NAMED: dict[str, Callable[..., Loop]] = {
     "euler_ancestral": published(euler_ancestral),
     "dpm2": published(dpm2),
@@ -529,6 +614,11 @@ NAMED: dict[str, Callable[..., Loop]] = {
     "dpm_solver_pp": dpm_solver_pp,
     "unipc": unipc,
     "sa_solver": sa_solver,
+    "lcm": lcm,
+    "tcd": tcd,
+    "flow_grpo": flow_grpo,
+    "cps": cps,
+    "restart": restart,
     "er_sde": er_sde,
     "seeds": in_half(exponential(seeds)),
     "dpm_solver_pp_sde": in_half(exponential(pp_sde)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -119,6 +120,8 @@ def their_run(
     """Run a diffusers scheduler; levels(call) is the (alpha, sigma) of a call."""
     for call, timestep in enumerate(scheduler.timesteps if timesteps is None else timesteps):
         alpha, sigma = (torch.as_tensor(part, dtype=torch.float64) for part in levels(call))
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.scale_model_input(z, timestep)  # which must be called before a step
         x = estimate(z / alpha, sigma / alpha)
         eps = (z - alpha * x) / sigma
         z = scheduler.step({"eps": eps, "v": alpha * eps - sigma * x, "x": x}[kind], timestep, z, **given).prev_sample
@@ -309,3 +312,118 @@ def test_k_diffusion_dpmpp_sde(k_diffusion: Any) -> None:
         s_noise=0.9,
     )
     torch.testing.assert_close(ours(plan, z), want, rtol=0, atol=1e-10)
+
+
+def test_diffusers_tcd(monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_tcd
+
+    monkeypatch.setattr(scheduling_tcd, "randn_tensor", lambda shape, generator, **_: generator())
+    scheduler = wide(diffusers.TCDScheduler())
+    scheduler.set_timesteps(5)
+    product, called = scheduler.alphas_cumprod.numpy(), [int(t) for t in scheduler.timesteps]
+    after = [*called[1:], 0]
+    inner = [math.floor(0.7 * t) for t in after]  # (1 - gamma) of the next timestep, rounded down to one of theirs
+    level = VP_levels(product[called])
+    grid = log_snrs(np.sqrt(product[[*called, 0]]), np.sqrt(1.0 - product[[*called, 0]]))
+
+    class Theirs(type(VP)):  # type: ignore[misc]
+        """The levels of a step's end and of what it goes down to, at times that `tcd` asks for."""
+
+        def time(self, log_snr: Any) -> Any:
+            return np.asarray(after) / 1000.0
+
+        def log_snr(self, t: Any) -> Any:
+            return (
+                log_snrs(np.sqrt(product[inner]), np.sqrt(1.0 - product[inner])) if np.ndim(t) else super().log_snr(t)
+            )
+
+    plan = dc.samplers.tcd(Theirs(log_snr_min=-20.0, log_snr_max=20.0), grid=grid, gamma=0.3)
+    want = their_run(scheduler, lambda call: (level[0][call], level[1][call]), START, eta=0.3, generator=Noise())
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+def VP_levels(product: Any) -> tuple[Any, Any]:
+    return np.sqrt(product), np.sqrt(1.0 - product)
+
+
+def test_diffusers_consistency_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_consistency_models
+
+    monkeypatch.setattr(scheduling_consistency_models, "randn_tensor", lambda shape, generator, **_: generator())
+    scheduler = diffusers.CMStochasticIterativeScheduler(clip_denoised=False, sigma_min=0.002)
+    monkeypatch.setattr(scheduler, "get_scalings_for_boundary_condition", lambda sigma: (0.0, 1.0))
+    scheduler.set_timesteps(5)
+    wide(scheduler)
+    sigmas = scheduler.sigmas.numpy()
+    floor = float(scheduler.config.sigma_min)
+    plan = dc.samplers.lcm(VE, grid=-2.0 * np.log(np.maximum(sigmas, floor)), floor=floor)
+    want = their_run(scheduler, lambda call: (1.0, sigmas[call]), START * sigmas[0], kind="x", generator=Noise())
+    torch.testing.assert_close(ours(plan, START * sigmas[0]), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler"]
+)
+def test_diffusers_in_sigma(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    module = importlib.import_module(getattr(diffusers, scheduler).__module__)
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, generator, **__: generator(), raising=False)
+    theirs = getattr(diffusers, scheduler)()
+    theirs.set_timesteps(8)
+    for name in ("sigmas", "sigmas_interpol"):
+        if torch.is_tensor(getattr(theirs, name, None)):
+            setattr(theirs, name, getattr(theirs, name).double())
+    name, settings, given = {
+        "EulerAncestralDiscreteScheduler": ("euler_ancestral", {}, {"generator": Noise()}),
+        "KDPM2DiscreteScheduler": ("dpm2", {}, {}),
+        "LMSDiscreteScheduler": ("lms", {"final": "full"}, {}),
+    }[scheduler]
+    sigmas = theirs.sigmas.numpy()
+    sigmas = np.append(sigmas[0:-2:2], 0.0) if name == "dpm2" else sigmas
+    with np.errstate(divide="ignore"):
+        plan = dc.samplers.make(name, VE, grid=-2.0 * np.log(sigmas), **settings)
+    called = np.exp(-0.5 * plan.log_snr)
+    want = their_run(theirs, lambda call: (1.0, called[call]), START * sigmas[0], **given)
+    # diffusers computes a step in float32, and integrates LMS by quadrature
+    digits = {"euler_ancestral": 1e-6, "dpm2": 1e-5, "lms": 1e-3}[name]
+    torch.testing.assert_close(ours(plan, START * sigmas[0]), want.double(), rtol=0, atol=digits)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["z", "v", "xE"])
+def test_azula_adams_bashforth(kind: str, order: int) -> None:
+    """Its steps in eps-hat are LMS, in the velocity LMS under "flow", exponential ones in x-hat DPM-Solver++ with exact weights."""
+    azula = pytest.importorskip("azula.sample")
+    at = np.linspace(-5.0, 5.0, 9)
+    scaling = "flow" if kind == "v" else "vp"
+    level = dc.levels.level(at, scaling)
+    alpha, sigma = torch.from_numpy(level.alpha), torch.from_numpy(level.sigma)
+
+    class Denoiser(torch.nn.Module):
+        @staticmethod
+        def schedule(time: Any) -> Any:
+            return alpha[time.long()], sigma[time.long()]
+
+        def forward(self, z: Any, time: Any) -> Any:
+            a, s = self.schedule(time)
+            return types.SimpleNamespace(mean=estimate(z / a, s / a))
+
+    maker = {"z": "zABSampler", "v": "vABSampler", "xE": "xEABSampler"}[kind]
+    theirs = type("Theirs", (getattr(azula, maker),), {"timesteps": torch.arange(9)})
+    sampler = theirs(Denoiser(), order=order, silent=True)
+    schedule = dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0, scaling=scaling)
+    exact: dict[str, Any] = {"order": order, "solver": "heun" if order == 2 else None}
+    plan = (
+        dc.samplers.dpm_solver_pp(schedule, grid=at, **exact)
+        if kind == "xE"
+        else dc.samplers.lms(schedule, grid=at, order=order)
+    )
+    want = sampler(START)
+    if kind == "xE" and order == 3:  # ours takes the midpoint's weights in the second step
+        first = dc.samplers.dpm_solver_pp(schedule, grid=at, order=2, solver="heun").update[1, 0]
+        update = plan.update.copy()
+        update[1, 0, [0, 1, -1]] = first[[0, 1, -1]]
+        plan = dc.Plan("exact", plan.scaling, plan.log_snr, plan.next_log_snr, update)
+    torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)

@@ -18,6 +18,11 @@
 | `gradient_estimation` | ODE, Euler's method with extrapolated slopes | 1 | N |
 | `er_sde` | ODE to SDE, multistep in x-hat | - | N |
 | `seeds`, `dpm_solver_pp_sde` | SDE, exponential single-step | - | 2 N - 1 |
+| `restart` | ODE by `heun`, and back to more noise now and then | - | as many as its steps take |
+| `lcm`, `tcd` | consistency models: x-hat, or most of the way to it, with fresh noise | - | N |
+| `flow_grpo`, `cps` | SDE, for reinforcement learning | - | N |
+| `euler_cfg_pp`, `dpm_solver_pp_2m_cfg_pp`, `dpm_solver_pp_2s_cfg_pp` | ODE, with CFG++ | - | N, N, 2 N - 1 |
+| `flow_map` | flow maps, average velocities | - | N |
 | `sa_solver` | ODE to SDE, multistep predictor and free corrector | its corrector's | N |
 | `res_2s`, `res_3s`, `res_multistep` | ODE, exponential, the last with noise | 2, 3, 2 | 2 N - 1, 3 N - 2, N |
 """
@@ -26,16 +31,20 @@ from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
 from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.cfg_pp import dpm_solver_pp_2m_cfg_pp, dpm_solver_pp_2s_cfg_pp, euler_cfg_pp, flow_map
 from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.er_sde import er_sde
 from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.flow_sde import cps, flow_grpo
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm
+from diffcore.samplers.renoising import lcm, tcd
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
+from diffcore.samplers.restart import restart
 from diffcore.samplers.runge_kutta import runge_kutta
 from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
 
@@ -66,6 +75,15 @@ __all__ = [
     "res_3s",
     "res_multistep",
     "runge_kutta",
+    "lcm",
+    "tcd",
+    "flow_grpo",
+    "cps",
+    "restart",
+    "euler_cfg_pp",
+    "dpm_solver_pp_2m_cfg_pp",
+    "dpm_solver_pp_2s_cfg_pp",
+    "flow_map",
     "seeds",
     "er_sde",
     "dpm_solver_pp_sde",

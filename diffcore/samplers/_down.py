@@ -8,9 +8,12 @@ q(z_s | z_t, x); under "flow" sigma_d = sigma_s (1 + eta (sigma_s / sigma_t - 1)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from diffcore import _check
+from diffcore.plan import Float64
 from diffcore.samplers._written import Draw, Point, Vector
 
 
@@ -20,17 +23,28 @@ def check_noise(function: str, eta: object, noise_scale: object) -> None:
     _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
 
 
-def down(t: Point, s: Point, eta: float, *, by_ratio: bool = False) -> Point:
+class Down(NamedTuple):
+    """A level below s, and the noise from there up to s, as a share of sigma_s; None where there is none."""
+
+    level: Point
+    noise: Float64 | None
+
+
+def down(t: Point, s: Point, eta: float, *, by_ratio: bool = False) -> Down:
     """Return the level below s that a step from t goes to, under "flow" by sigma / alpha if so wanted."""
     if not eta:
-        return s
+        return Down(s, None)
     if s.scaling == "flow" and not by_ratio:
-        return s.at_rho(s.sigma * (1.0 + eta * (s.sigma / t.sigma - 1.0)))
-    return s.at_half(s.half - 0.5 * np.log((1.0 - eta**2) + eta**2 * np.exp(2.0 * (t.half - s.half))))
+        share = eta * (1.0 - s.sigma / t.sigma)
+        noise = np.sqrt(share * (1.0 + s.ratio) * (2.0 + share * (s.ratio - 1.0))) / (1.0 + share * s.ratio)
+        return Down(s.at_rho(s.sigma * (1.0 - share)), noise)
+    step = 2.0 * (t.half - s.half)
+    d = s.at_half(s.half - 0.5 * np.log((1.0 - eta**2) + eta**2 * np.exp(step)))
+    return Down(d, eta * np.sqrt(-np.expm1(step)))
 
 
-def up(z: Vector, d: Point, s: Point, eta: float, noise_scale: float, draw: Draw) -> Vector:
-    """Return z with noise from level d up to s."""
-    if not eta:
+def up(z: Vector, d: Down, s: Point, noise_scale: float, draw: Draw) -> Vector:
+    """Return z with noise from a level up to s."""
+    if d.noise is None:
         return z
-    return (s.alpha / d.alpha) * z + noise_scale * s.sigma * np.sqrt(-np.expm1(2.0 * (s.half - d.half))) * draw()
+    return z * (s.alpha / d.level.alpha) + draw() * (noise_scale * s.sigma * d.noise)

@@ -8,16 +8,20 @@ from typing import Any, NamedTuple
 from diffcore.plan import Plan
 from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
+from diffcore.samplers.cfg_pp import dpm_solver_pp_2m_cfg_pp, dpm_solver_pp_2s_cfg_pp, euler_cfg_pp, flow_map
 from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.er_sde import er_sde
 from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.flow_sde import cps, flow_grpo
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm
+from diffcore.samplers.renoising import lcm, tcd
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
+from diffcore.samplers.restart import restart
 from diffcore.samplers.runge_kutta import runge_kutta
 from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
 from diffcore.schedules import Schedule
@@ -195,6 +199,27 @@ def table() -> dict[str, Sampler]:
         "dpm_solver_pp_sde": Sampler(
             dpm_solver_pp_sde, _twice, (Variant({}, weak=2, composes=False, pure_noise=False),), {"eta": (0.0, 1.0)}
         ),
+        "lcm": Sampler(lcm, _once, (Variant({}, composes=False),), {}),
+        "tcd": Sampler(tcd, _once, (Variant({}, composes=False),), {"gamma": (0.0, 1.0)}),
+        "flow_grpo": Sampler(
+            flow_grpo, _once, (Variant({}, weak=1, marginal=False, composes=False),), {"noise": (0.1, 1.0)}
+        ),
+        "cps": Sampler(cps, _once, (Variant({}, composes=False),), {"eta": (0.0, 1.0)}),
+        "restart": Sampler(restart, lambda steps: 2 * steps - 1 + 6 * (steps > 1), (Variant({}, composes=False),), {}),
+    }
+
+
+def others() -> dict[str, Callable[..., Plan]]:
+    """Return, by name, what makes the plans that ask more of a denoiser than a prediction at (z, log_snr).
+
+    >>> sorted(others())[-1]
+    'flow_map'
+    """
+    return {
+        "euler_cfg_pp": euler_cfg_pp,
+        "dpm_solver_pp_2m_cfg_pp": dpm_solver_pp_2m_cfg_pp,
+        "dpm_solver_pp_2s_cfg_pp": dpm_solver_pp_2s_cfg_pp,
+        "flow_map": flow_map,
     }
 
 
@@ -202,7 +227,7 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
     """Return the plan of a sampler that is known by name.
 
     Args:
-        sampler: a name of `table`.
+        sampler: a name of `table`, or of `others`.
         schedule, steps, grid: as for every sampler.
         settings: of that sampler.
 
@@ -215,7 +240,7 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
     >>> make(schedule=schedule, grid=dc.grids.uniform_log_snr(schedule, 8), **plan.settings)
     <Plan ancestral(gamma=0.3), vp, 8 stages, memory 0>
     """
-    known = table()
+    known = {name: row.make for name, row in table().items()} | others()
     if sampler not in known:
         raise ValueError(f"samplers.make: `sampler` must be one of {sorted(known)}, got {sampler!r}")
-    return known[sampler].make(schedule, steps, grid=grid, **settings)
+    return known[sampler](schedule, steps, grid=grid, **settings)

@@ -100,9 +100,9 @@ def dpm_solver_pp_2s(
 
     def step(z: Vector, t: Point, s: Point, denoise: Denoise, draw: Draw) -> Vector:
         d = down(t, s, eta)
-        m = t.at_half(0.5 * (t.half + d.half))
+        m = t.at_half(0.5 * (t.half + d.level.half))
         middle = toward(z, denoise(z, t), t, m)
-        return up(toward(z, denoise(middle, m), t, d), d, s, eta, noise_scale, draw)
+        return up(toward(z, denoise(middle, m), t, d.level), d, s, noise_scale, draw)
 
     return single_step("dpm_solver_pp_2s", schedule, pairs, step, eta=eta, noise_scale=noise_scale)
 

@@ -46,7 +46,7 @@ def euler_ancestral(
 
     def step(z: Vector, t: Point, s: Point, denoise: Denoise, draw: Draw) -> Vector:
         d = down(t, s, eta)
-        return up(advance(z, slope(z, denoise(z, t), t), t, d), d, s, eta, noise_scale, draw)
+        return up(advance(z, slope(z, denoise(z, t), t), t, d.level), d, s, noise_scale, draw)
 
     return single_step("euler_ancestral", schedule, pairs, step, eta=eta, noise_scale=noise_scale)
 
@@ -104,7 +104,7 @@ def dpm2_ancestral(
 
     def step(z: Vector, t: Point, s: Point, denoise: Denoise, draw: Draw) -> Vector:
         d = down(t, s, eta)
-        return up(_midpoint(z, t, d, denoise, draw), d, s, eta, noise_scale, draw)
+        return up(_midpoint(z, t, d.level, denoise, draw), d, s, noise_scale, draw)
 
     return single_step("dpm2_ancestral", schedule, pairs, step, eta=eta, noise_scale=noise_scale)
 

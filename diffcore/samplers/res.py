@@ -114,7 +114,7 @@ def res_multistep(
     pairs = steps_of("samplers.res_multistep", schedule, steps, grid, both_ways=eta == 0.0)
     t, s = (point(level, schedule.scaling) for level in (pairs.t, pairs.s))
     with np.errstate(all="ignore"):  # where a step ends on clean data
-        d = down(t, s, eta)
+        d, share = down(t, s, eta)
         end = np.where(pairs.clean, 0.0, d.half)
         h = np.where(pairs.clean, 1.0, end - t.half)
         weights = np.zeros((len(pairs), *pairs.lead, 2))
@@ -124,7 +124,7 @@ def res_multistep(
             both = interpolation_weights(h[1:], np.stack([np.zeros_like(back), back], axis=-1))
             weights[1:] = np.where((pairs.clean[1:])[..., None], weights[1:], both)
         up = s.alpha / d.alpha
-        noise = noise_scale * s.sigma * np.sqrt(-np.expm1(2.0 * (s.half - d.half))) if eta else 0.0
+        noise = 0.0 if share is None else noise_scale * s.sigma * share
         of_z = up * d.sigma / t.sigma
         weights = weights * (up * d.alpha)[..., None]
         noise = np.where(pairs.clean, 0.0, noise)

@@ -69,7 +69,7 @@ def seeds(
             if eta:
                 fresh = np.sqrt(-np.expm1(-2.0 * eta * (c - before) * h))
                 path = np.exp(-eta * (c - before) * h) * path + fresh * draw()
-            mean = -np.expm1(-c * big) * x + w * (other - x)
+            mean = x * -np.expm1(-c * big) + (other - x) * w
             found: Vector = level.sigma / t.sigma * np.exp(-eta * c * h) * z + level.alpha * mean
             return found + noise_scale * level.sigma * path
 
@@ -119,9 +119,9 @@ def dpm_solver_pp_sde(
         x, m = denoise(z, t), t.at_half(0.5 * (t.half + s.half))
         d, e = down(t, m, eta, by_ratio=True), down(t, s, eta, by_ratio=True)
         first = draw() if eta else 0.0 * z
-        middle = up(toward(z, x, t, d), d, m, eta, noise_scale, lambda: first)
+        middle = up(toward(z, x, t, d.level), d, m, noise_scale, lambda: first)
         x = denoise(middle, m)
         w = (t.ratio - m.ratio) / (t.ratio - s.ratio)
-        return up(toward(z, x, t, e), e, s, eta, noise_scale, lambda: np.sqrt(w) * first + np.sqrt(1.0 - w) * draw())
+        return up(toward(z, x, t, e.level), e, s, noise_scale, lambda: first * np.sqrt(w) + draw() * np.sqrt(1.0 - w))
 
     return single_step("dpm_solver_pp_sde", schedule, pairs, step, eta=eta, noise_scale=noise_scale)
