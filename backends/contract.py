@@ -43,8 +43,8 @@ class Backend(Protocol):
     name: str
     """What messages call the library."""
 
-    def seeds(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
-        """Return seed words (B, 2) (low, high) in the form that `normal` takes, on the device of `like`."""
+    def keys(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
+        """Return key words (B, 2) (low, high) in the form that `normal` takes, on the device of `like`."""
 
     def normal(
         self,
@@ -58,7 +58,7 @@ class Backend(Protocol):
         region: Region | None = None,
     ) -> Array:
         """Return standard normals (B, ...): Philox4x32-10 keyed by words[i], counted by (element, draw, stream), then
-        Box-Muller; the format is `diffcore.noise`'s. `words` is what `seeds` returned, or NumPy uint32 (B, 2); `draw`
+        Box-Muller; the format is `diffcore.noise`'s. `words` is what `keys` returned, or NumPy uint32 (B, 2); `draw`
         an int or a 0-d integer array. With a region, (first, size) along each axis, that block of the array: `words` are
         those of its samples alone, and a first index may be a 0-d integer array.
         """

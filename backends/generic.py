@@ -27,7 +27,7 @@ class ArrayAPIBackend:
         self.xp = xp
         self.name = _array.name(xp)
 
-    def seeds(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
+    def keys(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
         return words
 
     def normal(

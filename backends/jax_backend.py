@@ -60,7 +60,7 @@ class At(NamedTuple):
 class JAXBackend(ArrayAPIBackend):
     """The contract on JAX arrays and tracers."""
 
-    def seeds(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
+    def keys(self, words: npt.NDArray[np.uint32], like: jax.Array) -> jax.Array:
         words = words if isinstance(words, jax.Array) else np.asarray(words).astype(np.uint32)
         return jnp.asarray(words, dtype=jnp.uint32)
 

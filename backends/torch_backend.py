@@ -32,7 +32,7 @@ FUSED = 1 << 12
 class TorchBackend(ArrayAPIBackend):
     """The contract on torch tensors."""
 
-    def seeds(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
+    def keys(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
         if isinstance(words, torch.Tensor):
             return words.to(like.device, torch.int64)
         return torch.as_tensor(np.asarray(words).astype(np.int64), device=like.device)

@@ -30,7 +30,7 @@ def test_noise(timed: Any, device: str, size: int, library: str, dtype: str, who
     shape = arrays.shape_of(size)
     like = arrays.array(library, (1,), dtype, device)
     draw: Any = 3
-    words = backends.of(like).seeds(dc.noise.keys(7, shape[0]), like)  # once a run, as `dc.sample` does
+    words = backends.of(like).keys(dc.noise.keys(7, shape[0]), like)  # once a run, as `dc.sample` does
 
     def ours(draw: Any, shape: tuple[int, ...]) -> Any:
         return dc.noise.normal(words, draw, shape, like=like)

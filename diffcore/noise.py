@@ -101,7 +101,7 @@ def _fold(words: Array, first: Any, count: int, stream: int) -> Array:
     xp, backend, tile, device = _array.library(like), backend_of(like), _philox.TILE, _array.device(like)
     tiles = (count + 2 * tile - 2) // tile  # that they meet at most
     where: Any = ((0, 1), (first // tile, tiles), (0, 2), (0, tile))
-    found = backend.bits(backend.seeds(words, like), 0, (1, *_LAYOUT), device=device, stream=stream, region=where)
+    found = backend.bits(backend.keys(words, like), 0, (1, *_LAYOUT), device=device, stream=stream, region=where)
     blocks = xp.reshape(xp.permute_dims(found[0, ...], (0, 2, 1)), (tiles * tile, 2))
     return xp.take(blocks, first % tile + xp.arange(count, device=device), axis=0)
 
@@ -171,7 +171,7 @@ def _drawn(
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)
     backend, place = backend_of(like), _array.device(like) if device is None else device
-    words = backend.seeds(_rows(seed, dims[0], region), like)
+    words = backend.keys(_rows(seed, dims[0], region), like)
     if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):
         dims, region = (region[0][1], *dims[1:]), None  # whole samples
     return backend, like, (words, draw, dims), {"device": place, "region": region}

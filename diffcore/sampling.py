@@ -93,7 +93,7 @@ def _started(
         _array.check_floating("start", z=z)
         _check_shape(z.shape)
         backend = backend_of(z)
-        keys = None if source is not None else backend.seeds(_seed_words(seed, z.shape[0]), z)
+        keys = None if source is not None else backend.keys(_seed_words(seed, z.shape[0]), z)
     else:
         assert shape is not None
         like = np.zeros((), dtype=np.float32) if like is None else like
@@ -105,7 +105,7 @@ def _started(
         if source is not None:
             eps = source(0, dims, like)
         else:
-            keys = backend.seeds(_seed_words(seed, dims[0]), like)
+            keys = backend.keys(_seed_words(seed, dims[0]), like)
             eps = backend.normal(keys, 0, dims, dtype=like.dtype, device=_array.device(like))
         wide = _array.widen(xp, eps)
         sigma = plan.start.sigma

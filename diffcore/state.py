@@ -105,6 +105,6 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
         )
     backend = backend_of(like)
     give = lambda array: xp.asarray(array, dtype=dtype, device=where)  # noqa: E731
-    words = None if keys is None else backend.seeds(keys, like)
+    words = None if keys is None else backend.keys(keys, like)
     estimate = None if x is None else give(x)
     return State(give(z), tuple(map(give, memory)), estimate, backend.index(index), backend.index(draw), words)

@@ -85,7 +85,7 @@ def test_a_stage_of_any_form_is_the_plain_function(
     stochastic, clips, guided = settings
     torch.manual_seed(seed)
     z, y, other, *memory = (torch.randn(2, 3, size, device=DEVICE).to(dtype) for _ in range(3 + form.memory))
-    state = dc.State(z, tuple(memory), None, 0, draw, backend.seeds(noise.keys([seed, 2**64 - 1], 2), z))
+    state = dc.State(z, tuple(memory), None, 0, draw, backend.keys(noise.keys([seed, 2**64 - 1], 2), z))
     rows = table_of(form, lead, seed)
     mixing = np.random.default_rng(seed).normal(size=(*lead, 2))
     row = torch.tensor(np.concatenate([mixing, rows.reshape(*lead, -1)], axis=-1), dtype=torch.float32, device=DEVICE)
@@ -121,7 +121,7 @@ def test_x_hat_is_written_out_only_where_it_is_wanted_or_kept() -> None:
 @pytest.mark.parametrize("size", [1, 16, 255, 256, 257, 1008, 1024, 1025, 1040, 2500])
 def test_the_noise_is_that_of_numpy(size: int) -> None:
     z, seeds = torch.zeros(2, size, device=DEVICE), [3, 2**63 + 5]
-    state = dc.State(z, (), None, 0, 0, backend.seeds(noise.keys(seeds, 2), z))
+    state = dc.State(z, (), None, 0, 0, backend.keys(noise.keys(seeds, 2), z))
     row = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0], device=DEVICE)
     for draw in (1, 2**31 - 1, 2**31, 2**32 - 1):
         got = kernel().stage(Form(), state, z, row, draw, stochastic=True)

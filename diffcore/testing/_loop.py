@@ -29,7 +29,7 @@ class Loop:
         if self.backend is None:
             return dc.start(plan, shape=shape, like=self.like, seed=seed)
         xp, dims = _array.library(self.like), tuple(shape)
-        words = self.backend.seeds(noise.keys(seed, dims[0]), self.like)
+        words = self.backend.keys(noise.keys(seed, dims[0]), self.like)
         where = _array.device(self.like)
         eps = _array.widen(xp, self.backend.normal(words, 0, dims, dtype=self.like.dtype, device=where))
         sigma = plan.start.sigma

@@ -97,7 +97,7 @@ def check_noise(
     backend = backends.of(like) if backend is None else backend
     xp, device, worst = _array.namespace("testing.check_noise", like=like), _array.device(like), 0.0
     seeds = [0, 2**64 - 1, 0x0123456789ABCDEF]
-    words = backend.seeds(noise.keys(seeds, 3), like)
+    words = backend.keys(noise.keys(seeds, 3), like)
     for draw, stream in draws:
         name = f"{backend.name}: noise of draw {draw}, stream {stream}"
         pairs = [[_words(seed, draw, stream, e) for e in range(size)] for seed in seeds]
