@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +12,9 @@ import numpy as np
 from diffcore import stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import numpy_memory, numpy_noise
+from diffcore.backends import cpu_threads, numpy_memory, numpy_noise
 from diffcore.backends.generic import ArrayAPIBackend
-from diffcore.backends.numpy_stage import HALVES, Stages, fitted, serves
+from diffcore.backends.numpy_stage import HALVES, SECOND, Stages, fitted, serves
 from diffcore.plan import Form
 from diffcore.stage import Float64, Run, Source
 from diffcore.state import State
@@ -37,6 +38,8 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State |
         take, give: see `Take` and `Give`.
     """
     plan, source, held, callback = run.plan, run.noise, run.held, run.callback
+    if int(state.index) >= len(plan):
+        return state
     walk = _begin(backend, run.form, run.coefficients, state, run.transform_x, take, give)
     if walk is None or (plan.stochastic and source is None and walk.keys is None):
         return None
@@ -86,6 +89,10 @@ def advance(
         noise: False where there is none; else fresh noise, a source of it, or None for the keys of the state.
         take, give: see `Take` and `Give`.
     """
+    if type(row) is list and (transform_x is None or type(transform_x) is Clip) and not isinstance(noise, Source):
+        small = _small(form, state, y, row, noise, transform_x, other, take, give)
+        if small is not None:
+            return small
     table = np.array(row) if isinstance(row, (list, tuple)) else take(row)
     if table is None or (noise is None and (state.keys is None or take(state.keys) is None)):
         return None
@@ -96,7 +103,52 @@ def advance(
     if isinstance(noise, Source):
         drawn = noise(state.draw, walk.z.shape, state.z, between)
     after = walk.go(0, y, other, drawn, noise is not False, True)
-    return State(*walk.state()[:3], state.index + 1, state.draw + 1, state.keys) if after is None else after
+    return State(*walk.arrays(), state.index + 1, state.draw + 1, state.keys) if after is None else after
+
+
+def _small(
+    form: Form,
+    state: State,
+    y: Array,
+    row: list[float],
+    noise: Any,
+    clip: Clip | None,
+    other: Array | None,
+    take: Take,
+    give: Give,
+) -> State | None:
+    """Return what `advance` does for a few numbers, where a walk would take longer to set up than the stage takes."""
+    z: Any = take(state.z)
+    if not serves(z, form, ()) or z.size > cpu_threads.ELEMENTS or len(state.memory) != form.memory:
+        return None
+    absent = noise is None or noise is False
+    z, host = fitted(z, z), fitted(take(y), z)
+    host_other = None if other is None else fitted(take(other), z)
+    eps = None if absent else fitted(take(noise), z)
+    memory = tuple([fitted(take(array), z) for array in state.memory])
+    keys = take(state.keys) if noise is None and state.keys is not None else None
+    fitting = host is not None and (host_other is None) == (other is None) and (eps is None) == absent
+    if not fitting or any(array is None for array in memory) or (noise is None and keys is None):
+        return None
+    made = form.computed - form.keeps_x
+    to_z, to_x, *to_memory = [np.empty(z.shape, z.dtype) for _ in range(2 + made)]
+    low, high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
+    words = None if keys is None else numpy_noise.keys(keys)
+    samples, draw = len(z), int(state.draw)
+    size = z.size // samples
+    # fmt: off
+    cpu_threads.kernel.stage(  # type: ignore[union-attr]
+        to_z, to_x, tuple(to_memory), z, host, host_other, eps, None, memory, np.array([row]), 0, 0, 0, words, draw,
+        SECOND.index(form.second), low, high, size, 0, cpu_threads.number((samples, size)),
+    )
+    # fmt: on
+    x = give(to_x)
+    kept = (
+        (*map(give, to_memory), *((x,) if form.keeps_x else ()), *state.memory[form.computed - 1 : -1])
+        if memory
+        else ()
+    )
+    return State(give(to_z), kept, x, state.index + 1, state.draw + 1, state.keys)
 
 
 def _begin(
@@ -140,7 +192,7 @@ class _Walk:
         self.transform_x, self.take, self.give = transform_x, take, give
         self.z, self.current, self.words = z, state.z, state.keys
         self.memory: Any = memory
-        self.x = None if state.x is None else take(state.x)
+        self.x: Any = None  # that of the first stage here
         self.index, self.draw = int(state.index), int(state.draw)
         words = None if state.keys is None else take(state.keys)
         self.keys = None if words is None else numpy_noise.keys(words)
@@ -152,9 +204,11 @@ class _Walk:
 
     def state(self) -> State:
         """Return the state in the run's library."""
-        x = None if self.x is None else self.give(self.x)
-        index, draw = self.backend.index(self.index), self.backend.index(self.draw)
-        return State(self.current, tuple(map(self.give, self.memory)), x, index, draw, self.words)
+        return State(*self.arrays(), self.backend.index(self.index), self.backend.index(self.draw), self.words)
+
+    def arrays(self) -> tuple[Array, tuple[Array, ...], Array | None]:
+        """Return z, the memory and x-hat in the run's library."""
+        return self.current, tuple(map(self.give, self.memory)), None if self.x is None else self.give(self.x)
 
     def go(
         self, at: int, y: Array, other: Array | None, drawn: Array | None, noisy: bool, wants_x: bool

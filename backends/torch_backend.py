@@ -156,7 +156,7 @@ class TorchBackend(ArrayAPIBackend):
             before = State(state.z, state.memory, None, indices[at], draws[now], state.keys)
             arrays = (before, y, other, rows[at], eps)
             try:
-                fused = _fused(*_kind(run, held, arrays))
+                fused = _fused(held is not None, *_kind(run, held, arrays))
                 z, made, x = fused(*arrays, form=form, stochastic=plan.stochastic, **settings)
             except Exception as error:
                 if at > first or not _is_compiler_error(error):
@@ -253,14 +253,15 @@ def _kernel() -> Any:
 
 
 @lru_cache(maxsize=64)
-def _fused(*signature: Any) -> Callable[..., Any]:
+def _fused(holds: bool, *signature: Any) -> Callable[..., Any]:
     """Return the compiled stage for arrays of one kind, shape, dtype, device and which there are, and one threshold.
 
     The compiler counts recompilations of a code object and gives up at eight, and sizes that vary make it write loops for
-    sizes that vary, which are many times slower: so each kind has a code object of its own.
+    sizes that vary, which are many times slower: so each kind has a code object of its own. Only what a constraint `holds`
+    may vary in size, with the number of stages.
     """
     own = FunctionType(_stage.__code__.replace(), _stage.__globals__)
-    compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False)
+    compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=None if holds else False)
     return compiled
 
 
@@ -272,8 +273,7 @@ def _kind(run: Run, held: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         None if array is None else (tuple(array.shape), array.dtype, array.device)
         for array in (state.z, state.keys, *rest)
     )
-    shapes = tuple(tuple(getattr(getattr(held, part), "shape", ())) for part in getattr(held, "parts", ()))
-    return run.form, run.plan.stochastic, run.callback is not None, threshold, type(held), shapes, kinds
+    return run.form, run.plan.stochastic, run.callback is not None, threshold, type(held), kinds
 
 
 def _warn(what: str, error: Exception, instead: str) -> None:

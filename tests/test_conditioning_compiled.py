@@ -50,7 +50,7 @@ def test_on_jax_and_torch_ones_own_noise_is_asked_for_what_is_known() -> None:
     np.testing.assert_allclose(host(other), want, atol=1e-6)
 
 
-def test_on_torch_one_graph_serves_every_stage_and_both_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_torch_two_graphs_serve_every_stage_number_of_stages_and_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     from diffcore.backends import torch_backend
@@ -59,14 +59,19 @@ def test_on_torch_one_graph_serves_every_stage_and_both_variants(monkeypatch: py
     torch._dynamo.reset()
     counters.clear()
     z = torch.from_numpy(CLIP)
-    for name, variant in (("ancestral", "marginal"), ("predictor_corrector", "posterior")):
-        plan = SAMPLERS[name](schedule_of("vp"), steps=5)
+    for name, variant, steps, graphs in (
+        ("ancestral", "marginal", 5, 1),
+        ("ancestral", "posterior", 5, 1),
+        ("predictor_corrector", "posterior", 5, 2),  # the first is for one number of stages, the second for all
+        ("ancestral", "marginal", 7, 2),
+    ):
+        plan = SAMPLERS[name](schedule_of("vp"), steps=steps)
         mixes = lambda z, log_snr: 0.3 * z.mean(1, keepdim=True) - 0.6 * z  # noqa: E731  # so that z^a reaches z^b
         kept: dict[str, Any] = {"seed": 9, "prediction": "v", "constraint": given(variant)}
         fused = dc.sample(mixes, plan, z, compile=True, **kept)
         np.testing.assert_allclose(host(fused), host(dc.sample(mixes, plan, z, **kept)), atol=5e-6)
         np.testing.assert_array_equal(host(fused)[KNOWN], CLIP[KNOWN])
-    assert counters["stats"]["unique_graphs"] == 1
+        assert counters["stats"]["unique_graphs"] == graphs
 
 
 def test_on_torch_a_constrained_step_of_ones_own_is_one_graph() -> None:

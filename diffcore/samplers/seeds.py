@@ -70,9 +70,8 @@ def seeds(
                 fresh = np.sqrt(-np.expm1(-2.0 * eta * (c - before) * h))
                 path = np.exp(-eta * (c - before) * h) * path + fresh * draw()
             mean = x * -np.expm1(-c * big) + (other - x) * w
-            return (
-                level.sigma / t.sigma * np.exp(-eta * c * h) * z + level.alpha * mean + noise_scale * level.sigma * path
-            )
+            found: Vector = level.sigma / t.sigma * np.exp(-eta * c * h) * z + level.alpha * mean
+            return found + noise_scale * level.sigma * path
 
         if order == 2:
             m = t.at_half(t.half + 0.5 * h)
