@@ -29,11 +29,11 @@
 
 from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
-from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
+from diffcore.samplers.adams import gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.cfg_pp import dpm_solver_pp_2m_cfg_pp, dpm_solver_pp_2s_cfg_pp, euler_cfg_pp, flow_map
-from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
+from diffcore.samplers.deis import deis
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.er_sde import er_sde
@@ -46,7 +46,9 @@ from diffcore.samplers.renoising import lcm, tcd
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
 from diffcore.samplers.restart import restart
 from diffcore.samplers.runge_kutta import runge_kutta
+from diffcore.samplers.sa_solver import sa_solver
 from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
+from diffcore.samplers.unipc import unipc
 
 __all__ = [
     "Sampler",

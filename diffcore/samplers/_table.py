@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffcore.plan import Plan
-from diffcore.samplers.adams import deis, gradient_estimation, ipndm, lms
+from diffcore.samplers.adams import gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.cfg_pp import dpm_solver_pp_2m_cfg_pp, dpm_solver_pp_2s_cfg_pp, euler_cfg_pp, flow_map
-from diffcore.samplers.corrected import sa_solver, unipc
 from diffcore.samplers.ddim import ddim
+from diffcore.samplers.deis import deis
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.er_sde import er_sde
@@ -23,7 +23,9 @@ from diffcore.samplers.renoising import lcm, tcd
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
 from diffcore.samplers.restart import restart
 from diffcore.samplers.runge_kutta import runge_kutta
+from diffcore.samplers.sa_solver import sa_solver
 from diffcore.samplers.seeds import dpm_solver_pp_sde, seeds
+from diffcore.samplers.unipc import unipc
 from diffcore.schedules import Schedule
 
 
@@ -82,22 +84,25 @@ def table() -> dict[str, Sampler]:
     >>> table()["heun"].calls(10)
     19
     """
-    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False, pure_noise=False)
+    churned = Variant({"churn": 4.0, "noise_scale": 1.003}, marginal=False, composes=False, pure_noise=False)
     return {
         "ancestral": Sampler(
             ancestral,
             _once,
             (
                 Variant({}, weak=1),
-                Variant({"gamma": 0.3}, weak=1, marginal=False),
-                Variant({"gamma": 1.0}, weak=1, marginal=False),
+                Variant({"gamma": 0.3}, weak=1, marginal=False, composes=False),
+                Variant({"gamma": 1.0}, weak=1, marginal=False, composes=False),
             ),
             {"gamma": (0.0, 1.0)},
         ),
         "predictor_corrector": Sampler(
             predictor_corrector,
             _twice,
-            (Variant({}, marginal=False), Variant({"gamma": 0.3, "delta": 0.2}, marginal=False)),
+            (
+                Variant({}, marginal=False, composes=False),
+                Variant({"gamma": 0.3, "delta": 0.2}, marginal=False, composes=False),
+            ),
             {"gamma": (0.0, 1.0), "delta": (0.0, 1.0)},
         ),
         "ddim": Sampler(
@@ -141,9 +146,7 @@ def table() -> dict[str, Sampler]:
             {"eta": (0.0, 1.0)},
         ),
         "dpm2": Sampler(dpm2, _twice, (Variant({}, 2),), {}),
-        "dpm2_ancestral": Sampler(
-            dpm2_ancestral, _twice, (Variant({"eta": 0.7}, weak=2, composes=False),), {"eta": (0.0, 1.0)}
-        ),
+        "dpm2_ancestral": Sampler(dpm2_ancestral, _twice, (Variant({}, weak=2, composes=False),), {"eta": (0.0, 1.0)}),
         "heunpp": Sampler(heunpp, lambda steps: max(3 * steps - 3, 1), (Variant({}, 1),), {}),
         "dpm_solver_pp_2s": Sampler(
             dpm_solver_pp_2s,
@@ -197,9 +200,9 @@ def table() -> dict[str, Sampler]:
             {"order": (2, 3), "eta": (0.0, 1.0)},
         ),
         "dpm_solver_pp_sde": Sampler(
-            dpm_solver_pp_sde, _twice, (Variant({}, weak=2, composes=False, pure_noise=False),), {"eta": (0.0, 1.0)}
+            dpm_solver_pp_sde, _twice, (Variant({}, weak=2, pure_noise=False),), {"eta": (0.0, 1.0)}
         ),
-        "lcm": Sampler(lcm, _once, (Variant({}, composes=False),), {}),
+        "lcm": Sampler(lcm, _once, (Variant({}),), {}),
         "tcd": Sampler(tcd, _once, (Variant({}, composes=False),), {"gamma": (0.0, 1.0)}),
         "flow_grpo": Sampler(
             flow_grpo, _once, (Variant({}, weak=1, marginal=False, composes=False),), {"noise": (0.1, 1.0)}

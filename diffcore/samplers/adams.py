@@ -17,7 +17,6 @@ from diffcore import _check
 from diffcore.plan import Float64, Plan
 from diffcore.samplers._build import Steps, steps_of
 from diffcore.samplers._written import multistep, point
-from diffcore.samplers.exponential import interpolation_weights
 from diffcore.schedules import Schedule
 
 
@@ -47,9 +46,10 @@ def _fill(pairs: Steps, rho: Float64, order: int, final: str, weigh: Any) -> Flo
     return weights
 
 
-def _plan(
+def adams_plan(
     name: str, schedule: Schedule, pairs: Steps, count: int, end: str, weigh: Any, settings: Mapping[str, object]
 ) -> Plan:
+    """Return the plan of a method with weights weigh(rho, k, count), of a step's length; its clean end is "euler" or "full"."""
     _check.choice(f"samplers.{name}", "final", end, ("euler", "full"))
     t, s = point(pairs.t, schedule.scaling), point(pairs.s, schedule.scaling)
     with np.errstate(all="ignore"):  # what has no value is refused by `multistep`
@@ -91,7 +91,7 @@ def lms(
         nodes = [(rho[k - j] - rho[k]) / (rho[k + 1] - rho[k]) for j in range(count)]
         return polynomial_weights(np.stack(nodes, axis=-1))
 
-    return _plan("lms", schedule, pairs, order, final, weigh, {"order": order, "final": final})
+    return adams_plan("lms", schedule, pairs, order, final, weigh, {"order": order, "final": final})
 
 
 def ipndm(
@@ -122,48 +122,7 @@ def ipndm(
     _check.integer("samplers.ipndm", "order", order, 1, 4)
     pairs = steps_of("samplers.ipndm", schedule, steps, grid, both_ways=True)
     settings = {"order": order, "final": final}
-    return _plan("ipndm", schedule, pairs, order, final, lambda *at: np.array(adams_bashforth(at[-1])), settings)
-
-
-def deis(
-    schedule: Schedule, steps: int | None = None, *, order: int = 3, lower_order_final: bool = False, grid: Any = None
-) -> Plan:
-    r"""Return the plan of DEIS: Adams-Bashforth with polynomials in log rho, integrated exactly over rho.
-
-        w_j = int_{rho_t}^{rho_s} l_j(log rho) d rho,    l_j the polynomial that is 1 at log rho_j and 0 at the others
-
-    The first steps have fewer slopes and so a lower order; the step to clean data is x-hat. Order 1 is `ddim(eta=0)`.
-
-    Args:
-        schedule, grid: as for `lms`.
-        steps: how many steps, at least 1, uniform in time from 1 to clean data; or give `grid`.
-        order: 1, 2 or 3.
-        lower_order_final: whether the last step has order 1 and the last but one at most 2, steadier where steps are few.
-
-    Raises:
-        ValueError: as for `lms`.
-
-    Source: Zhang & Chen 2023 (arXiv 2204.13902), sec. 3.2 and app. B, tAB-DEIS in log rho.
-
-    >>> import diffcore as dc
-    >>> dc.samplers.deis(dc.schedules.Cosine(), 10).memory
-    2
-    """
-    _check.integer("samplers.deis", "order", order, 1, 3)
-    _check.flag("samplers.deis", "lower_order_final", lower_order_final)
-    pairs = steps_of("samplers.deis", schedule, steps, grid, both_ways=True)
-
-    def weigh(rho: Float64, k: int, count: int) -> Float64:
-        use = min(count, len(pairs) - k) if lower_order_final else count
-        log_rho = np.log(np.where(rho[: k + 2] > 0.0, rho[: k + 2], 1.0))  # the step to clean data is Euler's
-        h = log_rho[k] - log_rho[k + 1]
-        nodes = np.stack([(log_rho[k] - log_rho[k - j]) / h for j in range(use)], axis=-1)
-        weights = np.zeros((*pairs.lead, count))
-        weights[..., :use] = interpolation_weights(-h, nodes) / np.expm1(h)[..., None] * -1.0
-        return weights
-
-    settings = {"order": order, "lower_order_final": lower_order_final}
-    return _plan("deis", schedule, pairs, order, "euler", weigh, settings)
+    return adams_plan("ipndm", schedule, pairs, order, final, lambda *at: np.array(adams_bashforth(at[-1])), settings)
 
 
 def gradient_estimation(schedule: Schedule, steps: int | None = None, *, gamma: float = 2.0, grid: Any = None) -> Plan:
@@ -190,4 +149,6 @@ def gradient_estimation(schedule: Schedule, steps: int | None = None, *, gamma: 
     _check.number("samplers.gradient_estimation", "gamma", gamma, 1.0)
     pairs = steps_of("samplers.gradient_estimation", schedule, steps, grid, both_ways=True)
     weights = [np.array([1.0]), np.array([gamma, 1.0 - gamma])]
-    return _plan("gradient_estimation", schedule, pairs, 2, "euler", lambda *at: weights[at[-1] - 1], {"gamma": gamma})
+    return adams_plan(
+        "gradient_estimation", schedule, pairs, 2, "euler", lambda *at: weights[at[-1] - 1], {"gamma": gamma}
+    )
