@@ -73,7 +73,10 @@ def levels_of(run: Run, like: Array, convert: Callable[[Float64, Array], Array] 
 
 def _rows(table: Array) -> list[Array]:
     """Return the rows of an array, of a library too whose arrays are no iterables."""
-    return list(table) if hasattr(type(table), "__iter__") else [table[row, ...] for row in range(table.shape[0])]
+    try:
+        return list(table)
+    except TypeError:
+        return [table[row, ...] for row in range(table.shape[0])]
 
 
 def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[Array, Array | None]:
@@ -119,7 +122,12 @@ class Source:
         self.takes_stream = "stream" in names
 
     def __call__(
-        self, draw: Any, shape: tuple[int, ...], like: Array, between: tuple[Any, Any] | None = None, stream: int = 0
+        self,
+        draw: Any,
+        shape: tuple[int, ...],
+        like: Array,
+        between: tuple[Any, Any] | None = None,
+        stream: int = _streams.SAMPLER,
     ) -> Array:
         """Return draw number `draw` in the library of `like`; `between` are the levels that a stage goes from and to."""
         number = _array.known_int(draw)
@@ -142,7 +150,11 @@ def levels_between(plan: Plan, stage: int) -> tuple[Any, Any]:
 
 
 def drawn(
-    backend: Any, state: State, source: Source | None, between: tuple[Any, Any] | None = None, stream: int = 0
+    backend: Any,
+    state: State,
+    source: Source | None,
+    between: tuple[Any, Any] | None = None,
+    stream: int = _streams.SAMPLER,
 ) -> Array:
     """Return fresh noise for a stage: from the caller's source, or from the keys of the state."""
     z, shape = state.z, tuple(state.z.shape)

@@ -116,7 +116,7 @@ def fits(keep: str, name: str) -> bool:
 def test_the_tests_part_takes_the_files_with_a_test_for_a_gpu(gpu: Any) -> None:
     part = next(part for part in gpu.PARTS if part.name == "tests")
     files = [Path(word).name for word in gpu._command(part, Path("result.json")) if word.endswith(".py")]
-    assert "test_triton.py" in files
+    assert "test_triton_run.py" in files
     assert "test_schedules.py" not in files
 
 

@@ -15,6 +15,7 @@ from diffcore.levels import Gaussian, Level, level
 
 S = dc.schedules
 GRID = np.linspace(-6.0, 6.0, 6)
+NOISE, X = dc.plan.Form().noise, dc.plan.Form().x
 CLEAN = np.array([-9.0, -4.0, -1.0, 0.5, 4.0, np.inf])
 
 
@@ -93,8 +94,9 @@ def _ratio_of_one(grid: Any) -> dc.Plan:
     """DPM-Solver++ 2M that takes all gaps for equal."""
     plan = dc.samplers.dpm_solver_pp(S.Cosine(), grid=grid, order=2)
     update = plan.update.copy()
-    total = update[1:, 0, 3] + update[1:, 0, 4]
-    update[1:, 0, 3], update[1:, 0, 4] = 1.5 * total, -0.5 * total
+    last, x = 1, plan.form.x
+    total = update[1:, 0, x] + update[1:, 0, last]
+    update[1:, 0, x], update[1:, 0, last] = 1.5 * total, -0.5 * total
     return dataclasses.replace(plan, update=update)
 
 
@@ -102,8 +104,8 @@ def _corrector(noise: float = 1.0, mean: float = 1.0) -> Callable[..., dc.Plan]:
     def make_plan(schedule: Any, **settings: Any) -> dc.Plan:
         plan = dc.samplers.predictor_corrector(schedule, **settings)
         update = plan.update.copy()
-        update[1::2, 0, 2] *= noise
-        update[1::2, 0, 3] *= mean
+        update[1::2, 0, plan.form.noise] *= noise
+        update[1::2, 0, plan.form.x] *= mean
         return dataclasses.replace(plan, update=update)
 
     return make_plan
@@ -240,10 +242,10 @@ SEEN: dict[str, tuple[Callable[[], Any], str]] = {
         "score = grad log q|Tweedie|Cov",
     ),
     "eta for eta^2": (
-        lambda: testing.check_keeps_marginals(_plan_with(_scale(0, 2, 1.001))),
+        lambda: testing.check_keeps_marginals(_plan_with(_scale(0, NOISE, 1.001))),
         "keeps the variance at stage = 3",
     ),
-    "x-hat off by 0.1%": (lambda: testing.check_keeps_marginals(_plan_with(_scale(0, 3, 1.001))), "keeps the mean"),
+    "x-hat off by 0.1%": (lambda: testing.check_keeps_marginals(_plan_with(_scale(0, X, 1.001))), "keeps the mean"),
     "a step that does not compose": (
         lambda: testing.check_composes(lambda grid: ddim(grid, eta=0.5), GRID),
         "composes: ",
@@ -317,7 +319,7 @@ def _scale_for_weight(cond: Any, uncond: Any, *, weight: float) -> Any:
 
 
 def _noise_at_the_end(update: Any, plan: dc.Plan) -> None:
-    update[-1, 0, 2] = 1e-6
+    update[-1, 0, NOISE] = 1e-6
 
 
 @pytest.mark.parametrize("mistake", SEEN)

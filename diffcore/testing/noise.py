@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffcore import _array, backends, noise
+from diffcore import _array, _streams, backends, noise
 from diffcore._array import Array
 from diffcore.backends import Backend
 from diffcore.testing._arrays import compare, epsilon, fail_unless, host, smallest
@@ -136,9 +136,9 @@ def _check_regions(backend: Backend, like: Array, words: Array, size: int) -> No
     """Check that regions of an array are its regions: whole samples, rows that cross tiles, single elements, nothing."""
     shape, device = (3, 4, max(1, size // 3), 2), _array.device(like)
     drawn = {
-        "bits": lambda words, **how: backend.bits(words, 3, shape, device=device, stream=1, **how),
+        "bits": lambda words, **how: backend.bits(words, 3, shape, device=device, stream=_streams.TIMES, **how),
         "normal": lambda words, **how: backend.normal(
-            words, 3, shape, dtype=like.dtype, device=device, stream=1, **how
+            words, 3, shape, dtype=like.dtype, device=device, stream=_streams.TIMES, **how
         ),
     }
     rows = shape[2]
