@@ -309,7 +309,7 @@ def _error(
     draw: int,
 ) -> Array:
     """Return weight * ||x - x-hat(z)||^2, summed over a sample, at one log-SNR per sample."""
-    prediction = predictions.said(function, denoise, prediction)
+    prediction = predictions.kind_of(function, denoise, prediction)
     eps = normal(x, seed, draw=draw, stream=_streams.LIKELIHOOD)
     level = levels.level(log_snr, schedule.scaling)
     y = denoise(process.diffuse(x, eps, level), log_snr)

@@ -249,7 +249,7 @@ def sample(
     """
     source = _check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = _fitting(denoise, plan)
-    prediction = predictions.said("sample", denoise, prediction)
+    prediction = predictions.kind_of("sample", denoise, prediction)
     if isinstance(z, State):
         _refuse_seed("sample", seed)
         _check_resumed(plan, z, source, constraint is not None)

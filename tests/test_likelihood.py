@@ -134,9 +134,9 @@ def test_the_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-9)
     t = (np.arange(20000) + 0.5) / 20000
-    for schedule in CURVES:  # and so does weights.Bound, for uniform t
+    for schedule in CURVES:  # and so does weights.VariationalBound, for uniform t
         at = schedule(t)
-        mean = np.mean(weights.Bound()(at, schedule.slope(t)) * error(np.exp(at.log_snr)))
+        mean = np.mean(weights.VariationalBound()(at, schedule.slope(t)) * error(np.exp(at.log_snr)))
         assert mean == pytest.approx(half_integral(*ends(NARROW))[0], rel=1e-6)
 
 
