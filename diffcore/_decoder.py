@@ -77,8 +77,8 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
 
     Returns:
         An array of shape (B,), at least float32. Under `Bins` near 0 where the noise at t = 0 is far below the width of
-        a bin, in the memory of 16 copies of `x`, however many bins; inf for a sample that is not made of their values,
-        where those cannot be looked at (traced, or on another device).
+        a bin, in the memory of 16 copies of `x`, however many bins; inf for a sample with other values than
+        theirs, where they cannot be read (traced, or on another device).
 
     Raises:
         ValueError: `x` has other values than those of `Bins`; the level at t = 0 is not finite.

@@ -221,7 +221,7 @@ def test_one_graph_on_torch() -> None:
             lambda: times.LogNormal(schedules.Cosine(), mean=1e3),
             r"`mean` must make the noise levels of the schedule.*likely",
         ),
-        (lambda: times.stratified([1, 2, 3], 0, 2), "3 entries for a batch of 2"),
+        (lambda: times.stratified([1, 2, 3], 0, 2), "`seed` must be one int, or have 2 entries"),
         (lambda: times.independent(1, 0, ()), r"`shape` must be B or \(B, \.\.\.\), ints >= 0, got \(\)"),
         (lambda: times.independent(1, 0, -1), r"`shape` must be B or .*, got \(-1,\)"),
     ],
