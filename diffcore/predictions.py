@@ -219,7 +219,7 @@ def check_solvable(
     bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)
     if np.any(bad):
         where = Level(*(float(np.broadcast_to(part, bad.shape)[bad][0]) for part in level))
-        at, way_out = "numbers beyond the range of their dtype", "give a less extreme log-SNR, or float64"
+        at, way_out = "a level beyond the range of the dtype", "give a less extreme log-SNR, or float64"
         if where.alpha == 0.0:
             at, way_out = "alpha = 0 (pure noise)", "use prediction='v', or start at a finite log-SNR"
         elif where.sigma == 0.0:
