@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from diffcore import _array, levels, process
+from diffcore import _array, _check, levels, process
 from diffcore._array import Array
 from diffcore._weight import At, Split, Weight
 from diffcore.levels import Level
@@ -20,7 +18,7 @@ class Interval(Weight):
     count: float
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(2.0, -2.0, 0.5 * self.count * at.xp.expm1(self.gap) * at.one)
 
 
@@ -31,7 +29,7 @@ class PerLogSNR(Weight):
     width: float
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(2.0, -2.0, 0.5 * self.width * at.one)
 
 
@@ -47,7 +45,7 @@ def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
         An array of the levels' shape, free of cancellation.
 
     Raises:
-        TypeError: `s` or `t` is no level.
+        TypeError: `s` or `t` is not a level, `steps` not an int.
         ValueError: steps < 1; levels that do not align, or, where they are numbers, levels out of order.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14.
@@ -57,8 +55,7 @@ def discrete_weight(s: Level, t: Level, steps: int = 1) -> Array:
     np.float64(0.859141)
     """
     function = "likelihood.discrete_weight"
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"{function}: `steps` is {steps!r}, but takes an int >= 1")
+    steps = _check.integer(function, "steps", steps, 1)
     s, t = process.ordered(function, s, t)
     xp = _array.namespace(function, s=s.log_snr, t=t.log_snr)
     clean, noisy = (_array.level_array(function, "log_snr", part.log_snr)[1] for part in (s, t))

@@ -1,4 +1,4 @@
-"""The last term of the bound, -log p(x | z_0), by a decoder, and what all terms check."""
+"""The last term of the bound, -log p(x | z_0), by a decoder, and the checks that all terms share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _streams
+from diffcore import _array, _check, _streams
 from diffcore._array import Array
 from diffcore.schedules._base import scaling_of
 
@@ -29,6 +29,7 @@ class Bins:
         low, high: the first and the last value.
 
     Raises:
+        TypeError: `count` is not an int, `low` or `high` not a number.
         ValueError: count < 2, or low >= high.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 8 and below.
@@ -42,13 +43,9 @@ class Bins:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.count, int) and self.count >= 2
-        low, high = (_array.number("likelihood.Bins", end, getattr(self, end)) for end in ("low", "high"))
-        if not (whole and math.isfinite(low) and low < high < math.inf):
-            raise ValueError(
-                f"likelihood.Bins: `count`, `low`, `high` are {self.count!r}, {self.low!r}, {self.high!r}, but take an int "
-                f">= 2 and low < high"
-            )
+        _check.integer("likelihood.Bins", "count", self.count, 2)
+        low = _check.number("likelihood.Bins", "low", self.low)
+        _check.number("likelihood.Bins", "high", self.high, low, open_low=True)
 
     @property
     def width(self) -> float:
@@ -80,12 +77,12 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
 
     Returns:
         An array of shape (B,), at least float32. Under `Bins` near 0 where the noise at t = 0 is far below the width of
-        a bin, in the memory of 16 copies of `x`, however many bins; inf for a sample that is not made of their values,
-        where those cannot be looked at (traced, or on another device).
+        a bin, in the memory of 16 copies of `x`, however many bins; inf for a sample with other values than
+        theirs, where they cannot be read (traced, or on another device).
 
     Raises:
-        ValueError: `x` is not made of the values of `Bins`; the level at t = 0 is not finite.
-        TypeError: `x` is no floating array, `schedule` no schedule, or `decoder` no decoder.
+        ValueError: `x` has other values than those of `Bins`; the level at t = 0 is not finite.
+        TypeError: `x` is not a floating array, `schedule` not a schedule, or `decoder` not a decoder.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 8 and below.
 
@@ -99,9 +96,9 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
     function = "likelihood.reconstruction"
     xp = check_data(function, x)
     scaling_of(function, "schedule", schedule)
-    if not (decoder is None or isinstance(decoder, Bins | Density)):
-        raise TypeError(
-            f"{function}: `decoder` is {decoder!r}, but takes likelihood.Bins(), likelihood.Density() or None"
+    if decoder is not None:
+        _check.instance(
+            function, "decoder", decoder, (Bins, Density), "likelihood.Bins(), likelihood.Density() or None"
         )
     log_snr = float(schedule.log_snr(0.0))
     check_finite(function, np.array([log_snr]))
@@ -132,18 +129,15 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
 
 
 def _off_the_values(function: str, decoder: Bins, x: Array, distance: Array) -> Array:
-    """Return where data is none of the values, by more than its dtype rounds; raise where the host knows it."""
+    """Return where data differs from all values by more than the rounding of its dtype; raise where the host knows it."""
     xp = _array.library(x)
     rounding = 4.0 * float(xp.finfo(x.dtype).eps) * max(abs(decoder.low), abs(decoder.high))
     off = ~(xp.abs(distance) <= 0.01 * decoder.width + rounding)  # NaN too
     found = _array.known(off)
     if found is not None and np.any(found):
-        values = _array.known(x)
-        raise ValueError(
-            f"{function}: `x` has {float(values[found != 0].flat[0])!r}, none of the {decoder.count} values from "
-            f"{decoder.low!r} to {decoder.high!r} of {decoder!r}; round to them, give likelihood.Bins of the values of x, or, for "
-            f"continuous data, decoder=likelihood.Density()"
-        )
+        must = f"have only the {decoder.count} values from {decoder.low!r} to {decoder.high!r} of {decoder!r}"
+        hint = "round to them, give the likelihood.Bins of `x`, or, for continuous data, decoder=likelihood.Density()"
+        raise _check.error(ValueError, function, "x", must, float(_array.known(x)[found != 0].flat[0]), hint)
     return off
 
 
@@ -163,7 +157,7 @@ def check_data(function: str, x: Array) -> Any:
     """Return the namespace of data (B, ...), or raise TypeError."""
     xp = _array.namespace(function, x=x)
     if _array.library(x) is None or len(x.shape) < 1:
-        raise TypeError(f"{function}: `x` is a number, but takes an array (B, ...)")
+        raise _check.error(TypeError, function, "x", "be an array (B, ...)", x)
     _array.check_floating(function, x=x)
     return xp
 
@@ -171,7 +165,6 @@ def check_data(function: str, x: Array) -> Any:
 def check_finite(function: str, log_snr: np.ndarray[Any, Any]) -> None:
     """Raise ValueError unless all log-SNRs are finite."""
     if not np.all(np.isfinite(log_snr)):
-        raise ValueError(
-            f"{function}: `schedule` has the log-SNR {log_snr[~np.isfinite(log_snr)][0]} at an end, where the bound is "
-            f"infinite; use a schedule with finite ends, such as schedules.Cosine()"
-        )
+        hint = "the bound is infinite at others; use a schedule with finite ends, such as schedules.Cosine()"
+        found = log_snr[~np.isfinite(log_snr)][0]
+        raise _check.error(ValueError, function, "schedule", "have finite log-SNRs at its ends", found, hint)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 Denoiser = Callable[[Array, Array], Array]
@@ -61,10 +61,8 @@ class One:
             log_snr = concat([log_snr, log_snr], axis=0)
         y = self.denoise(xp.concat([z, z], axis=0), log_snr, merge(self.cond, self.null, batch, ""))
         if y.shape[0] != 2 * batch:
-            raise ValueError(
-                f"guidance.classifier_free: `denoise` returned a batch of {y.shape[0]} for one of {2 * batch}, samples "
-                f"with `cond` followed by the same samples with `null`; it must keep the batch axis"
-            )
+            must = f"return a batch of {2 * batch}, the samples with `cond` and then the same samples with `null`"
+            raise _check.error(ValueError, "guidance.classifier_free", "denoise", must, y)
         return y[:batch, ...], y[batch:, ...]
 
     def map(self, function: Callable[[Any], Any]) -> One:
@@ -84,11 +82,13 @@ def merge(cond: Any, null: Any, batch: int, path: str) -> Any:
     alone = null is None
     if isinstance(cond, Mapping):
         if not alone and (not isinstance(null, Mapping) or set(null) != set(cond)):
-            raise ValueError(f"{function}: `{where}` and `null{path}` differ; they need the same keys")
+            found = list(null) if isinstance(null, Mapping) else null
+            raise _check.error(ValueError, function, f"null{path}", f"have the keys {list(cond)} of `{where}`", found)
         return {k: merge(part, None if alone else null[k], batch, f"{path}[{k!r}]") for k, part in cond.items()}
     if isinstance(cond, (tuple, list)):
         if not alone and (not isinstance(null, (tuple, list)) or len(null) != len(cond)):
-            raise ValueError(f"{function}: `{where}` and `null{path}` differ; they need the same length")
+            must = f"be a sequence of length {len(cond)}, as `{where}` is"
+            raise _check.error(ValueError, function, f"null{path}", must, null)
         nulls = [None] * len(cond) if alone else null
         pairs = enumerate(zip(cond, nulls, strict=True))
         parts = [merge(part, other, batch, f"{path}[{k}]") for k, (part, other) in pairs]
@@ -97,17 +97,16 @@ def merge(cond: Any, null: Any, batch: int, path: str) -> Any:
         return tuple(parts) if isinstance(cond, tuple) else parts
     if cond is None or isinstance(cond, (str, bool, int, float)):
         if not alone and cond != null:
-            raise ValueError(f"{function}: `{where}` is {cond!r} and `null{path}` is {null!r}; only arrays may differ")
+            must = f"be {_check.shown(cond)}, as `{where}` is"
+            raise _check.error(ValueError, function, f"null{path}", must, null, "only arrays may differ")
         return cond
     if alone:
         xp = _array.namespace(function, **{where: cond})
         return _rows(xp, cond, batch, where)
     xp = _array.namespace(function, **{where: cond, f"null{path}": null})
     if tuple(cond.shape[1:]) != tuple(null.shape[1:]) or not cond.shape:
-        raise ValueError(
-            f"{function}: `{where}` has shape {tuple(cond.shape)} and `null{path}` has {tuple(null.shape)}; they must "
-            f"be equal but for the batch axis"
-        )
+        must = f"have the shape of `{where}`, {tuple(cond.shape)}, except for the batch axis"
+        raise _check.error(ValueError, function, f"null{path}", must, null)
     if batch == 1 and max(cond.shape[0], null.shape[0]) > 1:  # the check of the structure, before a batch is known
         batch = max(cond.shape[0], null.shape[0])
     return xp.concat([_rows(xp, cond, batch, where), _rows(xp, null, batch, f"null{path}")], axis=0)
@@ -117,8 +116,6 @@ def _rows(xp: Any, part: Array, batch: int, where: str) -> Array:
     if part.shape[0] == batch:
         return part
     if part.shape[0] != 1:
-        raise ValueError(
-            f"guidance.classifier_free: `{where}` has shape {tuple(part.shape)} for a batch of {batch}; its first axis "
-            f"must be the batch, or 1"
-        )
+        must = f"have a first axis of {batch}, the batch, or 1"
+        raise _check.error(ValueError, "guidance.classifier_free", where, must, part)
     return xp.broadcast_to(part, (batch, *part.shape[1:]))

@@ -1,4 +1,4 @@
-"""What a caller may give as a seed, as the two words of 32 bits that key Philox; `diffcore.noise.keys` documents it."""
+"""Seeds of all kinds as the two words of 32 bits that key Philox; `diffcore.noise.keys` documents the kinds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._philox import MASK
 
 
 def words_of(seed: Any) -> tuple[Array, bool]:
-    """Return the words (n, 2) of seeds, and whether there is one for a whole batch."""
+    """Return the words (n, 2) of seeds, and whether one seed serves a full batch."""
     if isinstance(seed, int | np.integer):
         return _from_host([seed]), True
     if isinstance(seed, list | tuple | range):
@@ -24,31 +24,29 @@ def words_of(seed: Any) -> tuple[Array, bool]:
 
         data = jax.random.key_data(seed)
         if data.shape[-1] != 2 or data.ndim > 2:
-            raise TypeError(f"noise: `seed` is a {kind} of shape {seed.shape}, but takes keys of two words, () or (B,)")
+            must = "be JAX keys of two words, of shape () or (B,)"
+            raise _check.error(TypeError, "noise", "seed", must, seed, "see jax.random.key")
         return data.reshape(-1, 2), data.ndim == 1
     shape = tuple(getattr(seed, "shape", ()))
     if isinstance(seed, np.ndarray) and len(shape) < 2:
         return _from_host(seed.reshape(-1).tolist()), not shape
     if "int" not in kind:
-        raise TypeError(f"noise: `seed` must be an int, ints or words (B, 2), got {kind or type(seed).__name__}")
+        raise _check.error(TypeError, "noise", "seed", "be an int, ints or words (B, 2)", seed)
     if len(shape) < 2:
         return _split(_array.library(seed), seed), not shape
     if len(shape) > 2 or shape[1] != 2:
-        raise ValueError(f"noise: `seed` has shape {shape}, but takes one int, one int per sample, or words (B, 2)")
+        raise _check.error(ValueError, "noise", "seed", "be one int, one int per sample, or words (B, 2)", seed)
     if not isinstance(seed, np.ndarray):
         return seed, False
     if seed.size and not (seed.min() >= 0 and seed.max() <= MASK):
-        raise ValueError(f"noise: `seed` has words from {seed.min()} to {seed.max()}, but takes words in [0, 2^32)")
+        wrong = seed[(seed < 0) | (seed > MASK)].flat[0]
+        raise _check.error(ValueError, "noise", "seed", "have words in [0, 2^32 - 1]", wrong)
     return seed.astype(np.uint32, copy=False), False
 
 
 def _from_host(values: Sequence[Any]) -> Array:
-    for value in values:
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-            raise TypeError(f"noise: `seed` has {value!r}, but takes ints in [0, 2^64)")
-        if not 0 <= value < 2**64:
-            raise ValueError(f"noise: `seed` has {value!r}, but takes ints in [0, 2^64)")
-    words = [(int(value) & MASK, int(value) >> 32) for value in values]
+    found = [_check.integer("noise", "seed", value, 0, 2**64 - 1) for value in values]
+    words = [(value & MASK, value >> 32) for value in found]
     if _array.traced():  # torch traces NumPy too, but neither its unsigned integers nor our kernel
         import torch
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 
@@ -38,14 +38,8 @@ def clip(low: float = -1.0, high: float = 1.0) -> Clip:
     >>> clip(-1.0, 1.0)(np.array([-3.0, 0.5, 2.0]))
     array([-1. ,  0.5,  1. ])
     """
-    if (
-        not -math.inf
-        < _array.number("guidance.clip", "low", low)
-        < _array.number("guidance.clip", "high", high)
-        < math.inf
-    ):
-        raise ValueError(f"guidance.clip: `low`, `high` are {low!r}, {high!r}, but take finite numbers, low < high")
-    return Clip(float(low), float(high))
+    low = _check.number("guidance.clip", "low", low)
+    return Clip(low, _check.number("guidance.clip", "high", high, low, open_low=True))
 
 
 @dataclass(frozen=True)
@@ -87,11 +81,8 @@ def dynamic_threshold(percentile: float = 0.995, *, bound: float = 1.0) -> Dynam
     array([[-1. ,  0.5,  1. ]])
     """
     function = "guidance.dynamic_threshold"
-    if not 0.0 <= _array.number(function, "percentile", percentile) <= 1.0:
-        raise ValueError(f"{function}: `percentile` is {percentile!r}, but takes a number in [0, 1], such as 0.995")
-    if not 0.0 < _array.number(function, "bound", bound) < math.inf:
-        raise ValueError(f"{function}: `bound` is {bound!r}, but takes a positive finite number")
-    return DynamicThreshold(float(percentile), float(bound))
+    percentile = _check.number(function, "percentile", percentile, 0, 1, hint="such as 0.995")
+    return DynamicThreshold(percentile, _check.number(function, "bound", bound, 0, open_low=True))
 
 
 def _quantile(ordered: Array, q: float) -> Array:

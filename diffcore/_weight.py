@@ -1,4 +1,4 @@
-r"""What a weight is: alpha^i sigma^j rest, with exponents that are known before any value is.
+r"""What a weight is: alpha^i sigma^j coefficient, with exponents that are known before any value is.
 
 Split that way, a weight that is infinite at clean data and an error that vanishes there meet as exponents, whose sum is
 exact, and not as inf * 0.
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
 
 class Split(NamedTuple):
-    """A weight or a factor as alpha^alpha_power sigma^sigma_power rest, alpha^2 + sigma^2 = 1, with `rest` finite."""
+    """A weight or a factor as alpha^alpha_power sigma^sigma_power coefficient, alpha^2 + sigma^2 = 1, with `coefficient` finite."""
 
     alpha_power: float
     sigma_power: float
-    rest: Array
+    coefficient: Array
 
 
 class At(NamedTuple):
-    """Where a weight is asked for: the namespace, 1, A = sigmoid(lambda), S = sigmoid(-lambda), and d lambda/dt."""
+    """Where a weight is evaluated: the namespace, 1, A = sigmoid(lambda), S = sigmoid(-lambda), and d lambda/dt."""
 
     xp: Any
     one: Array
@@ -44,7 +44,7 @@ class Weight(ABC):
 
     @abstractmethod
     def split(self, at: At) -> Split:
-        """Return w = alpha^i sigma^j rest at a level: (i, j, rest), with `rest` finite and not zero at both ends."""
+        """Return (i, j, c) of w = alpha^i sigma^j c at a level, with c finite and not zero at both ends."""
 
     def __call__(self, level: Level, slope: Array | None = None) -> Array:
         r"""Return w(lambda) at a level.
@@ -52,7 +52,7 @@ class Weight(ABC):
         Args:
             level: of any shape; only its `log_snr` is read, so a weight is the same under every scaling.
             slope: d lambda / dt <= 0 of the schedule (`schedule.slope(t)`), a number or of the level's shape; read by `Sigmoid` and
-                `Bound` only.
+                `VariationalBound` only.
 
         Returns:
             An array of the level's shape and library, at least float32; 0 or inf at lambda = +-inf where w is.
@@ -79,34 +79,30 @@ def unit_level(function: str, level: Level) -> tuple[Any, Level]:
 
 
 def split(weight: Weight | Callable[[Level, Any], Array], level: Level, slope: Array | None) -> Split:
-    """Return a weight at a level as exponents and a finite rest; a plain function has the exponents 0."""
-    name = type(weight).__name__ if isinstance(weight, Weight) else getattr(weight, "__qualname__", repr(weight))
-    function = f"weights.{name}" if isinstance(weight, Weight) else f"`weight` {name}"
+    """Return a weight at a level as exponents and a finite coefficient; a plain function has the exponents 0."""
+    function = f"weights.{type(weight).__name__}" if isinstance(weight, Weight) else "losses"
     xp, unit = unit_level(function, level)
     lead = tuple(unit.alpha.shape)
-    if (found := tuple(getattr(slope, "shape", ()))) not in ((), lead):  # else it would broadcast
-        raise ValueError(
-            f"{function}: `slope` has shape {found} and the level {lead}, but takes one number or one for each level; "
-            f"pass slope=schedule.slope(t), with the times of the level"
-        )
+    if tuple(getattr(slope, "shape", ())) not in ((), lead):  # else it would broadcast
+        must = f"be one number, or one for each level, of shape {lead}"
+        raise _check.error(ValueError, function, "slope", must, slope, "pass slope=schedule.slope(t), t of the level")
     if isinstance(weight, Weight):
         parts = weight.split(At(xp, xp.ones_like(unit.alpha), unit.alpha**2, unit.sigma**2, slope))
     else:
         parts = Split(0.0, 0.0, weight(level, slope))
-    if (found := tuple(getattr(parts.rest, "shape", ()))) not in ((), lead):
-        raise ValueError(
-            f"{function}: returned shape {found} for a level of shape {lead}, but must return one weight for each"
-        )
+    if tuple(getattr(parts.coefficient, "shape", ())) not in ((), lead):
+        must = f"return one number, or one for each level, of shape {lead}"
+        raise _check.error(ValueError, function, "weight", must, parts.coefficient)
     return parts
 
 
 def product(parts: Split, unit: Level) -> Array:
-    """Return alpha^i sigma^j rest. An exponent of 0 is left out, since 0 * inf has no value."""
-    return raised(raised(parts.rest, unit.alpha, parts.alpha_power), unit.sigma, parts.sigma_power)
+    """Return alpha^i sigma^j coefficient. An exponent of 0 is left out, since 0 * inf has no value."""
+    return raised(raised(parts.coefficient, unit.alpha, parts.alpha_power), unit.sigma, parts.sigma_power)
 
 
 def raised(value: Array, base: Array, power: float) -> Array:
-    """Return value base^power; a whole power by steps, so that base^2 may underflow where the product does not."""
+    """Return value base^power; an integer power by steps, so that base^2 may underflow where the product does not."""
     if power not in (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0):
         return value * base**power
     for _ in range(abs(int(power))):

@@ -1,8 +1,8 @@
-r"""Guidance without a classifier, and what may be done to x-hat: wrappers round any denoiser, and functions x -> x.
+r"""Guidance without a classifier, and changes of x-hat: wrappers round any denoiser, and functions x -> x.
 
     guided = (1 + w) c - w u = u + scale (c - u),    scale = 1 + w
 
-with c what the denoiser says under the condition and u without it. Here `weight` is always w, 0 is off, and `scale` is
+with c the prediction under the condition and u the one without it. Here `weight` is always w, 0 is off, and `scale` is
 always 1 + w, 1 is off. c and u may be eps, x, v or score: at one z all of these are affine maps of one another and the
 coefficients sum to one, so the result is the same; it is of the kind that the denoiser predicts.
 
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._pair import Denoiser, One, Two, merge
 from diffcore._threshold import Clip, DynamicThreshold, clip, dynamic_threshold
@@ -70,9 +70,10 @@ def classifier_free(
 
     Raises:
         ValueError: neither or both of weight and scale; a weight that is not finite (of an array, where it is NumPy's);
-            rescale or interval out of range; cond and null that differ in structure; two denoisers that predict
-            different things; when called, a weight that does not align with the leading axes of z.
-        TypeError: a denoiser that cannot be called; neither form; when called, a weight of another library than z.
+            rescale or interval out of range; cond and null that differ in structure; two denoisers of different
+            `prediction` or `scaling`; when called, a weight that does not align with the leading axes of z.
+        TypeError: a denoiser that cannot be called; a weight that is neither a number nor an array; neither form;
+            when called, a weight of another library than z.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6; Lin et al. 2023 (arXiv 2305.08891), eq. 15-16; Kynkaanniemi et
     al. 2024 (arXiv 2404.07724), eq. 3.
@@ -87,32 +88,30 @@ def classifier_free(
     """
     function = "guidance.classifier_free"
     if (weight is None) == (scale is None):
-        raise ValueError(f"{function}: takes either `weight` w of (1 + w) c - w u, or `scale` = 1 + w")
+        raise ValueError(f"{function}: give exactly one of `weight`, w of (1 + w) c - w u, and `scale` = 1 + w")
     if scale is not None:
         weight = _weight(function, "scale", scale) - 1.0
     elif not callable(weight):
         weight = _weight(function, "weight", weight)
-    if not 0.0 <= _array.number(function, "rescale", rescale) <= 1.0:
-        raise ValueError(f"{function}: `rescale` is {rescale!r}, but takes a number in [0, 1]")
+    _check.number(function, "rescale", rescale, 0, 1)
     if interval is not None:
-        interval = _array.interval(function, "interval", interval)
-        if not interval[0] <= interval[1]:
-            raise ValueError(f"{function}: `interval` is {interval!r}, but takes (low, high) in log-SNR, low <= high")
-    for argument, model in (("denoise", denoise), ("unconditional", unconditional)):
-        if model is not None and not callable(model):
-            raise TypeError(f"{function}: `{argument}` is {type(model).__name__}, but takes a callable (z, log_snr)")
+        interval = _check.interval(function, "interval", interval, equal=True, finite=False, hint="they are log-SNRs")
+    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
+    if unconditional is not None:
+        _check.callable_(function, "unconditional", unconditional, "a function of (z, log_snr)")
     source: Two | One
     if unconditional is not None and cond is None and null is None:
         source = Two(denoise, unconditional)
         for name in _FORWARDED:
-            said = [getattr(model, name, None) for model in (denoise, unconditional)]
-            if None not in said and said[0] != said[1]:
-                raise ValueError(f"{function}: the two denoisers differ in `{name}`, {said[0]!r} and {said[1]!r}")
+            own, other = (getattr(model, name, None) for model in (denoise, unconditional))
+            if own is not None and other is not None and own != other:
+                must = f"have the `{name}` of `denoise`, {own!r}"
+                raise _check.error(ValueError, function, "unconditional", must, other)
     elif unconditional is None and cond is not None and null is not None:
         source = One(denoise, cond, null)
         merge(cond, null, 1, "")
     else:
-        raise TypeError(f"{function}: takes (denoise_cond, denoise_uncond), or (denoise, cond=..., null=...)")
+        raise TypeError(f"{function}: give either (denoise_cond, denoise_uncond), or (denoise, cond=..., null=...)")
     assert weight is not None
     return ClassifierFree(source, weight, float(rescale), interval)
 
@@ -130,9 +129,9 @@ class ClassifierFree:
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the guided prediction at z, of its shape and dtype.
 
-        Outside the interval the unconditional pass is left out where that can be known: on the host if `log_snr` is a
+        Outside the interval the unconditional pass is left out where that is known: on the host if `log_snr` is a
         number or a NumPy array, by a branch on the device on JAX. On torch, `at` decides; without it both passes run
-        and the second does not count.
+        and the second is discarded.
         """
         if self.interval is None:
             return self._guided(z, log_snr, None)
@@ -155,7 +154,7 @@ class ClassifierFree:
     def at(self, log_snr: Any) -> Denoiser:
         """Return the denoiser for a stage whose log-SNR, or all of them, is known on the host.
 
-        `diffcore.sample` asks before each stage, so that outside the interval only the conditional pass runs, on any
+        `diffcore.sample` calls this before each stage, so that outside the interval only the conditional pass runs, on any
         library, and nothing waits for the device.
 
         >>> guided = classifier_free(lambda z, l: z, lambda z, l: 1 / 0, weight=2.0, interval=(0.0, 5.0))
@@ -173,8 +172,8 @@ class ClassifierFree:
         return replace(self, source=source, interval=None if np.all(active) else self.interval)
 
     def apart(self, z: Array, log_snr: Array) -> tuple[Array, Array, float] | None:
-        """Return (c, u, w) where guidance is c + w (c - u) with a number w and nothing else, for a kernel that works it out
-        with the rest of a step; else None.
+        """Return (c, u, w) where guidance is c + w (c - u) with a number w and nothing else, for a kernel that computes it
+        with the other parts of a step; else None.
 
         >>> guided = classifier_free(lambda z, l: z, lambda z, l: -z, weight=2.0)
         >>> guided.apart(1.0, 0.0), replace(guided, rescale=0.5).apart(1.0, 0.0)
@@ -239,9 +238,9 @@ class ClassifierFree:
         )
         # the square root has no slope at 0, so it is not taken there
         zero, one = xp.zeros_like(found), xp.ones_like(found)
-        whole, some = found > 0, (found > 0) & (wanted > 0)
+        positive, some = found > 0, (found > 0) & (wanted > 0)
         ratio = xp.sqrt(xp.where(some, wanted, one) / xp.where(some, found, one))
-        ratio = xp.where(some, ratio, xp.where(whole, zero, one))
+        ratio = xp.where(some, ratio, xp.where(positive, zero, one))
         return guided * (self.rescale * ratio + (1.0 - self.rescale))
 
 
@@ -256,14 +255,15 @@ def _along(function: str, weight: Any, data: Array, xp: Any) -> Any:
 
 
 def _weight(function: str, argument: str, value: Any) -> Any:
-    """Return a number as a finite float, and an array as it is, or raise ValueError."""
+    """Return a number as a finite float, and an array as it is, or raise TypeError or ValueError."""
+    must = "be a finite number, or an array of them of shape (), (B,) or (B, T)"
     try:
-        number, good = _array.library(value) is None, not isinstance(value, (bool, np.bool_))
+        number = _array.library(value) is None
     except TypeError:
-        number, good = False, False
-    known = number or isinstance(value, np.ndarray)  # other libraries' values are not looked at: they may be traced
-    if not good or (known and not np.all(np.isfinite(value))):
-        raise ValueError(
-            f"{function}: `{argument}` is {value!r}, but takes a finite number, or an array of them of shape (), (B,) or (B, T)"
-        )
+        raise _check.error(TypeError, function, argument, must, value) from None
+    if isinstance(value, (bool, np.bool_)):
+        raise _check.error(TypeError, function, argument, must, value)
+    known = number or isinstance(value, np.ndarray)  # the values of other libraries are not read: they may be traced
+    if known and not np.all(np.isfinite(value)):
+        raise _check.error(ValueError, function, argument, must, value)
     return float(value) if number else value

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 
@@ -75,27 +75,25 @@ def scalings() -> dict[str, Callable[[Any, Array], tuple[Array, Array]]]:
 
 
 def check_scaling(function: str, scaling: object) -> str:
-    """Return the scaling if it is one of the table, else raise ValueError naming the choices."""
-    if not isinstance(scaling, str) or scaling not in scalings():
-        raise ValueError(f"{function}: `scaling` is {scaling!r}, but takes one of {sorted(scalings())}")
-    return scaling
+    """Return the scaling if the table has it, else raise TypeError or ValueError with the choices."""
+    if isinstance(scaling, str) and scaling in scalings():  # in traced code nothing more is called
+        return scaling
+    return _check.choice(function, "scaling", scaling, sorted(scalings()))
 
 
 def check_level(function: str, **given: object) -> None:
-    """Raise TypeError for what is no level, such as a bare time or log-SNR, naming the argument."""
+    """Raise TypeError for anything but a level, such as a plain time or log-SNR."""
     for argument, value in given.items():
         if not hasattr(value, "alpha"):
-            raise TypeError(
-                f"{function}: `{argument}` is {type(value).__name__}, but takes a diffcore.Level, such as schedule(t) or "
-                f"diffcore.levels.level(log_snr)"
-            )
+            must = "be a diffcore.Level, such as schedule(t) or diffcore.levels.level(log_snr)"
+            raise _check.error(TypeError, function, argument, must, value)
 
 
 def line_up(function: str, /, **given: Level) -> tuple[Level, ...]:
     """Return levels that broadcast against each other by their leading axes: beside (B, T), one of (B,) becomes (B, 1).
 
     Raises:
-        TypeError: something that is no level, or levels of two libraries.
+        TypeError: an argument that is not a level, or levels of two libraries.
         ValueError: shapes that do not align.
 
     >>> import numpy as np

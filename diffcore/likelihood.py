@@ -6,11 +6,11 @@ r"""The variational bound on -log p(x), term by term, in nats per sample.
     L_T   = sum_i (1/2) (SNR(s_i) - SNR(t_i)) ||x - x-hat(z_{t_i})||^2            (discrete: T intervals)
     L_inf = (1/2) integral of e^lambda ||x - x-hat(z_lambda)||^2 d lambda         (continuous)
 
-each in expectation over the noise in z. L_inf is written, and estimated, in lambda: a schedule enters through its two
-ends and nothing else. The prior is N(0, sigma_1^2 I), what `diffcore.start` draws.
+each in expectation over the noise in z. L_inf is written, and estimated, in lambda: only the two ends of the
+schedule matter. The prior is N(0, sigma_1^2 I), what `diffcore.start` draws.
 
-Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 11-18 and app. A-B. The schedule must end at finite log-SNRs: data
-without any noise would take infinitely many nats.
+Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 11-18 and app. A-B. The schedule must end at finite log-SNRs: the bound
+is infinite where the data has no noise at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _streams, levels, losses, predictions, process
+from diffcore import _array, _check, _streams, levels, losses, predictions, process
 from diffcore._array import Array
 from diffcore._bound_weights import Interval, PerLogSNR, discrete_weight
 from diffcore._decoder import Bins, Density, check_data, check_finite, normal, reconstruction, total
@@ -75,7 +75,7 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
 
     Raises:
         ValueError: the variance is not positive and finite.
-        TypeError: `x` is no floating array, or `schedule` no schedule.
+        TypeError: `x` is not a floating array, or `schedule` not a schedule.
 
     Source: Kingma et al. 2021, eq. 11.
 
@@ -85,8 +85,8 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
     array([2.])
     """
     function = "likelihood.prior_kl"
-    if variance is not None and not 0.0 < _array.number(function, "variance", variance) < math.inf:
-        raise ValueError(f"{function}: `variance` is {variance!r}, but takes a positive finite number")
+    if variance is not None:
+        _check.number(function, "variance", variance, 0, open_low=True)
     scaling_of(function, "schedule", schedule)
     xp = check_data(function, x)
     wide = _array.widen(xp, x)
@@ -120,14 +120,14 @@ def diffusion_discrete(
         seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         intervals: None sums all T, in T calls; K draws K of them for each sample, spread evenly, in K calls.
         gradients: whether torch records gradients, to the denoiser's parameters or a learned schedule, in the memory of
-            all calls. They are recorded in any case where `x` requires them; JAX needs no such word.
+            all calls. They are recorded in any case where `x` requires them; JAX does not need it.
 
     Returns:
         An array of shape (B,), at least float32.
 
     Raises:
         ValueError: steps out of order or range; a level that is not finite.
-        TypeError: `x` is no floating array, `schedule` no schedule, `denoise` no callable; `prediction` is missing.
+        TypeError: `x` is not a floating array, `schedule` not a schedule, `denoise` not callable; `prediction` is missing.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14. L_T falls towards L_inf as T grows, for a good denoiser.
 
@@ -148,7 +148,8 @@ def diffusion_discrete(
         which = np.broadcast_to(np.arange(count)[:, None], (count, batch))
         share = 1.0
     else:
-        u = _spread(function, seed, intervals, batch)
+        intervals = _check.integer(function, "intervals", intervals, 1)
+        u = _spread(seed, intervals, batch)
         which = np.minimum((u * count).astype(np.int64), count - 1)
         share = count / intervals
     nats = xp.zeros((batch,), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
@@ -174,18 +175,18 @@ def diffusion_continuous(
 ) -> Array:
     r"""Return an unbiased estimate of L_inf = (1/2) integral of e^lambda ||x - x-hat||^2 d lambda, in nats.
 
-    The integral runs between the schedule's ends, over `points` log-SNRs a sample, one in each of as many equal parts,
+    The integral runs between the schedule's ends, over `points` log-SNRs per sample, one in each of as many equal parts,
     at an offset drawn from the sample's seed. Only the ends of the schedule matter.
 
     Args:
         denoise, x, schedule, prediction, seed, gradients: as for `diffusion_discrete`.
-        points: how many log-SNRs a sample, and how many calls of the denoiser.
+        points: log-SNRs per sample, which is also the number of calls of the denoiser.
 
     Returns:
         An array of shape (B,), at least float32.
 
     Raises:
-        ValueError: `points` is no positive int; an end that is not finite.
+        ValueError: `points` is less than 1; an end that is not finite.
         TypeError: as `diffusion_discrete`.
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
@@ -198,12 +199,13 @@ def diffusion_continuous(
     """
     function = "likelihood.diffusion_continuous"
     xp = _check_estimate(function, denoise, x, schedule)
+    points = _check.integer(function, "points", points, 1)
     noisy, clean = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
     check_finite(function, np.array([noisy, clean]))
     nats = xp.zeros((x.shape[0],), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
     weight = PerLogSNR(clean - noisy)
     with _array.recording(x, gradients):
-        for draw, u in enumerate(_spread(function, seed, points, x.shape[0])):
+        for draw, u in enumerate(_spread(seed, points, x.shape[0])):
             at = _on_device(xp, noisy + (clean - noisy) * u, x)
             nats = nats + _error(
                 function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw
@@ -246,7 +248,9 @@ def bound(
     >>> terms.total.shape
     (1,)
     """
-    last = reconstruction(x, schedule, decoder=decoder, seed=seed)  # first, since it checks the data without a network
+    last = reconstruction(
+        x, schedule, decoder=decoder, seed=seed
+    )  # first: it checks the data without calling the denoiser
     settings: dict[str, Any] = {"prediction": prediction, "seed": seed, "gradients": gradients}
     if steps is None:
         diffusion = diffusion_continuous(denoise, x, schedule, points=points, **settings)
@@ -262,7 +266,7 @@ def bits_per_dim(nats: Array, dims: int, *, bin_width: float) -> Array:
 
     Args:
         nats: -log p(x), or a bound on it, of any shape.
-        dims: elements a sample, such as T * H * W * C.
+        dims: elements per sample, such as T * H * W * C.
         bin_width: what the probability is of. 1.0 where `nats` already are of a bin's probability, as those of `bound`.
             For a density (an ODE's likelihood), the width of a bin in the units of x: 2 / 255 for 256 values from -1 to
             1. About 7 bits lie between the two readings.
@@ -278,20 +282,14 @@ def bits_per_dim(nats: Array, dims: int, *, bin_width: float) -> Array:
     >>> bits_per_dim(2.0 * math.log(2.0), 2, bin_width=1.0), bits_per_dim(0.0, 2, bin_width=2 / 256)
     (1.0, 7.0)
     """
-    settings = [
-        _array.number("likelihood.bits_per_dim", *given) for given in (("dims", dims), ("bin_width", bin_width))
-    ]
-    if settings[0] < 1 or not 0.0 < settings[1] < math.inf:
-        raise ValueError(
-            f"likelihood.bits_per_dim: `dims`, `bin_width` are {dims!r}, {bin_width!r}, but take positive numbers"
-        )
+    _check.number("likelihood.bits_per_dim", "dims", dims, 1, finite=False)
+    _check.number("likelihood.bits_per_dim", "bin_width", bin_width, 0, open_low=True)
     return nats / (dims * math.log(2.0)) - math.log2(bin_width)
 
 
 def _check_estimate(function: str, denoise: Any, x: Array, schedule: Any) -> Any:
     """Return the namespace of data (B, ...), or raise TypeError for an argument of another kind."""
-    if not callable(denoise):
-        raise TypeError(f"{function}: `denoise` is {type(denoise).__name__}, but takes a callable (z, log_snr)")
+    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
     scaling_of(function, "schedule", schedule)
     return check_data(function, x)
 
@@ -309,7 +307,7 @@ def _error(
     draw: int,
 ) -> Array:
     """Return weight * ||x - x-hat(z)||^2, summed over a sample, at one log-SNR per sample."""
-    prediction = predictions.said(function, denoise, prediction)
+    prediction = predictions.kind_of(function, denoise, prediction)
     eps = normal(x, seed, draw=draw, stream=_streams.LIKELIHOOD)
     level = levels.level(log_snr, schedule.scaling)
     y = denoise(process.diffuse(x, eps, level), log_snr)
@@ -317,15 +315,13 @@ def _error(
     return mean * math.prod(x.shape[1:])
 
 
-def _spread(function: str, seed: Any, count: int, batch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _spread(seed: Any, count: int, batch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return (count, batch) numbers in [0, 1), one in each of `count` equal parts, at a seed's offset.
 
     The offset runs forwards in one part and backwards in the next, so that its first-order error cancels.
     """
     from diffcore import times
 
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise ValueError(f"{function}: how many points or intervals is {count!r}, but takes an int >= 1")
     offset = times.independent(seed, 0, batch, like=np.zeros((), dtype=np.float64))[None, :]
     part = np.arange(count)[:, None]
     return np.asarray((part + np.where(part % 2 == 0, offset, 1.0 - offset)) / count)
@@ -337,10 +333,10 @@ def _on_device(xp: Any, values: np.ndarray[Any, Any], like: Array) -> Array:
 
 def _check_times(function: str, steps: int | Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
     if isinstance(steps, int | np.integer):
-        if isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"{function}: `steps` is {steps!r}, but takes an int >= 1, or times in rising order")
-        return np.linspace(0.0, 1.0, int(steps) + 1)
-    times = np.asarray(steps, dtype=np.float64)
+        count = _check.integer(function, "steps", steps, 1, hint="or give times in rising order")
+        return np.linspace(0.0, 1.0, count + 1)
+    times = _array.to_host(steps, np.float64, function=function, argument="steps")
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) > 0) or times[0] < 0.0 or times[-1] > 1.0:
-        raise ValueError(f"{function}: `steps` is {times}, but takes at least two times, 0 <= t_0 < ... < t_T <= 1")
+        must = "be an int >= 1, or at least two times, 0 <= t_0 < ... < t_T <= 1"
+        raise _check.error(ValueError, function, "steps", must, steps)
     return times

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _weight, levels, predictions, weights
+from diffcore import _array, _check, _weight, levels, predictions, weights
 from diffcore._array import Array
 from diffcore._weight import Split, Weight
 from diffcore.levels import Level
@@ -60,7 +60,7 @@ def target(x: Array, eps: Array, level: Level, *, prediction: Prediction) -> Arr
     array([-0.7071])
     """
     function = "losses.target"
-    xp = _check(function, x=x, eps=eps, level=level)
+    xp = _namespace(function, x=x, eps=eps, level=level)
     row = predictions.row_function(function, "prediction", prediction)
     wide_x, wide_eps = _array.widen(xp, x), _array.widen(xp, eps)
     with _array.quiet(xp):
@@ -86,7 +86,7 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
         ValueError: an unknown prediction; a missing slope, or one of another shape; two deviations of the data, that of
             `predictions.edm` and that of `weights.EDM`; a factor that diverges at a level given as numbers or NumPy
             arrays. (Arrays of other libraries give inf there, since checking them would wait for the device.)
-        TypeError: `weight` is no weight.
+        TypeError: `weight` is neither a weight nor a function.
 
     Source: Salimans & Ho 2022 (arXiv 2202.00512), sec. 4, for x, eps and v; here for any row.
 
@@ -98,16 +98,13 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
     function = "losses.factor"
     levels.check_level(function, level=level)
     if not callable(weight) or isinstance(weight, type):
-        raise TypeError(
-            f"{function}: `weight` is {weight!r}, but takes a weight such as diffcore.weights.MinSNR(5.0), "
-            f"or a function (level, slope) -> array"
-        )
+        must = "be a weight, such as diffcore.weights.MinSNR(5.0), or a function (level, slope) -> array"
+        raise _check.error(TypeError, function, "weight", must, weight)
     row = predictions.row_function(function, "prediction", prediction)
     if isinstance(row, predictions.EDM) and isinstance(weight, weights.EDM) and row.sigma_data != weight.sigma_data:
-        raise ValueError(
-            f"{function}: `weight` is weights.{weight!r}, but the network predicts {row!r}; data has one deviation, give "
-            f"weights.EDM({row.sigma_data!r})"
-        )
+        must = f"be weights.EDM({row.sigma_data!r}), for a network that predicts {row!r}"
+        hint = "both need the one standard deviation of the data"
+        raise _check.error(ValueError, function, "weight", must, weight, hint)
     xp, unit = _weight.unit_level(function, level)
     with _array.quiet(xp):
         error = _squared_ratio(xp, level, unit, row)
@@ -115,7 +112,7 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
         parts = Split(
             of_weight.alpha_power + error.alpha_power,
             of_weight.sigma_power + error.sigma_power,
-            of_weight.rest * error.rest,
+            of_weight.coefficient * error.coefficient,
         )
         _check_finite(function, parts, unit, prediction, weight)
         return _array.scalar(_weight.product(parts, unit))
@@ -140,23 +137,23 @@ def denoising(
     to train. It is a mean over elements, not a sum: times their number it is the squared norm of the equations.
 
     Args:
-        y: what the network said about z = alpha x + sigma eps, a floating array (B, ...).
+        y: the prediction of the network at z = alpha x + sigma eps, a floating array (B, ...).
         x: clean data of the shape of `y`.
         eps: the noise in z, of the shape of `y`.
         level: of shape (), (B,) or (B, T): one per batch, sample or frame.
         prediction: what `y` is: "x", "eps", "v", "score", "flow", "edm" or a row function.
         weight: of `diffcore.weights`. The default is finite at both ends for every prediction; `weights.Eps()` is the
             loss of the paper, plain error of the noise.
-        slope: d lambda / dt of the schedule at t, for `weights.Sigmoid` and `weights.Bound`; a number, or of the
+        slope: d lambda / dt of the schedule at t, for `weights.Sigmoid` and `weights.VariationalBound`; a number, or of the
             level's shape.
         mask: broadcasts to `x`; 0 for elements that do not count (padding, frames that are given), else 1, or a weight
-            of their share in the mean. What `y` says there is never read, not even NaN. Nothing to count gives 0.
+            of their share in the mean. `y` is never read there, so it may be NaN. Nothing to count gives 0.
 
     Returns:
         An array of shape (B,), at least float32, that carries gradients to `y`.
 
     Raises:
-        TypeError: mixed libraries, an integer array, or no weight.
+        TypeError: mixed libraries, an integer array, or a weight that is neither.
         ValueError: shapes that differ or do not align; a mask that can be read two ways; and as `factor`.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 5.
@@ -168,7 +165,7 @@ def denoising(
     array([0., 0.])
     """
     function = "losses.denoising"
-    xp = _check(function, y=y, x=x, eps=eps, level=level)
+    xp = _namespace(function, y=y, x=x, eps=eps, level=level)
     if mask is not None:
         _array.namespace(function, x=x, mask=mask)
         _array.check_trailing(function, "mask", tuple(getattr(mask, "shape", ())), tuple(x.shape))
@@ -213,32 +210,27 @@ def _squared_ratio(xp: Any, level: Level, unit: Level, row: predictions.RowFunct
 
 
 def _check_finite(function: str, parts: Split, unit: Level, prediction: Prediction, weight: WeightLike) -> None:
-    """Raise where a factor on the host diverges, saying what to do; other libraries' values are not looked at."""
+    """Raise where a factor on the host diverges, with the way out; the values of other libraries are not read."""
     for power, part, end in (
         (parts.alpha_power, unit.alpha, "alpha = 0 (pure noise, log_snr = -inf)"),
         (parts.sigma_power, unit.sigma, "sigma = 0 (clean data, log_snr = inf)"),
     ):
         if power < 0 and isinstance(part, np.ndarray) and np.any(part == 0.0):
-            raise ValueError(
-                f"{function}: the error of prediction={predictions.name_of(prediction)!r} has an infinite factor under "
-                f"weight={weight!r} at {end}; use prediction='v' with weights.MinSNR(), or stay at a finite log-SNR"
-            )
+            must = f"give prediction={predictions.name_of(prediction)!r} a finite factor at {end}"
+            hint = "use prediction='v' with weights.MinSNR(), or stay at a finite log-SNR"
+            raise _check.error(ValueError, function, "weight", must, weight, hint)
 
 
-def _check(function: str, *, x: Array, eps: Array, level: Level, y: Array | None = None) -> Any:
+def _namespace(function: str, *, x: Array, eps: Array, level: Level, y: Array | None = None) -> Any:
     levels.check_level(function, level=level)
     arrays = {"x": x, "eps": eps} if y is None else {"y": y, "x": x, "eps": eps}
     for argument, array in arrays.items():
         if _array.library(array) is None:
-            raise TypeError(f"{function}: `{argument}` is a number, but takes an array (B, ...)")
+            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
     xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
     _array.check_floating(function, **arrays)
-    for argument, array in arrays.items():
-        if tuple(array.shape) != tuple(x.shape) or len(array.shape) < 1:
-            raise ValueError(
-                f"{function}: `{argument}` has shape {tuple(array.shape)} and `x` has {tuple(x.shape)}; "
-                f"they must be equal, with at least the batch axis"
-            )
+    if not _check.equal_shapes(function, **arrays):
+        raise _check.error(ValueError, function, "x", "have at least the batch axis", x)
     return xp
 
 

@@ -12,28 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _philox, _streams
+from diffcore import _array, _check, _philox, _streams
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore._philox import Region
 from diffcore._seeds import words_of
 
 Seed = Any
-"""What `seed` takes: see `keys`."""
+"""A seed, or the keys of samples: see `keys`."""
 
 NUMBERS = 1 << 30
-"""How many keys one seed gives."""
+"""The number of keys of one seed."""
 
 _LAYOUT = (NUMBERS // _philox.TILE, 4, _philox.TILE)
 """The elements of a sample by tile, lane and block."""
 
 
 def keys(seed: Seed, count: int, first: Any = 0) -> Array:
-    """Return the 64-bit keys of the samples first, first + 1, ... that a seed gives, as words; they serve wherever a seed does.
+    """Return the 64-bit keys of the samples first, first + 1, ... of a seed, as words; they may be given wherever a seed may.
 
         key i of one seed = the first two words of Philox keyed by the seed, at the counter (i, 0, 0, stream of keys)
 
-    So the samples of seeds 0, 1, 2 have nothing in common, and `keys(seed, 8)` is `keys(seed, 4)`, then
+    So the samples of seeds 0, 1, 2 are independent, and `keys(seed, 8)` is `keys(seed, 4)`, then
     `keys(seed, 4, first=4)`.
 
     Args:
@@ -48,7 +48,7 @@ def keys(seed: Seed, count: int, first: Any = 0) -> Array:
         Words (count, 2), low first, of the library of the seed: uint32 on NumPy and JAX, int64 on torch.
 
     Raises:
-        TypeError: a seed that is no integer, or a JAX key of more than two words.
+        TypeError: a seed that is not an integer, or a JAX key of more than two words.
         ValueError: a seed or number out of range; another number of keys than `count`; `first` beside keys.
 
     Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405), sec. 3.3.
@@ -56,15 +56,16 @@ def keys(seed: Seed, count: int, first: Any = 0) -> Array:
     >>> bool((keys(7, 6)[4:] == keys(7, 2, first=4)).all()), keys([2**64 - 1, 5], 2).tolist()
     (True, [[4294967295, 4294967295], [5, 0]])
     """
-    if isinstance(count, bool) or not hasattr(count, "__index__") or int(count) < 0:
-        raise ValueError(f"noise.keys: `count` must be an int >= 0, got {count!r}")
+    count = _check.integer("noise.keys", "count", count)
     words, one = words_of(seed)
     if one:
-        return _fold(words, _number("noise.keys", "first", first, NUMBERS - count), int(count), _streams.KEYS)
+        return _fold(words, _number("noise.keys", "first", first, NUMBERS - count), count, _streams.KEYS)
     if not isinstance(first, int) or first != 0:
-        raise ValueError("noise.keys: `first` counts the samples of one seed; take a slice of keys that are there")
+        hint = "it counts the samples of one seed; take a slice of the keys"
+        raise _check.error(ValueError, "noise.keys", "first", "be 0 where `seed` is keys", first, hint)
     if words.shape[0] != count:
-        raise ValueError(f"noise: `seed` has {words.shape[0]} entries for a batch of {count}; give one int, or {count}")
+        must = f"be one int, or have {count} entries, one for each sample"
+        raise _check.error(ValueError, "noise", "seed", must, seed)
     return words
 
 
@@ -108,31 +109,24 @@ def _fold(words: Array, first: Any, count: int, stream: int) -> Array:
 
 def _number(function: str, argument: str, value: Any, most: int) -> Any:
     """Return an int in [0, most], or an integer array of no axes as it is."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        if 0 <= value <= most:
-            return int(value)
-    elif "int" in str(getattr(value, "dtype", "")) and value.shape == ():
+    if not isinstance(value, np.integer) and "int" in str(getattr(value, "dtype", "")) and value.shape == ():
         return value[()] if isinstance(value, np.ndarray) else value
-    raise ValueError(f"{function}: `{argument}` must be an int in [0, {most}], got {value!r}")
+    return _check.integer(function, argument, value, 0, most)
 
 
 def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape, once it and a draw that is a number are known to be in range."""
-    if not isinstance(draw, int) and "int" not in str(getattr(draw, "dtype", "")):
-        raise TypeError(f"{function}: `draw` is {draw!r}, but takes an int in [0, 2^32), or a 0-d integer array")
-    if isinstance(draw, int) and not 0 <= draw < 2**32:
-        raise ValueError(f"{function}: `draw` is {draw!r}, but takes an int in [0, 2^32)")
-    dims = tuple(int(n) for n in shape) if hasattr(shape, "__iter__") else ()
-    if not dims:
-        raise ValueError(f"{function}: `shape` is {shape!r}, but takes (B, ...), at least one axis")
-    return dims
+    """Return the shape as a tuple, or raise where it, or a draw that is a number, is out of range."""
+    if isinstance(draw, int) or "int" not in str(getattr(draw, "dtype", "")):
+        _check.integer(function, "draw", draw, 0, 2**32 - 1, hint="or give a 0-d integer array")
+    return _check.shape(function, "shape", shape)
 
 
 def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) -> Region | None:
     if region is None:
         return None
     if len(region) != len(shape) or any(len(pair) != 2 for pair in region):
-        raise ValueError(f"{function}: `region` is {region!r}, but takes (first index, size) for each axis of {shape}")
+        must = f"be (first index, size) for each axis of the shape {shape}"
+        raise _check.error(ValueError, function, "region", must, region)
     found = []
     for (first, size), extent in zip(region, shape, strict=True):
         count = _number(function, "region", size, extent)
@@ -141,7 +135,7 @@ def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) 
 
 
 def _rows(seed: Seed, batch: int, region: Region | None) -> Array:
-    """Return the words of the samples that are drawn: of keys those of the whole batch, or of the region's samples alone."""
+    """Return the words of the samples that are drawn, from keys of all the batch or of the samples of the region alone."""
     if region is None:
         return keys(seed, batch)
     first, count = region[0]
@@ -165,7 +159,7 @@ def _drawn(
     device: Any,
     region: Region | None,
 ) -> tuple[Any, Array, tuple[Any, Any, tuple[int, ...]], dict[str, Any]]:
-    """Return (backend, like, what is drawn, how): what both kinds of draw begin with."""
+    """Return (backend, like, (words, draw, shape), settings), with which both kinds of draw begin."""
     dims = _check_draw(function, draw, shape)
     region = _check_region(function, region, dims)
     like = np.zeros((), dtype=np.float32) if like is None else like
@@ -173,7 +167,7 @@ def _drawn(
     backend, place = backend_of(like), _array.device(like) if device is None else device
     words = backend.keys(_rows(seed, dims[0], region), like)
     if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):
-        dims, region = (region[0][1], *dims[1:]), None  # whole samples
+        dims, region = (region[0][1], *dims[1:]), None  # all elements of each sample
     return backend, like, (words, draw, dims), {"device": place, "region": region}
 
 
@@ -200,21 +194,21 @@ def normal(
         device: instead of like's.
         stream: a small int that sets independent uses apart; samplers use 0, training times 1.
         region: (first index, size) along each axis of `shape`, the batch's included, to draw that block of the array
-            alone. A first index may be a 0-d integer array, and traced on JAX; it is not checked then. As many keys as
-            `shape[0]` are those of the whole batch; else there are as many as samples in the region, and are theirs.
+            alone. A first index may be a 0-d integer array, and traced on JAX; it is not checked then. `shape[0]` keys
+            are those of the full batch; else there is one key for each sample of the region.
 
     Returns:
         An array of shape `shape`, or of the region's sizes. Element e of sample i does not depend on the size of the
         sample or of the batch, nor on the region: equal bits.
 
     Raises:
-        TypeError: a dtype that is not floating, or a seed or a draw that is no int.
+        TypeError: a dtype that is not floating, or a seed or a draw that is not an int.
         ValueError: a seed, a draw or a region out of range, no axis, or another number of keys than samples.
 
     Source: Salmon et al. 2011 (doi 10.1145/2063384.2063405); Box & Muller 1958 (doi 10.1214/aoms/1177706645).
 
-    >>> whole = normal(7, 0, (4, 16, 8))
-    >>> bool((normal(7, 0, (4, 16, 8), region=((2, 2), (4, 8), (0, 8))) == whole[2:, 4:12]).all())
+    >>> full = normal(7, 0, (4, 16, 8))
+    >>> bool((normal(7, 0, (4, 16, 8), region=((2, 2), (4, 8), (0, 8))) == full[2:, 4:12]).all())
     True
     """
     backend, like, what, how = _drawn("noise.normal", seed, draw, shape, like, device, region)
@@ -262,7 +256,7 @@ def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int,
         A function (draw, shape) -> array.
 
     Raises:
-        TypeError: a library without a known generator, or a seed that is no int.
+        TypeError: another library than NumPy, torch and JAX, or a seed that is not an int.
         ValueError: a seed out of range.
 
     >>> source = native(7)
@@ -291,4 +285,6 @@ def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int,
 
         key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")  # `key` takes 32 bits of a seed
         return lambda draw, shape: jax.random.normal(jax.random.fold_in(key, draw), shape, like.dtype)
-    raise TypeError(f"noise.native: no native generator is known for {library}; use the seeds of `noise.normal`")
+    raise _check.error(
+        TypeError, "noise.native", "like", "be an array of NumPy, torch or JAX", like, "use noise.normal"
+    )

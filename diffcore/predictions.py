@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
@@ -45,10 +45,10 @@ class Row(NamedTuple):
 
 
 RowFunction = Callable[[Any, Level], Row]
-"""A function (xp, level) -> Row: all that a new kind of prediction is."""
+"""A function (xp, level) -> Row, which defines a kind of prediction."""
 
 Prediction = str | RowFunction
-"""A name of the table, or a row function (xp, level) -> Row of one's own."""
+"""A name of the table, or your own row function (xp, level) -> Row."""
 
 
 def _x(xp: Any, level: Level) -> Row:
@@ -100,11 +100,11 @@ def edm(sigma_data: float = 0.5) -> EDM:
 
     Args:
         sigma_data: s, positive and finite; `weights.EDM` takes the same. One number for all channels: where theirs
-            differ, divide each channel of the data by its own deviation, and multiply what is drawn by it.
+            differ, divide each channel of the data by its own standard deviation, and multiply what is drawn by it.
 
     Raises:
         ValueError: `sigma_data` is not positive and finite.
-        TypeError: `sigma_data` is no number.
+        TypeError: `sigma_data` is not a number.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), eq. 7 and table 1.
 
@@ -118,13 +118,9 @@ def edm(sigma_data: float = 0.5) -> EDM:
 def check_sigma_data(function: str, sigma_data: object) -> float:
     """Return the standard deviation of data as a float, or raise TypeError or ValueError."""
     if np.ndim(sigma_data) > 0:  # type: ignore[arg-type]
-        raise TypeError(
-            f"{function}: `sigma_data` is {sigma_data!r}, but takes a number, the same for all channels; divide each "
-            f"channel of the data by its own deviation, and take 1.0"
-        )
-    if not 0.0 < _array.number(function, "sigma_data", sigma_data) < float("inf"):
-        raise ValueError(f"{function}: `sigma_data` is {sigma_data!r}, but takes a positive finite number")
-    return float(sigma_data)  # type: ignore[arg-type]
+        hint = "divide each channel of the data by its own standard deviation, and take 1.0"
+        raise _check.error(TypeError, function, "sigma_data", "be one number for all channels", sigma_data, hint)
+    return _check.number(function, "sigma_data", sigma_data, 0, open_low=True)
 
 
 def table() -> dict[str, RowFunction]:
@@ -137,15 +133,14 @@ def table() -> dict[str, RowFunction]:
 
 
 def row_function(function: str, argument: str, prediction: Prediction) -> RowFunction:
-    """Return the row function that a prediction names, or raise ValueError naming the choices."""
+    """Return the row function of a prediction, or raise TypeError or ValueError with the choices."""
     if callable(prediction):
         return prediction
     rows = table()
-    if not isinstance(prediction, str) or prediction not in rows:
-        raise ValueError(
-            f"{function}: `{argument}` is {prediction!r}, but takes one of {sorted(rows)} or a row function (xp, level)"
-        )
-    return rows[prediction]
+    if isinstance(prediction, str) and prediction in rows:  # in traced code nothing more is called
+        return rows[prediction]
+    hint = "or give a row function (xp, level) -> Row"
+    return rows[_check.choice(function, argument, prediction, sorted(rows), hint=hint)]
 
 
 class Mixing(NamedTuple):
@@ -182,12 +177,12 @@ def mixing(level: Level, source: Prediction, target: Prediction) -> Mixing:
     with _array.quiet(xp):
         found = solve(xp, level, source_row, target_row)
     if isinstance(level.alpha, np.ndarray):
-        check_solvable(function, source, target, level, found)
+        check_solvable(function, source, target, level, found, "source")
     return found
 
 
 def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mixing:
-    """Return what `mixing` does for two row functions, without looking at the values: where D = 0, inf or NaN."""
+    """Return what `mixing` does for two row functions, without reading the values: inf or NaN where D = 0."""
     if source == target:
         zero = xp.zeros_like(level.alpha)
         return Mixing(zero, zero + 1.0)
@@ -202,39 +197,39 @@ def name_of(prediction: Prediction) -> str:
     return prediction if isinstance(prediction, str) else getattr(prediction, "__qualname__", repr(prediction))
 
 
-def said(function: str, denoise: Any, prediction: Prediction | None) -> Prediction:
-    """Return what a denoiser predicts: as the caller says, or as its attribute `prediction` does; the two must not differ."""
+def kind_of(function: str, denoise: Any, prediction: Prediction | None) -> Prediction:
+    """Return the kind of prediction that a denoiser makes: the caller's, or its attribute `prediction`; they must agree."""
     own: Prediction | None = getattr(denoise, "prediction", None)
     if prediction is None:
         if own is None:
-            raise TypeError(
-                f"{function}: `prediction` is missing; say what the denoiser returns, one of {sorted(table())}"
-            )
+            must = f"be what the denoiser returns, one of {sorted(table())}"
+            raise _check.error(TypeError, function, "prediction", must, None)
         return own
     rows: dict[Any, RowFunction] = {**table()}  # "edm" is edm(0.5)
     if isinstance(own, (str, EDM)) and rows.get(own, own) != rows.get(prediction, prediction):
-        raise ValueError(f"{function}: `prediction` is {prediction!r}, but the denoiser says that it is {own!r}")
+        must = f"be {own!r}, the attribute of the denoiser, or left out"
+        raise _check.error(ValueError, function, "prediction", must, prediction)
     return prediction
 
 
-def check_solvable(function: str, source: Prediction, target: Prediction, level: Level, found: Mixing) -> None:
-    """Raise ValueError if a conversion worked out on the host is not finite at some level, and say what to do."""
+def check_solvable(
+    function: str, source: Prediction, target: Prediction, level: Level, found: Mixing, argument: str = "prediction"
+) -> None:
+    """Raise ValueError if a conversion worked out on the host is not finite at some level, with the way out."""
     bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)
     if np.any(bad):
         where = Level(*(float(np.broadcast_to(part, bad.shape)[bad][0]) for part in level))
-        at, way_out = "numbers beyond the range of their dtype", "give a less extreme log-SNR, or float64"
+        at, way_out = "a level beyond the range of the dtype", "give a less extreme log-SNR, or float64"
         if where.alpha == 0.0:
             at, way_out = "alpha = 0 (pure noise)", "use prediction='v', or start at a finite log-SNR"
         elif where.sigma == 0.0:
             at, way_out = "sigma = 0 (clean data)", "stop at a finite log-SNR"
-        raise ValueError(
-            f"{function}: {name_of(target)!r} does not follow from {name_of(source)!r} at {at}, log_snr = {where.log_snr}; "
-            f"{way_out}"
-        )
+        must = f"determine {name_of(target)!r} at {at}, log_snr = {where.log_snr}"
+        raise _check.error(ValueError, function, argument, must, name_of(source), way_out)
 
 
 def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Prediction) -> Array:
-    r"""Return what a network that predicts `target` would have said, given one that predicts `source` and said `y`.
+    r"""Return the prediction of kind `target` that is equivalent to the prediction `y` of kind `source`.
 
         target = p z + q y, with (p, q) of `mixing`; right under every scaling.
 
@@ -266,11 +261,9 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
     levels.check_level(function, level=level)
     xp = _array.namespace(function, y=y, z=z, alpha=level.alpha)
     _array.check_floating(function, y=y, z=z)
-    shapes = tuple(tuple(getattr(part, "shape", ())) for part in (y, z))
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{function}: `y` has shape {shapes[0]} but `z` has shape {shapes[1]}; they must be equal")
-    p, q = mixing(level, source, target)
     y, z = _array.as_array(xp, y), _array.as_array(xp, z)
+    _check.equal_shapes(function, y=y, z=z)
+    p, q = mixing(level, source, target)
     if source == target:
         return _array.scalar(y)
     dtype = xp.result_type(y, z)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import Array
 from diffcore.levels import Gaussian, Level
 
@@ -141,7 +141,7 @@ def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
 
     Returns:
         `Gaussian`: mean of the shape and dtype of `z_t`, variance that broadcasts against it. At lambda_s = inf the
-        mean is `x` exactly and the variance 0.
+        mean is `x` exactly and the variance is 0.
 
     Raises:
         TypeError: mixed libraries, or an integer array.
@@ -191,8 +191,7 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
 
 def check_gamma(function: str, gamma: float) -> None:
     """Raise ValueError unless gamma is in [0, 1], TypeError unless it is a number."""
-    if not 0.0 <= _array.number(function, "gamma", gamma) <= 1.0:
-        raise ValueError(f"{function}: `gamma` is {gamma!r}, but takes a number in [0, 1]: it is an exponent")
+    _check.number(function, "gamma", gamma, 0, 1, hint="0 is the variance of the posterior, 1 that of the transition")
 
 
 def log_density(z: Array, gaussian: Gaussian) -> Array:
@@ -281,11 +280,7 @@ def _scaled(function: str, coefficient: Array, x: Array, argument: str = "x") ->
 def _combine(function: str, a: Array, x: Array, b: Array, y: Array, *, names: tuple[str, str]) -> Array:
     xp = _array.namespace(function, **{names[0]: x, names[1]: y, "level": a})
     _array.check_floating(function, **{names[0]: x, names[1]: y})
-    if tuple(x.shape) != tuple(y.shape):
-        raise ValueError(
-            f"{function}: `{names[0]}` has shape {tuple(x.shape)} but `{names[1]}` has shape {tuple(y.shape)}; "
-            f"they must be equal"
-        )
+    _check.equal_shapes(function, **{names[0]: x, names[1]: y})
     wide_x, wide_y = _array.widen(xp, x), _array.widen(xp, y)
     total = (
         _array.along(function, "level", a, wide_x, xp) * wide_x
@@ -307,10 +302,8 @@ def _gaussian(function: str, mean: Array, variance: Array) -> Gaussian:
 def ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
     """Return the two levels lined up, or raise where the host knows that they are out of order."""
     s, t = levels.line_up(function, s=s, t=t)
-    host = (int, float, np.ndarray)  # other libraries' values are not looked at: they may be traced
+    host = (int, float, np.ndarray)  # the values of other libraries are not read: they may be traced
     if isinstance(s.log_snr, host) and isinstance(t.log_snr, host) and not np.all(s.log_snr >= t.log_snr):
-        raise ValueError(
-            f"{function}: `s` has log_snr {s.log_snr} and `t` has {t.log_snr}, but s must be the less noisy level "
-            f"(the larger log-SNR); exchange them"
-        )
+        must = f"have a log-SNR >= {_check.shown(t.log_snr)}, that of `t`, the noisier level"
+        raise _check.error(ValueError, function, "s", must, s.log_snr, "exchange them")
     return s, t

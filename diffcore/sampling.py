@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from diffcore import _array, noise, predictions, stage
+from diffcore import _array, _check, noise, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint
@@ -79,7 +79,7 @@ def _started(
     """Return the state at the start of a run, without x-hat, and the backend that serves it."""
     if (z is None) == (shape is None):
         raise ValueError(
-            "start: takes either `z`, noisy data (B, ...) or a State, or `shape`, to start from pure noise"
+            "start: give exactly one of `z`, noisy data (B, ...) or a State, and `shape`, to start from pure noise"
         )
     keys: Array | None = None
     draw: Any = 1
@@ -91,7 +91,8 @@ def _started(
     elif z is not None:
         _array.namespace("start", z=z)
         _array.check_floating("start", z=z)
-        _check_shape(z.shape)
+        if not z.shape:
+            raise _check.error(ValueError, "start", "z", "have at least the batch axis (B, ...)", z)
         backend = backend_of(z)
         keys = None if source is not None else backend.keys(_seed_words(seed, z.shape[0]), z)
     else:
@@ -99,9 +100,11 @@ def _started(
         like = np.zeros((), dtype=np.float32) if like is None else like
         xp = _array.namespace("start", like=like)
         if _array.library(like) is None:
-            raise TypeError(f"start: `like` must be an array, such as numpy.zeros(1) or torch.zeros(1), got {like!r}")
+            raise _check.error(
+                TypeError, "start", "like", "be an array, such as numpy.zeros(1) or torch.zeros(1)", like
+            )
         _array.check_floating("start", like=like)
-        dims, backend = _check_shape(shape), backend_of(like)
+        dims, backend = _check.shape("start", "shape", shape), backend_of(like)
         if source is not None:
             eps = source(0, dims, like)
         else:
@@ -167,15 +170,18 @@ def step(
     >>> state.z, state.x
     (array([[0.5, 0.5]]), array([[0.5, 0.5]]))
     """
-    if not isinstance(state, State):
-        raise TypeError(f"step: `state` must be a diffcore.State, from diffcore.start, got {type(state).__name__}")
+    _check.instance("step", "state", state, State, "a diffcore.State, from diffcore.start")
     source = _check_given("step", plan, noise=noise, transform_x=transform_x)
     backend, form = backend_of(state.z), plan.form
     stage.check_prediction(y, state.z)
     if (unguided is None) != (form.second != "unguided"):
-        raise ValueError(
-            f"step: {plan.sampler} {'needs' if unguided is None else 'does not read'} the prediction without guidance, `unguided`"
+        reads = (
+            "be the prediction without guidance, which"
+            if unguided is None
+            else "be None, since the prediction without guidance"
         )
+        verb = "reads" if unguided is None else "does not read"
+        raise _check.error(ValueError, "step", "unguided", f"{reads} {plan.sampler} {verb}", unguided)
     table, at = plan.coefficients(prediction), _array.known_int(state.index)
     row: Any
     if at is None:  # the row stays on the device: no branch on the number
@@ -210,7 +216,7 @@ def sample(
     callback: Callable[[State], object] | None = None,
     compile: bool | None = None,
 ) -> Array:
-    r"""Return what a plan draws with a denoiser: the end of the run, x-hat itself where the plan ends on clean data.
+    r"""Return the samples that a plan draws with a denoiser: the end of the run, x-hat itself where the plan ends on clean data.
 
     Args:
         denoise: any callable (z, log_snr) -> prediction, z of shape (B, ...), log_snr of shape (B,), or of the leading
@@ -218,7 +224,7 @@ def sample(
         plan: from `diffcore.samplers`.
         z: noisy data (B, ...) at the plan's first level, or a `State` to resume; or give `shape`.
         prediction: what the denoiser returns: "x", "eps", "v", "score", "flow", "edm" or a row function. May be left
-            out where the denoiser has an attribute `prediction` that says so.
+            out where the denoiser has an attribute `prediction`.
         shape, like, seed, noise: see `start`. Equal seeds give equal noise on every backend, device and batch.
         transform_x: applied to x-hat before everything else is computed from it; see `guidance.clip`.
         constraint: what is known of x, from `conditioning.replacement(observed, mask)`: it comes back exactly, and the
@@ -237,7 +243,7 @@ def sample(
     Raises:
         ValueError: see `start` and `step`; a denoiser for another scaling than the plan's, or whose own `prediction`
             is another; a prediction of another shape.
-        TypeError: `prediction` is missing and the denoiser does not say; mixed libraries.
+        TypeError: `prediction` is missing and the denoiser has no such attribute; mixed libraries.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
 
@@ -249,7 +255,7 @@ def sample(
     """
     source = _check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = _fitting(denoise, plan)
-    prediction = predictions.said("sample", denoise, prediction)
+    prediction = predictions.kind_of("sample", denoise, prediction)
     if isinstance(z, State):
         _refuse_seed("sample", seed)
         _check_resumed(plan, z, source, constraint is not None)
@@ -280,9 +286,8 @@ def _begin(backend: Any, held: Any, state: State, source: Source | None) -> Stat
 
 
 def _check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
-    """Raise TypeError unless the plan is one, and all that is given besides can be called; return the source of noise."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"{function}: `plan` must be a diffcore.Plan, see diffcore.samplers, got {type(plan).__name__}")
+    """Raise TypeError for a wrong plan or an argument that cannot be called; return the source of noise."""
+    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     takes = {
         "denoise": "(z, log_snr) -> y",
         "noise": "(draw, shape) -> eps",
@@ -290,41 +295,31 @@ def _check_given(function: str, plan: object, noise: object = None, **given: obj
         "callback": "(state)",
     }
     for argument, value in {"noise": noise, **given}.items():
-        if not callable(value) and (value is not None or argument == "denoise"):
-            raise TypeError(
-                f"{function}: `{argument}` must be a function {takes[argument]}, got {type(value).__name__}"
-            )
+        if value is not None or argument == "denoise":
+            _check.callable_(function, argument, value, f"a function {takes[argument]}")
     return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
-
-
-def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    dims = tuple(shape) if hasattr(shape, "__iter__") else ()
-    if not dims or any(isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 0 for n in dims):
-        raise ValueError(f"start: the shape must be (B, ...), at least one axis, of sizes >= 0, got {dims or shape}")
-    return tuple(int(n) for n in dims)
 
 
 def _refuse_seed(function: str, seed: object) -> None:
     if seed is not None:
-        raise ValueError(
-            f"{function}: `seed` is given beside a State, which has keys of its own; replace them: state._replace(keys=...)"
-        )
+        hint = "or replace them: state._replace(keys=...)"
+        raise _check.error(ValueError, function, "seed", "be left out for a State, which has its own keys", seed, hint)
 
 
 def _check_place(function: str, plan: Plan, state: State, at: int) -> None:
-    """Raise ValueError for a state that does not belong where it says it is in a plan."""
+    """Raise ValueError for a state that does not fit the stage of the plan that it is at."""
     if at >= len(plan):
-        raise ValueError(f"{function}: the run is over, all {len(plan)} stages of {plan.sampler} are done; see `start`")
+        must = f"be at one of the {len(plan)} stages of {plan.sampler}"
+        raise _check.error(ValueError, function, "state", must, at, "the run is over; begin another with `start`")
     if len(state.memory) != plan.memory:
-        raise ValueError(
-            f"{function}: the state does not belong to {plan.sampler}: it has {len(state.memory)} arrays of memory, and the plan "
-            f"{plan.memory}; start one with `start(plan, ...)`"
-        )
+        must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
+        hint = "it belongs to another plan; begin with `start(plan, ...)`"
+        raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
     draw = _array.known_int(state.draw)
     if draw is not None and draw <= at and plan.needs_memory[at]:
         raise ValueError(
-            f"{function}: the state was moved to stage {at} by hand, where {plan.sampler} needs what it remembers of the stages "
-            f"before; run those, or make a plan for the rest of the levels"
+            f"{function}: `state` was moved to stage {at} by hand, but {plan.sampler} needs the memory of the stages before; "
+            f"run those, or make a plan for the remaining levels"
         )
 
 
@@ -334,24 +329,24 @@ def _check_resumed(plan: Plan, state: State, source: object, held: bool) -> None
     if at is not None and at < len(plan):
         _check_place("sample", plan, state, at)
     if state.keys is None and source is None and (plan.stochastic or held):
-        raise ValueError("sample: the state to resume has no keys, so give `noise`, or start with `seed`")
+        raise _check.error(ValueError, "sample", "state", "have keys", None, "give `noise`, or start with `seed`")
 
 
 def _fitting(denoise: Any, plan: Plan) -> Any:
-    """Return the denoiser for the plan's scaling; raise where it was made for another, or cannot say what the plan reads."""
+    """Return the denoiser for the scaling of the plan; raise where it is for another, or lacks what the plan reads."""
     if plan.second == "unguided" and not hasattr(denoise, "with_unguided"):
-        raise TypeError(
-            f"sample: {plan.sampler} reads what the denoiser predicts without guidance, so `denoise` must be "
-            f"guidance.classifier_free(...), or have a method with_unguided(z, log_snr)"
-        )
+        must = "be guidance.classifier_free(...), or have a method with_unguided(z, log_snr)"
+        hint = f"{plan.sampler} reads the prediction without guidance"
+        raise _check.error(TypeError, "sample", "denoise", must, denoise, hint)
     scaling = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
     if scaling is None:
         return denoise.with_scaling(plan.scaling) if hasattr(denoise, "with_scaling") else denoise
     if scaling != plan.scaling:
-        raise ValueError(
-            f"sample: `denoise` is for scaling {scaling!r}, but `plan` is for {plan.scaling!r}; make the plan from a schedule of "
-            f"scaling {scaling!r}"
-            + (f", or use denoise.with_scaling({plan.scaling!r})" if hasattr(denoise, "with_scaling") else "")
+        hint = f"make the plan from a schedule of scaling {scaling!r}"
+        if hasattr(denoise, "with_scaling"):
+            hint += f", or use denoise.with_scaling({plan.scaling!r})"
+        raise _check.error(
+            ValueError, "sample", "denoise", f"have the scaling of `plan`, {plan.scaling!r}", scaling, hint
         )
     return denoise
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _streams
+from diffcore import _array, _check, _streams
 from diffcore._array import Array
 from diffcore.denoiser import Held, Noise
 from diffcore.plan import Form, Plan
@@ -21,11 +21,11 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """All that a loop needs; `diffcore.sample` checks it and hands it to `Backend.run`.
+    """All that a loop needs; `diffcore.sample` checks it and passes it to `Backend.run`.
 
     `coefficients` is (stages, *lead, form.width) in float64 on the host: the two coefficients of x-hat in the state and the
-    prediction, then the rows of `Plan.update`. `noise` is None where the keys of the state make the noise. `held` is what a
-    constraint holds, which acts after every stage. `owned` says that the arrays of the state were made for this run alone, so
+    prediction, then the rows of `Plan.update`. `noise` is None where the keys of the state make the noise. `held` acts
+    for a constraint after every stage. `owned` means that the arrays of the state were made for this run alone, so
     that it may write over them.
     """
 
@@ -80,7 +80,7 @@ def _rows(table: Array) -> list[Array]:
 
 
 def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[Array, Array | None]:
-    """Return what the denoiser predicts at z, checked, and what it predicts without its guidance where the plan reads that."""
+    """Return the prediction at z, checked, and the one without guidance where the plan reads it."""
     if form.second == "unguided":
         y, other = denoise.with_unguided(z, *levels)
         check_prediction(other, z)
@@ -95,19 +95,17 @@ def check_prediction(y: Array, z: Array) -> None:
     if type(y) is type(z) and y.dtype == z.dtype and y.shape == z.shape and _array.is_floating(z):
         return
     if not hasattr(y, "dtype"):
-        raise TypeError(f"step: the denoiser returned {type(y).__name__}, but must return an array of the shape of z")
+        hint = "it is what the denoiser returned"
+        raise _check.error(TypeError, "step", "y", "be an array of the shape of `z`", y, hint)
     _array.namespace("step", z=z, y=y)
     _array.check_floating("step", y=y)
-    if tuple(y.shape) != tuple(z.shape):
-        raise ValueError(
-            f"step: the denoiser returned shape {tuple(y.shape)} for z of shape {tuple(z.shape)}; they must be equal"
-        )
+    _check.equal_shapes("step", "`y` is what the denoiser returned", y=y, z=z)
 
 
 class Source:
-    """A caller's source of noise, (draw, shape) -> eps, asked in one way: with the levels or the stream, if it takes them by name.
+    """A caller's source of noise, (draw, shape) -> eps, called in one way: with the levels or the stream, if it takes them by name.
 
-    What does not take the stream gets the draws of other streams than the sampler's from `OTHER` on.
+    A source that does not take the stream gets the draws of other streams than the sampler's from `OTHER` on.
     """
 
     OTHER = 1 << 30
@@ -140,7 +138,7 @@ class Source:
         eps = self.function(draw, shape, **named)
         _array.namespace("noise", like=like, noise=eps)
         if tuple(eps.shape) != shape:
-            raise ValueError(f"sample: `noise` returned shape {tuple(eps.shape)}, but was asked for {shape}")
+            raise _check.error(ValueError, "sample", "noise", f"return an array of shape {shape}", eps)
         return eps
 
 
@@ -161,7 +159,7 @@ def drawn(
     if source is not None:
         return source(state.draw, shape, z, between, stream)
     if state.keys is None:
-        raise ValueError("step: the state has no keys, so give `noise`, or start with `seed`")
+        raise _check.error(ValueError, "step", "state", "have keys", None, "give `noise`, or start with `seed`")
     return backend.normal(state.keys, state.draw, shape, dtype=z.dtype, device=_array.device(z), stream=stream)
 
 
@@ -171,12 +169,10 @@ def known_noise(backend: Any, before: State, source: Source | None) -> Noise:
 
 
 def hold(function: str, constraint: Any, plan: Plan, z: Array) -> Held:
-    """Return what a constraint holds in a run whose states are like z."""
+    """Return the `Held` of a constraint for a run whose states are like z."""
     if not hasattr(constraint, "hold"):
-        raise TypeError(
-            f"{function}: `constraint` must be what diffcore.conditioning.replacement(observed, mask) returns, or a "
-            f"diffcore.denoiser.Constraint, got {type(constraint).__name__}"
-        )
+        must = "be conditioning.replacement(observed, mask), or another diffcore.denoiser.Constraint"
+        raise _check.error(TypeError, function, "constraint", must, constraint)
     held: Held = constraint.hold(plan, z)
     return held
 
@@ -244,16 +240,13 @@ def estimate(z: Array, y: Array, row: Any) -> Array:
 
 
 def transformed(x: Array, z: Array, transform_x: Callable[[Array], Array] | None) -> Array:
-    """Return what a caller's function makes of x-hat, checked."""
+    """Return x-hat after the caller's `transform_x`, checked."""
     if transform_x is None:
         return x
     moved = transform_x(x)
     _array.namespace("step", **{"z": z, "what transform_x returned": moved})
     if tuple(getattr(moved, "shape", ())) != tuple(z.shape):  # else it would broadcast
-        raise ValueError(
-            f"step: `transform_x` returned shape {tuple(getattr(moved, 'shape', ()))} for x of shape {tuple(z.shape)}; they "
-            f"must be equal"
-        )
+        raise _check.error(ValueError, "step", "transform_x", f"return an array of shape {tuple(z.shape)}", moved)
     return moved
 
 
@@ -274,7 +267,7 @@ def update(form: Form, state: State, x: Array, row: Any, eps: Array | None, seco
 
 
 def remembered(form: Form, made: Sequence[Array], memory: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Return the memory after a stage, the rows that were worked out and those that only move up, given the memory before."""
+    """Return the memory after a stage, the rows that were computed and those that only move up, given the memory before."""
     return (*made, *memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
 
 

@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _streams
+from diffcore import _array, _check, _streams
 from diffcore._array import Array
 from diffcore._quantile import normal_quantile
 
 
 def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
-    """Return independent uniforms in (0, 1), each row from its own seed.
+    """Return independent uniforms in (0, 1), each row from its own key.
 
     Args:
         seed: one int, of which each row gets its own key, or one int or key per row: see `noise.keys`.
         draw: the number of the training step; another draw, other uniforms.
         shape: B, or (B, ...), such as (B, T) for a time per frame.
-        like: an array that gives the library and device; NumPy without one. Its dtype is taken if it is float64, else
+        like: an array that gives the library and device; NumPy without one. The result is float64 if it is, else
             float32.
 
     Returns:
@@ -46,7 +46,7 @@ def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array
     """
     from diffcore import noise
 
-    dims, like = _check("independent", shape, like)
+    dims, like = _dims("independent", shape, like)
     bits = noise.bits(seed, draw, dims, like=like, stream=_streams.TIMES)
     return _uniforms(_array.library(bits), bits, like)
 
@@ -57,7 +57,7 @@ def stratified(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array 
         u_i = (u_0 + i / B) mod 1
 
     The loss of a batch then varies far less than with independent times. Frames, where the shape has them, get offsets
-    of their own. On a shard of a batch, make the whole batch's and take your rows: it costs next to nothing.
+    of their own. For a shard of a batch, draw the times of the full batch and take your rows: it costs next to nothing.
 
     Arguments and errors as for `independent`; the offset is drawn from the key of row 0.
 
@@ -81,7 +81,7 @@ def antithetic(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array 
     >>> (u + u[::-1]).tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
-    dims, like = _check("antithetic", shape, like)
+    dims, like = _dims("antithetic", shape, like)
     u = independent(seed, draw, dims, like=like)
     xp = _array.library(u)
     rows = np.arange(dims[0]).reshape(-1, *(1,) * (len(dims) - 1))
@@ -91,7 +91,7 @@ def antithetic(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array 
 
 @dataclass(frozen=True)
 class Density(ABC):
-    """A density of times on [0, 1]: call it on uniforms to get times, ask it for its `log_density`."""
+    """A density of times on [0, 1]: calling it on uniforms gives times, `log_density` gives log p(t)."""
 
     @abstractmethod
     def __call__(self, u: Array) -> Array:
@@ -130,11 +130,8 @@ class Uniform(Density):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        low, high = (_array.number("times.Uniform", end, getattr(self, end)) for end in ("low", "high"))
-        if not 0.0 <= low < high <= 1.0:
-            raise ValueError(
-                f"times.Uniform: `low`, `high` are {self.low!r}, {self.high!r}, but take 0 <= low < high <= 1"
-            )
+        low = _check.number("times.Uniform", "low", self.low, 0, 1, open_high=True)
+        _check.number("times.Uniform", "high", self.high, low, 1, open_low=True)
 
     def __call__(self, u: Array) -> Array:
         """Return times of this density from uniforms u in (0, 1), rising with u."""
@@ -221,20 +218,17 @@ class LogNormal(Density):
     def __post_init__(self) -> None:
         _check_normal("LogNormal", self.mean, self.std)
         if not all(hasattr(self.schedule, name) for name in ("log_snr", "time", "slope")):
-            raise TypeError(
-                f"times.LogNormal: `schedule` is {type(self.schedule).__name__}, but takes a schedule such as "
-                f"diffcore.schedules.Cosine()"
-            )
+            must = "be a schedule, such as diffcore.schedules.Cosine()"
+            raise _check.error(TypeError, "times.LogNormal", "schedule", must, self.schedule)
         ends = float(self.schedule.log_snr(1.0)), float(self.schedule.log_snr(0.0))
         wide = 2.0 * self.std * math.sqrt(2.0)
         below, upto = (0.5 * math.erfc(-(end + 2.0 * self.mean) / wide) for end in ends)
         object.__setattr__(self, "_ends", ends)
         object.__setattr__(self, "_cut", (below, upto))  # P(lambda < lambda(1)) and P(lambda < lambda(0))
         if not upto > below:
-            raise ValueError(
-                f"times.LogNormal: no noise level of the schedule, log_snr in {ends}, is likely under mean="
-                f"{self.mean!r}, std={self.std!r}; the mean is of log(sigma / alpha) = -log_snr / 2"
-            )
+            must = f"make the noise levels of the schedule, log_snr in {ends}, likely with std={self.std!r}"
+            hint = "it is the mean of log(sigma / alpha) = -log_snr / 2"
+            raise _check.error(ValueError, "times.LogNormal", "mean", must, self.mean, hint)
 
     def __call__(self, u: Array) -> Array:
         """Return times of this density from uniforms u in (0, 1), rising with u."""
@@ -285,24 +279,20 @@ def _first_row(
 ) -> tuple[Any, tuple[int, ...], Array, Array]:
     from diffcore import noise
 
-    dims, like = _check(function, shape, like)
+    dims, like = _dims(function, shape, like)
     first = noise.keys(seed, dims[0])[:1, ...]
     bits = noise.bits(first, draw, (min(1, dims[0]), *dims[1:]), like=like, stream=_streams.TIMES)
     return _array.library(bits), dims, like, bits
 
 
-def _check(function: str, shape: int | Sequence[int], like: Array | None) -> tuple[tuple[int, ...], Array]:
+def _dims(function: str, shape: int | Sequence[int], like: Array | None) -> tuple[tuple[int, ...], Array]:
+    """Return the shape as a tuple, and the array that gives the library and device."""
     given = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else (shape,)
-    dims = tuple(int(n) for n in given if hasattr(n, "__index__") and not isinstance(n, bool))
-    if not dims or min(dims) < 0 or len(dims) != len(given):
-        raise ValueError(f"times.{function}: `shape` is {shape!r}, but takes B or (B, ...), sizes >= 0")
+    dims = _check.shape(f"times.{function}", "shape", given, "B or (B, ...)")
     return dims, np.zeros((), dtype=np.float32) if like is None else like
 
 
 def _check_normal(name: str, mean: float, std: float) -> None:
     function = f"times.{name}"
-    if (
-        not math.isfinite(_array.number(function, "mean", mean))
-        or not 0.0 < _array.number(function, "std", std) < math.inf
-    ):
-        raise ValueError(f"times.{name}: `mean`, `std` are {mean!r}, {std!r}, but take finite numbers, std > 0")
+    _check.number(function, "mean", mean)
+    _check.number(function, "std", std, 0, open_low=True)

@@ -2,7 +2,7 @@ r"""Loss weights: every w(lambda) multiplies ||x - x-hat||^2, whatever the netwo
 
 With l = lambda, A = alpha^2 = sigmoid(l) and S = sigma^2 = sigmoid(-l), so that e^l = A / S and A + S = 1:
 
-| class | w(lambda) | = alpha^i sigma^j rest: i, j | rest | source |
+| class | w(lambda) | = alpha^i sigma^j coefficient: i, j | coefficient | source |
 |---|---|---|---|---|
 | `X` | 1 | 0, 0 | 1 | Ho et al. 2020 |
 | `Eps` | e^l | 2, -2 | 1 | Ho et al. 2020, eq. 14 |
@@ -14,9 +14,9 @@ With l = lambda, A = alpha^2 = sigmoid(l) and S = sigma^2 = sigmoid(-l), so that
 | `P2` | e^l / (k + e^l)^g | 2, 2g - 2 | (k S + A)^-g | Choi et al. 2022, eq. 8 |
 | `Sigmoid` | e^b sigmoid(l - b) (-dl/dt) | 2, 0 | e^b (-dl/dt) / (e^b S + A) | Hoogeboom et al. 2024 |
 | `EDM` | (s^2 + sd^2) / (s sd)^2, s = e^{-l/2} | 0, -2 | S / sd^2 + A | Karras et al. 2022, table 1 |
-| `Bound` | -(1/2) d(e^l)/dt | 2, -2 | (1/2) (-dl/dt) | Kingma et al. 2021, eq. 17 |
+| `VariationalBound` | -(1/2) d(e^l)/dt | 2, -2 | (1/2) (-dl/dt) | Kingma et al. 2021, eq. 17 |
 
-The exponents are why a loss can be finite at both ends: `rest` is finite and not zero there, so all that vanishes or
+The exponents are why a loss can be finite at both ends: `coefficient` is finite and not zero there, so all that vanishes or
 diverges is in two exponents, which `losses` adds to those of the prediction before a single number is computed. Plain
 noise prediction under `Eps` has the factor 1 at lambda = +-inf, where e^l is 0 or inf.
 """
@@ -28,14 +28,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._weight import At, Split, Weight, raised
 from diffcore.predictions import check_sigma_data
 
 __all__ = [
     "At",
-    "Bound",
     "EDM",
     "Eps",
     "Flow",
@@ -46,6 +45,7 @@ __all__ = [
     "Split",
     "Truncated",
     "V",
+    "VariationalBound",
     "Weight",
     "X",
     "table",
@@ -69,7 +69,7 @@ def table() -> dict[str, type[Weight]]:
         "p2": P2,
         "sigmoid": Sigmoid,
         "edm": EDM,
-        "bound": Bound,
+        "bound": VariationalBound,
     }
 
 
@@ -83,7 +83,7 @@ class X(Weight):
     """
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(0.0, 0.0, at.one)
 
 
@@ -97,7 +97,7 @@ class Eps(Weight):
     """
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(2.0, -2.0, at.one)
 
 
@@ -111,7 +111,7 @@ class V(Weight):
     """
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(0.0, -2.0, at.one)
 
 
@@ -125,7 +125,7 @@ class Flow(Weight):
     """
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(0.0, -2.0, 1.0 + 2.0 * at.xp.sqrt(at.alpha2 * at.sigma2))
 
 
@@ -139,7 +139,7 @@ class Truncated(Weight):
     """
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(0.0, -2.0, at.xp.maximum(at.alpha2, at.sigma2))
 
 
@@ -164,7 +164,7 @@ class MinSNR(Weight):
         _check_positive("MinSNR", "gamma", self.gamma)
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(2.0, 0.0, self.gamma / at.xp.maximum(self.gamma * at.sigma2, at.alpha2))
 
 
@@ -191,7 +191,7 @@ class SoftMinSNR(Weight):
         _check_positive("SoftMinSNR", "gamma", self.gamma)
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(2.0, 0.0, self.gamma / (self.gamma * at.sigma2 + at.alpha2))
 
 
@@ -216,11 +216,10 @@ class P2(Weight):
 
     def __post_init__(self) -> None:
         _check_positive("P2", "k", self.k)
-        if not 0.0 <= _array.number("weights.P2", "gamma", self.gamma) < math.inf:
-            raise ValueError(f"weights.P2: `gamma` is {self.gamma!r}, but takes a finite number >= 0")
+        _check.number("weights.P2", "gamma", self.gamma, 0)
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(2.0, 2.0 * self.gamma - 2.0, raised(at.one, self.k * at.sigma2 + at.alpha2, -self.gamma))
 
 
@@ -247,11 +246,10 @@ class Sigmoid(Weight):
     bias: float
 
     def __post_init__(self) -> None:
-        if not -80.0 <= _array.number("weights.Sigmoid", "bias", self.bias) <= 80.0:
-            raise ValueError(f"weights.Sigmoid: `bias` is {self.bias!r}, but takes a log-SNR in [-80, 80]")
+        _check.number("weights.Sigmoid", "bias", self.bias, -80, 80, hint="it is a log-SNR")
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         gamma = math.exp(self.bias)
         return Split(2.0, 0.0, gamma * _descent("Sigmoid", at) / (gamma * at.sigma2 + at.alpha2))
 
@@ -280,39 +278,38 @@ class EDM(Weight):
         check_sigma_data("weights.EDM", self.sigma_data)
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
+        """Return the exponents and the finite coefficient."""
         return Split(0.0, -2.0, at.sigma2 / self.sigma_data**2 + at.alpha2)
 
 
 @dataclass(frozen=True)
-class Bound(Weight):
+class VariationalBound(Weight):
     r"""w = -(1/2) d(SNR)/dt = (1/2) e^lambda (-d lambda/dt): the continuous bound, in nats, for t ~ U[0, 1].
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 17. The discrete bound is `likelihood.discrete_weight`.
 
     >>> from diffcore.levels import level
-    >>> Bound()(level(0.0), slope=-4.0).round(12)
+    >>> VariationalBound()(level(0.0), slope=-4.0).round(12)
     np.float64(2.0)
     """
 
     def split(self, at: At) -> Split:
-        """Return the exponents and the finite rest."""
-        return Split(2.0, -2.0, 0.5 * _descent("Bound", at))
+        """Return the exponents and the finite coefficient."""
+        return Split(2.0, -2.0, 0.5 * _descent("VariationalBound", at))
 
 
 def _descent(name: str, at: At) -> Array:
-    """Return -d lambda/dt as an array, or raise saying where to get it."""
+    """Return -d lambda/dt as an array, or raise with where to get it."""
     function, slope = f"weights.{name}", at.slope
     if slope is None:
-        raise ValueError(
-            f"{function}: `slope` is missing; it takes d lambda / dt of the schedule, pass slope=schedule.slope(t)"
-        )
+        must = "be d lambda / dt of the schedule"
+        raise _check.error(ValueError, function, "slope", must, slope, "pass slope=schedule.slope(t)")
     if isinstance(slope, (*_array.NUMBERS, np.ndarray)) and np.any(np.asarray(slope) > 0):
-        raise ValueError(f"{function}: `slope` is {slope}, but takes d lambda / dt <= 0: the log-SNR falls as t rises")
+        hint = "the log-SNR falls as t rises"
+        raise _check.error(ValueError, function, "slope", "be d lambda / dt <= 0", slope, hint)
     _array.namespace(function, level=at.one, slope=slope)
     return -float(slope) * at.one if _array.library(slope) is None else -_array.widen(at.xp, slope)
 
 
 def _check_positive(name: str, argument: str, value: float) -> None:
-    if not 0.0 < _array.number(f"weights.{name}", argument, value) < math.inf:
-        raise ValueError(f"weights.{name}: `{argument}` is {value!r}, but takes a positive finite number")
+    _check.number(f"weights.{name}", argument, value, 0, open_low=True)

@@ -50,7 +50,7 @@ def test_data_of_other_values_is_refused(library: str, wrong: float) -> None:
     """Beyond the range, or between the values: its probability is 0, and what nats the nearest value has says nothing."""
     x = namespace(library).asarray(np.array([[1.0, -1.0], [wrong, 1.0]]))
     with pytest.raises(
-        ValueError, match=r"`x` has .*, none of the 3 values from -1\.0 to 1\.0.*decoder=likelihood\.Density"
+        ValueError, match=r"`x` must have only the 3 values from -1\.0 to 1\.0.*decoder=likelihood\.Density"
     ):
         likelihood.bound(None, x, NARROW, decoder=likelihood.Bins(3))
 

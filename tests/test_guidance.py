@@ -237,7 +237,7 @@ def test_what_the_denoiser_says_of_itself_is_said_by_the_wrapper() -> None:
     assert guided.with_scaling("flow").scaling == "flow"
     plain = guidance.classifier_free(Counted(1.0), Counted(1.0), weight=1.0)
     assert not any(hasattr(plain, name) for name in ("prediction", "scaling", "with_scaling", "other"))
-    with pytest.raises(ValueError, match=r"the two denoisers differ in `prediction`, 'x' and 'v'"):
+    with pytest.raises(ValueError, match=r"`unconditional` must have the `prediction` of `denoise`, 'x', got 'v'"):
         guidance.classifier_free(Scaled(), Scaled(prediction="v"), weight=1.0)
 
 
@@ -266,22 +266,57 @@ MODEL = Counted(1.0)
 @pytest.mark.parametrize(
     ("arguments", "settings", "error", "message"),
     [
-        ((MODEL, MODEL), {}, ValueError, r"takes either `weight` w of .* or `scale` = 1 \+ w"),
-        ((MODEL, MODEL), {"weight": 1.0, "scale": 2.0}, ValueError, r"takes either `weight`"),
-        ((MODEL, MODEL), {"weight": float("nan")}, ValueError, r"`weight` is nan, but takes a finite number"),
-        ((MODEL, MODEL), {"scale": "7.5"}, ValueError, r"`scale` is '7\.5'"),
-        ((MODEL, MODEL), {"weight": [1.0, 2.0]}, ValueError, r"`weight` is \[1\.0, 2\.0\].*an array of them of shape"),
-        ((MODEL, MODEL), {"weight": np.array([1.0, np.inf])}, ValueError, r"`weight` is array.*finite"),
-        ((MODEL, MODEL), {"weight": True}, ValueError, r"`weight` is True"),
-        ((MODEL, MODEL), {"weight": 1.0, "rescale": 1.5}, ValueError, r"`rescale` is 1\.5, but takes a number in"),
-        ((MODEL, MODEL), {"weight": 1.0, "interval": (2.0, 1.0)}, ValueError, r"`interval` is \(2\.0, 1\.0\)"),
-        ((MODEL, 3.0), {"weight": 1.0}, TypeError, r"`unconditional` is float, but takes a callable"),
-        ((MODEL,), {"weight": 1.0}, TypeError, r"takes \(denoise_cond, denoise_uncond\), or"),
-        ((MODEL,), {"weight": 1.0, "cond": COND}, TypeError, r"takes \(denoise_cond, denoise_uncond\), or"),
-        ((MODEL,), {"weight": 1.0, "cond": COND, "null": NULL[..., :2]}, ValueError, r"`cond` has shape .* `null` has"),
-        ((MODEL,), {"weight": 1.0, "cond": {"a": COND}, "null": {"b": NULL}}, ValueError, r"need the same keys"),
-        ((MODEL,), {"weight": 1.0, "cond": [COND], "null": [NULL, NULL]}, ValueError, r"need the same length"),
-        ((MODEL,), {"weight": 1.0, "cond": {"a": "x"}, "null": {"a": "y"}}, ValueError, r"`cond\['a'\]` is 'x'"),
+        ((MODEL, MODEL), {}, ValueError, r"give exactly one of `weight`, w of .* and `scale` = 1 \+ w"),
+        ((MODEL, MODEL), {"weight": 1.0, "scale": 2.0}, ValueError, r"give exactly one of `weight`"),
+        (
+            (MODEL, MODEL),
+            {"weight": float("nan")},
+            ValueError,
+            r"`weight` must be a finite number, or an array .*, got nan",
+        ),
+        ((MODEL, MODEL), {"scale": "7.5"}, TypeError, r"`scale` must be .*, got '7\.5'"),
+        ((MODEL, MODEL), {"weight": [1.0, 2.0]}, TypeError, r"`weight` must be .*, got \[1\.0, 2\.0\]"),
+        ((MODEL, MODEL), {"weight": np.array([1.0, np.inf])}, ValueError, r"`weight` must be a finite .*, got ndarray"),
+        ((MODEL, MODEL), {"weight": True}, TypeError, r"`weight` must be .*, got True"),
+        (
+            (MODEL, MODEL),
+            {"weight": 1.0, "rescale": 1.5},
+            ValueError,
+            r"`rescale` must be a number in \[0, 1\], got 1\.5",
+        ),
+        (
+            (MODEL, MODEL),
+            {"weight": 1.0, "interval": (2.0, 1.0)},
+            ValueError,
+            r"`interval` must be .*, got \(2\.0, 1\.0\)",
+        ),
+        ((MODEL, 3.0), {"weight": 1.0}, TypeError, r"`unconditional` must be a function .*, got 3\.0"),
+        ((MODEL,), {"weight": 1.0}, TypeError, r"give either \(denoise_cond, denoise_uncond\), or"),
+        ((MODEL,), {"weight": 1.0, "cond": COND}, TypeError, r"give either \(denoise_cond, denoise_uncond\), or"),
+        (
+            (MODEL,),
+            {"weight": 1.0, "cond": COND, "null": NULL[..., :2]},
+            ValueError,
+            r"`null` must have the shape of `cond`",
+        ),
+        (
+            (MODEL,),
+            {"weight": 1.0, "cond": {"a": COND}, "null": {"b": NULL}},
+            ValueError,
+            r"`null` must have the keys \['a'\] of `cond`",
+        ),
+        (
+            (MODEL,),
+            {"weight": 1.0, "cond": [COND], "null": [NULL, NULL]},
+            ValueError,
+            r"`null` must be a sequence of length 1",
+        ),
+        (
+            (MODEL,),
+            {"weight": 1.0, "cond": {"a": "x"}, "null": {"a": "y"}},
+            ValueError,
+            r"`null\['a'\]` must be 'x', .* got 'y'",
+        ),
     ],
 )
 def test_bad_settings_are_refused_with_the_way_out(
@@ -293,8 +328,8 @@ def test_bad_settings_are_refused_with_the_way_out(
 
 def test_conditions_that_do_not_fit_the_batch_are_refused() -> None:
     guided = guidance.classifier_free(MODEL, cond=COND, null=NULL, weight=1.0)
-    with pytest.raises(ValueError, match=r"`cond` has shape \(2, 3, 4\) for a batch of 3"):
+    with pytest.raises(ValueError, match=r"`cond` must have a first axis of 3, the batch, or 1, got .* \(2, 3, 4\)"):
         guided(np.zeros((3, 3, 4)), np.zeros(3))
     folded = guidance.classifier_free(lambda z, *_: z[:1], cond=COND, null=NULL, weight=1.0)
-    with pytest.raises(ValueError, match=r"`denoise` returned a batch of 1 for one of 4"):
+    with pytest.raises(ValueError, match=r"`denoise` must return a batch of 4, .* got ndarray of shape \(1, "):
         folded(Z, np.zeros(2))

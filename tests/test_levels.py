@@ -133,7 +133,7 @@ def test_the_ranges_that_are_checked_are_those_promised() -> None:
 
 
 def test_an_unknown_scaling_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"`scaling` is 'variance'.*'flow', 've', 'vp'"):
+    with pytest.raises(ValueError, match=r"`scaling` must be 'flow', 've' or 'vp', got 'variance'"):
         level(0.0, "variance")
 
 

@@ -134,9 +134,9 @@ def test_the_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-9)
     t = (np.arange(20000) + 0.5) / 20000
-    for schedule in CURVES:  # and so does weights.Bound, for uniform t
+    for schedule in CURVES:  # and so does weights.VariationalBound, for uniform t
         at = schedule(t)
-        mean = np.mean(weights.Bound()(at, schedule.slope(t)) * error(np.exp(at.log_snr)))
+        mean = np.mean(weights.VariationalBound()(at, schedule.slope(t)) * error(np.exp(at.log_snr)))
         assert mean == pytest.approx(half_integral(*ends(NARROW))[0], rel=1e-6)
 
 
@@ -218,9 +218,9 @@ def test_the_bound_of_a_density_is_the_log_density() -> None:
 
 
 def test_two_levels_out_of_order_have_no_weight() -> None:
-    with pytest.raises(ValueError, match=r"likelihood\.discrete_weight: `s` has log_snr 0.*exchange them"):
+    with pytest.raises(ValueError, match=r"likelihood\.discrete_weight: `s` must have a log-SNR >= 1.*exchange them"):
         likelihood.discrete_weight(level(0.0), level(1.0))
-    with pytest.raises(ValueError, match=r"`steps` is 0, but takes an int >= 1"):
+    with pytest.raises(ValueError, match=r"`steps` must be an int >= 1, got 0"):
         likelihood.discrete_weight(level(1.0), level(0.0), 0)
 
 
@@ -321,24 +321,48 @@ ENDLESS, EXACT = schedules.Flow(), ExactGaussian()
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: likelihood.diffusion_discrete(EXACT, X0, NARROW, steps=0), ValueError, r"`steps` is 0"),
-        (lambda: likelihood.diffusion_discrete(EXACT, X0, NARROW, steps=[0.5, 0.5]), ValueError, r"`steps` is \[0\.5"),
-        (lambda: likelihood.diffusion_continuous(EXACT, X0, NARROW, points=0), ValueError, r"takes an int >= 1"),
-        (lambda: likelihood.diffusion_continuous(lambda z, l: z, X0, NARROW), TypeError, r"`prediction` is missing"),
+        (
+            lambda: likelihood.diffusion_discrete(EXACT, X0, NARROW, steps=0),
+            ValueError,
+            r"`steps` must be an int >= 1, got 0; or",
+        ),
+        (
+            lambda: likelihood.diffusion_discrete(EXACT, X0, NARROW, steps=[0.5, 0.5]),
+            ValueError,
+            r"two times, .*, got \[0\.5, 0\.5\]",
+        ),
+        (
+            lambda: likelihood.diffusion_continuous(EXACT, X0, NARROW, points=0),
+            ValueError,
+            r"`points` must be an int >= 1",
+        ),
+        (
+            lambda: likelihood.diffusion_continuous(lambda z, l: z, X0, NARROW),
+            TypeError,
+            r"`prediction` must be .*, got None",
+        ),
         (lambda: likelihood.diffusion_continuous(EXACT, X0, ENDLESS), ValueError, r"use a schedule with finite ends"),
-        (lambda: likelihood.prior_kl(1.0, NARROW), TypeError, r"`x` is a number"),
+        (lambda: likelihood.prior_kl(1.0, NARROW), TypeError, r"`x` must be an array"),
         (lambda: likelihood.prior_kl(X0.astype(int), NARROW), TypeError, r"`x` has dtype int64"),
-        (lambda: likelihood.prior_kl(X0, NARROW, variance=0.0), ValueError, r"`variance` is 0\.0"),
-        (lambda: likelihood.Bins(1), ValueError, r"`count`, `low`, `high` are 1"),
-        (lambda: likelihood.Bins(2, 1.0, -1.0), ValueError, r"`count`, `low`, `high` are 2, 1\.0, -1\.0"),
-        (lambda: likelihood.reconstruction(X0, NARROW, decoder=256), TypeError, r"`decoder` is 256, but takes"),
+        (lambda: likelihood.prior_kl(X0, NARROW, variance=0.0), ValueError, r"`variance` must be .* > 0, got 0\.0"),
+        (lambda: likelihood.Bins(1), ValueError, r"`count` must be an int >= 2, got 1"),
+        (lambda: likelihood.Bins(2, 1.0, -1.0), ValueError, r"`high` must be a finite number > 1, got -1\.0"),
+        (lambda: likelihood.reconstruction(X0, NARROW, decoder=256), TypeError, r"`decoder` must be .*, got 256"),
         (lambda: likelihood.reconstruction(X0, 0.5), TypeError, r"`schedule` is 0\.5, but takes a schedule"),
         (lambda: likelihood.prior_kl(X0, None), TypeError, r"`schedule` is None, but takes a schedule"),
         (lambda: likelihood.diffusion_discrete(EXACT, X0, 1.0, steps=1), TypeError, r"`schedule` is 1\.0"),
-        (lambda: likelihood.diffusion_continuous(None, X0, NARROW), TypeError, r"`denoise` is NoneType, but takes"),
-        (lambda: likelihood.discrete_weight(1.0, level(0.0)), TypeError, r"`s` is float, but takes a diffcore\.Level"),
-        (lambda: likelihood.bits_per_dim(1.0, "2", bin_width=1.0), TypeError, r"`dims` is '2', but takes a number"),
-        (lambda: likelihood.bits_per_dim(1.0, 0, bin_width=1.0), ValueError, r"`dims`, `bin_width` are 0, 1\.0"),
+        (
+            lambda: likelihood.diffusion_continuous(None, X0, NARROW),
+            TypeError,
+            r"`denoise` must be a function .*, got None",
+        ),
+        (
+            lambda: likelihood.discrete_weight(1.0, level(0.0)),
+            TypeError,
+            r"`s` must be a diffcore\.Level, .*, got 1\.0",
+        ),
+        (lambda: likelihood.bits_per_dim(1.0, "2", bin_width=1.0), TypeError, r"`dims` must be a number >= 1, got '2'"),
+        (lambda: likelihood.bits_per_dim(1.0, 0, bin_width=1.0), ValueError, r"`dims` must be a number >= 1, got 0"),
     ],
 )
 def test_bad_input_is_refused_with_the_way_out(call: Any, error: type[Exception], message: str) -> None:

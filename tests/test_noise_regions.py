@@ -130,7 +130,7 @@ def test_keys_are_of_the_whole_batch_or_of_the_regions_samples() -> None:
     np.testing.assert_array_equal(
         noise.normal([1, 2, 3, 4, 5], 0, (5, 9), region=region), noise.normal([2, 3], 0, (5, 9), region=region)
     )
-    with pytest.raises(ValueError, match="3 entries for a batch of 2"):
+    with pytest.raises(ValueError, match="`seed` must be one int, or have 2 entries"):
         noise.normal([1, 2, 3], 0, (5, 9), region=region)
 
 
@@ -150,7 +150,7 @@ def test_keys_are_of_the_whole_batch_or_of_the_regions_samples() -> None:
 )
 def test_regions_that_do_not_fit_are_refused(region: Any) -> None:
     for draw in (noise.normal, noise.bits):
-        with pytest.raises(ValueError, match="`region`"):
+        with pytest.raises((TypeError, ValueError), match="`region`"):
             draw(7, 0, (5, 9), region=region)
 
 

@@ -165,7 +165,7 @@ def test_ones_own_noise_and_known_elements(like: Any) -> None:
 @every_library
 def test_a_prediction_that_is_no_array_is_refused_in_words(like: Any) -> None:
     for plan in (plans()["ddim"], plans()["ancestral"]):
-        with pytest.raises(TypeError, match="step: the denoiser returned list"):
+        with pytest.raises(TypeError, match=r"step: `y` must be an array of the shape of `z`, got \["):
             dc.sample(lambda z, log_snr: [1.0], plan, shape=(2, 5), like=like, prediction="v")
 
 

@@ -83,9 +83,9 @@ def test_x_follows_at_both_ends(kind: str, scaling: str) -> None:
 
 @pytest.mark.parametrize("kind", ["eps", "score"])
 def test_noise_says_nothing_about_x_at_alpha_0_and_the_error_says_what_to_do(kind: str) -> None:
-    with pytest.raises(ValueError, match=r"'x' does not follow from .* at alpha = 0.*use prediction='v'"):
+    with pytest.raises(ValueError, match=r"`source` must determine 'x' at alpha = 0.*use prediction='v'"):
         predictions.convert(np.ones(1), np.ones(1), level(-np.inf), source=kind, target="x")
-    with pytest.raises(ValueError, match=r"'eps' does not follow from 'x' at sigma = 0.*finite log-SNR"):
+    with pytest.raises(ValueError, match=r"`source` must determine 'eps' at sigma = 0.*, got 'x'; .*finite log-SNR"):
         predictions.convert(np.ones(1), np.ones(1), level(np.inf), source="x", target="eps")
     plan = dc.samplers.ddim(dc.schedules.Cosine(log_snr_min=-np.inf), 4)
     with pytest.raises(ValueError, match=r"use prediction='v'"):
@@ -185,12 +185,12 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: predictions.convert(Y, Y, level(0.0), source="noise", target="x"),
         ValueError,
-        "`source` is 'noise'.*'eps'",
+        "`source` must be 'edm', 'eps'.*, got 'noise'",
     ),
     (
         lambda: predictions.convert(Y, Y, level(0.0), source="x", target="velocity"),
         ValueError,
-        "`target` is 'velocity'",
+        "`target` must be .*, got 'velocity'",
     ),
     (
         lambda: predictions.convert(Y.astype(int), Y, level(0.0), source="x", target="v"),
@@ -198,16 +198,16 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "`y` has dtype int64",
     ),
     (lambda: predictions.convert(Y, Y, level(np.zeros(3)), source="x", target="v"), ValueError, "does not align"),
-    (lambda: predictions.edm(0.0), ValueError, r"`sigma_data` is 0\.0.*positive"),
+    (lambda: predictions.edm(0.0), ValueError, r"`sigma_data` must be a finite number > 0, got 0\.0"),
     (
         lambda: predictions.edm((0.5, 1.0)),
         TypeError,
-        r"`sigma_data` is \(0\.5, 1\.0\), but takes a number, the same for all channels; divide each channel",
+        r"`sigma_data` must be one number for all channels, got \(0\.5, 1\.0\); divide each channel",
     ),
     (
-        lambda: predictions.said("predictions.said", SimpleNamespace(prediction=predictions.edm(1.5)), "edm"),
+        lambda: predictions.kind_of("predictions.said", SimpleNamespace(prediction=predictions.edm(1.5)), "edm"),
         ValueError,
-        r"`prediction` is 'edm', but the denoiser says that it is predictions\.edm\(1\.5\)",
+        r"`prediction` must be predictions\.edm\(1\.5\), the attribute of the denoiser, or left out, got 'edm'",
     ),
 ]
 

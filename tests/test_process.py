@@ -233,16 +233,32 @@ def test_on_torch_the_process_goes_under_func_and_one_graph() -> None:
 X = np.zeros((2, 3))
 BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: process.diffuse(np.zeros((2, 3), int), X, level(0.0)), TypeError, "`x` has dtype int64.*cast it first"),
-    (lambda: process.diffuse(X, np.zeros((2, 4)), level(0.0)), ValueError, r"`eps` has shape \(2, 4\).*must be equal"),
+    (
+        lambda: process.diffuse(X, np.zeros((2, 4)), level(0.0)),
+        ValueError,
+        r"`x` and `eps` must have equal shapes, got \(2, 3\) and \(2, 4\)",
+    ),
     (
         lambda: process.diffuse(X, X, level(np.zeros(3))),
         ValueError,
         r"shape \(3,\).*does not align.*\(2, 3\).*\(B, T\)",
     ),
     (lambda: process.diffuse(X, X, level(np.zeros((2, 3, 1)))), ValueError, "does not align"),
-    (lambda: process.posterior(X, X, s=level(-1.0), t=level(1.0)), ValueError, "`s` has log_snr -1.*exchange them"),
-    (lambda: process.transition(X, s=level(-1.0), t=level(1.0)), ValueError, "less noisy.*exchange them"),
-    (lambda: process.reverse_variance(level(1.0), level(0.0), 1.5), ValueError, r"`gamma` is 1\.5.*\[0, 1\]"),
+    (
+        lambda: process.posterior(X, X, s=level(-1.0), t=level(1.0)),
+        ValueError,
+        r"`s` must .* >= 1\.0.*, got -1\.0; exchange",
+    ),
+    (
+        lambda: process.transition(X, s=level(-1.0), t=level(1.0)),
+        ValueError,
+        "that of `t`, the noisier level.*exchange them",
+    ),
+    (
+        lambda: process.reverse_variance(level(1.0), level(0.0), 1.5),
+        ValueError,
+        r"`gamma` must be a number in \[0, 1\], got 1\.5",
+    ),
     (lambda: process.reverse_variance(level(0.0), level(1.0), 0.5), ValueError, "exchange them"),
     (lambda: process.diffuse("x", X, level(0.0)), TypeError, "`x` takes an array"),
     (

@@ -320,12 +320,12 @@ def test_progress_counts_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 BAD: list[tuple[Callable[[dc.Plan, Any], Any], type[Exception], str]] = [
-    (lambda p, z: dc.sample(denoise, p, z), TypeError, "`prediction` is missing"),
-    (lambda p, z: dc.sample(denoise, p, z, prediction="noise"), ValueError, "'noise'.*takes one of"),
+    (lambda p, z: dc.sample(denoise, p, z), TypeError, r"`prediction` must be .*, got None"),
+    (lambda p, z: dc.sample(denoise, p, z, prediction="noise"), ValueError, "`prediction` must be .*, got 'noise'"),
     (lambda p, z: dc.sample(denoise, p, prediction="v"), ValueError, "`z`.*`shape`"),
     (lambda p, z: dc.sample(denoise, p, z, shape=(2, 5, 3), prediction="v"), ValueError, "`z`.*`shape`"),
-    (lambda p, z: dc.sample(denoise, p, shape=(), prediction="v"), ValueError, "at least one axis"),
-    (lambda p, z: dc.sample(denoise, p, shape=(2, -1), prediction="v"), ValueError, "sizes >= 0"),
+    (lambda p, z: dc.sample(denoise, p, shape=(), prediction="v"), ValueError, r"`shape` must be \(B, "),
+    (lambda p, z: dc.sample(denoise, p, shape=(2, -1), prediction="v"), ValueError, r"ints >= 0, got \(2, -1\)"),
     (lambda p, z: dc.sample(denoise, p, z.astype(np.int64), prediction="v"), TypeError, "int64.*float"),
     (lambda p, z: dc.sample(denoise, p, z.tolist(), prediction="v"), TypeError, "list"),
     (lambda p, z: dc.sample(denoise, p, z, seed=[1, 2, 3], prediction="v"), ValueError, "seed"),
@@ -335,9 +335,17 @@ BAD: list[tuple[Callable[[dc.Plan, Any], Any], type[Exception], str]] = [
     (lambda p, z: dc.sample(denoise, "ddim", z, prediction="v"), TypeError, "Plan"),
     (lambda p, z: dc.step(p, dc.start(p, z)._replace(index=4), z, prediction="v"), ValueError, "the run is over"),
     (lambda p, z: dc.step(p, z, z, prediction="v"), TypeError, "`state` must be a diffcore.State.*ndarray"),
-    (lambda p, z: dc.step(p, dc.start(p, z), z, prediction="v", unguided=z), ValueError, "does not read.*`unguided`"),
-    (lambda p, z: dc.sample(denoise, p, dc.start(p, z), seed=3, prediction="v"), ValueError, "`seed` is given beside"),
-    (lambda p, z: dc.start(p, dc.start(p, z), seed=3), ValueError, "`seed` is given beside"),
+    (
+        lambda p, z: dc.step(p, dc.start(p, z), z, prediction="v", unguided=z),
+        ValueError,
+        "`unguided` must be None: .* does not read",
+    ),
+    (
+        lambda p, z: dc.sample(denoise, p, dc.start(p, z), seed=3, prediction="v"),
+        ValueError,
+        "`seed` must be left out for a State",
+    ),
+    (lambda p, z: dc.start(p, dc.start(p, z), seed=3), ValueError, "`seed` must be left out for a State"),
 ]
 
 
@@ -363,7 +371,7 @@ def test_eps_at_pure_noise_is_refused_before_the_first_call() -> None:
 
 def test_a_state_of_another_plan_is_refused() -> None:
     state = dc.start(SAMPLERS["heun"](schedule_of("vp"), steps=4), start_of(np.asarray))
-    with pytest.raises(ValueError, match="does not belong"):
+    with pytest.raises(ValueError, match=r"`state` must have .*, got .*; it belongs to another plan"):
         dc.sample(denoise, SAMPLERS["ddim"](schedule_of("vp"), steps=4), state, prediction="v")
 
 
@@ -378,7 +386,7 @@ def test_a_state_of_integers_is_refused(dtype: Any) -> None:
 
 def test_a_denoiser_for_another_scaling_is_refused() -> None:
     data = dc.exact.Gaussian(np.zeros(3), 1.0, scaling="ve")
-    with pytest.raises(ValueError, match=r"'ve'.*'vp'"):
+    with pytest.raises(ValueError, match=r"`denoise` must have the scaling of `plan`, 'v[pe]', got 'v[pe]'"):
         dc.sample(data, SAMPLERS["ddim"](schedule_of("vp"), steps=4), shape=(1, 3))
 
 
@@ -390,7 +398,7 @@ def test_a_state_that_was_moved_by_hand_is_refused_where_memory_is_missing(to: C
         lambda: dc.step(plan, moved, moved.z, prediction="v"),
         lambda: dc.sample(denoise, plan, moved, prediction="v"),
     ):
-        with pytest.raises(ValueError, match=r"moved to stage 3 by hand.*remembers"):
+        with pytest.raises(ValueError, match=r"moved to stage 3 by hand.*needs the memory"):
             call()
     with pytest.raises(ValueError, match=r"needs at stage 3.*State.*samplers\.make"):
         plan[3:]
@@ -490,7 +498,7 @@ def test_a_plan_may_read_a_second_estimate(second: str, to: Callable[[Any], Any]
         np.testing.assert_allclose(state.z, z, rtol=1e-12)
     np.testing.assert_allclose(got, z, rtol=0, atol=2e-5)
     if second == "unguided":
-        with pytest.raises(TypeError, match=r"without guidance.*classifier_free"):
+        with pytest.raises(TypeError, match=r"classifier_free.*without guidance"):
             dc.sample(denoise, plan, start_of(to), prediction="v")
 
 

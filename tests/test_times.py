@@ -214,13 +214,16 @@ def test_one_graph_on_torch() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: times.Uniform(0.5, 0.5), r"times\.Uniform: `low`, `high` are 0\.5, 0\.5"),
-        (lambda: times.LogitNormal(std=0.0), r"times\.LogitNormal: `mean`, `std` are 0\.0, 0\.0"),
+        (lambda: times.Uniform(0.5, 0.5), r"times\.Uniform: `high` must be a number in \(0\.5, 1\], got 0\.5"),
+        (lambda: times.LogitNormal(std=0.0), r"times\.LogitNormal: `std` must be a finite number > 0, got 0\.0"),
         (lambda: times.LogNormal(schedules.Cosine(), mean=float("nan")), r"times\.LogNormal: `mean`"),
-        (lambda: times.LogNormal(schedules.Cosine(), mean=1e3), r"no noise level of the schedule.*is likely"),
-        (lambda: times.stratified([1, 2, 3], 0, 2), "3 entries for a batch of 2"),
-        (lambda: times.independent(1, 0, ()), r"`shape` is \(\), but takes B"),
-        (lambda: times.independent(1, 0, -1), r"`shape` is -1, but takes B"),
+        (
+            lambda: times.LogNormal(schedules.Cosine(), mean=1e3),
+            r"`mean` must make the noise levels of the schedule.*likely",
+        ),
+        (lambda: times.stratified([1, 2, 3], 0, 2), "`seed` must be one int, or have 2 entries"),
+        (lambda: times.independent(1, 0, ()), r"`shape` must be B or \(B, \.\.\.\), ints >= 0, got \(\)"),
+        (lambda: times.independent(1, 0, -1), r"`shape` must be B or .*, got \(-1,\)"),
     ],
 )
 def test_bad_settings_are_refused(make: Any, message: str) -> None:
@@ -229,5 +232,5 @@ def test_bad_settings_are_refused(make: Any, message: str) -> None:
 
 
 def test_a_schedule_is_asked_for_by_name() -> None:
-    with pytest.raises(TypeError, match=r"`schedule` is float, but takes a schedule such as diffcore\.schedules"):
+    with pytest.raises(TypeError, match=r"`schedule` must be a schedule, such as diffcore\.schedules.*, got 3\.0"):
         times.LogNormal(3.0)

@@ -392,7 +392,7 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
         ("video", np.zeros((1, 4, 4, 4, 1), dtype=np.uint8), TypeError, "uint8"),
         ("video", np.full((1, 4, 4, 4, 1), np.nan, dtype=np.float32), ValueError, "not finite"),
         ("video", [movie(2), movie(2, side=2)], ValueError, "may differ in the number of frames alone"),
-        ("seed", [1, 2, 3], ValueError, "3 entries for a batch of 2"),
+        ("seed", [1, 2, 3], ValueError, "`seed` must be one int, or have 2 entries"),
         ("seed", -1, ValueError, "-1"),
         ("resume", 3, TypeError, "`resume` must be the `state` of a video.Stream, got 3"),
     ],

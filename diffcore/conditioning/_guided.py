@@ -83,7 +83,7 @@ def given(
     if term.measure is not None and not callable(term.measure):
         raise TypeError(f"{function}: `measure` is {type(term.measure).__name__}, but takes a function x -> array")
     check(function, term.observed, term.mask)
-    prediction = predictions.said(function, denoise, prediction)
+    prediction = predictions.kind_of(function, denoise, prediction)
     predictions.row_function(function, "prediction", prediction)
     scaling = getattr(denoise, "scaling", None)
     if schedule is not None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import grids, levels
+from diffcore import _check, grids, levels
 from diffcore.levels import Level
 from diffcore.plan import Float64, Plan
 from diffcore.schedules import Schedule
@@ -43,27 +43,25 @@ def steps_of(
     both_ways: bool = False,
     spaced: Callable[[Schedule, int], Float64] = grids.uniform,
 ) -> Steps:
-    """Return the steps of a sampler from what its caller gave: a number of steps, `spaced` so, or a grid of log-SNRs.
+    """Return the steps of a sampler from a number of steps, with the grid `spaced(schedule, steps)`, or from a grid of log-SNRs.
 
     Raises:
-        ValueError: neither or both given; a grid that `grids.check` refuses, or that reads as times, timesteps or sigmas; a
+        ValueError: neither or both given; a grid that `grids.check` refuses, or that looks like times, timesteps or sigmas; a
             grid towards more noise (decreasing log-SNR) unless the sampler works both ways.
     """
     if (steps is None) == (grid is None):
         raise ValueError(
-            f"{function}: takes either `steps`, for a grid uniform in time, or `grid`, log-SNRs (N + 1, *lead), for "
-            f"example dc.grids.karras(schedule, 18); got steps={steps!r} and {'no' if grid is None else 'a'} grid"
+            f"{function}: give exactly one of `steps`, for a grid uniform in time, and `grid`, log-SNRs (N + 1, *lead), such "
+            f"as dc.grids.karras(schedule, 18); got steps={_check.shown(steps)} and {'no' if grid is None else 'a'} grid"
         )
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")
+    _check.instance(function, "schedule", schedule, Schedule, "a schedule, such as diffcore.schedules.Cosine()")
     points = grids.check(function, spaced(schedule, steps) if steps is not None else grid)
     if grid is not None:
         _refuse_other_units(function, schedule, points)
     if not both_ways and points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]:
-        raise ValueError(
-            f"{function}: `grid` goes towards more noise, which only a deterministic sampler can follow; "
-            f"reverse it, or use ddim(eta=0)"
-        )
+        hint = "only a deterministic sampler can add noise; reverse it, or use ddim(eta=0)"
+        found = float(points[0].max()), float(points[-1].max())
+        raise _check.error(ValueError, function, "grid", "rise from the first log-SNR to the last", found, hint)
     t, s = levels.level(points[:-1], schedule.scaling), levels.level(points[1:], schedule.scaling)
     return Steps(t, s, 0.5 * (points[1:] - points[:-1]), np.isposinf(points[1:]))
 
@@ -78,12 +76,12 @@ def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> N
     times = len(points) > 2 and 0.0 in (first, last) and points.min() >= 0.0 and points.max() <= 1.0
     most = float(schedule.log_snr(0.0)) if last < first else math.inf
     if times or first > most + 1e-6 * abs(first):
-        raise ValueError(
-            f"{function}: `grid` leads from {first!r} to {last!r}, "
-            + ("which are times" if times else f"but this schedule's log-SNRs end at {most!r}")
-            + ", and takes log-SNRs; for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times "
-            "timesteps / (T - 1), for sigmas (sigma / alpha) -2 log(sigmas)"
+        must = "be log-SNRs, not times" if times else f"be log-SNRs, which end at {most!r} for this schedule"
+        hint = (
+            "for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times timesteps / (T - 1), "
+            "for sigmas (sigma / alpha) -2 log(sigmas)"
         )
+        raise _check.error(ValueError, function, "grid", f"{must}, from first to last", (first, last), hint)
 
 
 def empty(stages: int, lead: tuple[int, ...], memory: int = 0) -> Float64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from diffcore import _check
 from diffcore.plan import Plan
 from diffcore.samplers.adams import gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
@@ -244,6 +245,6 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
     <Plan ancestral(gamma=0.3), vp, 8 stages, memory 0>
     """
     known = {name: row.make for name, row in table().items()} | others()
-    if sampler not in known:
-        raise ValueError(f"samplers.make: `sampler` must be one of {sorted(known)}, got {sampler!r}")
-    return known[sampler](schedule, steps, grid=grid, **settings)
+    return known[_check.choice("samplers.make", "sampler", sampler, sorted(known))](
+        schedule, steps, grid=grid, **settings
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
-from diffcore import levels
+from diffcore import _check, levels
 from diffcore.levels import Level
 from diffcore.plan import Float64, Form, Plan
 from diffcore.plan.plan import with_memory
@@ -148,9 +148,7 @@ def split_clean(name: str, pairs: Steps) -> tuple[Steps, Part]:
     """
     clean = np.asarray(pairs.clean).reshape(len(pairs), -1)
     if np.any(clean.any(axis=1) != clean.all(axis=1)):
-        raise ValueError(
-            f"samplers.{name}: `grid` ends on clean data for some samples only; end all of them there, or none"
-        )
+        raise ValueError(f"samplers.{name}: `grid` must end on clean data for all samples or for none")
     steps = len(pairs) - int(clean[-1, 0])
     last = empty(len(pairs) - steps, pairs.lead)
     last[..., 0, Form().x] = 1.0
@@ -208,10 +206,9 @@ def written(name: str, schedule: Schedule, pairs: Steps, step: Step) -> Part:
 
 def refuse_pure_noise(name: str, pairs: Steps) -> NoReturn:
     """Raise ValueError for a step whose coefficients have no value, with the way out."""
-    raise ValueError(
-        f"samplers.{name}: has no finite step from log_snr {float(pairs.t.log_snr.min())!r}; start at a finite log-SNR, for "
-        f"example with schedules.truncate, or use unipc or dpm_solver_pp, which may start from pure noise"
-    )
+    hint = "see schedules.truncate, or use unipc or dpm_solver_pp, which can start from pure noise"
+    found = float(pairs.t.log_snr.min())
+    raise _check.error(ValueError, f"samplers.{name}", "grid", "start at a finite log-SNR", found, hint)
 
 
 def multistep(

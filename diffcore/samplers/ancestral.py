@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, process
+from diffcore import _check, process
 from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import Steps, empty, finish, steps_of
 from diffcore.schedules import Schedule
@@ -83,8 +83,7 @@ def predictor_corrector(
     """
     function = "samplers.predictor_corrector"
     process.check_gamma(function, gamma)
-    if not 0.0 <= _array.number(function, "delta", delta) <= 2.0:
-        raise ValueError(f"{function}: `delta` is {delta!r}, but takes a number in [0, 2]; the paper uses 0.1")
+    _check.number(function, "delta", delta, 0, 2, hint="the paper uses 0.1")
     pairs = steps_of(function, schedule, steps, grid)
     stages = 2 * len(pairs) - 1
     update = empty(stages, pairs.lead)

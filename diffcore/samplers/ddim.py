@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, process
+from diffcore import _check, process
 from diffcore.plan import Form, Plan
 from diffcore.samplers._build import empty, finish, steps_of
 from diffcore.schedules import Schedule
@@ -40,8 +40,7 @@ def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, grid
     (False, 50)
     """
     function = "samplers.ddim"
-    if not 0.0 <= _array.number(function, "eta", eta) <= 1.0:
-        raise ValueError(f"{function}: `eta` is {eta!r}, but takes a number in [0, 1]: 0 is deterministic, 1 ancestral")
+    _check.number(function, "eta", eta, 0, 1, hint="0 is deterministic, 1 ancestral")
     pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
     t, s = pairs.t, pairs.s
     update = empty(len(pairs), pairs.lead)

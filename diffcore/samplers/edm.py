@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, grids, levels
+from diffcore import _check, grids, levels
 from diffcore.levels import Level
 from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import Steps, empty, finish, steps_of
+from diffcore.samplers._written import refuse_pure_noise
 from diffcore.schedules import Schedule
 
 LEVELS = (-2.0 * math.log(80.0), -2.0 * math.log(0.002))
@@ -107,20 +108,13 @@ def _plan(
     grid: Any,
 ) -> Plan:
     function = f"samplers.{name}"
-    if not 0.0 <= _array.number(function, "churn", churn) < math.inf:
-        raise ValueError(f"{function}: `churn` is {churn!r}, but takes a finite number >= 0; 0 is deterministic")
-    if not 0.0 < _array.number(function, "noise_scale", noise_scale) < math.inf:
-        raise ValueError(f"{function}: `noise_scale` is {noise_scale!r}, but takes a finite number > 0; EDM uses 1.003")
-    low, high = _array.interval(function, "churn_range", churn_range)
-    if not 0.0 <= low <= high:
-        raise ValueError(f"{function}: `churn_range` is {churn_range!r}, but takes (low, high) with 0 <= low <= high")
+    _check.number(function, "churn", churn, 0, hint="0 is deterministic")
+    _check.number(function, "noise_scale", noise_scale, 0, open_low=True, hint="EDM uses 1.003")
+    _check.interval(function, "churn_range", churn_range, 0, equal=True, finite=False)
     spaced = _karras if name == "heun" and getattr(schedule, "scaling", "") != "flow" else grids.uniform
     pairs = steps_of(function, schedule, steps, grid, both_ways=churn == 0.0, spaced=spaced)
     if name == "heun" and schedule.scaling != "flow" and len(pairs) > 1 and np.any(np.isneginf(pairs.t.log_snr[0])):
-        raise ValueError(
-            f"{function}: the first level is log_snr = -inf (pure noise), where sigma / alpha is infinite and its average slope "
-            f"has no value; start at a finite log-SNR, for example with schedules.truncate, or use unipc or dpm_solver_pp"
-        )
+        refuse_pure_noise(name, pairs)
     churned, noise = _churn(pairs, schedule.scaling, churn, churn_range, noise_scale)
     with np.errstate(divide="ignore", invalid="ignore"):
         half = 0.5 * (pairs.s.log_snr - churned.log_snr)
@@ -167,9 +161,7 @@ def _heun(
     clean = np.asarray(pairs.clean).reshape(len(pairs), -1)
     single = np.asarray(clean.all(axis=1))
     if np.any(clean.any(axis=1) != single):
-        raise ValueError(
-            "samplers.heun: `grid` ends on clean data for some samples only; end all of them there, or none"
-        )
+        raise ValueError("samplers.heun: `grid` must end on clean data for all samples or for none")
     count = 2 * len(pairs) - int(single[-1])
     form = Form(memory=int(count > 1))
     update = empty(count, pairs.lead, form.memory)

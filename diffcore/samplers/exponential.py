@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _check
 from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import empty, finish, steps_of
 from diffcore.schedules import Schedule
@@ -86,9 +86,8 @@ def remember_estimates(update: Float64, form: Form, first: int) -> None:
 
 
 def check_order(function: str, order: object) -> None:
-    """Raise ValueError for an order that is not 1, 2 or 3."""
-    if isinstance(order, bool) or not isinstance(order, int | np.integer) or order not in (1, 2, 3):
-        raise ValueError(f"{function}: `order` is {order!r}, but takes 1, 2 or 3")
+    """Raise TypeError or ValueError for an order that is not 1, 2 or 3."""
+    _check.integer(function, "order", order, 1, 3)
 
 
 def dpm_solver_pp(
@@ -142,8 +141,7 @@ def dpm_solver_pp(
     """
     function = "samplers.dpm_solver_pp"
     check_order(function, order)
-    if not 0.0 <= _array.number(function, "eta", eta) <= 1.0:
-        raise ValueError(f"{function}: `eta` is {eta!r}, but takes a number in [0, 1]: 0 is the ODE, 1 the SDE")
+    _check.number(function, "eta", eta, 0, 1, hint="0 is the ODE, 1 the SDE")
     _check.choice(function, "solver", solver, (None, "midpoint", "heun"))
     _check.flag(function, "lower_order_final", lower_order_final)
     _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)

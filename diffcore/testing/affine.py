@@ -66,7 +66,7 @@ def drawn_by(
         raise ValueError(f"testing.drawn_by: `plan` has levels of shape {plan.lead}, but takes () or (1, T)")
     if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
         denoise = denoise.with_scaling(plan.scaling)
-    kind = predictions.said("testing.drawn_by", denoise, prediction)
+    kind = predictions.kind_of("testing.drawn_by", denoise, prediction)
     like = np.zeros(()) if like is None else like
     size, parts = math.prod(event), 1 + plan.memory
     count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known

@@ -205,7 +205,7 @@ def check_bound(schedule: Any, variance: float = 0.4, *, panels: int = 400, rtol
     middle, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
     t = middle[:, None] + half[:, None] * nodes
     level = levels.level(np.asarray(schedule.log_snr(t), dtype=np.float64), schedule.scaling)
-    density = host(weights.Bound()(level, slope=schedule.slope(t))) * mmse(level.log_snr)
+    density = host(weights.VariationalBound()(level, slope=schedule.slope(t))) * mmse(level.log_snr)
     name = f"bound under {type(schedule).__name__}"
     used = compare(f"{name}: L_inf from its ends", np.sum(share * half[:, None] * density), limit, rtol * limit)
     excess = []

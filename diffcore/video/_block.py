@@ -13,7 +13,7 @@ from diffcore._array import Array
 from diffcore.conditioning.moment_matching import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
 from diffcore.plan import Plan
-from diffcore.predictions import Prediction, row_function, said
+from diffcore.predictions import Prediction, kind_of, row_function
 from diffcore.state import State
 
 METHODS = ("reconstruction", "replacement", "moment_matching")
@@ -47,7 +47,7 @@ class Sampler:
         weight_of(self.function, self.weight)
         check_iterations(self.function, self.iterations)
         noise.keys(self.seed, len(self.seed) if np.ndim(self.seed) else 1)
-        row_function(self.function, "prediction", said(self.function, self.denoise, self.prediction))
+        row_function(self.function, "prediction", kind_of(self.function, self.denoise, self.prediction))
 
     def draw(
         self,
