@@ -44,9 +44,7 @@ def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None,
     return x
 
 
-def sample_euler_ancestral(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, noise_sampler=None
-):
+def sample_euler_ancestral(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, noise_sampler=None):
     noise_sampler = default_noise_sampler(x) if noise_sampler is None else noise_sampler
     s_in = x.new_ones([x.shape[0]])
     for i in range(len(sigmas) - 1):

@@ -4,8 +4,8 @@ Each class writes this in its own `step`; here it is by kind, which shows in wha
 
 | kind | shows by | scaling | level of a call |
 |---|---|---|---|
-| flow | a class FlowMatch..., `use_flow_sigmas`, flow_prediction | flow | `sigmas` |
-| edm | `sigma_data` | ve | `sigmas` |
+| flow | the name of the class, `use_flow_sigmas`, flow_prediction | flow | `sigmas` |
+| edm | `precondition_outputs` | ve | `sigmas` |
 | ve | `sigmas`, no `_sigma_to_alpha_sigma_t` | ve | `sigmas`; between two of them in two-stage methods |
 | vp | `_sigma_to_alpha_sigma_t` | vp | `sigmas`, which are sigma / alpha |
 | table | `alphas_cumprod` alone | vp | `alphas_cumprod[timestep]` |
@@ -24,6 +24,9 @@ from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import Float64
 from diffcore.predictions import Prediction, Row
+
+FLOWS = ("FlowMatch", "LTXEulerAncestralRF")
+"""How the names of classes begin that are made for flows alone."""
 
 SCALINGS = {"flow": "flow", "edm": "ve", "ve": "ve", "vp": "vp", "table": "vp", "circle": "vp"}
 
@@ -45,10 +48,15 @@ class Velocity:
 def kind(scheduler: Any) -> str:
     """Return the kind of a scheduler; raise TypeError for one of no kind."""
     config = getattr(scheduler, "config", {})
-    flow = type(scheduler).__name__.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+    if hasattr(scheduler, "initial_alpha_cumprod"):
+        raise TypeError(
+            f"interop.diffusers: `scheduler` is a {type(scheduler).__name__}, which takes the output of its network to be "
+            f"at another level than that of its timestep; use DPMSolverMultistepInverseScheduler, or samplers.ddim on a rising grid"
+        )
+    flow = type(scheduler).__name__.startswith(FLOWS) or config.get("prediction_type") == "flow_prediction"
     if flow or config.get("use_flow_sigmas"):
         return "flow"
-    if "sigma_data" in config and hasattr(scheduler, "sigmas"):
+    if hasattr(scheduler, "precondition_outputs"):
         return "edm"
     if hasattr(scheduler, "sigmas"):
         return "vp" if hasattr(scheduler, "_sigma_to_alpha_sigma_t") else "ve"
@@ -71,7 +79,9 @@ def prediction(scheduler: Any) -> Prediction:
     if name == "v_prediction":
         return "v" if SCALINGS[of] == "vp" else Velocity()
     if name not in NAMES:
-        raise ValueError(f"interop.diffusers: `prediction_type` must be one of {[*NAMES, 'v_prediction']}, got {name!r}")
+        raise ValueError(
+            f"interop.diffusers: `prediction_type` must be one of {[*NAMES, 'v_prediction']}, got {name!r}"
+        )
     return NAMES[name]
 
 
@@ -79,20 +89,32 @@ def log_snr(scheduler: Any, timestep: Any) -> float:
     """Return the level of the call that a scheduler, in the middle of its loop, makes at a timestep."""
     of = kind(scheduler)
     if of == "table":
-        return float(from_alphas_cumprod(np.float64(scheduler.alphas_cumprod[int(timestep)])))
+        return float(from_alphas_cumprod(np.float64(float(scheduler.alphas_cumprod[int(timestep)]))))
     if scheduler.step_index is None:
         scheduler._init_step_index(timestep)
-    at = scheduler.step_index
     with np.errstate(divide="ignore"):
         if of == "circle":
-            return float(2.0 * (np.log(np.float64(scheduler.alphas[at])) - np.log(np.float64(scheduler.betas[at]))))
-        sigma = np.float64(scheduler.sigmas[at])
-        if not getattr(scheduler, "state_in_first_order", True):  # the second stage of two
-            if hasattr(scheduler, "sigmas_interpol"):
-                sigma = np.float64(scheduler.sigmas_interpol[at])
-            elif getattr(scheduler, "mid_point_sigma", None) is not None:
-                sigma = np.float64(scheduler.mid_point_sigma)
+            alpha, sigma = (
+                np.float64(float(table[scheduler.step_index])) for table in (scheduler.alphas, scheduler.betas)
+            )
+            return float(2.0 * (np.log(alpha) - np.log(sigma)))
+        sigma = _sigma(scheduler)
         return float(2.0 * (np.log1p(-sigma) - np.log(sigma)) if of == "flow" else -2.0 * np.log(sigma))
+
+
+def _sigma(scheduler: Any) -> np.float64:
+    at, sigmas = scheduler.step_index, scheduler.sigmas
+    if not getattr(
+        scheduler, "state_in_first_order", True
+    ):  # the second of two stages, which may be between two sigmas
+        if hasattr(scheduler, "sigmas_interpol"):
+            at, sigmas = (
+                at - hasattr(scheduler, "sigmas_down"),
+                scheduler.sigmas_interpol,
+            )  # the ancestral one counts from 0
+        elif getattr(scheduler, "mid_point_sigma", None) is not None:
+            return np.float64(float(scheduler.mid_point_sigma))
+    return np.float64(float(sigmas[at]))
 
 
 def from_alphas_cumprod(values: Any) -> Any:
@@ -112,16 +134,23 @@ def input_scale(scheduler: Any, log_snr: Array) -> Array | None:
 
 def timesteps(scheduler: Any, log_snr: Float64) -> Float64:
     """Return the timesteps that a scheduler gives to its network at levels: where one of its steps is near, that one's."""
-    of, near = kind(scheduler), 1.0
-    if of == "flow":
-        found = levels.level(log_snr, "flow").sigma * scheduler.config["num_train_timesteps"]
-    elif of == "edm" or getattr(scheduler.config, "timestep_type", None) == "continuous":
-        found, near = -0.125 * log_snr, 1e-3
+    of, near = kind(scheduler), 1e-3
+    if of == "edm":
+        found = scheduler.precondition_noise(scheduler.sigmas.new_tensor(np.exp(-0.5 * log_snr)).double()).numpy()
+    elif scheduler.config.get("timestep_type") == "continuous":
+        found = -0.125 * log_snr
     elif of == "circle":
-        found, near = np.arctan2(*levels.level(log_snr, "vp")[1::-1]) / np.pi * 2.0, 1e-3
+        at = levels.level(log_snr, "vp")
+        found = np.arctan2(at.sigma, at.alpha) / np.pi * 2.0
+    elif of == "flow":
+        found, near = levels.level(log_snr, "flow").sigma * scheduler.config["num_train_timesteps"], 1.0
     else:
-        table = from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy())
-        found = np.interp(-log_snr, -table, np.arange(len(table)))
-    own = np.asarray(scheduler.timesteps.double().cpu())
+        table = from_alphas_cumprod(_host(scheduler.alphas_cumprod))
+        found, near = np.interp(-log_snr, -table, np.arange(len(table))), 1.0  # some round, others cut off
+    own = _host(scheduler.timesteps)
     best = own[np.abs(own - found[..., None]).argmin(-1)]
-    return np.where(np.abs(best - found) < near, best, found)
+    return np.asarray(np.where(np.abs(best - found) < near, best, found))
+
+
+def _host(tensor: Any) -> Float64:
+    return np.asarray(tensor.double().cpu())

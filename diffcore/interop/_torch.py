@@ -32,7 +32,8 @@ class Reading(TorchFunctionMode):
             shape = torch.empty_like(*args[:1]).shape if func is torch.randn_like else _size(args, kwargs)
             if tuple(shape) != self.shape:
                 raise ValueError(
-                    f"interop: the sampler draws noise of shape {tuple(shape)}, but a plan adds noise of the shape of z, {self.shape}"
+                    f"interop: the sampler draws noise of shape {tuple(shape)}, but a plan adds noise of the shape of z, "
+                    f"{self.shape}"
                 )
             return self.draw()
         found = func(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ def plan(
 ) -> Plan:
     """Return the plan of a scheduler, so that `sample(denoiser(model, scheduler), plan, latents)` is their loop.
 
-    The loop of `scheduler.step` is run in float64 on unit vectors, as `samplers.trace` does, on a copy. x-hat is theirs, noise
-    is one draw for each that they take from a generator or a Brownian path, and states are scaled as their samples are:
-    latents are `init_noise_sigma` times noise. `clip_sample` and `thresholding` are no part of a plan and are read switched
-    off: give `sample(..., transform_x=guidance.clip())`, which equals theirs where the scheduler computes all else from the
-    clipped x-hat, as DDPM does.
+    The loop of `scheduler.step` is run in float64 on unit vectors, as `samplers.trace` does, on a copy. x-hat is theirs, and
+    noise is one draw for each that they take from a generator or a Brownian path. States are scaled as their samples are:
+    latents are `init_noise_sigma` times noise. Where a scheduler has a `begin_index`, as for image to image, the loop begins
+    there.
+
+    `clip_sample` and `thresholding` are no part of a plan and are read switched off: give `sample(..., transform_x=
+    guidance.clip())`, which equals theirs where the scheduler computes all else from the clipped x-hat, as DDPM does.
 
     Args:
         scheduler: a scheduler of diffusers; after the call it has the timesteps, as after their own `set_timesteps`.
@@ -46,7 +49,11 @@ def plan(
         TypeError: something that has no such tables.
         ValueError: a scheduler that is not linear, with the call where it shows; an unknown `prediction_type`.
 
-    Source: von Platen et al. 2022, diffusers.
+    Source: https://github.com/huggingface/diffusers, `diffusers.schedulers`.
+
+    >>> import pytest; library = pytest.importorskip("diffusers")
+    >>> plan(library.UniPCMultistepScheduler(), 8)
+    <Plan UniPCMultistepScheduler, vp, 8 stages, memory 2>
     """
     _schedulers.kind(scheduler)
     if steps is not None or set_timesteps:
@@ -64,17 +71,38 @@ def plan(
         if hasattr(own, "noise_sampler"):
             own.noise_sampler = lambda *_: draw()
         with Reading(draw, sample.shape):
-            for timestep in own.timesteps:
-                own.scale_model_input(sample, timestep) if hasattr(own, "scale_model_input") else None
+            call = _caller(own, step)
+            for timestep in own.timesteps[getattr(own, "begin_index", None) or 0 :]:
+                if hasattr(own, "scale_model_input"):
+                    own.scale_model_input(sample, timestep)
                 log_snr = _schedulers.log_snr(own, timestep)
                 x = denoise(sample, log_snr)
                 at = levels.level(torch.tensor([log_snr], dtype=torch.float64), scaling)
                 output = predictions.convert(x, sample, at, source="x", target=target)
-                sample = own.step(output, timestep, sample, return_dict=False, **step)[0]
+                sample = call(output, timestep, sample)
         return sample
 
     found = samplers.trace(loop, scaling, torch.zeros(1), name=type(scheduler).__name__)
     return _with_end(found)
+
+
+def _caller(scheduler: Any, settings: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
+    """Return (output, timestep, sample) -> sample, a step of a scheduler, with what some leave to their pipelines."""
+    takes = inspect.signature(scheduler.step).parameters
+    old: Any = (None, None)  # x-hat and timestep of the call before
+
+    def call(output: Any, timestep: Any, sample: Any) -> Any:
+        nonlocal old
+        more = dict(settings)
+        if "prev_timestep" in takes:  # UnCLIP's: the one that follows
+            more["prev_timestep"] = next(iter(scheduler.timesteps[scheduler.timesteps < timestep]), None)
+        if "timestep_back" in takes:  # CogVideoX's multistep method
+            more |= {"old_pred_original_sample": old[0], "timestep_back": old[1]}
+        found = scheduler.step(output, timestep=timestep, sample=sample, return_dict=False, **more)
+        old = found[-1], timestep
+        return found[0]
+
+    return call
 
 
 def _with_end(plan: Plan) -> Plan:
@@ -96,12 +124,18 @@ def schedule(scheduler: Any) -> Schedule:
     Raises:
         TypeError: something that has no such tables.
         ValueError: a table that is no schedule.
+
+    >>> import pytest; library = pytest.importorskip("diffusers")
+    >>> float(schedule(library.DDPMScheduler()).log_snr(1.0).round(3))
+    -10.118
     """
     of, config = _schedulers.kind(scheduler), scheduler.config
     if of == "flow":
         return schedules.Flow()
     if of == "edm":
-        return schedules.Karras(config["sigma_min"], config["sigma_max"], config.get("rho", 7.0))
+        return schedules.Karras(
+            sigma_min=config["sigma_min"], sigma_max=config["sigma_max"], rho=config.get("rho", 7.0)
+        )
     if of == "circle":
         raise TypeError(f"interop.diffusers.schedule: a {type(scheduler).__name__} has no table of training")
     return schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy(), _schedulers.SCALINGS[of])
@@ -133,7 +167,7 @@ class _Denoiser:
         whole = not like.is_floating_point() and bool(np.all(timestep == np.round(timestep)))
         dtype = like.dtype if whole else log_snr.dtype
         found = self.model(z, log_snr.new_tensor(timestep, dtype=dtype), **self.inputs)
-        return found.sample if hasattr(found, "sample") else found
+        return getattr(found, "sample", found)
 
 
 def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
@@ -152,6 +186,11 @@ def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
 
     Raises:
         TypeError, ValueError: as for `plan`.
+
+    >>> import pytest; library = pytest.importorskip("diffusers")
+    >>> denoise = denoiser(lambda sample, timestep: 0.1 * sample, library.DDPMScheduler())
+    >>> denoise.prediction, denoise.scaling
+    ('eps', 'vp')
     """
     _schedulers.prediction(scheduler)
     return _Denoiser(model, scheduler, inputs)

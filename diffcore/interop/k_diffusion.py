@@ -23,7 +23,12 @@ SCALINGS = ("ve", "flow")
 
 
 def plan(
-    function: Callable[..., Any], sigmas: npt.ArrayLike, *, scaling: str = "ve", name: str | None = None, **settings: Any
+    function: Callable[..., Any],
+    sigmas: npt.ArrayLike,
+    *,
+    scaling: str = "ve",
+    name: str | None = None,
+    **settings: Any,
 ) -> Plan:
     """Return the plan of a function `sample(model, x, sigmas, extra_args, callback, disable, noise_sampler, **settings)`.
 
@@ -66,7 +71,9 @@ def plan(
     top = 1.0 if scaling == "flow" else math.inf
     fits = given.ndim == 1 and given.size > 1 and given[0] > 0.0
     if not fits or not np.all((given >= 0.0) & (given <= top) & np.isfinite(given)):
-        raise ValueError(f"{function_name}: `sigmas` must be (N + 1,) noise levels in [0, {top:g}], got {given[:4].tolist()}")
+        raise ValueError(
+            f"{function_name}: `sigmas` must be (N + 1,) noise levels in [0, {top:g}], got {given[:4].tolist()}"
+        )
     takes = inspect.signature(function).parameters
     every = any(one.kind is one.VAR_KEYWORD for one in takes.values())
 
