@@ -14,7 +14,7 @@ from diffcore.sampling import sample, start, step
 from diffcore.state import State, load_state, save_state
 
 if TYPE_CHECKING:
-    from diffcore import backends, conditioning, exact, likelihood, metrics, testing, unet3d, video
+    from diffcore import backends, conditioning, exact, interop, likelihood, metrics, testing, unet3d, video
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "exact",
     "grids",
     "guidance",
+    "interop",
     "levels",
     "likelihood",
     "load_state",
@@ -49,7 +50,7 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = ("backends", "conditioning", "exact", "likelihood", "metrics", "testing", "unet3d", "video")
+_LAZY = ("backends", "conditioning", "exact", "interop", "likelihood", "metrics", "testing", "unet3d", "video")
 
 
 def __getattr__(name: str) -> Any:

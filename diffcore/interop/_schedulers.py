@@ -1,0 +1,156 @@
+"""What diffusers' schedulers mean by their tables: the scaling of a sample, the level of a call, the prediction, the timesteps.
+
+Each class writes this in its own `step`; here it is by kind, which shows in what a scheduler has:
+
+| kind | shows by | scaling | level of a call |
+|---|---|---|---|
+| flow | the name of the class, `use_flow_sigmas`, flow_prediction | flow | `sigmas` |
+| edm | `precondition_outputs` | ve | `sigmas` |
+| ve | `sigmas`, no `_sigma_to_alpha_sigma_t` | ve | `sigmas`; between two of them in two-stage methods |
+| vp | `_sigma_to_alpha_sigma_t` | vp | `sigmas`, which are sigma / alpha |
+| table | `alphas_cumprod` alone | vp | `alphas_cumprod[timestep]` |
+| circle | `alphas` and `betas` of the steps, sine and cosine | vp | these |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffcore import levels, predictions
+from diffcore._array import Array
+from diffcore.levels import Level
+from diffcore.plan import Float64
+from diffcore.predictions import Prediction, Row
+
+FLOWS = ("FlowMatch", "LTXEulerAncestralRF")
+"""How the names of classes begin that are made for flows alone."""
+
+SCALINGS = {"flow": "flow", "edm": "ve", "ve": "ve", "vp": "vp", "table": "vp", "circle": "vp"}
+
+NAMES = {"epsilon": "eps", "sample": "x", "flow_prediction": "flow"}
+
+
+@dataclass(frozen=True)
+class Velocity:
+    """The row of v for data of a standard deviation, under any scaling: -F of EDM. Under "vp" and at 1 it is "v"."""
+
+    sigma_data: float = 1.0
+
+    def __call__(self, xp: Any, level: Level) -> Row:
+        """Return the row at a level."""
+        a, b, w = predictions.edm(self.sigma_data)(xp, level)
+        return Row(-a, -b, w)
+
+
+def kind(scheduler: Any) -> str:
+    """Return the kind of a scheduler; raise TypeError for one of no kind."""
+    config = getattr(scheduler, "config", {})
+    if hasattr(scheduler, "initial_alpha_cumprod"):
+        raise TypeError(
+            f"interop.diffusers: `scheduler` is a {type(scheduler).__name__}, which takes the output of its network to be "
+            f"at another level than that of its timestep; use DPMSolverMultistepInverseScheduler, or samplers.ddim on a rising grid"
+        )
+    flow = type(scheduler).__name__.startswith(FLOWS) or config.get("prediction_type") == "flow_prediction"
+    if flow or config.get("use_flow_sigmas"):
+        return "flow"
+    if hasattr(scheduler, "precondition_outputs"):
+        return "edm"
+    if hasattr(scheduler, "sigmas"):
+        return "vp" if hasattr(scheduler, "_sigma_to_alpha_sigma_t") else "ve"
+    if hasattr(scheduler, "alphas_cumprod"):
+        return "table"
+    if hasattr(scheduler, "timesteps") and hasattr(scheduler, "_get_prev_sample"):
+        return "circle"
+    raise TypeError(
+        f"interop.diffusers: `scheduler` must be a scheduler of diffusers with sigmas or alphas_cumprod, got a "
+        f"{type(scheduler).__name__}; write its loop for samplers.trace"
+    )
+
+
+def prediction(scheduler: Any) -> Prediction:
+    """Return what a scheduler takes its network to predict."""
+    of, config = kind(scheduler), scheduler.config
+    name = config.get("prediction_type", {"flow": "flow_prediction", "circle": "v_prediction"}.get(of))
+    if of == "edm":
+        return predictions.edm(config["sigma_data"]) if name == "epsilon" else Velocity(config["sigma_data"])
+    if name == "v_prediction":
+        return "v" if SCALINGS[of] == "vp" else Velocity()
+    if name not in NAMES:
+        raise ValueError(
+            f"interop.diffusers: `prediction_type` must be one of {[*NAMES, 'v_prediction']}, got {name!r}"
+        )
+    return NAMES[name]
+
+
+def log_snr(scheduler: Any, timestep: Any) -> float:
+    """Return the level of the call that a scheduler, in the middle of its loop, makes at a timestep."""
+    of = kind(scheduler)
+    if of == "table":
+        return float(from_alphas_cumprod(np.float64(float(scheduler.alphas_cumprod[int(timestep)]))))
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)
+    with np.errstate(divide="ignore"):
+        if of == "circle":
+            alpha, sigma = (
+                np.float64(float(table[scheduler.step_index])) for table in (scheduler.alphas, scheduler.betas)
+            )
+            return float(2.0 * (np.log(alpha) - np.log(sigma)))
+        sigma = _sigma(scheduler)
+        return float(2.0 * (np.log1p(-sigma) - np.log(sigma)) if of == "flow" else -2.0 * np.log(sigma))
+
+
+def _sigma(scheduler: Any) -> np.float64:
+    at, sigmas = scheduler.step_index, scheduler.sigmas
+    if not getattr(
+        scheduler, "state_in_first_order", True
+    ):  # the second of two stages, which may be between two sigmas
+        if hasattr(scheduler, "sigmas_interpol"):
+            at, sigmas = (
+                at - hasattr(scheduler, "sigmas_down"),
+                scheduler.sigmas_interpol,
+            )  # the ancestral one counts from 0
+        elif getattr(scheduler, "mid_point_sigma", None) is not None:
+            return np.float64(float(scheduler.mid_point_sigma))
+    return np.float64(float(sigmas[at]))
+
+
+def from_alphas_cumprod(values: Any) -> Any:
+    """Return the log-SNR of alpha^2 under "vp"."""
+    with np.errstate(divide="ignore"):
+        return np.log(values) - np.log1p(-values)
+
+
+def input_scale(scheduler: Any, log_snr: Array) -> Array | None:
+    """Return by what a network's input is multiplied, like `log_snr`; None for 1."""
+    of = kind(scheduler)
+    if of == "edm":
+        sigma = levels.level(log_snr, "ve").sigma
+        return (sigma**2 + scheduler.config["sigma_data"] ** 2) ** -0.5
+    return levels.level(log_snr, "vp").alpha if of == "ve" else None
+
+
+def timesteps(scheduler: Any, log_snr: Float64) -> Float64:
+    """Return the timesteps that a scheduler gives to its network at levels: where one of its steps is near, that one's."""
+    of, near = kind(scheduler), 1e-3
+    if of == "edm":
+        found = scheduler.precondition_noise(scheduler.sigmas.new_tensor(np.exp(-0.5 * log_snr)).double()).numpy()
+    elif scheduler.config.get("timestep_type") == "continuous":
+        found = -0.125 * log_snr
+    elif of == "circle":
+        at = levels.level(log_snr, "vp")
+        found = np.arctan2(at.sigma, at.alpha) / np.pi * 2.0
+    elif of == "flow":
+        found, near = levels.level(log_snr, "flow").sigma * scheduler.config["num_train_timesteps"], 1.0
+    else:
+        table = from_alphas_cumprod(_host(scheduler.alphas_cumprod))
+        found, near = np.interp(-log_snr, -table, np.arange(len(table))), 1.0  # some round, others cut off
+    own = _host(scheduler.timesteps)
+    best = own[np.abs(own - found[..., None]).argmin(-1)]
+    return np.asarray(np.where(np.abs(best - found) < near, best, found))
+
+
+def _host(tensor: Any) -> Float64:
+    return np.asarray(tensor.double().cpu())

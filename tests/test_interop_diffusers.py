@@ -1,0 +1,288 @@
+"""`interop.diffusers` against the schedulers themselves: their loops, their timesteps, their x-hat and their levels."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffcore as dc
+from diffcore.samplers._least import responses
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from torch.overrides import TorchFunctionMode  # noqa: E402
+
+from diffcore.interop import diffusers as interop  # noqa: E402
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+STEPS = 8
+NOISES = torch.randn(60, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+# class, settings, further arguments of step, memory. The first compute with samples in float64, the others in float32.
+EXACT: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
+    ("DDIMScheduler", {}, {}, 0),
+    ("DDIMScheduler", ZERO, {}, 0),
+    ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}, {"eta": 1.0}, 0),
+    ("DDIMScheduler", {"prediction_type": "sample", "thresholding": True}, {"eta": 0.5}, 0),
+    ("DDIMParallelScheduler", {}, {}, 0),
+    ("DDPMScheduler", {}, {}, 0),
+    ("DDPMScheduler", {"variance_type": "fixed_large"}, {}, 0),
+    ("DDPMParallelScheduler", {}, {}, 0),
+    ("UnCLIPScheduler", {}, {}, 0),
+    ("PNDMScheduler", {"skip_prk_steps": True}, {}, 3),
+    ("PNDMScheduler", {"skip_prk_steps": True, "prediction_type": "v_prediction"}, {}, 3),
+    ("PNDMScheduler", {}, {}, 4),
+    ("LCMScheduler", {}, {}, 0),
+    ("TCDScheduler", {}, {}, 0),
+    ("CogVideoXDDIMScheduler", ZERO, {}, 0),
+    ("CogVideoXDPMScheduler", ZERO, {}, 1),
+    ("IPNDMScheduler", {}, {}, 3),
+    ("DEISMultistepScheduler", {}, {}, 1),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3}, {}, 1),
+    ("UniPCMultistepScheduler", {"solver_order": 3}, {}, 3),
+    ("UniPCMultistepScheduler", FLOW, {}, 2),
+    ("SASolverScheduler", {}, {}, 2),
+    ("DPMSolverMultistepInverseScheduler", {}, {}, 1),
+]
+ROUNDED: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
+    ("EulerDiscreteScheduler", {}, {}, 0),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction", "use_karras_sigmas": True}, {}, 0),
+    ("EulerDiscreteScheduler", {"prediction_type": "sample", "final_sigmas_type": "sigma_min"}, {}, 0),
+    (
+        "EulerDiscreteScheduler",
+        {
+            "timestep_type": "continuous",
+            "prediction_type": "v_prediction",
+            "use_karras_sigmas": True,
+            "sigma_max": 700.0,
+        }
+        | {"sigma_min": 0.002},
+        {},
+        0,
+    ),
+    ("EulerAncestralDiscreteScheduler", {}, {}, 0),
+    ("HeunDiscreteScheduler", {}, {}, 1),
+    ("HeunDiscreteScheduler", {"prediction_type": "v_prediction", "use_karras_sigmas": True}, {}, 1),
+    ("LMSDiscreteScheduler", {}, {}, 3),
+    ("KDPM2DiscreteScheduler", {}, {}, 1),
+    ("KDPM2AncestralDiscreteScheduler", {}, {}, 1),
+    ("DPMSolverMultistepScheduler", {}, {}, 1),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}, {}, 1),
+    (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "prediction_type": "v_prediction"}
+        | {"solver_order": 3},
+        {},
+        2,
+    ),
+    ("DPMSolverMultistepScheduler", FLOW | {"flow_shift": 3.0}, {}, 1),
+    ("DPMSolverSDEScheduler", {}, {}, 1),
+    ("EDMEulerScheduler", {}, {}, 0),
+    ("EDMDPMSolverMultistepScheduler", {}, {}, 1),
+    ("EDMDPMSolverMultistepScheduler", {"prediction_type": "v_prediction"}, {}, 1),
+    ("CosineDPMSolverMultistepScheduler", {}, {}, 1),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, {}, 0),
+    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}, 0),
+    ("FlowMatchHeunDiscreteScheduler", {}, {}, 1),
+    ("FlowMatchLCMScheduler", {}, {}, 0),
+    ("LTXEulerAncestralRFScheduler", {}, {}, 0),
+]
+CASES = [(*case, 1e-12) for case in EXACT] + [(*case, 1e-6) for case in ROUNDED]
+
+
+def made(name: str, settings: dict[str, Any]) -> Any:
+    if not hasattr(diffusers, name):
+        pytest.skip(f"this version of diffusers has no {name}")
+    if name == "DPMSolverSDEScheduler":
+        pytest.importorskip("torchsde")
+    return getattr(diffusers, name)(**settings)
+
+
+def network(x: Any, timestep: Any) -> Any:
+    """What is not linear, and depends on the timestep."""
+    t = torch.as_tensor(timestep, dtype=x.dtype).reshape(-1)[:1]
+    return 0.8 * torch.tanh(1.1 * x) + 0.1 * torch.sin(t / 200.0) * x + 0.05 * torch.cos(x)
+
+
+class Draws(TorchFunctionMode):
+    """The draws of a plan for `torch.randn`: that of a stage is the one of its number."""
+
+    calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.randn:
+            return NOISES[self.calls].to((kwargs or {}).get("dtype") or torch.float64)
+        return func(*args, **(kwargs or {}))
+
+
+def their_loop(scheduler: Any, x: Any, *, clip: bool = False, first: int = 0, **step: Any) -> tuple[Any, list[Any]]:
+    """Their loop as a pipeline has it: (sample, (timestep, sample, output, x-hat if they return it) of each call)."""
+    own, draws, seen = copy.deepcopy(scheduler), Draws(), []
+    if not clip:
+        own.register_to_config(**{name: False for name in ("clip_sample", "thresholding") if name in own.config})
+    if hasattr(own, "noise_sampler"):
+        own.noise_sampler = lambda *_: NOISES[draws.calls]
+    before, last = None, None
+    with draws:
+        times = own.timesteps[first:]
+        for t, following in zip(times, [*times[1:], None], strict=True):
+            scaled = own.scale_model_input(x, t) if hasattr(own, "scale_model_input") else x
+            y, z = network(scaled, t), x
+            draws.calls += 1
+            if isinstance(own, diffusers.CogVideoXDPMScheduler):
+                x, before = own.step(y, before, t, last, x)
+                seen.append((t, z, y, before))
+            else:
+                more = {"prev_timestep": following} if isinstance(own, diffusers.UnCLIPScheduler) else step
+                found = own.step(y, t, x, **more)
+                x = found.prev_sample
+                seen.append((t, z, y, getattr(found, "pred_original_sample", None)))
+            last = t
+    return x, seen
+
+
+@pytest.mark.parametrize(("name", "settings", "step", "memory", "within"), CASES)
+def test_a_plan_is_the_loop_of_its_scheduler(
+    name: str, settings: dict[str, Any], step: dict[str, Any], memory: int, within: float
+) -> None:
+    scheduler = made(name, settings)
+    plan = interop.plan(scheduler, STEPS, step=step)
+    assert plan.memory == memory
+    start = NOISES[0] * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    theirs, seen = their_loop(scheduler, start, **step)
+    timesteps = []
+
+    def model(x: Any, timestep: Any) -> Any:
+        assert timestep.shape == (3,)
+        timesteps.append(float(timestep[0]))
+        return network(x, timestep)
+
+    denoise = interop.denoiser(model, scheduler)
+    ours = dc.sample(denoise, plan, start, noise=lambda draw, shape: NOISES[int(draw)])
+    np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=within * float(theirs.abs().max()))
+    np.testing.assert_allclose(timesteps, [float(t) for t, *_ in seen], rtol=0.0, atol=1e-3)
+    for k, (_, z, y, x) in enumerate(seen):
+        if x is not None and name not in OTHER:
+            level = dc.levels.level(torch.tensor([plan.log_snr[k]], dtype=torch.float64), plan.scaling)
+            mine = dc.predictions.convert(y, z, level, source=denoise.prediction, target="x")
+            np.testing.assert_allclose(mine, x, rtol=0.0, atol=1e-5 * float(z.abs().max() + x.abs().max()))
+
+
+OTHER = ("TCDScheduler", "LCMScheduler")
+"""Those that return something else as x-hat."""
+
+APART = ("PNDMScheduler", "IPNDMScheduler")
+"""PNDM's Runge-Kutta start, and its averages of v, mix levels; IPNDM starts at alpha = 0, where it makes x-hat 0."""
+
+
+KEPT = [case for case in CASES if case[0] not in APART and case[1] != {"variance_type": "fixed_large"}]
+
+
+@pytest.mark.parametrize(("name", "settings", "step", "memory", "within"), KEPT)
+def test_the_levels_are_those_of_the_states(
+    name: str, settings: dict[str, Any], step: dict[str, Any], memory: int, within: float
+) -> None:
+    """Where x-hat is x, every state is alpha x + sigma eps: so the responses of a plan show its levels."""
+    plan = interop.plan(made(name, settings), STEPS, step=step)
+    for row, level in zip(responses(plan.update)[:-1], plan.log_snr, strict=True):
+        signal = row[0] * plan.start.alpha + row[2::2].sum()
+        noise = math.hypot(row[0] * plan.start.sigma, *row[1::2])
+        at = dc.levels.level(level, plan.scaling)
+        np.testing.assert_allclose([signal, noise], [at.alpha, at.sigma], rtol=2e-3, atol=1e-5)
+
+
+def test_a_plan_ends_where_its_scheduler_does() -> None:
+    for settings, alpha in (({}, 1.0), ({"set_alpha_to_one": False}, 0.9999)):
+        end = interop.plan(diffusers.DDIMScheduler(**settings), STEPS).end
+        np.testing.assert_allclose([end.alpha, end.sigma], [alpha**0.5, (1.0 - alpha) ** 0.5], rtol=1e-3)
+
+
+def test_image_to_image_begins_in_the_middle() -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    scheduler.set_timesteps(STEPS)
+    scheduler.set_begin_index(3)
+    plan = interop.plan(scheduler)
+    assert len(plan) == STEPS - 3
+    theirs, _ = their_loop(scheduler, NOISES[0], first=3)
+    ours = dc.sample(interop.denoiser(network, scheduler), plan, NOISES[0])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_clipping_is_a_transform_and_the_scheduler_keeps_its_own() -> None:
+    scheduler = diffusers.DDPMScheduler()
+    plan = interop.plan(scheduler, STEPS)
+    assert scheduler.config.clip_sample
+    theirs, _ = their_loop(scheduler, NOISES[0], clip=True)
+    noise = lambda draw, shape: NOISES[int(draw)]  # noqa: E731
+    run = {"noise": noise, "transform_x": dc.guidance.clip()}
+    ours = dc.sample(interop.denoiser(network, scheduler), plan, NOISES[0], **run)
+    np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6)  # x-hat before it is clipped, from levels of float32
+    assert not np.allclose(ours, dc.sample(interop.denoiser(network, scheduler), plan, NOISES[0], noise=noise))
+
+
+def test_the_steps_may_be_set_before_or_by_their_other_arguments() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    plan = interop.plan(scheduler, sigmas=[1.0, 0.7, 0.4])
+    np.testing.assert_allclose(plan.levels.sigma, [1.0, 0.7, 0.4], rtol=1e-6)
+    assert interop.plan(scheduler) == plan
+
+
+def test_schedules_are_their_tables() -> None:
+    ddpm = diffusers.DDPMScheduler()
+    alpha = interop.schedule(ddpm)(np.arange(1000) / 999.0).alpha
+    np.testing.assert_allclose(alpha**2, ddpm.alphas_cumprod, rtol=1e-6)
+    assert interop.schedule(diffusers.EulerDiscreteScheduler()).scaling == "ve"
+    assert interop.schedule(diffusers.FlowMatchEulerDiscreteScheduler()) == dc.schedules.Flow()
+    assert interop.schedule(diffusers.EDMEulerScheduler()) == dc.schedules.Karras()
+    with pytest.raises(TypeError, match="no table of training"):
+        interop.schedule(diffusers.IPNDMScheduler())
+
+
+def test_a_denoiser_serves_any_plan_of_its_scaling() -> None:
+    scheduler = diffusers.DDPMScheduler()
+    seen = []
+
+    class Output:
+        sample = torch.zeros(2, 3)
+
+    def model(x: Any, timestep: Any, shift: float) -> Any:
+        seen.append((timestep.dtype, timestep.tolist(), shift))
+        return Output()
+
+    denoise = interop.denoiser(model, scheduler, shift=0.5)
+    schedule = interop.schedule(scheduler)
+    found = denoise(torch.zeros(2, 3), torch.tensor([schedule.log_snr(0.5), schedule.log_snr(1.0)]).float())
+    assert found is Output.sample
+    assert seen[0][0] == torch.int64 or seen[0][0] == torch.float32
+    assert seen[0][2] == 0.5
+    np.testing.assert_allclose(seen[0][1], [499.5, 999.0], atol=0.6)
+    with pytest.raises(ValueError, match="scaling"):
+        dc.sample(denoise, dc.samplers.ddim(dc.schedules.Flow(), steps=2), torch.zeros(2, 3))
+
+
+def test_what_cannot_be_a_plan_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`scheduler` must be a scheduler of diffusers .* got a int"):
+        interop.plan(3)
+    with pytest.raises(ValueError, match="`prediction_type` must be one of"):
+        interop.plan(diffusers.CMStochasticIterativeScheduler(), STEPS)
+    with pytest.raises(TypeError, match="DDIMInverseScheduler, which takes the output"):
+        interop.plan(diffusers.DDIMInverseScheduler(), STEPS)
+    with pytest.raises(ValueError, match="`prediction_type` must be one of"):
+        interop.denoiser(network, diffusers.DDPMScheduler(prediction_type="score"))
+
+
+def test_nothing_is_patched_and_the_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    assert interop.plan(diffusers.EulerAncestralDiscreteScheduler(), STEPS).stochastic
+    assert torch.equal(torch.get_rng_state(), before)
