@@ -205,7 +205,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         r"`sigma_data` must be one number for all channels, got \(0\.5, 1\.0\); divide each channel",
     ),
     (
-        lambda: predictions.kind_of("predictions.said", SimpleNamespace(prediction=predictions.edm(1.5)), "edm"),
+        lambda: predictions.kind_of("predictions.kind_of", SimpleNamespace(prediction=predictions.edm(1.5)), "edm"),
         ValueError,
         r"`prediction` must be predictions\.edm\(1\.5\), the attribute of the denoiser, or left out, got 'edm'",
     ),

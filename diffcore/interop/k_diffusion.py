@@ -160,7 +160,7 @@ def model(
     """
     function = "interop.k_diffusion.model"
     _check.choice(function, "scaling", scaling, SCALINGS)
-    source = predictions.said(function, denoise, prediction)
+    source = predictions.kind_of(function, denoise, prediction)
     own = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None) or scaling
     fitted: Any = denoise.with_scaling(own) if hasattr(denoise, "with_scaling") else denoise
 
