@@ -165,4 +165,4 @@ def softplus(xp: Any, value: Array) -> Array:
 def scaling_of(function: str, argument: str, schedule: object) -> str:
     """Return the scaling of a schedule; raise TypeError for anything else."""
     what = "a schedule, such as schedules.Cosine()"
-    return _check.instance(function, argument, schedule, Schedule, what).scaling  # type: ignore[type-abstract]
+    return _check.instance(function, argument, schedule, Schedule, what).scaling
