@@ -1,4 +1,4 @@
-r"""The known elements of a run. After every stage they are overwritten:
+r"""The known elements of a run, overwritten after every stage.
 
     z^a <- c_z z^a + c_x x^a + c_eps eps
 
