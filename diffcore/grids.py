@@ -1,11 +1,11 @@
-r"""Grids: the points a sampler visits, as a host array of log-SNRs, (N + 1, *lead), one row a point.
+r"""Grids: the points a sampler visits, as a host array of log-SNRs, (N + 1, *lead), one row per point.
 
-A grid that denoises increases. It may begin and end anywhere; lambda = inf, which only the last point may be, is clean
+A grid that denoises increases. It may begin and end anywhere; lambda = inf, allowed only at the last point, is clean
 data. A grid that ends at t = 0 ends there by default, not at the schedule's finite lambda(0): the network's x-hat is an
 estimate of clean data, so the last step may return it exactly, where a step to lambda(0) would mix some of the last
 noise back in. A grid that decreases leads from data to noise, for deterministic samplers run backwards.
 
-Starts and ends may be arrays of shape (B,) or (B, T): a level for each sample, or for each frame, as lead axes.
+Starts and ends may be arrays of shape (B,) or (B, T), the lead axes: a level for each sample or each frame.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import to_host
 from diffcore.schedules import Schedule
 from diffcore.schedules._base import scaling_of
@@ -42,14 +42,14 @@ def uniform(
 
     Raises:
         ValueError: steps < 1; times out of range, or equal; a clean end of a grid that leads to noise.
-        TypeError: `schedule` is no schedule.
+        TypeError: `schedule` is not a schedule, `steps` not an int.
 
     >>> from diffcore.schedules import Cosine
     >>> uniform(Cosine(), 2).round(3)
     array([-20.,   0.,  inf])
     """
     function = "grids.uniform"
-    count, (first, last) = _check_steps(function, steps), _check_ends(function, start, end)
+    count, (first, last) = _check.integer(function, "steps", steps, 1), _check_ends(function, start, end)
     part = _column(np.arange(count + 1.0), first) / count
     return _of_times(function, schedule, first * (1.0 - part) + last * part, clean)
 
@@ -84,7 +84,7 @@ def karras(
 
         sigma_i = (sigma_max^{1/rho} + i / (N - 1) (sigma_min^{1/rho} - sigma_max^{1/rho}))^rho for i < N,  sigma_N = 0
 
-    So with a clean end, as in EDM; without one N + 1 points are spaced so, and lambda(end) is the last.
+    This is for a clean end, as in EDM; without one, N + 1 points are spaced in this way, and lambda(end) is the last.
 
     Args:
         schedule, steps, start, end, clean: as for `uniform`; the log-SNRs at `start` and `end` must be finite.
@@ -102,16 +102,14 @@ def karras(
     >>> np.exp(-0.5 * karras(Karras(), 3)).round(3)
     array([8.000e+01, 2.515e+00, 2.000e-03, 0.000e+00])
     """
-    if not 0.0 < _array.number("grids.karras", "rho", rho) < math.inf:
-        raise ValueError(f"grids.karras: `rho` is {rho!r}, but takes a positive finite number; EDM uses 7")
-    half = -0.5 / rho
+    half = -0.5 / _check.number("grids.karras", "rho", rho, 0, open_low=True, hint="EDM uses 7")
     return _spaced(
         "grids.karras", schedule, steps, start, end, clean, lambda v: np.exp(v * half), lambda v: np.log(v) / half
     )
 
 
 def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None = None) -> Float64:
-    r"""Return the grid of any times of one's own.
+    r"""Return the grid of any times that you give.
 
     Args:
         schedule: turns the times into log-SNRs.
@@ -123,9 +121,9 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None =
         A float64 array of log-SNRs of the shape of `times`.
 
     Raises:
-        ValueError: times out of range, NaN, repeated, out of order or too few, the message gives the place; a clean end
+        ValueError: times out of range, NaN, repeated, out of order or too few (the message gives the place); a clean end
             of times that increase.
-        TypeError: `schedule` is no schedule, or `times` are not real numbers.
+        TypeError: `schedule` is not a schedule, or `times` are not real numbers.
 
     >>> from diffcore.schedules import LinearLogSNR
     >>> from_times(LinearLogSNR(), [1.0, 0.25, 0.0])
@@ -136,41 +134,39 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None =
     outside = ~((points >= 0.0) & (points <= 1.0))
     if np.any(outside):
         index = np.argwhere(outside)[0]
-        raise ValueError(
-            f"{function}: `times{_at(index)}` is {float(points[tuple(index)])!r}, but takes a time in [0, 1]"
-        )
+        raise _check.error(ValueError, function, f"times{_at(index)}", "be a time in [0, 1]", points[tuple(index)])
     _check_monotone(function, "times", points)
     return _of_times(function, schedule, points, clean)
 
 
 class Imported(NamedTuple):
-    """A grid of another library, and in words what was left out of it; "" is nothing."""
+    """A grid of another library, and a note on what was left out of it, "" if nothing was."""
 
     grid: Float64
     note: str
 
 
 def from_sigmas(sigmas: npt.ArrayLike, *, scaling: str = "ve", tolerance: float = 1e-6) -> Imported:
-    r"""Return the grid of the noise levels of another library, with what it repeats left out.
+    r"""Return the grid of the noise levels of another library, without repeated levels.
 
-        "ve":   sigma / alpha, of EDM and k-diffusion, and of diffusers whatever it trains:  lambda = -2 log sigma
+        "ve":   sigma / alpha, of EDM and k-diffusion, and of diffusers for any prediction:  lambda = -2 log sigma
         "flow": sigma in [0, 1] of flow matching, alpha = 1 - sigma:                         lambda = 2 log((1 - sigma) / sigma)
         "vp":   sigma in [0, 1] with alpha^2 = 1 - sigma^2:                                  lambda = log(1 - sigma^2) - 2 log sigma
 
-    A point as good as the one before is left out, and the note says so: Heun and KDPM2 list levels twice, and rounding to
-    float32 may put neighbours out of order. What is further out of order is refused.
+    A point that repeats the one before is left out, and the note lists it: Heun and KDPM2 list levels twice, and rounding
+    to float32 may put neighbours out of order. Points further out of order are refused.
 
     Args:
         sigmas: (N + 1,), decreasing from noise to data, where the last may be 0, clean data; or increasing, to noise.
-        scaling: of which the sigmas are; see above. The plan may be for another.
-        tolerance: how far two points are apart at least, relative to sigma, in [0, 1).
+        scaling: of the sigmas, as above. The plan may have another.
+        tolerance: the least distance of two points, relative to sigma, in [0, 1).
 
     Returns:
         `Imported(grid, note)`, the grid for the `grid=` of any sampler.
 
     Raises:
-        ValueError: a sigma out of the scaling's range, or out of order, the message gives the place; fewer than two levels.
-        TypeError: `sigmas` are not real numbers, or `tolerance` is none.
+        ValueError: a sigma outside the scaling's range, or out of order (the message gives the place); fewer than two levels.
+        TypeError: `sigmas` or `tolerance` are not real numbers.
 
     >>> found = from_sigmas([80.0, 1.0, 1.0, 0.0])
     >>> found.grid.round(3), found.note
@@ -178,22 +174,20 @@ def from_sigmas(sigmas: npt.ArrayLike, *, scaling: str = "ve", tolerance: float 
     """
     function = "grids.from_sigmas"
     levels.check_scaling(function, scaling)
-    if not 0.0 <= _array.number(function, "tolerance", tolerance) < 1.0:
-        raise ValueError(f"{function}: `tolerance` is {tolerance!r}, but takes a number in [0, 1)")
+    tolerance = _check.number(function, "tolerance", tolerance, 0, 1, open_high=True)
     points = to_host(sigmas, np.float64, function=function, argument="sigmas")
     if points.ndim != 1 or len(points) < 2:
-        raise ValueError(f"{function}: `sigmas` has shape {points.shape}, but takes (N + 1,), N >= 1")
+        raise _shape_error(function, "sigmas", "(N + 1,), N >= 1", points)
     most = math.inf if scaling == "ve" else 1.0
     good = (points >= 0.0) & (points < math.inf) & (points <= most)
     if not np.all(good):
         index = int(np.argmin(good))
-        takes = "finite numbers >= 0" if scaling == "ve" else "numbers in [0, 1]; sigma / alpha goes with scaling='ve'"
-        raise ValueError(
-            f"{function}: `sigmas[{index}]` is {float(points[index])!r}, but scaling={scaling!r} takes {takes}"
-        )
+        must = f"be a {'finite number >= 0' if scaling == 've' else 'number in [0, 1]'} with scaling={scaling!r}"
+        hint = "" if scaling == "ve" else "sigma / alpha goes with scaling='ve'"
+        raise _check.error(ValueError, function, f"sigmas[{index}]", must, points[index], hint)
     kept, left_out = _distinct(function, points, tolerance)
     if len(kept) < 2:
-        raise ValueError(f"{function}: `sigmas` are all {float(points[0])!r}, but take at least two levels")
+        raise ValueError(f"{function}: `sigmas` must have at least two levels, got only {float(points[0])!r}")
     sigma = points[kept]
     with np.errstate(divide="ignore"):
         log_alpha2 = 0.0 if scaling == "ve" else np.log1p(-sigma) + np.log1p(sigma if scaling == "vp" else -sigma)
@@ -204,7 +198,7 @@ def from_sigmas(sigmas: npt.ArrayLike, *, scaling: str = "ve", tolerance: float 
 
 
 def _distinct(function: str, points: Float64, tolerance: float) -> tuple[list[int], list[str]]:
-    """Return which points move on from the last that was kept, and what is wrong with the others."""
+    """Return the indices of the points to keep, each beyond the last one kept, and a note on each of the others."""
     sign = 1.0 if points[0] > points[-1] else -1.0
     kept, left_out = [0], list[str]()
     for index in range(1, len(points)):
@@ -213,8 +207,8 @@ def _distinct(function: str, points: Float64, tolerance: float) -> tuple[list[in
             kept.append(index)
         elif abs(last - here) > tolerance * max(last, here):
             raise ValueError(
-                f"{function}: `sigmas` are out of order: entries [{kept[-1]}] and [{index}] are {last!r} and {here!r}, but end "
-                f"to end they {'fall' if sign > 0 else 'rise'}; a run that goes back to more noise is several grids"
+                f"{function}: `sigmas` must {'decrease' if sign > 0 else 'increase'} throughout, as their ends do, got "
+                f"{last!r} and {here!r} at [{kept[-1]}] and [{index}]; to go back to more noise, make several grids"
             )
         else:
             left_out.append(f"[{index}] repeats {last!r}" + ("" if last == here else f" but for rounding, {here!r}"))
@@ -222,30 +216,31 @@ def _distinct(function: str, points: Float64, tolerance: float) -> tuple[list[in
 
 
 def check(function: str, grid: Any) -> Float64:
-    r"""Return a grid of anyone's making as a float64 array (N + 1, *lead), once it is known to be one.
+    r"""Return a grid as a float64 array (N + 1, *lead), after checking it.
 
     Args:
-        function: whose argument it is, for messages.
+        function: the name of the caller, for messages.
         grid: log-SNRs, a sequence or an array (N + 1,), (N + 1, B) or (N + 1, B, T): strictly increasing along the
-            first axis, from noise to data, where only the last point may be inf; or strictly decreasing, and none is
+            first axis, from noise to data, where only the last point may be inf; or strictly decreasing, without
             inf. The noisy end may be -inf.
 
     Raises:
         ValueError: fewer than two points, NaN, a misplaced inf, or points that are repeated or out of order; the
             message gives the place.
-        TypeError: `grid` is not made of real numbers.
+        TypeError: `grid` does not hold real numbers.
 
     >>> check("mine", [-1, 2, math.inf])
     array([-1.,  2., inf])
     """
     points = _check_shape(function, "grid", "log-SNRs", grid)
     if np.any(np.isnan(points)):
-        raise ValueError(f"{function}: `grid{_at(np.argwhere(np.isnan(points))[0])}` is NaN, but takes log-SNRs")
+        where = _at(np.argwhere(np.isnan(points))[0])
+        raise ValueError(f"{function}: `grid{where}` must be a log-SNR, got NaN")
     early = np.isposinf(points[:-1])
     if np.any(early):
         raise ValueError(
-            f"{function}: `grid{_at(np.argwhere(early)[0])}` is inf, which is clean data, and only the last point may "
-            f"be that; to go from data to noise, start at a finite log-SNR (a time a little above 0)"
+            f"{function}: `grid{_at(np.argwhere(early)[0])}` must not be inf, clean data, which only the last point may be; "
+            f"to go from data to noise, start at a finite log-SNR (a time a little above 0)"
         )
     _check_monotone(function, "grid", points)
     return points
@@ -268,14 +263,14 @@ def _spaced(
     to: Callable[[Any], Any],
     back: Callable[[Any], Any],
 ) -> Float64:
-    """Return the grid that is uniform in to(lambda), whose inverse is `back`."""
+    """Return the grid uniform in to(lambda); `back` is the inverse of `to`."""
     scaling_of(function, "schedule", schedule)
-    count, (first, last) = _check_steps(function, steps), _check_ends(function, start, end)
+    count, (first, last) = _check.integer(function, "steps", steps, 1), _check_ends(function, start, end)
     low, high = (np.asarray(schedule.log_snr(time), dtype=np.float64) for time in (first, last))
     if not np.all(np.isfinite(low) & np.isfinite(high)):
         raise ValueError(
-            f"{function}: the log-SNR runs from {low} at `start` to {high} at `end`, but takes finite ends; give "
-            f"`start` < 1 or `end` > 0, or use schedules.truncate"
+            f"{function}: the log-SNRs at `start` and `end` must be finite, got {low} and {high}; give `start` < 1 or "
+            f"`end` > 0, or use schedules.truncate"
         )
     ends_clean = _ends_clean(function, first, last, clean)
     spaces = np.where(ends_clean, count - 1, count)  # the step to clean data is one of the N
@@ -289,19 +284,13 @@ def _spaced(
 def _ends_clean(function: str, first: Float64, last: Float64, clean: bool | None) -> npt.NDArray[np.bool_]:
     if clean is None:
         return np.asarray((last == 0.0) & (first > last))
-    if not isinstance(clean, bool | np.bool_):
-        raise TypeError(f"{function}: `clean` is {clean!r}, but takes True, False or None")
-    if clean and np.any(first < last):
+    flag = _check.flag(function, "clean", clean, hint="or None: clean where the grid ends at t = 0")
+    if flag and np.any(first < last):
         raise ValueError(
-            f"{function}: `clean` is True, but the times increase, and end in noise; leave it out, or exchange the ends"
+            f"{function}: `clean` must not be True for times that increase, which end in noise; leave it out, or "
+            f"exchange the ends"
         )
-    return np.full(last.shape, bool(clean))
-
-
-def _check_steps(function: str, steps: object) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"{function}: `steps` is {steps!r}, but takes an int >= 1")
-    return int(steps)
+    return np.full(last.shape, flag)
 
 
 def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tuple[Float64, Float64]:
@@ -311,23 +300,24 @@ def _check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tupl
     }
     for argument, time in ends.items():
         if not np.all((time >= 0.0) & (time <= 1.0)) or time.ndim > 2:
-            raise ValueError(
-                f"{function}: `{argument}` is {time}, but takes times in [0, 1], a number or an array (B,) or (B, T)"
+            raise _check.error(
+                ValueError, function, argument, "be times in [0, 1], a number or an array (B,) or (B, T)", time[()]
             )
     first, last = np.broadcast_arrays(*_array.line_up(function, **ends))
     if np.any(first == last):
-        raise ValueError(f"{function}: `start` and `end` are both {first[first == last][0]}, but must differ")
+        raise ValueError(f"{function}: `start` and `end` must differ, got {first[first == last][0]} for both")
     return first, last
 
 
 def _check_shape(function: str, argument: str, what: str, values: Any) -> Float64:
     points = to_host(values, np.float64, function=function, argument=argument).copy()
     if points.ndim not in (1, 2, 3) or points.shape[0] < 2 or points.size == 0:
-        raise ValueError(
-            f"{function}: `{argument}` has shape {points.shape}, but takes {what} (N + 1,), (N + 1, B) or "
-            f"(N + 1, B, T), N >= 1"
-        )
+        raise _shape_error(function, argument, f"{what} (N + 1,), (N + 1, B) or (N + 1, B, T), N >= 1", points)
     return points
+
+
+def _shape_error(function: str, argument: str, must: str, points: Float64) -> ValueError:
+    return ValueError(f"{function}: `{argument}` must be {must}, got shape {points.shape}")
 
 
 def _check_monotone(function: str, argument: str, points: Float64) -> None:
@@ -338,15 +328,14 @@ def _check_monotone(function: str, argument: str, points: Float64) -> None:
         index = np.argwhere(~good)[0]
         after = index + (np.arange(points.ndim) == 0)
         first, second = float(points[tuple(index)]), float(points[tuple(after)])
-        what = "repeats a point" if first == second else "is out of order"
         raise ValueError(
-            f"{function}: `{argument}` {what}: entries {_at(index)} and {_at(after)} are {first!r} and {second!r}, but "
-            f"it must strictly {'increase' if rising else 'decrease'} along the first axis"
+            f"{function}: `{argument}` must strictly {'increase' if rising else 'decrease'} along its first axis, got "
+            f"{first!r} and {second!r} at {_at(index)} and {_at(after)}"
         )
 
 
 def _column(values: Float64, like: Float64) -> Float64:
-    """Return values along a first axis that broadcasts against the lead."""
+    """Return values along a first axis, shaped to broadcast against the lead."""
     return values.reshape(-1, *(1,) * like.ndim)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _files
+from diffcore import _array, _check, _files
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 
@@ -39,14 +39,14 @@ class State(NamedTuple):
 
 
 def save_state(path: str | os.PathLike[str], state: State) -> None:
-    """Write the state of a run to a file, of any library; the file appears whole or not at all.
+    """Write the state of a run to a file, of any library; the file is written completely or not at all.
 
     Args:
         path: of the file, NumPy's npz without pickled objects.
         state: from `start`, `step` or a callback.
 
     Raises:
-        TypeError: no state, or one whose arrays are being traced.
+        TypeError: not a state, or one whose arrays are being traced.
 
     >>> import diffcore as dc, tempfile, pathlib
     >>> plan = dc.samplers.unipc(dc.schedules.Cosine(), steps=4)
@@ -55,8 +55,7 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     >>> load_state(path).memory[0].shape
     (2, 3)
     """
-    if not isinstance(state, State):
-        raise TypeError(f"save_state: `state` must be a diffcore.State, got {type(state).__name__}")
+    _check.instance("save_state", "state", state, State, "a diffcore.State")
     arrays = {f"memory_{at}": array for at, array in enumerate(state.memory)}
     arrays |= {name: array for name in ("z", "x") if (array := getattr(state, name)) is not None}
     held: dict[str, Any] = {name: _array.to_host(array) for name, array in arrays.items()}
@@ -71,7 +70,7 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
 
 
 def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> State:
-    """Read the state of a run that `save_state` wrote, to bits equal to those that were saved.
+    """Read the state of a run that `save_state` wrote, bit for bit.
 
     Args:
         path: of the file.
@@ -95,7 +94,7 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
         name, keys = str(held["dtype"]), held.get("keys")
         memory = [held[f"memory_{at}"] for at in range(sum(part.startswith("memory_") for part in held))]
         z, x, index, draw = held["z"], held.get("x"), int(held["index"]), int(held["draw"])
-    except Exception as error:  # whatever NumPy makes of a file that is none of its own
+    except Exception as error:  # NumPy raises many kinds for a file of another format
         raise ValueError(f"load_state: `path` {str(path)!r} holds no state: {error}") from error
     dtype = getattr(xp, name, None)
     if dtype is None:

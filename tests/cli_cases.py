@@ -76,4 +76,4 @@ def coded(path: str, frames: int = 6, size: tuple[int, int] = (16, 16)) -> str:
 
 def whole(path: str) -> Any:
     video = files.look(Path(path))
-    return files.whole(video, video.size, video.channels)
+    return files.read(video, video.size, video.channels)

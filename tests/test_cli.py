@@ -56,7 +56,7 @@ def test_labels_guide_the_shipped_model() -> None:
     a, b, c = (np.load(f"{name}.npy") for name in "abc")
     assert np.allclose(a[0], b[0], atol=1e-5)
     assert not np.allclose(a[1], c[0], atol=1e-2)
-    assert "takes one of" not in refused(2, "sample", "d.npy", *common, "-l", 11)
+    assert "must be one of" not in refused(2, "sample", "d.npy", *common, "-l", 11)
     assert "--label is given 2 times for 3" in refused(2, "sample", "d.npy", *common, "-l", 1, "-l", 2, "-n", 3)
     assert "--guidance 2 needs --label" in refused(2, "sample", "d.npy", *common, "--guidance", 2)
 

@@ -25,11 +25,11 @@ def test_a_video_of_another_size_is_scaled_cut_and_made_grey(tiny: str) -> None:
     even = np.broadcast_to(np.array([0.5, -0.5, 0.0], np.float32), (2, 16, 32, 3))
     np.save("even.npy", even)
     video = files.look(Path("even.npy"))
-    grey = files.whole(video, (8, 8), 1)
+    grey = files.read(video, (8, 8), 1)
     assert np.allclose(grey, 0.5 * 0.299 - 0.5 * 0.587, atol=1e-6)
     halves = np.concatenate([np.full((1, 16, 16, 1), -1.0), np.full((1, 16, 16, 1), 1.0)], axis=2)
     np.save("halves.npy", halves)
-    middle = files.whole(files.look(Path("halves.npy")), (8, 8), 1)[0, 0, :, :, 0]
+    middle = files.read(files.look(Path("halves.npy")), (8, 8), 1)[0, 0, :, :, 0]
     assert np.all(middle[:, :3] < -0.9)
     assert np.all(middle[:, 5:] > 0.9)
 
@@ -79,18 +79,18 @@ def _bad(name: str) -> int:
     [
         ("nan.npy", "values from nan to nan"),
         ("range.npy", "x * 2 - 1 from"),
-        ("rank.npy", "takes (T, H, W, C)"),
+        ("rank.npy", "must have shape (T, H, W, C)"),
         ("none.npy", "at least one frame"),
-        ("whole.npy", "takes uint8"),
+        ("whole.npy", "must hold uint8"),
         ("two.npy", "2 channels"),
         ("objects.npy", "holds objects"),
         ("empty.mp4", "0 bytes"),
         ("folder.mp4", "is a folder"),
         ("broken.png", "as a picture"),
-        ("text.txt", "no suffix of a video"),
+        ("text.txt", "must have the suffix of a video"),
         ("missing.mp4", "there is no file"),
-        ("cut.mp4", "damaged or no video"),
-        ("junk.mp4", "damaged or no video"),
+        ("cut.mp4", "damaged or not a video"),
+        ("junk.mp4", "damaged or not a video"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(tiny: str, name: str, says: str) -> None:
@@ -123,25 +123,25 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("sample", "out.avi"), "takes one of .mp4 .gif .png .npy"),
+        (("sample", "out.avi"), "must be one of .mp4 .gif .png .npy, got .avi"),
         (("sample", "no/out.mp4"), "mkdir -p no"),
         (("sample", "out.mp4", "-w", "nope"), "moving_digits"),
-        (("sample", "out.mp4", "--sampler", "euler2"), "takes one of ancestral"),
+        (("sample", "out.mp4", "--sampler", "euler2"), "--sampler must be one of ancestral"),
         (("sample", "out.mp4", "--set", "gamma=1"), "has the settings order, eta"),
-        (("sample", "out.mp4", "--set", "order=x"), "is no number"),
-        (("sample", "out.mp4", "--set", "order=9"), "takes 1, 2 or 3"),
+        (("sample", "out.mp4", "--set", "order=x"), "is not a number"),
+        (("sample", "out.mp4", "--set", "order=9"), "1, 2 or 3"),
         (("sample", "out.mp4", "--steps", "0"), "greater than or equal to 1"),
-        (("sample", "out.mp4", "--size", "0x4"), "takes a side"),
-        (("sample", "out.mp4", "--seed", "-1"), "takes an int in"),
+        (("sample", "out.mp4", "--size", "0x4"), "--size must be a side"),
+        (("sample", "out.mp4", "--seed", "-1"), "--seed must be an int in"),
         (("sample", "out.mp4", "--backend", "numpy", "--device", "cuda"), "runs on the cpu"),
         (("sample",), "Missing argument"),
         (("sampel", "out.mp4"), "No such command"),
         (("info", "nope"), "there is no file nope"),
-        (("verify", "-b", "cupy"), "takes one of jax, numpy, torch"),
+        (("verify", "-b", "cupy"), "--backend must be one of jax, numpy, torch"),
         (("verify", "-k", "nothing of the kind"), "no identity has that"),
-        (("train", "run", "--data", "digits", "--preset", "huge"), "takes one of"),
-        (("train", "run", "--data", "nowhere"), "takes a folder of videos"),
-        (("evaluate", "--data", "nowhere"), "takes a folder of videos"),
+        (("train", "run", "--data", "digits", "--preset", "huge"), "--preset must be one of"),
+        (("train", "run", "--data", "nowhere"), "--data must be a folder of videos"),
+        (("evaluate", "--data", "nowhere"), "--data must be a folder of videos"),
     ],
 )
 def test_what_is_wrongly_asked_is_refused_in_one_line(arguments: tuple[str, ...], says: str) -> None:
@@ -152,7 +152,7 @@ def test_extend_says_that_its_frames_are_the_total(tiny: str) -> None:
     np.save("in.npy", clip())
     common = ("extend", "in.npy", "out.npy", "-w", tiny, *QUICK)
     assert "in.npy has 4 already" in refused(2, *common, "--frames", 4)
-    assert "leaves no new frame" in refused(2, *common, "--frames", 9, "--overlap", 4)
+    assert "--overlap must be in" in refused(2, *common, "--frames", 9, "--overlap", 4)
 
 
 def test_a_file_of_something_else_is_no_model(tiny: str) -> None:

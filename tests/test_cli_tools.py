@@ -44,7 +44,7 @@ def test_train_evaluate_and_sample_of_what_was_trained() -> None:
     row = json.loads(done(*common, "--steps", 3, "--json").stdout)
     assert row["weights"] == str(Path("run", "model.safetensors"))
     assert row["loss"] > 0.0
-    assert "run: going on from step 3" in done(*common, "--steps", 4).stderr
+    assert "run: resuming from step 3" in done(*common, "--steps", 4).stderr
     assert "at step 4" in run(*common, "--steps", 2).stderr
     assert "going on" not in done(*common, "--steps", 2, "--force").stderr
     Path("run", "checkpoint.safetensors").unlink()
@@ -86,7 +86,7 @@ def test_an_interrupted_training_says_what_the_next_one_does(
     assert found.exit_code == 130
     assert goes in found.stderr.splitlines()
     if "from step" in goes:
-        assert "run: going on from step 2" in done(*command[:-1], 2).stderr
+        assert "run: resuming from step 2" in done(*command[:-1], 2).stderr
 
 
 @pytest.mark.torch

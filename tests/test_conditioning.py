@@ -286,20 +286,28 @@ def test_dtype_in_is_dtype_out(dtype: str) -> None:
 
 
 BAD: list[tuple[Callable[[dc.Plan], Any], type[Exception], str]] = [
-    (lambda p: replacement(CLIP, np.ones(5, bool)), ValueError, r"\(2, 4, 2, 3\).*\(5,\).*do not broadcast.*frames"),
-    (lambda p: replacement(CLIP, np.full((4, 1, 1), 0.5)), ValueError, "`mask` takes booleans, or 0 and 1"),
-    (lambda p: replacement(CLIP * np.nan, MASK), ValueError, "24 known entries that are not finite"),
+    (
+        lambda p: replacement(CLIP, np.ones(5, bool)),
+        ValueError,
+        r"must broadcast .*, got \(2, 4, 2, 3\) and \(5,\); .*frames",
+    ),
+    (lambda p: replacement(CLIP, np.full((4, 1, 1), 0.5)), ValueError, "`mask` must be booleans, or 0 and 1"),
+    (lambda p: replacement(CLIP * np.nan, MASK), ValueError, "must be finite .* in 24 known entries"),
     (lambda p: replacement(torch.full((2,), torch.inf), torch.ones(2)), ValueError, "2 known entries"),
     (lambda p: replacement((CLIP * 100).astype(np.uint8), MASK), TypeError, "uint8.*floating"),
     (lambda p: replacement("frames", MASK), TypeError, "`observed`"),
-    (lambda p: replacement(CLIP, MASK, variant="transition"), ValueError, "'transition'.*'posterior'"),
+    (
+        lambda p: replacement(CLIP, MASK, variant="transition"),
+        ValueError,
+        "must be 'marginal' or 'posterior', got 'transition'",
+    ),
     (lambda p: run(p, replacement(0.0, np.ones((5, 1, 1)))), ValueError, r"`mask` has shape \(5, 1, 1\)"),
     (lambda p: run(p, replacement(np.zeros((3, 1, 1, 1)), True)), ValueError, r"`observed` has shape \(3, 1, 1, 1\)"),
     (lambda p: run(p, replacement(torch.from_numpy(CLIP), MASK)), TypeError, "torch.*numpy"),
     (lambda p: run(p, MASK), TypeError, "`constraint` must be .*replacement.*ndarray"),
     (lambda p: dc.start(p, CLIP, constraint=3.0), TypeError, "start: `constraint` must be .*float"),
-    (lambda p: frames([4], of=4), ValueError, "4.*numbers of frames"),
-    (lambda p: frames([0], of=0), ValueError, "`of` is 0"),
+    (lambda p: frames([4], of=4), ValueError, r"`which` must be an int in \[-4, 3\], got 4; the clip has 4 frames"),
+    (lambda p: frames([0], of=0), ValueError, "`of` must be an int >= 1, got 0"),
 ]
 
 

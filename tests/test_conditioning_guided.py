@@ -315,7 +315,7 @@ def test_the_scaling_comes_from_the_schedule_the_denoiser_or_the_plan() -> None:
             dc.sample(make(DATA, GIVEN, MASK, schedule=schedule()), plan, **kept)
         with pytest.raises(ValueError, match=r"scaling is not known.*`schedule`"):
             guided[2](torch.from_numpy(Z), 0.0)
-        with pytest.raises(ValueError, match=r"'vp'.*'flow'"):
+        with pytest.raises(ValueError, match=r"must have the denoiser's scaling, 'flow', got 'vp'"):
             make(DATA.with_scaling("flow"), GIVEN, MASK, schedule=schedule())
 
 
@@ -325,13 +325,33 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: reconstruction(net, X, MASK, weight=1.0, schedule=S), TypeError, "`prediction` is missing"),
     (lambda: reconstruction(net, X, MASK, weight=1.0, prediction="noise"), ValueError, "'noise'.*takes one of"),
     (lambda: reconstruction(DATA, X, MASK, weight=1.0, prediction="v"), ValueError, "'v'.*'x'"),
-    (lambda: reconstruction(net, X, MASK, weight=np.nan, prediction="v"), ValueError, "`weight` is nan"),
-    (lambda: reconstruction(3, X, MASK, weight=1.0, prediction="v"), TypeError, "`denoise` is int"),
-    (lambda: reconstruction(net, X, measure=2, weight=1.0, prediction="v"), TypeError, "`measure` is int"),
-    (lambda: reconstruction(net, X, MASK, weight=1.0, prediction="v", schedule="vp"), TypeError, "`schedule` is str"),
-    (lambda: moment_matching(DATA, X, MASK, noise_std=-1.0), ValueError, "`noise_std` is -1.0"),
-    (lambda: moment_matching(DATA, X, MASK, iterations=0), ValueError, "`iterations` is 0"),
-    (lambda: moment_matching(DATA, X * np.inf, MASK), ValueError, "not finite"),
+    (
+        lambda: reconstruction(net, X, MASK, weight=np.nan, prediction="v"),
+        ValueError,
+        "`weight` must be a finite number, got nan; or a function",
+    ),
+    (
+        lambda: reconstruction(3, X, MASK, weight=1.0, prediction="v"),
+        TypeError,
+        "`denoise` must be a function .*, got 3",
+    ),
+    (
+        lambda: reconstruction(net, X, measure=2, weight=1.0, prediction="v"),
+        TypeError,
+        "`measure` must be a function .*, got 2",
+    ),
+    (
+        lambda: reconstruction(net, X, MASK, weight=1.0, prediction="v", schedule="vp"),
+        TypeError,
+        "`schedule` must be a schedule, .*, got 'vp'",
+    ),
+    (
+        lambda: moment_matching(DATA, X, MASK, noise_std=-1.0),
+        ValueError,
+        "`noise_std` must be a finite number >= 0, got -1.0",
+    ),
+    (lambda: moment_matching(DATA, X, MASK, iterations=0), ValueError, "`iterations` must be an int >= 1, got 0"),
+    (lambda: moment_matching(DATA, X * np.inf, MASK), ValueError, "must be finite"),
     (lambda: moment_matching(DATA, X[..., 0] > 0, MASK), TypeError, "bool.*floating"),
     (
         lambda: reconstruction(net, X, MASK, weight=1.0, prediction="v", schedule=S)(Z, 0.0),
@@ -341,15 +361,15 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: reconstruction(net, X, measure=downsample(2), weight=1.0, prediction="v", schedule=S)(T, 0.0),
         ValueError,
-        r"`observed` has shape \(2, 3, 2, 2, 1\).*\(2, 3, 1, 1, 1\).*`measure`",
+        r"`observed` has shape \(2, 3, 2, 2, 1\).*\(2, 3, 1, 1, 1\).*`measure\(x\)`",
     ),
     (
         lambda: moment_matching(lambda z, l: z[:1], X, MASK, prediction="v", schedule=S)(T, 0.0),
         ValueError,
-        r"\(1, 3, 2, 2, 1\).*\(2, 3, 2, 2, 1\)",
+        r"must return the shape of z, \(2, 3, 2, 2, 1\), got \(1, 3, 2, 2, 1\)",
     ),
     (lambda: downsample(3)(Z), ValueError, "multiple of 3"),
-    (lambda: downsample(0), ValueError, "`factor` is 0"),
+    (lambda: downsample(0), ValueError, "`factor` must be an int >= 1, got 0"),
     (lambda: frame_average(2)(Z), ValueError, "multiple of 2"),
 ]
 

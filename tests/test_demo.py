@@ -92,7 +92,7 @@ def test_a_grey_picture_is_the_coloured_one_with_equal_channels(tmp_path: Path) 
 def test_settings_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--steps", "0"])
-    assert "--steps is 0, but takes an int >= 1" in capsys.readouterr().err
+    assert "--steps must be an int >= 1, got 0" in capsys.readouterr().err
 
 
 def test_the_shipped_model_is_small_and_is_what_the_preset_says() -> None:

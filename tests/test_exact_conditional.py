@@ -107,5 +107,5 @@ def test_empirical_conditional() -> None:
     noisy = data.conditional(np.array([0.4, 0.0]), known, noise_std=0.5).weights
     want = np.array([1.0, 3.0, 1.0]) * np.exp(-0.5 * np.array([0.4, 0.4, 0.6]) ** 2 / 0.25)
     np.testing.assert_allclose(noisy, want / want.sum(), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"no point agrees.*0.1 away.*noise_std"):
+    with pytest.raises(ValueError, match=r"must equal a point.*0.1 away.*noise_std"):
         data.conditional(np.array([0.1, 0.0]), known)

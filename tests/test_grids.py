@@ -115,76 +115,92 @@ def test_checking_a_grid_returns_it_as_float64() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda: grids.uniform(Cosine(), 0), ValueError, r"grids\.uniform: `steps` is 0, but takes an int >= 1"),
-        (lambda: grids.uniform(Cosine(), True), ValueError, r"`steps` is True, but takes an int"),
-        (lambda: grids.karras(Cosine(), 4.0), ValueError, r"grids\.karras: `steps` is 4\.0"),  # type: ignore[arg-type]
-        (lambda: grids.uniform(Cosine, 4), TypeError, r"`schedule` is <class .*Cosine'>, but takes a schedule"),  # type: ignore[arg-type]
-        (lambda: grids.karras(Cosine, 4), TypeError, r"grids\.karras: `schedule` is <class"),  # type: ignore[arg-type]
-        (lambda: grids.uniform(Cosine(), 4, start=1.2), ValueError, r"`start` is 1\.2, but takes times in \[0, 1\]"),
-        (lambda: grids.uniform(Cosine(), 4, end=math.nan), ValueError, r"`end` is nan, but takes times"),
+        (lambda: grids.uniform(Cosine(), 0), ValueError, r"grids\.uniform: `steps` must be an int >= 1, got 0"),
+        (lambda: grids.uniform(Cosine(), True), TypeError, r"`steps` must be an int >= 1, got True"),
+        (lambda: grids.karras(Cosine(), 4.0), TypeError, r"grids\.karras: `steps` must be an int >= 1, got 4\.0"),  # type: ignore[arg-type]
+        (
+            lambda: grids.uniform(Cosine, 4),
+            TypeError,
+            r"`schedule` must be a schedule, .*, got the class Cosine; call it: Cosine\(\)",
+        ),  # type: ignore[arg-type]
+        (lambda: grids.karras(Cosine, 4), TypeError, r"grids\.karras: `schedule` must be a schedule"),  # type: ignore[arg-type]
+        (lambda: grids.uniform(Cosine(), 4, start=1.2), ValueError, r"`start` must be times in \[0, 1\], .*, got 1\.2"),
+        (lambda: grids.uniform(Cosine(), 4, end=math.nan), ValueError, r"`end` must be times .*, got nan"),
         (
             lambda: grids.uniform(Cosine(), 4, start=0.0),
             ValueError,
-            r"`start` and `end` are both 0\.0, but must differ",
+            r"`start` and `end` must differ, got 0\.0 for both",
         ),
         (lambda: grids.uniform(Cosine(), 4, start=np.ones(2), end=np.zeros(3)), ValueError, r"shape \(2,\) .* \(3,\)"),
         (
             lambda: grids.uniform(Cosine(), 4, start=0.1, end=0.6, clean=True),
             ValueError,
-            r"`clean` is True, but the times",
+            r"`clean` must not be True for times that increase",
         ),
-        (lambda: grids.uniform(Cosine(), 4, clean=1), TypeError, r"`clean` is 1, but takes True, False or None"),  # type: ignore[arg-type]
+        (lambda: grids.uniform(Cosine(), 4, clean=1), TypeError, r"`clean` must be True or False, got 1; or None"),  # type: ignore[arg-type]
         (lambda: grids.uniform(Cosine(), 4, start="now"), TypeError, r"`start` must be numbers"),
-        (lambda: grids.uniform(Cosine(), 4, start=[0.2, 0.9], end=0.5), ValueError, r"`grid` is out of order"),
-        (lambda: grids.uniform(Flow(), 4, start=0.0, end=1.0), ValueError, r"`grid\[0\]` is inf.*only the last point"),
+        (lambda: grids.uniform(Cosine(), 4, start=[0.2, 0.9], end=0.5), ValueError, r"`grid` must strictly"),
+        (
+            lambda: grids.uniform(Flow(), 4, start=0.0, end=1.0),
+            ValueError,
+            r"`grid\[0\]` must not be inf.*only the last point",
+        ),
         (
             lambda: grids.uniform_log_snr(Flow(), 4),
             ValueError,
-            r"takes finite ends; give `start` < 1 or `end` > 0, or use",
+            r"must be finite, got -inf and inf; give `start` < 1 or `end` > 0, or use",
         ),
-        (lambda: grids.karras(Karras(), 4, rho=0.0), ValueError, r"`rho` is 0\.0, but takes a positive"),
+        (
+            lambda: grids.karras(Karras(), 4, rho=0.0),
+            ValueError,
+            r"grids\.karras: `rho` must be a finite number > 0, got 0\.0; EDM uses 7",
+        ),
         (
             lambda: grids.from_times(Cosine(), [0.5]),
             ValueError,
-            r"`times` has shape \(1,\), but takes times \(N \+ 1,\)",
+            r"`times` must be times \(N \+ 1,\).*, got shape \(1,\)",
         ),
         (
             lambda: grids.from_times(Cosine(), [0.9, 0.5, 0.5]),
             ValueError,
-            r"`times` repeats a point: entries \[1\] and \[2\]",
+            r"`times` must strictly decrease .*, got 0\.5 and 0\.5 at \[1\] and \[2\]",
         ),
         (
             lambda: grids.from_times(Cosine(), [0.9, 0.1, 0.5]),
             ValueError,
-            r"`times` is out of order: entries \[1\] and \[2\]",
+            r"`times` must strictly decrease .*, got 0\.1 and 0\.5 at \[1\] and \[2\]",
         ),
         (
             lambda: grids.from_times(Cosine(), [1.1, 0.5]),
             ValueError,
-            r"`times\[0\]` is 1\.1, but takes a time in \[0, 1\]",
+            r"`times\[0\]` must be a time in \[0, 1\], got 1\.1",
         ),
-        (lambda: grids.from_times(Cosine(), [1.0, math.nan]), ValueError, r"`times\[1\]` is nan"),
+        (lambda: grids.from_times(Cosine(), [1.0, math.nan]), ValueError, r"`times\[1\]` must be a time .*, got nan"),
         (
             lambda: grids.from_times(Cosine(), [[1.0, 0.5], [0.5, 0.7]]),
             ValueError,
-            r"entries \[0, 1\] and \[1, 1\] are 0\.5",
+            r"got 0\.5 and 0\.7 at \[0, 1\] and \[1, 1\]",
         ),
         (
             lambda: grids.from_times(Cosine(), [0.1, 0.7], clean=True),
             ValueError,
-            r"`clean` is True, but the times increase",
+            r"`clean` must not be True for times that increase",
         ),
         (lambda: grids.from_times(Cosine(), np.zeros((2, 0))), ValueError, r"shape \(2, 0\)"),
-        (lambda: grids.check("f", [1.0]), ValueError, r"f: `grid` has shape \(1,\), but takes log-SNRs \(N \+ 1,\)"),
-        (lambda: grids.check("f", [1.0, 1.0]), ValueError, r"f: `grid` repeats a point: entries \[0\] and \[1\]"),
-        (lambda: grids.check("f", [-INF, -INF, 1.0]), ValueError, r"repeats a point"),
-        (lambda: grids.check("f", [0.0, INF, INF]), ValueError, r"`grid\[1\]` is inf, which is clean data"),
-        (lambda: grids.check("f", [INF, 1.0]), ValueError, r"`grid\[0\]` is inf.* start at a finite log-SNR"),
-        (lambda: grids.check("f", [0.0, math.nan]), ValueError, r"`grid\[1\]` is NaN"),
+        (lambda: grids.check("f", [1.0]), ValueError, r"f: `grid` must be log-SNRs \(N \+ 1,\).*, got shape \(1,\)"),
+        (
+            lambda: grids.check("f", [1.0, 1.0]),
+            ValueError,
+            r"f: `grid` must strictly decrease .*, got 1\.0 and 1\.0 at \[0\] and \[1\]",
+        ),
+        (lambda: grids.check("f", [-INF, -INF, 1.0]), ValueError, r"must strictly increase .*, got -inf and -inf"),
+        (lambda: grids.check("f", [0.0, INF, INF]), ValueError, r"`grid\[1\]` must not be inf, clean data"),
+        (lambda: grids.check("f", [INF, 1.0]), ValueError, r"`grid\[0\]` must not be inf.* start at a finite log-SNR"),
+        (lambda: grids.check("f", [0.0, math.nan]), ValueError, r"`grid\[1\]` must be a log-SNR, got NaN"),
         (
             lambda: grids.check("f", [0.0, 3.0, 2.0]),
             ValueError,
-            r"is out of order: entries \[1\] and \[2\] are 3\.0 and 2\.0",
+            r"must strictly increase .*, got 3\.0 and 2\.0 at \[1\] and \[2\]",
         ),
         (lambda: grids.check("f", np.zeros((2, 1, 1, 1))), ValueError, r"shape \(2, 1, 1, 1\)"),
         (lambda: grids.check("f", object()), TypeError, r"f: `grid` must be numbers"),
@@ -252,7 +268,7 @@ def test_the_ends_of_a_flow_are_pure_noise_and_clean_data() -> None:
     )
 
 
-def test_rounding_is_said_and_a_mistake_is_refused() -> None:
+def test_rounding_is_noted_and_a_mistake_is_refused() -> None:
     found = grids.from_sigmas([3.0, 1.0, math.nextafter(1.0, 2.0), 0.5])
     assert (
         found.note
@@ -261,7 +277,7 @@ def test_rounding_is_said_and_a_mistake_is_refused() -> None:
         ).rstrip(")")
     )
     np.testing.assert_allclose(found.grid, -2.0 * np.log([3.0, 1.0, 0.5]))
-    with pytest.raises(ValueError, match=r"entries \[1\] and \[2\] are 1\.0 and 1\.1, but end to end they fall"):
+    with pytest.raises(ValueError, match=r"must decrease throughout.*, got 1\.0 and 1\.1 at \[1\] and \[2\]"):
         grids.from_sigmas([3.0, 1.0, 1.1, 0.5])
     assert len(grids.from_sigmas([3.0, 1.0, 1.1, 0.5], tolerance=0.2).grid) == 3
 
@@ -269,16 +285,21 @@ def test_rounding_is_said_and_a_mistake_is_refused() -> None:
 @pytest.mark.parametrize(
     ("sigmas", "settings", "error", "message"),
     [
-        ([1.0], {}, ValueError, r"`sigmas` has shape \(1,\), but takes \(N \+ 1,\)"),
-        ([1.0, np.nan, 0.0], {}, ValueError, r"`sigmas\[1\]` is nan, but scaling='ve' takes finite numbers"),
-        ([1.0, -1.0], {}, ValueError, r"`sigmas\[1\]` is -1\.0"),
-        ([14.6, 0.0], {"scaling": "vp"}, ValueError, r"`sigmas\[0\]` is 14\.6.*sigma / alpha goes with scaling='ve'"),
-        ([2.0, 2.0, 2.0], {}, ValueError, r"all 2\.0, but take at least two levels"),
-        ([0.0, 1.0], {}, ValueError, r"`grid\[0\]` is inf.*start at a finite log-SNR"),
-        ([1.0, 0.0, 0.5], {}, ValueError, r"entries \[1\] and \[2\] are 0\.0 and 0\.5"),
+        ([1.0], {}, ValueError, r"`sigmas` must be \(N \+ 1,\), N >= 1, got shape \(1,\)"),
+        ([1.0, np.nan, 0.0], {}, ValueError, r"`sigmas\[1\]` must be a finite number >= 0 with scaling='ve', got nan"),
+        ([1.0, -1.0], {}, ValueError, r"`sigmas\[1\]` must be .*, got -1\.0"),
+        (
+            [14.6, 0.0],
+            {"scaling": "vp"},
+            ValueError,
+            r"`sigmas\[0\]` must be .*, got 14\.6; sigma / alpha goes with scaling='ve'",
+        ),
+        ([2.0, 2.0, 2.0], {}, ValueError, r"`sigmas` must have at least two levels, got only 2\.0"),
+        ([0.0, 1.0], {}, ValueError, r"`grid\[0\]` must not be inf.*start at a finite log-SNR"),
+        ([1.0, 0.0, 0.5], {}, ValueError, r"got 0\.0 and 0\.5 at \[1\] and \[2\]"),
         (["a", "b"], {}, TypeError, r"`sigmas` must be numbers, as a sequence"),
         ([1.0, 0.0], {"scaling": "edm"}, ValueError, r"`scaling` is 'edm'"),
-        ([1.0, 0.0], {"tolerance": 1.0}, ValueError, r"`tolerance` is 1\.0, but takes a number in \[0, 1\)"),
+        ([1.0, 0.0], {"tolerance": 1.0}, ValueError, r"`tolerance` must be a number in \[0, 1\), got 1\.0"),
     ],
 )
 def test_sigmas_that_are_no_grid_are_refused(

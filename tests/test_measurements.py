@@ -35,7 +35,7 @@ def test_a_measurement_along_any_axes_is_that_along_its_own(data: Any, factors: 
 
 def test_channels_first_is_refused_until_the_axes_are_given() -> None:
     clip = np.arange(2.0 * 4 * 4 * 8).reshape(1, 2, 4, 4, 8)  # (B, T, C, H, W), whose sizes would all do
-    with pytest.raises(ValueError, match=r"reads as channels first; give axes=\(-2, -1\)"):
+    with pytest.raises(ValueError, match=r"looks like channels first; give axes=\(-2, -1\)"):
         downsample(2)(clip)
     np.testing.assert_allclose(downsample(2, axes=(-2, -1))(clip)[0, 1, 2, 1, 3], clip[0, 1, 2, 2:, 6:].mean())
     np.testing.assert_allclose(downsample(2, axes=(-3, -2))(clip)[0, 1, 0, 1, 5], clip[0, 1, :2, 2:, 5].mean())
@@ -60,9 +60,9 @@ def test_what_could_be_read_two_ways_is_refused(library: str, shape: tuple[int, 
         for observed, given_mask in ((put(np.zeros(of), like), mask), (put(np.zeros(shape), like), None)):
             with pytest.raises(ValueError, match=r"fits both the first and the last axes of data.*reshape it to"):
                 known_of("test", observed, given_mask, data)
-        rest = (1,) * (len(of) - len(shape))
-        for whole in (shape + rest, rest + shape):
-            known_of("test", data, mask.reshape(whole), data)
+        ones = (1,) * (len(of) - len(shape))
+        for full in (shape + ones, ones + shape):
+            known_of("test", data, mask.reshape(full), data)
 
 
 def test_a_run_refuses_a_mask_of_frames_that_would_hit_other_axes() -> None:
@@ -80,11 +80,19 @@ def test_a_run_refuses_a_mask_of_frames_that_would_hit_other_axes() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: downsample(2, axes=(0, 0))(np.zeros((2, 2))), ValueError, r"axes \(0, 0\) are not as many axes"),
-        (lambda: downsample(2)(np.zeros((2, 2))), ValueError, r"axes \(-3, -2\) are not as many axes of an array of 2"),
-        (lambda: downsample(2, axes=(0,)), TypeError, r"`axes` is \(0,\), but takes two ints"),
-        (lambda: frame_average(2, axis=1.0), TypeError, r"`axis` is 1\.0, but takes an int"),
-        (lambda: frames([0], of=2, trailing=-1), ValueError, r"`trailing` is -1, but takes a whole number >= 0"),
+        (
+            lambda: downsample(2, axes=(0, 0))(np.zeros((2, 2))),
+            ValueError,
+            r"must be 2 different axes of an array of 2, got \(0, 0\)",
+        ),
+        (
+            lambda: downsample(2)(np.zeros((2, 2))),
+            ValueError,
+            r"must be 2 different axes of an array of 2, got \(-3, -2\)",
+        ),
+        (lambda: downsample(2, axes=(0,)), TypeError, r"`axes` must be two ints, \(height, width\), got \(0,\)"),
+        (lambda: frame_average(2, axis=1.0), TypeError, r"`axis` must be an int, got 1\.0"),
+        (lambda: frames([0], of=2, trailing=-1), ValueError, r"`trailing` must be an int >= 0, got -1"),
     ],
 )
 def test_bad_axes_are_refused(call: Any, error: type[Exception], message: str) -> None:

@@ -79,7 +79,7 @@ def test_orders_of_frames_that_cannot_be_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             plan.per_frame(stages)
-    with pytest.raises(ValueError, match=r"levels of shape \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(\), got \(1, 2\)"):
         plan.per_frame([[0, 0]]).per_frame([[0, 0]])
 
 

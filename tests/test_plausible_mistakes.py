@@ -113,12 +113,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "betas for alphas_cumprod": (
         lambda: dc.schedules.from_alphas_cumprod(np.linspace(1e-4, 0.02, 10)),
         ValueError,
-        "`alphas_cumprod` must fall, from data to noise, but entries 0 and 1",
+        "`alphas_cumprod` must strictly decrease, got .*; reverse it, to run from data to noise",
     ),
     "alphas_cumprod for betas": (
         lambda: dc.schedules.from_betas(np.cumprod(1.0 - np.linspace(1e-4, 0.02, 10))),
         ValueError,
-        "`betas` fall from 0.9999 to .*, as alphas do; use from_alphas_cumprod",
+        "`betas` must not decrease from 0.9999 to .*, as alphas do; use from_alphas_cumprod",
     ),
     "a float for a batch": (lambda: dc.times.stratified(7, 0, 4.0), TypeError, "`shape` must be B or .*4.0"),
     "a draw before the first": (lambda: dc.noise.bits(0, -1, (1, 2)), ValueError, "noise.bits: `draw` must .*, got -1"),
@@ -269,7 +269,7 @@ def test_the_number_of_a_stage_stays_on_the_host() -> None:
 def test_a_timestep_is_no_time(t: Any, method: str) -> None:
     """Some schedules are periodic, so that what comes out looks right."""
     for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0)):
-        with pytest.raises(ValueError, match=r"`t` has .*takes times in \[0, 1\].*timestep i of 0, ..., T - 1 is"):
+        with pytest.raises(ValueError, match=r"`t` must be in \[0, 1\], .*; timestep i of 0, ..., T - 1 is"):
             getattr(schedule, method)(t)
 
 
@@ -281,7 +281,7 @@ def test_on_torch_a_timestep_is_no_time_where_nothing_waits_for_a_device(method:
     for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0)):
         call: Any = getattr(schedule, method)
         for t in (torch.tensor([0.0, 500.0]), torch.tensor(-0.1, requires_grad=True), torch.tensor([1.5]).bfloat16()):
-            with pytest.raises(ValueError, match=r"`t` has .*takes times in \[0, 1\]"):
+            with pytest.raises(ValueError, match=r"`t` must be in \[0, 1\]"):
                 call(t)
         assert call(torch.ones(3, device="meta")) is not None
         seen = torch.func.vmap(lambda t, schedule=schedule: schedule.log_snr(t))(torch.tensor([0.5, 1.5]))

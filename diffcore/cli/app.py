@@ -18,12 +18,12 @@ INTERRUPTED = 130
 class Commands(TyperGroup):
     """A group of commands whose errors are one line, whoever calls it."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *others: Any, **extra: Any) -> Any:
         """Run a command and leave with its exit code."""
         given = sys.argv[1:] if args is None else list(args)
         extra["standalone_mode"] = False
         try:
-            code = super().main(given, prog_name, *rest, **extra)
+            code = super().main(given, prog_name, *others, **extra)
         except KeyboardInterrupt:
             code = INTERRUPTED
         except SystemExit:

@@ -107,13 +107,13 @@ def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
 
     first, second = files.look(made), files.look(real)
     if first.clips != second.clips:
-        report.usage(f"{made} has {first.clips} clips and {real} has {second.clips}; takes two videos of as many")
+        report.usage(f"both videos must have as many clips, got {first.clips} in {made} and {second.clips} in {real}")
     size, channels = second.size, min(first.channels, second.channels)
     if first.size != size:
         report.note(
             f"note: {made} is {first.size[0]}x{first.size[1]}; scaled to cover {size[0]}x{size[1]}, as {real}, and cut"
         )
-    x, y = files.whole(first, size, channels), files.whole(second, size, channels)
+    x, y = files.read(first, size, channels), files.read(second, size, channels)
     frames = min(x.shape[1], y.shape[1])
     if x.shape[1] != y.shape[1]:
         report.note(f"note: {made} has {x.shape[1]} frames and {real} {y.shape[1]}; the first {frames} are compared")

@@ -44,19 +44,19 @@ class Video(NamedTuple):
 
 
 def look(path: Path) -> Video:
-    """Return what a video file holds; refuse what is none."""
+    """Return the properties of a video file; refuse any other file."""
     from diffcore.unet3d.data.videos import SUFFIXES
 
     if not path.exists():
         usage(f"there is no file {path}")
     if path.is_dir():
-        usage(f"{path} is a folder; takes one video file")
+        usage(f"{path} is a folder; give one video file")
     kind = path.suffix.lower()
     if kind not in SUFFIXES | {".npy", ".png"}:
-        takes = " ".join(sorted(SUFFIXES | {".npy", ".png"}))
-        usage(f"{path} has no suffix of a video; takes {takes}")
+        known = " ".join(sorted(SUFFIXES | {".npy", ".png"}))
+        usage(f"{path} must have the suffix of a video, one of {known}, got {kind or 'none'}")
     if path.stat().st_size == 0:
-        raise Failure(f"{path} is empty, 0 bytes; make it anew")
+        raise Failure(f"{path} is empty, 0 bytes; make it again")
     if kind == ".npy":
         clips = _array(path)
         return Video(path, clips.shape[0], clips.shape[1], (clips.shape[2], clips.shape[3]), clips.shape[4], None)
@@ -67,7 +67,7 @@ def look(path: Path) -> Video:
 
 
 def fitted(video: Video, size: str | None, default: Size | None) -> Size:
-    """Return (H, W) that frames are brought to: what was said, else `default`, else as they are."""
+    """Return (H, W) that frames are resized to: the option's, else `default`, else their own."""
     if size is None:
         return video.size if default is None else default
     if size == "keep":
@@ -79,7 +79,7 @@ def parse_size(text: str) -> Size:
     """Return (H, W) of "64" or "48x64"."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        usage(f"--size is {text}, but takes a side such as 64, or height x width such as 48x64")
+        usage(f"--size must be a side such as 64, or height x width such as 48x64, got {text}")
     return int(parts[0]), int(parts[-1])
 
 
@@ -107,7 +107,7 @@ def nothing(shape: tuple[int, ...]) -> Float32:
     return np.zeros((shape[0], 0, *shape[2:]), dtype=np.float32)
 
 
-def whole(video: Video, size: Size, channels: int) -> Float32:
+def read(video: Video, size: Size, channels: int) -> Float32:
     """Return a video as one array (B, T, H, W, C)."""
     found: Float32 = np.concatenate(list(blocks(video, size, channels)), axis=1)
     return found
@@ -122,7 +122,7 @@ def _coloured(video: Video, piece: Float32, channels: int) -> Float32:
         return grey
     if have == 1:
         return np.repeat(piece, channels, axis=-1)
-    raise Failure(f"{video.path} has {have} channels, and the model takes {channels}; only 1 and 3 become one another")
+    raise Failure(f"{video.path} has {have} channels, and the model takes {channels}; only 1 and 3 can be converted")
 
 
 # Coded videos, by PyAV
@@ -155,7 +155,7 @@ def _look_at_coded(path: Path) -> Video:
             with av.open(os.path.abspath(path)) as container:
                 count = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
     except (av.FFmpegError, OSError, EOFError, ValueError, IndexError) as error:
-        raise Failure(f"{path} cannot be read as a video: {_reason(error)}; it is damaged or no video") from error
+        raise Failure(f"{path} cannot be read as a video: {_reason(error)}; it is damaged or not a video") from error
     return Video(path, 1, count, size, 3, float(rate) if rate else None)
 
 
@@ -193,17 +193,17 @@ def _array(path: Path) -> npt.NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        reason = "it holds objects or is no .npy file" if "bject" in str(error) else _reason(error)
-        raise Failure(f"{path} cannot be read as numbers: {reason}; write it anew with numpy.save") from error
+        reason = "it holds objects or is not a .npy file" if "bject" in str(error) else _reason(error)
+        raise Failure(f"{path} cannot be read as numbers: {reason}; write it again with numpy.save") from error
     if not isinstance(found, np.ndarray) or found.ndim not in (4, 5):
         shape = getattr(found, "shape", type(found).__name__)
-        grey = "; a grey clip takes a last axis of one channel" if getattr(found, "ndim", 0) == 3 else ""
-        raise Failure(f"{path} has shape {shape}, but takes (T, H, W, C) or (B, T, H, W, C){grey}")
+        grey = "; give a grey clip a last axis of one channel" if getattr(found, "ndim", 0) == 3 else ""
+        raise Failure(f"{path} must have shape (T, H, W, C) or (B, T, H, W, C), got {shape}{grey}")
     clips = found[None] if found.ndim == 4 else found
     if 0 in clips.shape:
-        raise Failure(f"{path} is empty, of shape {found.shape}; takes at least one frame")
+        raise Failure(f"{path} must have at least one frame, got shape {found.shape}")
     if clips.dtype != np.uint8 and not np.issubdtype(clips.dtype, np.floating):
-        raise Failure(f"{path} has dtype {clips.dtype}, but takes uint8 from 0 to 255, or floats in [-1, 1]")
+        raise Failure(f"{path} must hold uint8 from 0 to 255, or floats in [-1, 1], got {clips.dtype}")
     return clips
 
 
@@ -213,10 +213,10 @@ def _slices(video: Video, size: Size) -> Iterator[Float32]:
         piece = np.asarray(clips[:, first : first + BLOCK])
         if piece.dtype != np.uint8:
             low, high = float(piece.min()), float(piece.max())
-            if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # so written that NaN is outside
+            if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # written so that NaN is outside
                 raise Failure(
-                    f"{video.path} has values from {low:g} to {high:g} in frames {first} to {first + piece.shape[1] - 1}, but "
-                    f"takes floats in [-1, 1]; scale them, x * 2 - 1 from [0, 1], or give uint8"
+                    f"{video.path} must hold floats in [-1, 1], got values from {low:g} to {high:g} in frames {first} to "
+                    f"{first + piece.shape[1] - 1}; scale them, x * 2 - 1 from [0, 1], or give uint8"
                 )
         yield _resized(_scaled(piece), size)
 

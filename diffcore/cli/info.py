@@ -51,11 +51,11 @@ def info(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Tell what there is: the backends of this machine, what a weights file holds, what a plan does, what a video is."""
+    """Show the backends of this machine, what a weights file holds, what a plan does, what a video is."""
     del debug
     if plan is not None:
         if what is not None:
-            report.usage(f"takes {what} or --plan, not both")
+            report.usage(f"give {what} or --plan, not both")
         _plan(models.plan(plan, steps, settings), as_json)
     elif what is None:
         _machine(as_json)

@@ -32,7 +32,7 @@ UPSCALE = (
 
 
 class Job(NamedTuple):
-    """What the three commands are told alike: its fields are their options."""
+    """The options that the three commands share, as fields."""
 
     source: options.In
     out: options.Out
@@ -133,8 +133,8 @@ def upscale(
 
 
 def _stochastic(job: Job) -> list[str]:
-    """Return the settings of the sampler, with fresh noise at each step unless it is said otherwise: that of known frames
-    is fresh, and an ODE's solver does not expect it."""
+    """Return the settings of the sampler, with fresh noise at each step unless `eta` is given: the noise of known frames
+    is fresh, which an ODE solver does not expect."""
     given = job.settings or []
     if job.sampler not in {"dpm_solver_pp", "ddim"} or any(text.startswith("eta") for text in given):
         return given
@@ -161,7 +161,7 @@ def _run(
         denoise = models.denoiser(model, labels, job.guidance)
         window = config.frames if job.window is None else job.window
         if job.overlap is not None and job.overlap >= window:
-            report.usage(f"--overlap {job.overlap} leaves no new frame in a block of {window}; takes 0 to {window - 1}")
+            report.usage(f"--overlap must be in [0, {window - 1}] for blocks of {window} frames, got {job.overlap}")
         how: dict[str, Any] = {
             "window": window,
             "overlap": job.overlap,

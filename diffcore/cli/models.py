@@ -1,4 +1,4 @@
-"""A model, a denoiser and a plan from what was said on the command line."""
+"""A model, a denoiser and a plan from the options of the command line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def installed() -> list[str]:
 
 
 def weights_file(weights: str) -> Path | None:
-    """Return the path of a weights file, or None for a shipped model; refuse what is neither."""
+    """Return the path of a weights file, or None for a shipped model; refuse anything else."""
     if weights in shipped():
         return None
     path = Path(weights)
@@ -88,9 +88,9 @@ def weights_file(weights: str) -> Path | None:
         inside = path / "model.safetensors"
         if inside.is_file():
             return inside
-        usage(f"{weights} is a folder without model.safetensors; --weights takes a .safetensors file or {shipped()}")
+        usage(f"{weights} is a folder without model.safetensors; give --weights a .safetensors file or {shipped()}")
     if not path.is_file():
-        usage(f"there is no weights file {weights}, nor a shipped model of that name; --weights takes a .safetensors file "
+        usage(f"there is no weights file {weights}, nor an included model of that name; give --weights a .safetensors file "
               f"or one of {shipped()}")  # fmt: skip
     return path
 
@@ -233,7 +233,7 @@ def plan(sampler: str, steps: int, settings: list[str] | None = None, schedule: 
     from diffcore.schedules import Cosine
 
     if sampler not in samplers():
-        usage(f"--sampler is {sampler}, but takes one of {', '.join(samplers())}")
+        usage(f"--sampler must be one of {', '.join(samplers())}, got {sampler}")
     make = getattr(there, sampler)
     takes = [name for name, given in inspect.signature(make).parameters.items() if given.kind is given.KEYWORD_ONLY]
     takes = [name for name in takes if name not in {"grid", "churn_range"}]
@@ -247,7 +247,7 @@ def plan(sampler: str, steps: int, settings: list[str] | None = None, schedule: 
         try:
             given[name] = int(value) if name == "order" else float(value)
         except ValueError:
-            usage(f"--set {text}: {value!r} is no number, as in --set {name}=1")
+            usage(f"--set {text}: {value!r} is not a number, as in --set {name}=1")
     try:
         return make(schedule or Cosine(), steps=steps, **given)
     except (ValueError, TypeError) as error:

@@ -20,7 +20,7 @@ MODEL, SAMPLING, OUTPUT, LONG = "The model", "Sampling", "Output", "How it is do
 
 def _seed(value: int) -> int:
     if not 0 <= value < 2**63:
-        raise report.Usage(f"--seed is {value}, but takes an int in [0, 2^63)")
+        raise report.Usage(f"--seed must be an int in [0, 2^63), got {value}")
     return value
 
 

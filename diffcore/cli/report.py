@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Failure(Exception):
-    """A run that failed for a reason that the message tells: exit code 1."""
+    """A run that failed for the reason in its message: exit code 1."""
 
 
 class Usage(Exception):

@@ -25,7 +25,7 @@ def data(name: str, config: Any, *, every: int = 2, split: Any = "train", count:
     if name == DIGITS:
         return digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
-        usage(f'--data is {name}, but takes a folder of videos, or "{DIGITS}"')
+        usage(f'--data must be a folder of videos, or "{DIGITS}", got {name}')
     found = there.videos(name, frames=config.frames, size=(config.size, config.size), every=every, report=_skipped)
     return found
 
@@ -39,7 +39,7 @@ def network_and_data(preset: str, changes: dict[str, Any], name: str, every: int
     from diffcore import unet3d
 
     if preset not in presets():
-        usage(f"--preset is {preset}, but takes one of {', '.join(presets())}")
+        usage(f"--preset must be one of {', '.join(presets())}, got {preset}")
     given = {field: value for field, value in changes.items() if value is not None}
     base = unet3d.PRESETS[preset]
     if name == DIGITS:

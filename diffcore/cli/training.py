@@ -118,16 +118,16 @@ def train(
     took, last = time.perf_counter(), {}
     first = 0 if force else training.step_of(folder)
     if first:
-        report.note(f"{folder}: going on from step {first}")
+        report.note(f"{folder}: resuming from step {first}")
     with report.Bar("training", settings.steps) as bar:
 
-        def told(done: int, row: dict[str, Any]) -> None:
+        def report_step(done: int, row: dict[str, Any]) -> None:
             last.update(row)
             bar.done(done, f"loss {row['loss']:.4f}" if row else "")
 
         try:
             path = training.train(
-                config, settings, source, folder, backend=backend_, device=place, progress=told, overwrite=force
+                config, settings, source, folder, backend=backend_, device=place, progress=report_step, overwrite=force
             )
         except KeyboardInterrupt:
             kept = training.step_of(folder)
@@ -158,7 +158,7 @@ def _schedule(name: str | None) -> Any:
         with contextlib.suppress(ValueError):  # those that have no default settings
             known[kind] = schedules.from_dict({"kind": kind, "scaling": example.scaling})
     if name is not None and name not in known:
-        report.usage(f"--schedule is {name}, but takes one of {', '.join(sorted(known))}")
+        report.usage(f"--schedule must be one of {', '.join(sorted(known))}, got {name}")
     return None if name is None else known[name]
 
 
@@ -179,10 +179,10 @@ def _settings(preset: str, given: dict[str, Any]) -> Any:
 def _prepared(folder: Path, force: bool) -> Path:
     """Return the folder of a run, if there can be one in it."""
     if folder.exists() and not folder.is_dir():
-        report.usage(f"{folder} is a file; takes a folder for the run")
+        report.usage(f"{folder} is a file; give a folder for the run")
     if not folder.parent.is_dir():
         report.usage(f"there is no folder {folder.parent} for {folder.name}; make it first: mkdir -p {folder.parent}")
     weights = folder / "model.safetensors"
     if not force and weights.exists() and not (folder / "checkpoint.safetensors").exists():
-        report.usage(f"{weights} is there already, with no checkpoint to go on from; --force overwrites it")
+        report.usage(f"{weights} exists already, without a checkpoint to resume from; --force overwrites it")
     return folder

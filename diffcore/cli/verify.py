@@ -40,7 +40,7 @@ def verify(
     """
     del debug
     if unknown := [name for name in backend or [] if name not in models.BACKENDS]:
-        report.usage(f"--backend is {unknown[0]}, but takes one of {', '.join(sorted(models.BACKENDS))}")
+        report.usage(f"--backend must be one of {', '.join(sorted(models.BACKENDS))}, got {unknown[0]}")
     names = sorted(backend or models.installed(), key=["numpy", "torch", "jax"].index)
     chosen = [one for one in battery.checks() if not (quick and one.slow) and (only or "").lower() in one.name.lower()]
     if not chosen:

@@ -1,4 +1,4 @@
-"""Writing videos block by block; a file gets its name once it is whole."""
+"""Writing videos block by block; a file gets its name once it is complete."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Writer(Protocol):
 def check(path: Path, force: bool) -> None:
     """Refuse a name that cannot be written to."""
     if path.suffix.lower() not in _KINDS:
-        usage(f"{path}: the suffix {path.suffix or '(none)'} is unknown; takes one of {' '.join(_KINDS)}")
+        usage(f"the suffix of {path} must be one of {' '.join(_KINDS)}, got {path.suffix or 'none'}")
     check_place(path, force)
 
 
@@ -44,16 +44,16 @@ def check_place(path: Path, force: bool) -> None:
     if not path.parent.is_dir():
         usage(f"there is no folder {path.parent} for {path.name}; make it first: mkdir -p {path.parent}")
     if path.is_dir():
-        usage(f"{path} is a folder; takes the name of a file")
+        usage(f"{path} is a folder; give the name of a file")
     if path.exists() and not force:
-        usage(f"{path} is there already; --force overwrites it")
+        usage(f"{path} exists already; --force overwrites it")
     if not os.access(path.parent, os.W_OK):
         usage(f"the folder {path.parent} cannot be written to; take another one")
 
 
 @contextlib.contextmanager
 def opened(path: Path, fps: float, zoom: int = 1) -> Iterator[Writer]:
-    """Open a file to write a video to: it appears, whole, when the context is left without an error."""
+    """Open a file to write a video to: it appears, complete, when the context ends without an error."""
     with _files.replacing(path) as temporary:
         writer = _KINDS[path.suffix.lower()](temporary, fps, zoom)
         try:

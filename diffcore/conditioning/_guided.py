@@ -1,11 +1,11 @@
-r"""What the two guided denoisers share: the terms they are conditioned on, and x-hat with its Jacobian.
+r"""Shared by the two guided denoisers: the terms they are conditioned on, and x-hat with its Jacobian.
 
-A denoiser says y at z. x-hat = p z + q y, so a change of x-hat by delta is a change of y by delta / q, and
+A denoiser returns y at z. x-hat = p z + q y, so a change of x-hat by delta is a change of y by delta / q, and
 
     J^T u = p u + (dy/dz)^T (q u),    J = d x-hat / dz.
 
-Neither p nor 1 / q is finite at every level: where x does not follow from y (eps at alpha = 0) nothing is known of
-x-hat, and where it follows from z alone (sigma = 0) y cannot change it. Both leave y as it is.
+Neither p nor 1 / q is finite at every level: where y does not determine x (eps at alpha = 0) x-hat is unknown, and
+where z alone determines it (sigma = 0) y cannot change it. In both cases y stays as it is.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from diffcore import _array, levels, predictions
+from diffcore import _array, _check, levels, predictions
 from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
+from diffcore.schedules._base import scaling_of
 
 Pull = Callable[[Array], Array]
 """A linear map as a function: a pullback u -> J^T u, or a product v -> A v."""
@@ -30,7 +31,7 @@ Pull = Callable[[Array], Array]
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One condition: A(x) = observed where the mask says so; A is the identity where `measure` is None."""
+    """One condition: A(x) = observed where the mask is true; A is the identity where `measure` is None."""
 
     parts: ClassVar = ("observed", "mask")
     observed: Any
@@ -51,7 +52,7 @@ class Guided(ABC):
     scaling: str | None
 
     def with_scaling(self, scaling: str) -> Self:
-        """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` asks where no schedule was given."""
+        """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
         levels.check_scaling("conditioning", scaling)
         return replace(self, denoise=_scaled(self.denoise, scaling), scaling=scaling)
 
@@ -61,7 +62,7 @@ class Guided(ABC):
 
 
 class Given(NamedTuple):
-    """The part of every wrapper that is checked alike."""
+    """The checked arguments that all wrappers share."""
 
     denoise: Callable[[Array, Array], Array]
     terms: tuple[Term, ...]
@@ -77,21 +78,19 @@ def given(
     prediction: Prediction | None,
     schedule: Schedule | None,
 ) -> Given:
-    """Check the arguments of a wrapper; a denoiser that is wrapped alike gives its terms too."""
-    if not callable(denoise):
-        raise TypeError(f"{function}: `denoise` is {type(denoise).__name__}, but takes a callable (z, log_snr)")
-    if term.measure is not None and not callable(term.measure):
-        raise TypeError(f"{function}: `measure` is {type(term.measure).__name__}, but takes a function x -> array")
+    """Check the arguments of a wrapper; a denoiser wrapped in the same way contributes its terms."""
+    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
+    if term.measure is not None:
+        _check.callable_(function, "measure", term.measure, "a function x -> array")
     check(function, term.observed, term.mask)
     prediction = predictions.kind_of(function, denoise, prediction)
     predictions.row_function(function, "prediction", prediction)
     scaling = getattr(denoise, "scaling", None)
     if schedule is not None:
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"{function}: `schedule` is {type(schedule).__name__}, but takes one of diffcore.schedules")
+        scaling_of(function, "schedule", schedule)
         if scaling is not None and scaling != schedule.scaling:
             raise ValueError(
-                f"{function}: `schedule` has scaling {schedule.scaling!r}, but the denoiser is for {scaling!r}"
+                f"{function}: `schedule` must have the denoiser's scaling, {scaling!r}, got {schedule.scaling!r}"
             )
         scaling = schedule.scaling
         denoise = _scaled(denoise, scaling)
@@ -107,7 +106,7 @@ def _scaled(denoise: Any, scaling: str) -> Any:
 
 
 class Linear(NamedTuple):
-    """A denoiser at z: what it says, x-hat, u -> J^T u, the step of y for a step of x-hat, and the level; all wide."""
+    """A denoiser at z: its output y, x-hat, u -> J^T u, the step of y per step of x-hat, and the level; all widened."""
 
     y: Array
     x: Array
@@ -122,8 +121,8 @@ def linearise(function: str, guided: Guided, z: Array, log_snr: Array) -> Linear
     _array.check_floating(function, z=z)
     if guided.scaling is None:
         raise ValueError(
-            f"{function}: the scaling is not known; give `schedule`, or call it through diffcore.sample, whose plan "
-            f"says it"
+            f"{function}: the scaling is not known; give `schedule`, or call it through diffcore.sample, which uses the "
+            f"plan's"
         )
     wide = _array.widen(xp, z)
     level = levels.level(log_snr, guided.scaling)
@@ -160,16 +159,16 @@ def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Arr
 
     xp, denoise = _array.library(z), guided.denoise
 
-    def said(at: Array) -> Array:
+    def predicted(at: Array) -> Array:
         y = denoise(xp.astype(at, z.dtype, copy=False), log_snr)
         if tuple(y.shape) != tuple(z.shape):
             raise ValueError(
-                f"{function}: the denoiser returned shape {tuple(y.shape)} for z of shape {tuple(z.shape)}"
+                f"{function}: `denoise` must return the shape of z, {tuple(z.shape)}, got {tuple(y.shape)}"
             )
         return _array.widen(xp, y)
 
     if not isinstance(z, np.ndarray) or not hasattr(denoise, "posterior_covariance") or guided.prediction != "x":
-        found: tuple[Array, Pull] = backend_of(z).gradient(said, wide)
+        found: tuple[Array, Pull] = backend_of(z).gradient(predicted, wide)
         return found
     covariance = _array.widen(np, denoise.posterior_covariance(z, log_snr))  # = J diag(sigma^2 / alpha), symmetric
     sigma, alpha = (along(function, part, wide) for part in (level.sigma, level.alpha))
@@ -180,11 +179,11 @@ def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Arr
         flat = np.reshape(u, (u.shape[0], covariance.shape[-1], 1))
         return np.asarray(scale * np.reshape(np.matmul(covariance, flat), u.shape))
 
-    return said(wide), pull
+    return predicted(wide), pull
 
 
 class Seen(NamedTuple):
-    """A term at x-hat: observed - A(x-hat), 0 where it does not count; u -> A^T u; v -> A v, at first order."""
+    """A term at x-hat: observed - A(x-hat), 0 outside the mask; u -> A^T u; v -> A v, at first order."""
 
     residual: Array
     adjoint: Pull
@@ -192,7 +191,7 @@ class Seen(NamedTuple):
 
 
 def see(function: str, term: Term, x: Array) -> Seen:
-    """Return what a term sees of x-hat."""
+    """Return a term's residual at x-hat, with A and A^T."""
     from diffcore._dispatch import backend_of
 
     xp = _array.library(x)
@@ -205,11 +204,11 @@ def see(function: str, term: Term, x: Array) -> Seen:
     try:
         truth, known = known_of(function, term.observed, term.mask, found)
     except ValueError as error:
-        raise ValueError(f"{error}; here the data is what `measure` makes of x of shape {tuple(x.shape)}") from None
+        raise ValueError(f"{error}; here the data is `measure(x)` for x of shape {tuple(x.shape)}") from None
     only: Pull = lambda u: xp.where(known, u, xp.zeros_like(u))  # noqa: E731
 
     def product(v: Array) -> Array:
-        # the pullback is linear in its cotangent, so that its own pullback is A: no forward mode is needed
+        # the pullback is linear in its cotangent, so its own pullback is A: no forward mode is needed
         transposed = backend.gradient(lambda u: backend.gradient(measure, x)[1](u), xp.zeros_like(found))[1]
         return only(transposed(v))
 
@@ -217,6 +216,6 @@ def see(function: str, term: Term, x: Array) -> Seen:
 
 
 def moved(z: Array, at: Linear, delta: Array) -> Array:
-    """Return what the denoiser would have said for x-hat + delta, in its own kind of prediction."""
+    """Return the prediction, of the denoiser's kind, that corresponds to x-hat + delta."""
     xp = _array.library(z)
     return xp.astype(at.y + at.from_x * delta, z.dtype, copy=False)

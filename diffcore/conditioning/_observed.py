@@ -1,4 +1,4 @@
-"""What is observed and where: checked where it is given, and brought to the library of the data where it is used."""
+"""Observations and masks: checked when they are given, and converted to the data's library when they are used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ HOST: tuple[type, ...] = (np.ndarray, list, tuple, bool, int, float, np.generic)
 
 
 def check(function: str, observed: Any, mask: Any) -> None:
-    """Raise where observed and mask cannot be meant; values are looked at where that does not wait for a trace.
+    """Raise if `observed` or `mask` cannot be right; values are checked only where they are known on the host.
 
     Raises:
-        TypeError: integer data, or no array.
-        ValueError: shapes that do not broadcast together; a mask of other numbers than 0 and 1; something observed that
-            is not finite.
+        TypeError: integer data, or not an array.
+        ValueError: shapes that do not broadcast together; a mask of other numbers than 0 and 1; an observed
+            value that is not finite.
     """
     for argument, value in (("observed", observed), ("mask", mask)):
         if value is None and argument == "mask":
@@ -31,29 +31,28 @@ def check(function: str, observed: Any, mask: Any) -> None:
     if known is not None and not isinstance(known, bool):
         if known.dtype != np.bool_ and not np.all((known == 0) | (known == 1)):
             raise ValueError(
-                f"{function}: `mask` takes booleans, or 0 and 1: true (1) is known. Some of its entries are other "
-                f"numbers; for a soft condition give a measurement with `measure`"
+                f"{function}: `mask` must be booleans, or 0 and 1 with 1 for known, got other numbers; for a soft condition "
+                f"give a measurement with `measure`"
             )
         shapes = tuple(np.shape(observed)), tuple(known.shape)
         try:
             np.broadcast_shapes(*shapes)
         except ValueError:
             raise ValueError(
-                f"{function}: `observed` has shape {shapes[0]} and `mask` has {shapes[1]}, which do not broadcast; "
-                f"both must broadcast to the data. A mask of T frames takes trailing axes, (T, 1, 1, 1): see "
-                f"diffcore.conditioning.frames"
+                f"{function}: `observed` and `mask` must broadcast together and to the data, got {shapes[0]} and {shapes[1]}; "
+                f"a mask of T frames needs trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
             ) from None
     if given is not None and known is not None:
         bad = ~np.isfinite(given) & np.asarray(known, dtype=np.bool_)
         if np.any(bad):
             raise ValueError(
-                f"{function}: `observed` has {int(bad.sum())} known entries that are not finite; what is not known may "
-                f"hold anything, so mask them"
+                f"{function}: `observed` must be finite where it is known, got NaN or infinity in {int(bad.sum())} known "
+                f"entries; mask them, since unknown entries may hold anything"
             )
 
 
 def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bool) -> Array:
-    """Return a host array, or one of the data's library, broadcast to the data: booleans, or its computing dtype.
+    """Return an array of the host or of the data's library, broadcast to the data, as booleans or in its computing dtype.
 
     Raises:
         TypeError: an array of another library.
@@ -74,7 +73,7 @@ def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bo
 
 
 def known_of(function: str, observed: Any, mask: Any, like: Array) -> tuple[Array, Array]:
-    """Return (x^a, known) of the data's shape, x^a 0 where it is not known: whatever lies there, NaN too, is not read."""
+    """Return (x^a, known) of the data's shape, with x^a = 0 where it is unknown: values there, even NaN, are ignored."""
     xp = _array.namespace(function, data=like)
     given = beside(function, "observed", observed, like, boolean=False)
     if mask is None:

@@ -1,4 +1,4 @@
-"""What may be measured of x: averages over pixels and over frames, and masks of whole frames."""
+"""Measurements of x: averages over pixels and over frames, and masks of frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 
@@ -26,8 +26,8 @@ class Downsample:
         function = "conditioning.downsample"
         if self.axes is None and len(x.shape) > 2 and x.shape[-3] <= 4 < x.shape[-1]:
             raise ValueError(
-                f"{function}: `x` has shape {tuple(x.shape)}, which reads as channels first; give axes=(-2, -1) for "
-                f"(..., C, H, W), or axes=(-3, -2) for (..., H, W, C)"
+                f"{function}: `x` must be (..., H, W, C), got shape {tuple(x.shape)}, which looks like channels first; give "
+                f"axes=(-2, -1) for (..., C, H, W), or axes=(-3, -2) for (..., H, W, C)"
             )
         return _mean(function, x, self._factors(x.ndim))
 
@@ -48,7 +48,7 @@ def downsample(factor: int | tuple[int, int], *, axes: tuple[int, int] | None = 
 
     Raises:
         ValueError: a factor below 1; an axis twice; when called, a size that is no multiple of its factor, an axis that x
-            does not have, or, without `axes`, an x that reads as channels first.
+            does not have, or, without `axes`, an x that looks like channels first.
         TypeError: `axes` are not two ints.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1, spatial super-resolution.
@@ -59,8 +59,8 @@ def downsample(factor: int | tuple[int, int], *, axes: tuple[int, int] | None = 
     function = "conditioning.downsample"
     pair = factor if isinstance(factor, tuple) else (factor, factor)
     if axes is not None and (not isinstance(axes, tuple) or len(axes) != 2 or not all(map(_is_int, axes))):
-        raise TypeError(f"{function}: `axes` is {axes!r}, but takes two ints, (height, width)")
-    return Downsample(tuple(_whole(function, "factor", n) for n in pair), axes)  # type: ignore[arg-type]
+        raise _check.error(TypeError, function, "axes", "be two ints, (height, width)", axes)
+    return Downsample(tuple(_check.integer(function, "factor", n, 1) for n in pair), axes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,18 @@ def frame_average(count: int, *, axis: int = 1) -> FrameAverage:
 
     Raises:
         ValueError: k below 1; when called, a number of frames that is no multiple of it, or no such axis.
-        TypeError: `axis` is no int.
+        TypeError: `axis` or k is not an int.
 
     >>> frame_average(4)(np.ones((1, 8, 2, 2, 3))).shape
     (1, 2, 2, 2, 3)
     """
-    if not _is_int(axis):
-        raise TypeError(f"conditioning.frame_average: `axis` is {axis!r}, but takes an int")
-    return FrameAverage(_whole("conditioning.frame_average", "count", count), axis)
+    function = "conditioning.frame_average"
+    place = _check.integer(function, "axis", axis, None)
+    return FrameAverage(_check.integer(function, "count", count, 1), place)
 
 
 def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.NDArray[np.bool_]:
-    """Return the mask of whole frames, (T, 1, 1, 1): it broadcasts to clips (B, T, H, W, C).
+    """Return a mask of frames, (T, 1, 1, 1): it broadcasts to clips (B, T, H, W, C).
 
     Args:
         which: numbers of the known frames, negative ones from the end, or a slice; none at all is allowed.
@@ -113,18 +113,16 @@ def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.N
 
     Raises:
         ValueError: a frame that the clip does not have; `of` below 1, or `trailing` below 0.
+        TypeError: any of these that is not an int.
 
     >>> frames([0, -1], of=4).ravel(), frames([0], of=16, trailing=1).shape
     (array([ True, False, False,  True]), (16, 1))
     """
-    count = _whole("conditioning.frames", "of", of)
-    after = _whole("conditioning.frames", "trailing", trailing, least=0)
+    function = "conditioning.frames"
+    count, after = _check.integer(function, "of", of, 1), _check.integer(function, "trailing", trailing, 0)
     numbers = range(count)[which] if isinstance(which, slice) else list(which)
     for number in numbers:
-        if not _is_int(number) or not -count <= number < count:
-            raise ValueError(
-                f"conditioning.frames: `which` has {number!r}, but takes numbers of frames in [-{count}, {count})"
-            )
+        _check.integer(function, "which", number, -count, count - 1, hint=f"the clip has {count} frames")
     mask = np.zeros((count, *(1,) * after), dtype=np.bool_)
     mask[list(numbers)] = True
     return mask
@@ -134,7 +132,7 @@ def _placed(function: str, axes: tuple[int, ...], factors: tuple[int, ...], rank
     """Return axis -> factor, the axes counted from the first, or raise where an array of this rank lacks one."""
     found = {axis % rank: factor for axis, factor in zip(axes, factors, strict=True) if -rank <= axis < rank}
     if len(found) != len(axes):
-        raise ValueError(f"{function}: axes {axes} are not as many axes of an array of {rank}")
+        raise ValueError(f"{function}: the axes must be {len(axes)} different axes of an array of {rank}, got {axes}")
     return found
 
 
@@ -143,8 +141,9 @@ def _mean(function: str, x: Array, factors: dict[int, int]) -> Array:
     xp = _array.namespace(function, x=x)
     if any(x.shape[axis] % factor for axis, factor in factors.items()):
         raise ValueError(
-            f"{function}: `x` has shape {tuple(x.shape)}, but takes a size that is "
-            + ", and ".join(f"a multiple of {factor} along axis {axis}" for axis, factor in factors.items())
+            f"{function}: the size of `x` must be "
+            + " and ".join(f"a multiple of {factor} along axis {axis}" for axis, factor in factors.items())
+            + f", got shape {tuple(x.shape)}"
         )
     shape: list[int] = []
     inner: list[int] = []
@@ -160,19 +159,13 @@ def _repeat(function: str, y: Array, factors: dict[int, int]) -> Array:
     """Return y with each element `factors[axis]` times along each axis."""
     xp = _array.namespace(function, y=y)
     blocks: list[int] = []
-    whole: list[int] = []
+    repeats: list[int] = []
     for axis, size in enumerate(y.shape):
         blocks += [size, 1] if axis in factors else [size]
-        whole += [size, factors[axis]] if axis in factors else [size]
-    repeated = xp.broadcast_to(xp.reshape(y, tuple(blocks)), tuple(whole))
+        repeats += [size, factors[axis]] if axis in factors else [size]
+    repeated = xp.broadcast_to(xp.reshape(y, tuple(blocks)), tuple(repeats))
     return xp.reshape(repeated, tuple(size * factors.get(axis, 1) for axis, size in enumerate(y.shape)))
 
 
 def _is_int(value: Any) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _whole(function: str, argument: str, value: Any, least: int = 1) -> int:
-    if not _is_int(value) or int(value) < least:
-        raise ValueError(f"{function}: `{argument}` is {value!r}, but takes a whole number >= {least}")
-    return int(value)

@@ -6,7 +6,7 @@ If q(x | z_t) is a Gaussian, so is (x, A x + noise) given z_t, and
 
     E[x | z_t, y] = x-hat + C A^T (A C A^T + s^2 I)^{-1} (y - A x-hat).
 
-C is a matrix of the size of a clip squared, so nothing but its products are used, and the system is solved by conjugate
+C is a matrix of the size of a clip squared, so only products with it are used, and the system is solved by conjugate
 residuals. C is symmetric for the exact denoiser, C u = C^T u, so the pullback of the denoiser is all that is needed.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Pull, Term, along, given, linearise, moved, see
 from diffcore.predictions import Prediction
@@ -79,8 +79,8 @@ def _covariance(at: Linear, *, exact: bool) -> Pull:
 def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: Parts, iterations: int) -> Parts:
     """Return an approximate solution of system(u) = right, sample by sample, after a fixed number of iterations.
 
-    The residual never grows, whatever the system is. A sample stays as it is once its residual is down to rounding, and
-    is not moved in directions of which the system leaves no more than rounding (a singular system: the least solution).
+    The residual never grows, for any system. A sample stops once its residual is down to rounding, and does not move in
+    directions that the system maps to rounding (for a singular system this gives the least solution).
     """
     xp = _array.library(right[0])
     rounding = (10.0 * float(xp.finfo(right[0].dtype).eps)) ** 2
@@ -96,7 +96,7 @@ def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: P
     zero, one = xp.zeros_like(first), xp.ones_like(first)
 
     def move(solution: Parts, residual: Parts, direction: Parts, image: Parts, largest: Array) -> tuple[Any, ...]:
-        """Go along a direction with a known image; also return the division that turns the next one."""
+        """Step along a direction with a known image; also return the factor that makes the next one conjugate."""
         squared, against = dot(image, image), dot(direction, direction)
         gain = squared / xp.where(against > 0, against, one)
         largest = xp.where(gain > largest, gain, largest)  # of the squared norm of the system, from below
@@ -129,23 +129,23 @@ def moment_matching(
     prediction: Prediction | None = None,
     schedule: Schedule | None = None,
 ) -> MomentMatching:
-    r"""Return a denoiser that is conditioned by the covariance in its own Jacobian: exact on Gaussian data.
+    r"""Return a denoiser conditioned by the covariance in its own Jacobian: exact on Gaussian data.
 
         x~ = x-hat + C A^T (A C A^T + s^2 I)^{-1} (y - A x-hat),    C = (sigma^2 / alpha) d x-hat / dz
 
-    There is no weight to choose. On Gaussian data and a linear A this is E[x | z_t, y] itself, at every level, once the
-    iterations are enough for the system; elsewhere the approximation is that q(x | z_t) is Gaussian. Known elements of
-    x~ are x^a, so a run comes back with them; add `constraint=replacement(...)` to make that exact to the last bit. For
+    There is no weight to choose. For Gaussian data and a linear A this is E[x | z_t, y] itself, at every level, given
+    enough iterations; elsewhere it approximates q(x | z_t) by a Gaussian. The known elements of x~ are x^a, so a run
+    returns them; add `constraint=replacement(...)` to make that exact to the last bit. For
     a measurement that is not linear, A is its derivative at x-hat.
 
     Wrap twice for several conditions; they are solved for together.
 
     Args:
         denoise, observed, mask, measure, prediction, schedule: as for `reconstruction`.
-        noise_std: s >= 0, the standard deviation of the noise in what was observed.
+        noise_std: s >= 0, the standard deviation of the noise in y.
         iterations: of conjugate residuals, at least 1; each takes one pullback of the denoiser, about twice the cost of
-            calling it. As many as there are observed numbers solve the system exactly; fewer leave part of the way from
-            x-hat to go.
+            calling it. As many as there are observed numbers solve the system exactly; fewer leave x~
+            nearer to x-hat.
 
     Returns:
         `MomentMatching`, a callable (z, log_snr) -> prediction with the attributes `prediction` and `scaling`.
@@ -155,8 +155,8 @@ def moment_matching(
 
     Source: Finzi et al. 2023 (arXiv 2306.07261) and Boys et al. 2023 (arXiv 2310.06721) for the moments; Rozet et al.
     2024 (arXiv 2405.13712) for solving without the matrix, by conjugate gradients. Here it is by conjugate residuals
-    (Saad 2003, Iterative Methods for Sparse Linear Systems, sec. 6.8), whose residual cannot grow: where rounding has
-    taken the Jacobian (eps in float32 below log-SNR -11) or a network's is no covariance, x~ stays near x-hat.
+    (Saad 2003, Iterative Methods for Sparse Linear Systems, sec. 6.8), whose residual cannot grow: where the Jacobian is
+    lost to rounding (eps in float32 below log-SNR -11) or a network's is not a covariance, x~ stays near x-hat.
 
     >>> import diffcore as dc, numpy as np
     >>> data = dc.exact.Gaussian(np.zeros(2), np.array([[1.0, 0.8], [0.8, 1.0]]))
@@ -167,16 +167,14 @@ def moment_matching(
     >>> data.conditional_denoise(np.zeros((1, 2)), 0.0, x, mask).round(6)
     array([[1.      , 0.588235]])
     """
-    if isinstance(noise_std, bool) or not 0.0 <= noise_std < float("inf"):
-        raise ValueError(f"{FUNCTION}: `noise_std` is {noise_std!r}, but takes a finite number >= 0")
+    deviation = _check.number(FUNCTION, "noise_std", noise_std, 0)
     check_iterations(FUNCTION, iterations)
-    term = Term(observed, mask, measure, float(noise_std))
+    term = Term(observed, mask, measure, deviation)
     inner = denoise.iterations if isinstance(denoise, MomentMatching) else 0
     checked = given(FUNCTION, MomentMatching, denoise, term, prediction, schedule)
     return MomentMatching(*checked, max(iterations, inner))
 
 
 def check_iterations(function: str, iterations: Any) -> None:
-    """Raise ValueError unless iterations are a whole number of at least 1."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{function}: `iterations` is {iterations!r}, but takes a whole number >= 1")
+    """Raise unless `iterations` is an int of at least 1."""
+    _check.integer(function, "iterations", iterations, 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of
 
@@ -33,8 +33,7 @@ class Projection:
         moved = self.measure.spread(residual)
         if tuple(moved.shape) != tuple(x.shape):
             raise ValueError(
-                f"{FUNCTION}: the `spread` of `measure` returned shape {tuple(moved.shape)} for x of shape "
-                f"{tuple(x.shape)}; they must be equal"
+                f"{FUNCTION}: `measure.spread` must return the shape of x, {tuple(x.shape)}, got {tuple(moved.shape)}"
             )
         return x + xp.astype(moved, x.dtype, copy=False)
 
@@ -46,22 +45,22 @@ def projection(
 
         x-hat <- x-hat + A^+ (y - A x-hat)
 
-    Of all x that A maps to y this is the nearest to x-hat: what A sees of it is set, and the rest is the denoiser's. The last
-    step of a run returns x-hat, so that A of what is drawn is y, to rounding. Like replacement it is biased: the rest
-    does not see what was measured but through the state. It is the way to super-resolution where there are no gradients.
+    Of all x that A maps to y, this is the nearest to x-hat: A x-hat is set to y and nothing else changes. The last step
+    of a run returns x-hat, so A of the sample is y, to rounding. Like replacement it is biased: all else depends on the
+    measurement only through the state. Use it for super-resolution without gradients.
 
     Args:
-        observed: y, floating, broadcasts to the measurement; what is not under the mask is not read.
-        mask: booleans, or 0 and 1, that broadcast likewise; true (1) is known. None is everything.
+        observed: y, floating, broadcasts to the measurement; entries outside the mask are not read.
+        mask: booleans, or 0 and 1, that broadcast likewise; true (1) is known. None means everything.
         measure: `downsample(f)` or `frame_average(k)`; or a function A of x with a method `spread` that is A^+, the
             pseudo-inverse of A.
-        after: another transform that is applied before, such as `guidance.clip(-1.0, 1.0)`.
+        after: another transform, applied before this one, such as `guidance.clip(-1.0, 1.0)`.
 
     Returns:
         `Projection`, for `transform_x=` of `diffcore.sample` and `step`.
 
     Raises:
-        TypeError: `measure` has no `spread`; something that is no array.
+        TypeError: `measure` has no `spread`; `observed` or `mask` is not an array.
         ValueError: a mask with other numbers than 0 and 1; shapes that do not broadcast; a `spread` of another shape.
 
     Source: Wang, Yu & Zhang 2023 (arXiv 2212.00490), eq. 11 (range and null space).
@@ -75,9 +74,8 @@ def projection(
     array([0.5, 0.5, 0.5], dtype=float32)
     """
     if not callable(measure) or not callable(getattr(measure, "spread", None)):
-        raise TypeError(
-            f"{FUNCTION}: `measure` is {type(measure).__name__}, but takes downsample(f), frame_average(k), or a function "
-            f"of x with a method `spread`, its pseudo-inverse; for others use reconstruction or moment_matching"
-        )
+        must = "be downsample(f), frame_average(k), or a function of x with a method `spread`, its pseudo-inverse"
+        hint = "for others use reconstruction or moment_matching"
+        raise _check.error(TypeError, FUNCTION, "measure", must, measure, hint)
     check(FUNCTION, observed, mask)
     return Projection(observed, mask, measure, after)

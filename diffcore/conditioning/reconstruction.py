@@ -1,15 +1,12 @@
-r"""Reconstruction guidance: x-hat moves so that what it says of the known part comes closer to what is known."""
+r"""Reconstruction guidance: x-hat moves so that its known part comes closer to the observation."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Term, along, given, linearise, moved, see
 from diffcore.conditioning._observed import beside
@@ -60,9 +57,9 @@ def reconstruction(
     * **Known frames or pixels**: `mask`, no `measure`. A picks the known elements. Only the unknown ones move, by the
       gradient with respect to z^b, and z^a is still replaced: `dc.sample(..., constraint=replacement(observed, mask))`.
     * **A measurement**, linear or not: `measure`, such as `downsample(4)`. Every element moves, by the gradient with
-      respect to all of z. A mask then says which elements of the measurement count.
+      respect to all of z. A mask then selects the elements of the measurement that count.
 
-    For both at once wrap twice: `reconstruction(reconstruction(denoise, frames, mask, weight=9.0), low,
+    For both at once, wrap twice: `reconstruction(reconstruction(denoise, frames, mask, weight=9.0), low,
     measure=downsample(4), weight=5.0)`. The terms add up; the denoiser is called, and its gradient taken, once.
 
     It replaces q(x^a | z_t) by N(x-hat^a, (sigma^2 / alpha^2) / w): w = 1 is the derivation, the paper uses 9 to 50.
@@ -70,13 +67,13 @@ def reconstruction(
 
     Args:
         denoise: (z, log_snr) -> prediction, differentiable; classifier-free guidance may be inside or around.
-        observed: x^a, floating, broadcasts to the data (B, T, H, W, C), or to the measurement of it; what is not under
-            the mask is not read.
-        mask: booleans, or 0 and 1, that broadcast likewise by NumPy's rule; true (1) is known. None is everything.
-        measure: a differentiable function x -> array, (B, ...) -> (B, ...), that treats samples alike.
+        observed: x^a, floating, broadcasts to the data (B, T, H, W, C), or to the measurement of it; entries outside
+            the mask are not read.
+        mask: booleans, or 0 and 1, that broadcast likewise by NumPy's rule; true (1) is known. None means everything.
+        measure: a differentiable function x -> array, (B, ...) -> (B, ...), that treats all samples the same.
         weight: w, 0 is off; or a function of log_snr, (), (B,) or (B, T), that returns w of that shape.
         prediction: what the denoiser returns, and so the wrapper: "x", "eps", "v", "score", "flow", "edm" or a row
-            function. May be left out where the denoiser says so.
+            function. May be left out if the denoiser has the attribute.
         schedule: gives the scaling; may be left out in `diffcore.sample`, which takes the plan's.
 
     Returns:
@@ -84,7 +81,7 @@ def reconstruction(
         at lambda = +-inf.
 
     Raises:
-        TypeError: `prediction` is missing; something that is no array or no function; when called, NumPy arrays, which
+        TypeError: `prediction` is missing; an argument that is not an array or a function; when called, NumPy arrays, which
             carry no gradients, unless the denoiser is one of `diffcore.exact`.
         ValueError: a weight that is not finite; a mask with other numbers than 0 and 1; shapes that do not broadcast.
 
@@ -103,9 +100,7 @@ def reconstruction(
 
 
 def weight_of(function: str, weight: Any) -> float | Callable[[Array], Array]:
-    """Return a weight that is finite, or a function, or raise ValueError."""
+    """Return a weight, a finite number or a function, or raise."""
     if callable(weight):
         return weight  # type: ignore[no-any-return]
-    if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not math.isfinite(weight):
-        raise ValueError(f"{function}: `weight` is {weight!r}, but takes a finite number, or a function of log_snr")
-    return float(weight)
+    return _check.number(function, "weight", weight, hint="or a function of log_snr")

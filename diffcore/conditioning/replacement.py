@@ -1,4 +1,4 @@
-r"""Replacement: the known elements of the state are overwritten after each stage by a noised version of what is known."""
+r"""Replacement: the known elements of the state are overwritten after each stage by their noised observation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of
 from diffcore.denoiser import Noise
@@ -21,7 +21,7 @@ VARIANTS = ("marginal", "posterior")
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What is known of x, for `diffcore.sample(..., constraint=...)`: see `replacement`, which documents the fields."""
+    """The known elements of x, for `diffcore.sample(..., constraint=...)`: see `replacement`, which documents the fields."""
 
     observed: Any
     mask: Any
@@ -29,12 +29,11 @@ class Replacement:
 
     def __post_init__(self) -> None:
         function = "conditioning.replacement"
-        if self.variant not in VARIANTS:
-            raise ValueError(f"{function}: `variant` is {self.variant!r}, but takes one of {list(VARIANTS)}")
+        _check.choice(function, "variant", self.variant, VARIANTS)
         check(function, self.observed, self.mask)
 
     def hold(self, plan: Plan, z: Array) -> Known:
-        """Return what a run of the plan holds, in the library and shape of its states; the loop asks."""
+        """Return the known elements for a run of the plan, in the library and shape of its states; the loop calls it."""
         x, known = known_of("conditioning.replacement", self.observed, self.mask, z)
         table = np.array(plan.known[self.variant])  # a copy: torch warns of read-only arrays
         return Known(x, known, _array.table_for(table, z))
@@ -42,7 +41,7 @@ class Replacement:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a replacement holds in a run: x^a (0 elsewhere) of at least float32, which elements are known, and the table of
+    """The known elements in a run: x^a (0 elsewhere) of at least float32, which elements are known, and the table of
     `diffcore.plan.known`: the coefficients for the start, then those after each stage."""
 
     parts: ClassVar = ("x", "known", "table")
@@ -77,25 +76,25 @@ def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Repla
         posterior:  z_s^a ~ q(z_s^a | x^a, z_t^a),   see `process.posterior`
 
     with s the level that a stage t -> s goes to; so at every call the denoiser sees z^a at its level. The start is at
-    q(z^a | x^a). The run ends on x^a exactly, also where the plan ends before clean data; only a plan whose last stage
-    goes towards more noise ends on noised x^a. The noise is a stream of its own: independent of the sampler's, of a
+    q(z^a | x^a). The run ends on x^a exactly, even if the plan ends before clean data; only a plan whose last stage
+    goes towards more noise ends on noised x^a. The noise has its own stream, independent of the sampler's, of a
     corrector's, and of the start's.
 
-    By itself replacement is biased: z^b is denoised by E[x^b | z_t], which knows x^a only through its noise. Use it with
-    `reconstruction`; `moment_matching` needs it no more.
+    By itself, replacement is biased: z^b is denoised by E[x^b | z_t], where x^a appears only through its noise. Use it
+    with `reconstruction`; `moment_matching` does not need it.
 
     Args:
-        observed: x^a, a floating array that broadcasts to the data (B, T, H, W, C); what is not under the mask is not
-            read. Taken as it is, in or out of [-1, 1]. NumPy, or of the data's library.
+        observed: x^a, a floating array that broadcasts to the data (B, T, H, W, C); entries outside the mask are not
+            read. Used as it is, in or out of [-1, 1]. NumPy, or of the data's library.
         mask: booleans, or 0 and 1, that broadcast to the data by NumPy's rule; true (1) is known. `frames` makes one.
         variant: "marginal", or "posterior", which keeps the noise of z^a correlated from level to level.
 
     Returns:
-        `Replacement`, for `constraint=` of `diffcore.sample`, `start` and `step`. What a plan remembers is left alone: it
-        acts element by element, so that of z^a reaches no other.
+        `Replacement`, for `constraint=` of `diffcore.sample`, `start` and `step`. The plan's memory is left alone: a plan
+        acts element by element, so memory of z^a affects no other element.
 
     Raises:
-        TypeError: `observed` has an integer dtype; it or the mask is no array.
+        TypeError: `observed` has an integer dtype; it or the mask is not an array.
         ValueError: another variant; a mask with other numbers than 0 and 1; shapes that do not broadcast, together, or
             to the data; a known element that is not finite.
 

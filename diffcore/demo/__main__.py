@@ -51,7 +51,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backends", nargs="+", choices=["numpy", "torch", "jax"], help="default: all that are there")
     settings = parser.parse_args(given)
     if settings.steps < 1:
-        parser.error(f"--steps is {settings.steps}, but takes an int >= 1")
+        parser.error(f"--steps must be an int >= 1, got {settings.steps}")
     return settings
 
 

@@ -46,7 +46,7 @@ def above(xp: Any, variance: Array) -> Array:
 
 
 def solve(xp: Any, parts: Parts, z: Array, alpha: Array, sigma: Array, want: str) -> Solved:
-    """Return what each component says of z; `want` is X, SCORE or DENSITY (then `vector` is of no use)."""
+    """Return the estimate of each component at z; `want` is X, SCORE or DENSITY (then `vector` is unused)."""
     if isinstance(parts, Diagonal):
         return _diagonal(xp, parts, z, alpha, sigma, want)
     if alpha.shape[1] == 1 and sigma.shape[1] == 1:

@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def check_observation(function: str, observed: Any, mask: Any, event: tuple[int, ...]) -> tuple[Float64, Mask]:
-    """Return (observed, known) of the event's shape on the host; observed is 0 where it is not known.
+    """Return (observed, known) of the event's shape on the host; observed is 0 where it is unknown.
 
     Raises:
         ValueError: either does not broadcast to the event, or a known element is not finite.
@@ -31,12 +31,12 @@ def check_observation(function: str, observed: Any, mask: Any, event: tuple[int,
             found.append(np.broadcast_to(array, event))
         except ValueError:
             raise ValueError(
-                f"{function}: `{argument}` has shape {array.shape}, which does not broadcast to the event {event}"
+                f"{function}: `{argument}` must broadcast to the event, {event}, got shape {array.shape}"
             ) from None
     known = found[1].astype(np.bool_)
     given: Float64 = np.where(known, found[0], 0.0).astype(np.float64)
     if not np.all(np.isfinite(given)):
-        raise ValueError(f"{function}: `observed` has entries under the mask that are not finite")
+        raise ValueError(f"{function}: `observed` must be finite under the mask, got NaN or infinity there")
     return given, known
 
 
@@ -66,8 +66,8 @@ def _low_rank(
     seen = known & np.any(factor != 0.0, axis=1)
     if np.any(variance[seen] == 0.0):
         raise ValueError(
-            f"{function}: a LowRank covariance with variance 0 cannot be conditioned; give it a small variance, or "
-            f"give the covariance as a matrix"
+            f"{function}: the variance of a LowRank covariance must be > 0 to condition on it, got 0; give it a small "
+            f"variance, or give the covariance as a matrix"
         )
     scaled = factor[seen] / variance[seen][:, None]
     values, basis = np.linalg.eigh(np.eye(factor.shape[1]) + factor[seen].T @ scaled)

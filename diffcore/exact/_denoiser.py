@@ -155,7 +155,7 @@ class Denoiser(ABC):
         return self._with(near=_map(lambda leaf: cast(leaf, wide), keep))
 
     def _with(self, **fields: Any) -> Self:
-        """Return a copy with other values in some fields, without the work of building it anew."""
+        """Return a copy with other values in some fields, without building it again."""
         moved = copy.copy(self)
         for name, value in fields.items():
             object.__setattr__(moved, name, value)
@@ -167,7 +167,7 @@ class Denoiser(ABC):
         _array.check_floating(function, z=z)
         if _array.library(z) is None or tuple(z.shape[1:]) != self.event or z.ndim == 0:
             shape = ", ".join(["B", *map(str, self.event)])
-            raise ValueError(f"{function}: `z` has shape {np.shape(z)}, but takes ({shape})")
+            raise ValueError(f"{function}: `z` must have shape ({shape}), got {np.shape(z)}")
         wide = _array.widen(xp, z)
         if not isinstance(log_snr, np.ndarray):
             _array.namespace(function, z=z, log_snr=log_snr)
@@ -193,8 +193,8 @@ class Denoiser(ABC):
     def _model(self, at: Entered, direct: bool = False) -> Model:
         """Return the model in the data's library: by matrix products where that can be done and is not refused."""
         fast = self.model.fast
-        whole = at.alpha.shape[1] == 1 and at.sigma.shape[1] == 1
-        if fast is not None and not direct and (whole or fast.variance.shape[0] == 1):
+        per_sample = at.alpha.shape[1] == 1 and at.sigma.shape[1] == 1
+        if fast is not None and not direct and (per_sample or fast.variance.shape[0] == 1):
             chosen, other = "fast", "parts"
         else:
             chosen, other = "parts", "fast"
@@ -249,7 +249,7 @@ class Denoiser(ABC):
 
 
 def _beside(function: str, argument: str, value: Array, z: Array, at: Entered) -> Array:
-    """Return a host array or one of z's library, broadcast to z and laid flat."""
+    """Return an array of the host or of z's library, broadcast to z and flattened."""
     xp = at.xp
     if isinstance(value, (*_array.NUMBERS, np.ndarray, list, tuple)):
         found = np.asarray(value)
@@ -258,9 +258,7 @@ def _beside(function: str, argument: str, value: Array, z: Array, at: Entered) -
     _array.namespace(function, z=z, **{argument: value})
     shape = tuple(value.shape)
     if len(shape) > z.ndim or any(n not in (1, m) for n, m in zip(shape[::-1], tuple(z.shape)[::-1], strict=False)):
-        raise ValueError(
-            f"{function}: `{argument}` has shape {shape}, which does not broadcast to z of shape {tuple(z.shape)}"
-        )
+        raise ValueError(f"{function}: `{argument}` must broadcast to `z`, {tuple(z.shape)}, got shape {shape}")
     return xp.reshape(xp.broadcast_to(value, z.shape), at.z.shape)
 
 

@@ -3,7 +3,7 @@ r"""Many components of one variance in every direction (data sets, kernel densit
 With C_k = c_k I only ||z - alpha m_k||^2 and weighted sums of the m_k are needed: products of (B, D) with (D, K),
 and no temporary of B K D numbers. The distances are written out as alpha^2 ||m||^2 - 2 alpha z . m, after the centre
 of the means is subtracted, which leaves an absolute error of about eps ||z|| ||m||: in float32, means nearer to each
-other than 3e-4 of the data's spread are not told apart. Small problems go through `diffcore.exact._components`, which
+other than 3e-4 of the data's spread cannot be distinguished. Small problems go through `diffcore.exact._components`, which
 subtracts first.
 """
 

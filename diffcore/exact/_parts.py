@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array, to_host
 
 Float64 = npt.NDArray[np.float64]
@@ -71,21 +71,21 @@ def check_event(function: str, argument: str, array: Any, axes: int) -> Float64:
     """Return a parameter with `axes` axes before the event as finite float64 on the host, read-only."""
     found: Float64 = to_host(array, np.float64, function=function, argument=argument, finite=True).copy()
     if found.ndim < axes or found.size == 0:
-        takes = "(*event,)" if axes == 0 else "at least one of (*event,)"
-        raise ValueError(f"{function}: `{argument}` has shape {found.shape}, but takes {takes}, no axis empty")
+        form = "(*event,)" if axes == 0 else "at least one of (*event,)"
+        raise ValueError(f"{function}: `{argument}` must be {form}, without empty axes, got shape {found.shape}")
     found.setflags(write=False)
     return found
 
 
 def check_weights(function: str, weights: Any, count: int) -> Float64:
-    """Return weights, (count,), that sum to one; None weighs all alike."""
+    """Return weights, (count,), that sum to one; None gives equal weights."""
     found: Float64 = (
         np.ones(count) if weights is None else to_host(weights, np.float64, function=function, argument="weights")
     )
     if found.shape != (count,):
-        raise ValueError(f"{function}: `weights` has shape {found.shape}, but takes ({count},), one for each")
+        raise ValueError(f"{function}: `weights` must have shape ({count},), got {found.shape}")
     if not np.all(found >= 0.0) or not 0.0 < float(np.sum(found)) < math.inf:
-        raise ValueError(f"{function}: `weights` takes finite numbers >= 0 that are not all zero, got {found}")
+        raise _check.error(ValueError, function, "weights", "be finite numbers >= 0, not all zero", found.tolist())
     found = found / np.sum(found)
     found.setflags(write=False)
     return found
@@ -104,16 +104,16 @@ def check_covariance(function: str, argument: str, covariance: Any, event: tuple
     found: Float64 = to_host(covariance, np.float64, function=function, argument=argument, finite=True).copy()
     if found.shape in ((), event):
         if np.any(found < 0.0):
-            raise ValueError(f"{function}: `{argument}` has a negative variance, {float(found.min())!r}")
+            raise ValueError(f"{function}: `{argument}` must not have a negative variance, got {float(found.min())!r}")
         return float(found) if found.ndim == 0 else found.reshape(size)
     if found.shape != (size, size):
         raise ValueError(
-            f"{function}: `{argument}` has shape {found.shape} for events of shape {event}, but takes a number, "
-            f"{event} (the diagonal), {(size, size)}, or exact.LowRank(factor, variance)"
+            f"{function}: `{argument}` must be a number, {event} (the diagonal), {(size, size)}, or "
+            f"exact.LowRank(factor, variance), got shape {found.shape}"
         )
     largest = float(np.abs(found).max())
     if np.any(np.abs(found - found.T) > 1e-6 * largest):
-        raise ValueError(f"{function}: `{argument}` is not symmetric; use (C + C.T) / 2")
+        raise ValueError(f"{function}: `{argument}` must be symmetric; use (C + C.T) / 2")
     return 0.5 * (found + found.T)
 
 
@@ -123,23 +123,17 @@ def _check_low_rank(function: str, argument: str, covariance: LowRank, size: int
         covariance.variance, np.float64, function=function, argument=f"{argument}.variance"
     ).copy()
     if factor.ndim != 2 or factor.shape[0] != size:
-        raise ValueError(
-            f"{function}: `{argument}.factor` has shape {factor.shape} for events of {size} elements, but takes "
-            f"({size}, r)"
-        )
+        raise ValueError(f"{function}: `{argument}.factor` must have shape ({size}, r), got {factor.shape}")
     if variance.shape not in ((), (size,)):
-        raise ValueError(
-            f"{function}: `{argument}.variance` has shape {variance.shape}, but takes a number or ({size},)"
-        )
+        raise ValueError(f"{function}: `{argument}.variance` must be a number or ({size},), got shape {variance.shape}")
     if not np.all(np.isfinite(factor)) or not np.all(np.isfinite(variance)) or np.any(variance < 0.0):
-        raise ValueError(f"{function}: `{argument}` takes finite factors and a finite variance >= 0")
+        raise ValueError(f"{function}: `{argument}` must have finite factors and a finite variance >= 0")
     if variance.ndim == 0:
         return LowRank(factor, float(variance))
     used = variance[np.any(factor != 0.0, axis=1)]
     if used.size and np.any(used != used[0]):
         raise ValueError(
-            f"{function}: `{argument}.variance` differs between elements that the factor moves; it takes one number "
-            f"there"
+            f"{function}: `{argument}.variance` must be equal in all rows where the factor is not 0, got different numbers"
         )
     return LowRank(factor, variance)
 
@@ -165,8 +159,7 @@ def parts_of(function: str, argument: str, means: Float64, covariances: list[Cov
     largest = np.abs(values).max(axis=1, keepdims=True)
     if np.any(values < -NEGATIVE * largest):
         raise ValueError(
-            f"{function}: `{argument}` has a negative eigenvalue, {float(values.min())!r}; a covariance is positive "
-            f"semidefinite"
+            f"{function}: `{argument}` must be positive semidefinite, got a negative eigenvalue, {float(values.min())!r}"
         )
     values = np.where(values > 4.0 * size * np.finfo(np.float64).eps * largest, values, 0.0)
     return Spectral(mean, basis, values, None, None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import Array
 from diffcore.exact._conditional import check_observation
 from diffcore.exact._denoiser import Denoiser
@@ -70,7 +70,7 @@ class Empirical(Denoiser):
         return f"Empirical({self.points.shape[0]} points, event={self.event}, scaling={self.scaling!r})"
 
     def responsibilities(self, z: Array, log_snr: Array) -> Array:
-        """Return rho, (B, N): how likely each point is to have made z_t; at sigma = 0 the nearest has it all.
+        """Return rho, (B, N): how likely each point is to have made z_t; at sigma = 0 it is 1 for the nearest.
 
         Args, raises: as for `denoise`.
         """
@@ -93,8 +93,7 @@ class Empirical(Denoiser):
                [0., 3.]])
         """
         function = "exact.Empirical.conditional"
-        if not 0.0 <= noise_std < np.inf:
-            raise ValueError(f"{function}: `noise_std` is {noise_std!r}, but takes a finite number >= 0")
+        noise_std = _check.number(function, "noise_std", noise_std, 0)
         given, known = check_observation(function, observed, mask, self.event)
         where = known.ravel()
         apart = self.points.reshape(self.points.shape[0], -1)[:, where] - given.ravel()[where].astype(self.points.dtype)
@@ -106,7 +105,7 @@ class Empirical(Denoiser):
         agrees = (distance == 0.0) & (self.weights > 0.0)
         if not np.any(agrees):
             raise ValueError(
-                f"{function}: no point agrees with `observed` exactly, the nearest is "
+                f"{function}: `observed` must equal a point where it is known, got none, the nearest is "
                 f"{float(distance.min()) ** 0.5:.3g} away; give `noise_std` > 0 to take such points too"
             )
         return Empirical(self.points[agrees], weights=self.weights[agrees], scaling=self.scaling)

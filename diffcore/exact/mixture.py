@@ -110,7 +110,7 @@ class Mixture(Denoiser):
         function = "exact.Mixture.conditional"
         given, known = check_observation(function, observed, mask, self.event)
         flat, where = given.reshape(1, -1), known.reshape(1, -1)
-        # an element that nothing is known of is at pure noise: it tells no component from another
+        # an unknown element is at pure noise, where all components look the same
         at = Entered(_array.library(flat), flat, where * 1.0, 1.0 - where, (1, *self.event), np.float64)
         weights = self._weigh(at)
         found = [
@@ -146,13 +146,13 @@ def _per_component(function: str, covariances: Any, means: Float64) -> list[Cova
         factor, variance = (_array.to_host(part) for part in covariances)
         if factor.ndim != 3 or factor.shape[:2] != (count, size):
             raise ValueError(
-                f"{function}: `covariances.factor` has shape {factor.shape}, but takes {(count, size)} + (r,), or "
-                f"give a list of LowRank"
+                f"{function}: `covariances.factor` must have shape ({count}, {size}, r), got {factor.shape}; or give a list "
+                f"of LowRank"
             )
         if variance.shape not in ((), (count,), (count, size)):
             raise ValueError(
-                f"{function}: `covariances.variance` has shape {variance.shape}, but takes a number, ({count},) or "
-                f"{(count, size)}"
+                f"{function}: `covariances.variance` must be a number, ({count},) or {(count, size)}, got shape "
+                f"{variance.shape}"
             )
         variance = np.broadcast_to(variance, (count,)) if variance.ndim == 0 else variance
         each = [LowRank(f, v) for f, v in zip(factor, variance, strict=True)]
@@ -162,10 +162,10 @@ def _per_component(function: str, covariances: Any, means: Float64) -> list[Cova
         array = _array.to_host(covariances, np.float64, function=function, argument="covariances")
         if array.shape not in ((), (count,), (count, *event), (count, size, size)):
             raise ValueError(
-                f"{function}: `covariances` has shape {array.shape} for means of shape {means.shape}, but takes "
-                f"a number, ({count},), {(count, *event)}, {(count, size, size)}, LowRank, or a list of {count}"
+                f"{function}: `covariances` must be a number, ({count},), {(count, *event)}, {(count, size, size)}, LowRank, "
+                f"or a list of {count}, got shape {array.shape}"
             )
         each = list(np.broadcast_to(array, (count,)) if array.ndim == 0 else array)
     if len(each) != count:
-        raise ValueError(f"{function}: `covariances` has {len(each)} entries for {count} means")
+        raise ValueError(f"{function}: `covariances` must have {count} entries, one per mean, got {len(each)}")
     return [check_covariance(function, f"covariances[{k}]", c, event) for k, c in enumerate(each)]

@@ -1,4 +1,4 @@
-r"""What a sampler draws, by algebra: with the denoiser of Gaussian data a whole run is an affine map of its noises.
+r"""The exact moments of what a sampler draws: with the denoiser of Gaussian data a run is an affine map of its noises.
 
 In the eigen-direction of an eigenvalue c, x-hat = m + g (z - alpha m) with g = alpha c / (alpha^2 c + sigma^2). So a
 stage of a plan maps the vector (z, m_1, ..., m_M) of state and memory by a small matrix, adds a multiple of m, and adds
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import levels
+from diffcore import _check, levels
 from diffcore.exact._parts import Diagonal, Float64, LowRank, Spectral, dense
 from diffcore.exact.gaussian import Gaussian
 from diffcore.levels import Level
@@ -67,14 +67,12 @@ def moments(plan: Plan, exact: Gaussian, start: levels.Gaussian | None = None) -
     """
     function = "exact.moments"
     if not isinstance(exact, Gaussian):
-        raise TypeError(
-            f"{function}: `exact` is {type(exact).__name__}, but takes exact.Gaussian, whose denoiser is affine; "
-            f"draw samples to see what others give"
-        )
+        hint = "draw samples of others"
+        raise _check.error(TypeError, function, "exact", "be an exact.Gaussian, whose denoiser is affine", exact, hint)
     if exact.scaling not in (None, plan.scaling):
         raise ValueError(
-            f"{function}: `exact` is for scaling {exact.scaling!r}, but `plan` is for {plan.scaling!r}; "
-            f"use exact.with_scaling({plan.scaling!r})"
+            f"{function}: `exact` must have the plan's scaling, {plan.scaling!r}, got {exact.scaling!r}; use "
+            f"exact.with_scaling({plan.scaling!r})"
         )
     lead = tuple(plan.log_snr.shape[1:])
     level, update = _flat(function, plan, lead, exact.event)
@@ -134,7 +132,7 @@ def _flat(function: str, plan: Plan, lead: tuple[int, ...], event: tuple[int, ..
         shape = (plan.log_snr.shape[0], count, 1)
         return Level(*(part.reshape(shape) for part in level)), plan.update.reshape(*shape, *plan.update.shape[-2:])
     if not event or lead[1] not in (1, event[0]):
-        raise ValueError(f"{function}: `plan` has levels for {lead[1]} frames, but an event has shape {event}")
+        raise ValueError(f"{function}: `plan` must have levels for the frames of events {event}, got {lead[1]} frames")
     repeat = int(np.prod(event)) // lead[1]
     return Level(*(np.repeat(part, repeat, axis=2) for part in level)), np.repeat(plan.update, repeat, axis=2)
 
@@ -147,10 +145,11 @@ def _start(function: str, start: levels.Gaussian, event: tuple[int, ...]) -> lev
             np.broadcast_to(array, event)
         except ValueError:
             raise ValueError(
-                f"{function}: `start.{argument}` has shape {array.shape}, which does not broadcast to the event {event}"
+                f"{function}: `start.{argument}` must broadcast to the event, {event}, got shape {array.shape}"
             ) from None
         if not np.all(np.isfinite(array)) or (argument == "variance" and np.any(array < 0.0)):
-            raise ValueError(f"{function}: `start.{argument}` takes finite numbers, the variance >= 0")
+            must = "be finite numbers" + (" >= 0" if argument == "variance" else "")
+            raise _check.error(ValueError, function, f"start.{argument}", must, array)
         found.append(array if array.ndim == 0 else np.broadcast_to(array, event).reshape(1, -1))
     return levels.Gaussian(*found)
 
@@ -179,8 +178,7 @@ def _in_basis(parts: Spectral, level: Level, update: Float64, start: levels.Gaus
     if np.ndim(start.variance) == 2 and start.variance.shape[1] == size > 1:
         if size > DENSE:
             raise ValueError(
-                f"exact.moments: a start whose variance differs between {size} elements makes a matrix too large, more "
-                f"than {DENSE} squared; give one number"
+                f"exact.moments: `start.variance` must be one number for more than {DENSE} elements, got {size} elements"
             )
         identity = np.eye(size)
         psi = np.stack([apply("psi", identity[i : i + 1]) for i in range(size)], axis=-1)
@@ -196,14 +194,14 @@ def _in_basis(parts: Spectral, level: Level, update: Float64, start: levels.Gaus
         return mean, LowRank(basis * np.sqrt(excess)[:, None, :], rest if rest.shape[1] > 1 else rest[:, 0])
     if size > DENSE:
         raise ValueError(
-            f"exact.moments: this plan gives a direction of the factor less variance than the rest, which LowRank "
-            f"cannot hold, and {size} elements are too many for a matrix"
+            f"exact.moments: this plan gives a direction of the factor less variance than the remaining ones, which LowRank "
+            f"cannot represent, and {size} elements are too many for a matrix"
         )
     return mean, np.stack([(basis * e) @ basis.T + dense(r, size) for e, r in zip(excess, rest, strict=True)])
 
 
 def _as_matrices(parts: Spectral, level: Level, update: Float64, start: levels.Gaussian) -> tuple[Any, Any]:
-    """Follow whole matrices, where levels that differ between elements mix the eigen-directions."""
+    """Follow full matrices, where levels that differ between elements mix the eigen-directions."""
     size = parts.mean.shape[1]
     if size > DENSE:
         raise ValueError(

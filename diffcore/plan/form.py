@@ -1,4 +1,4 @@
-"""The form of a plan: how many arrays it remembers, and which of its rows only copy. A kernel is made for a form."""
+"""The form of a plan: how many arrays of memory it has, and which rows only copy. A kernel is compiled for a form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Z = 0
 
 
 class Form(NamedTuple):
-    """What of a plan a kernel is made for; all else is in its numbers.
+    """The properties of a plan that a kernel is compiled for; everything else is in its numbers.
 
     Fields:
-        memory: M, the number of arrays that are remembered.
+        memory: M, the number of arrays of memory.
         shifted: how many of the last rows only move up at every stage, m_j' = m_{j-1}: their arrays are renamed.
-        keeps_x: whether the row before those, the last that is worked out, is x-hat itself at every stage.
+        keeps_x: whether the row before those, the last that is computed, is x-hat itself at every stage.
         second: what a second column of estimates holds, or None.
     """
 
@@ -81,7 +81,7 @@ def form_of(update: npt.NDArray[np.float64], second: Second) -> Form:
 
 
 def needed(update: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return (stages + 1, M): which arrays of memory the rest of the run reads, before each stage and after the last."""
+    """Return (stages + 1, M): which arrays of memory later stages read, before each stage and after the last."""
     stages, memory = update.shape[0], update.shape[-2] - 1
     reads = np.any(update != 0.0, axis=tuple(range(1, update.ndim - 2)))[:, :, 1 : 1 + memory]
     live = np.zeros((stages + 1, memory), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Plans in JSON files, exactly: numbers are written so that they are read back to the bit."""
+"""Plans in JSON files, exactly: numbers are read back bit for bit."""
 
 from __future__ import annotations
 

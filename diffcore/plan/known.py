@@ -1,11 +1,9 @@
-r"""What becomes of known elements in a run.
-
-After every stage they are overwritten:
+r"""The known elements of a run, overwritten after every stage.
 
     z^a <- c_z z^a + c_x x^a + c_eps eps
 
-where z^a on the right is the state before the stage and eps is noise of its own. So what holds them is, like a sampler,
-a table: three numbers a stage, worked out on the host in float64. Its first row is for the state that a run starts from.
+where z^a on the right is the state before the stage and eps is independent noise. So this is a table, like a
+sampler: three numbers a stage, computed on the host in float64. Its first row is for the start of a run.
 
 | variant | after a stage t -> s | c_z | c_x | c_eps |
 |---|---|---|---|---|
@@ -15,7 +13,7 @@ a table: three numbers a stage, worked out on the host in float64. Its first row
 | | s = t, as in a Langevin corrector | 1 | 0 | 0 |
 | both | the end of the run | 0 | 1 | 0 |
 
-The last row makes known elements come back exactly, also from a plan that ends before clean data. A plan whose last
+The last row returns known elements exactly, even from a plan that ends before clean data. A plan whose last
 stage goes towards more noise ends on noise, and keeps the row of its variant.
 """
 

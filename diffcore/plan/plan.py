@@ -5,8 +5,8 @@ Stage k calls the denoiser once, at log-SNR lambda_k, which gives x-hat_k, and t
     (z', m_1', ..., m_M') = update_k (z, m_1, ..., m_M, eps, x-hat_k)
 
 with fresh standard normal eps. The memory m holds whatever a sampler needs of the past: estimates, a saved state, slopes; it
-is 0 at the start. All that a sampler is, is in these numbers: they are worked out on the host in float64, for all stages at
-once, and cast once, when they meet the data. So a plan can be printed, drawn, saved, and checked by algebra
+is 0 at the start. These numbers define the sampler completely: they are computed on the host in float64, for all stages at
+once, and cast once, to the dtype of the data. So a plan can be printed, plotted, saved, and checked by algebra
 (`diffcore.exact.moments`) without drawing a sample.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, levels, predictions, process
+from diffcore import _array, _check, levels, predictions, process
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import io, known, plot, text
@@ -32,7 +32,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    r"""What a sampler does, stage by stage, as float64 arrays on the host. See the module's text for the update.
+    r"""A sampler as a table, stage by stage, of float64 arrays on the host. See the module's docstring for the update.
 
     Args:
         sampler: the name and settings that made the plan, such as "ancestral(gamma=0.1)".
@@ -42,7 +42,7 @@ class Plan:
         next_log_snr: (stages, *lead), the level of the state after each stage; inf where it is clean.
         update: (stages, *lead, 1 + M, M + 3): rows z', m_1' .. m_M'; columns z, m_1 .. m_M, noise, x-hat; one more
             column where there is a second estimate.
-        settings: what makes the plan again, for `samplers.make(schedule=..., grid=..., **plan.settings)`.
+        settings: those that make the plan again, for `samplers.make(schedule=..., grid=..., **plan.settings)`.
         second: "unguided" adds a column for x-hat of the denoiser without its guidance, "raw" one for x-hat before
             `transform_x`; None adds none.
         ahead: whether the denoiser also gets the level that the stage leads to, (z, log_snr, next_log_snr).
@@ -51,8 +51,8 @@ class Plan:
         ValueError: shapes that do not fit, a coefficient or a sigma that is not finite, a next level that is NaN, or an
             unknown scaling.
 
-    A plan iterates as its levels: `for log_snr in plan.log_snr`. `plan[4:]` is the rest of a run, `first + second` one after
-    the other.
+    A plan iterates as its levels: `for log_snr in plan.log_snr`. `plan[4:]` is the run from stage 4 on, `first + second` joins
+    two plans.
 
     >>> import diffcore as dc
     >>> plan = dc.samplers.ancestral(dc.schedules.LinearLogSNR(), steps=2, gamma=0.0)
@@ -76,19 +76,19 @@ class Plan:
     noisy: tuple[bool, ...] = field(init=False)
     """For each stage, whether it adds noise."""
     needs_memory: tuple[bool, ...] = field(init=False)
-    """For each stage, whether the rest of the run reads what was remembered before it."""
+    """For each stage, whether it or a later stage reads the memory from before it."""
     start: Level = field(init=False)
     """The level at which a run starts, floats or arrays of the leading shape: from pure noise, z = sigma eps."""
     tables: Mapping[str, Float64] = field(init=False)
-    """The `coefficients` of every named prediction that x follows from at each level: plain data, for compilers."""
+    """The `coefficients` of every named prediction that determines x at each level: plain data, for compilers."""
     known: Mapping[str, Float64] = field(init=False)
-    """What becomes of known elements, (1 + stages, *lead, 3) for each variant of `conditioning.replacement`: the
+    """The update of known elements, (1 + stages, *lead, 3) for each variant of `conditioning.replacement`: the
     coefficients of the state before, of x and of fresh noise, at the start and after each stage."""
 
     def __post_init__(self) -> None:
         levels.check_scaling("Plan", self.scaling)
         if self.second not in (None, "unguided", "raw"):
-            raise ValueError(f"Plan: `second` must be None, 'unguided' or 'raw', got {self.second!r}")
+            raise _check.error(ValueError, "Plan", "second", "be None, 'unguided' or 'raw'", self.second)
         for name in ("log_snr", "next_log_snr", "update"):
             array = np.array(getattr(self, name), dtype=np.float64)
             array.setflags(write=False)
@@ -160,8 +160,8 @@ class Plan:
         """Return a part of the plan: `plan[4:]` from stage 4 on, `plan[:4]` up to there.
 
         Raises:
-            TypeError: an index that is no slice of step 1.
-            ValueError: an empty part; one that begins where the sampler needs what it remembers of the stages before.
+            TypeError: an index that is not a slice of step 1.
+            ValueError: an empty part; one that begins where the sampler needs its memory of earlier stages.
 
         >>> import diffcore as dc
         >>> len(dc.samplers.ddim(dc.schedules.Cosine(), steps=8)[6:])
@@ -175,9 +175,9 @@ class Plan:
         free = [stage for stage, needs in enumerate(self.needs_memory) if not needs]
         if first not in free:
             raise ValueError(
-                f"Plan: {self.sampler} needs at stage {first} what it remembers of the stages before; go on from a State that was "
-                f"there, begin the part at one of the stages {free[:8]}, or make a plan for the rest: "
-                f"samplers.make(schedule=..., grid=the rest of the levels, **plan.settings)"
+                f"Plan: {self.sampler} needs its memory of earlier stages at stage {first}; resume from a State of that stage, "
+                f"begin the part at one of the stages {free[:8]}, or make a plan for the remaining levels: "
+                f"samplers.make(schedule=..., grid=..., **plan.settings)"
             )
         return Plan(
             f"{self.sampler}[{first}:{last}]",
@@ -190,7 +190,7 @@ class Plan:
         )
 
     def __add__(self, other: Plan) -> Plan:
-        """Return this plan followed by another, which begins with an empty memory and with draws of its own.
+        """Return this plan followed by another, which begins with an empty memory and new draws.
 
         Raises:
             ValueError: another scaling, flags or leading shape; a start at another level than this plan's end.
@@ -227,17 +227,17 @@ class Plan:
         )
 
     def noised(self, log_snr: float) -> Plan:
-        r"""Return the plan that in the end goes back to more noise, as a process does from level s to the noisier level t.
+        r"""Return the plan that finally goes back to more noise, as the process does from level s to the noisier level t.
 
             z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
 
-        It takes no call of the denoiser, and follows what the last stage does. `plan.noised(level) + rest` restarts.
+        It takes no call of the denoiser, and is part of the last stage. `plan.noised(level) + other` restarts.
 
         Args:
             log_snr: where to, below the level that the plan ends at.
 
         Raises:
-            ValueError: a level that is no noisier than the end of the plan.
+            ValueError: a level that is not noisier than the end of the plan.
 
         Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, for the transition; Xu et al. 2023 (arXiv 2306.14878), alg. 2.
 
@@ -256,13 +256,13 @@ class Plan:
         update[-1, ..., 0, form.noise] = np.hypot(
             update[-1, ..., 0, form.noise], np.sqrt(process.novelty(s, t)) * t.sigma
         )
-        update[-1, ..., 1:, :] = 0.0  # what was remembered is of another path
+        update[-1, ..., 1:, :] = 0.0  # the memory belongs to another path
         after[-1] = t.log_snr
         flags: dict[str, Any] = {"second": self.second, "ahead": self.ahead}
         return Plan(f"{self.sampler}, noised", self.scaling, self.log_snr, after, update, **flags)
 
     def per_frame(self, stages: npt.ArrayLike) -> Plan:
-        """Return the plan in which every frame goes through the stages of this one at its own time, and waits in between.
+        """Return the plan in which every frame takes the stages of this one at its own times, and waits in between.
 
         Args:
             stages: (N, T) ints: which stage of this plan frame f takes at stage k of the new one; -1 where it waits. A frame
@@ -272,7 +272,7 @@ class Plan:
             A plan with levels (1, T), for data (B, T, ...). A frame that waits keeps state and memory.
 
         Raises:
-            ValueError: levels with axes of their own; stages out of order or range.
+            ValueError: levels that have axes already; stages out of order or range.
 
         Source: Chen et al. 2024 (arXiv 2407.01392), sec. 3.3, for schedules of levels over frames and time.
 
@@ -283,9 +283,7 @@ class Plan:
         """
         order = np.asarray(stages)
         if self.lead:
-            raise ValueError(
-                f"Plan.per_frame: the plan has levels of shape {self.lead}, but takes one whose levels have shape ()"
-            )
+            raise ValueError(f"Plan.per_frame: the levels of the plan must have shape (), got {self.lead}")
         if order.ndim != 2 or order.dtype.kind not in "iu" or order.size == 0:
             raise ValueError(f"Plan.per_frame: `stages` must be ints (N, T), got {order.dtype} of shape {order.shape}")
         before = np.maximum.accumulate(np.concatenate([np.full((1, order.shape[1]), -1), order]), axis=0)
@@ -407,7 +405,7 @@ class Plan:
         return plot.plan(self, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to a JSON file, exactly; the file appears whole or not at all.
+        """Write the plan to a JSON file, exactly; the file is written completely or not at all.
 
         >>> import diffcore as dc, tempfile, pathlib
         >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
@@ -436,7 +434,7 @@ def _for_batch(log_snr: Float64, batch: int) -> Float64:
 
 
 def with_memory(update: Float64, memory: int) -> Float64:
-    """Return a table with rows and columns for more memory, which it does not use."""
+    """Return a table with rows and columns for more memory, which is unused."""
     more = memory - (update.shape[-2] - 1)
     if not more:
         return update

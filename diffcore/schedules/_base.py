@@ -1,7 +1,7 @@
-"""What every schedule is: a decreasing map from time to log-SNR, its inverse, its slope, and a scaling.
+"""The base of all schedules: a decreasing map from time to log-SNR, its inverse, its slope, and a scaling.
 
-Floats are dense at 0 and coarse at 1, and t = 1 is where a schedule is steep. So a formula is given the pair (t, rest)
-with rest = 1 - t, and an inverse returns it: Flow is 2 (log rest - log t), and keeps its digits at both ends.
+Floats are dense at 0 and coarse at 1, and schedules are steep at t = 1. So formulas take the pair (t, rest) with
+rest = 1 - t, and inverses return it: Flow is 2 (log rest - log t), which is accurate at both ends.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
 Pair = tuple[Array, Array]
-"""A time as (t, 1 - t), each with its own digits."""
+"""A time as (t, 1 - t), each to full precision."""
 
 
 class Schedule(ABC):
@@ -26,8 +26,8 @@ class Schedule(ABC):
     t = 0 is data, t = 1 is noise. A schedule is a frozen, keyword-only dataclass of Python floats, so it is compared,
     hashed, printed and copied with `dataclasses.replace` like any other. `schedule(t)` is its `Level` at t.
 
-    One of your own supplies `_log_snr`, `_time` and `_slope` for arrays of any library xp, which are given and give
-    time as the pair (t, 1 - t), and a field `scaling`:
+    Your own schedule defines a field `scaling`, and `_log_snr`, `_time` and `_slope` for arrays of any library xp, with
+    time as the pair (t, 1 - t):
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
-        """Return the time (t, rest) of a log-SNR; out of reach anything beyond [0, 1], which `time` clips."""
+        """Return the time (t, rest) of a log-SNR; for one out of reach any time beyond [0, 1], which `time` clips."""
 
     @abstractmethod
     def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
@@ -64,7 +64,7 @@ class Schedule(ABC):
             An array of the shape, library and device of `t`; a number gives a NumPy float64, half precision float32.
 
         Raises:
-            TypeError: `t` is an integer array, or no array.
+            TypeError: `t` is an integer array, or not an array.
             ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or a torch tensor on the
                 CPU. Elsewhere (JAX, another device, traced) the result is NaN there. NaN stays NaN.
         """
@@ -82,7 +82,7 @@ class Schedule(ABC):
             An array of the shape, library and device of `log_snr`, in [0, 1].
 
         Raises:
-            TypeError: `log_snr` is an integer array, or no array.
+            TypeError: `log_snr` is an integer array, or not an array.
         """
         xp, log_snr = _array.level_array(f"schedules.{type(self).__name__}.time", "log_snr", log_snr)
         with _array.quiet(xp):
@@ -99,67 +99,60 @@ class Schedule(ABC):
             An array of the shape, library and device of `t`.
 
         Raises:
-            TypeError: `t` is an integer array, or no array.
+            TypeError: `t` is an integer array, or not an array.
             ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or a torch tensor on the
                 CPU. Elsewhere (JAX, another device, traced) the result is NaN there. NaN stays NaN.
         """
         xp, t = self._times("slope", t)
         with _array.quiet(xp):
-            return _array.scalar(self._slope(xp, t, 1.0 - t) + 0.0 * t)  # a constant slope has none at NaN either
+            return _array.scalar(self._slope(xp, t, 1.0 - t) + 0.0 * t)  # so that a constant slope is NaN at NaN too
 
     def __call__(self, t: Array) -> Level:
         """Return the level at time t, in the schedule's scaling."""
         return levels.level(self.log_snr(t), self.scaling)
 
     def _times(self, method: str, t: Array) -> tuple[Any, Array]:
-        """Return (xp, times), those just beyond an end put on it; raise where the host knows one to be further out."""
+        """Return (xp, times), those just beyond an end moved onto it; raise where the host knows that one is further out."""
         where = f"schedules.{type(self).__name__}.{method}"
         xp, t = _array.level_array(where, "t", t)
         within = clip(xp, t)
-        beyond = xp.abs(t - within) > 4.0 * float(xp.finfo(t.dtype).eps)  # less is a sum of steps that was rounded
-        seen = isinstance(t, np.ndarray) or _array.name(xp) == "torch"  # JAX would wait for what it computes
+        beyond = xp.abs(t - within) > 4.0 * float(xp.finfo(t.dtype).eps)  # less is rounding of a sum of steps
+        seen = isinstance(t, np.ndarray) or _array.name(xp) == "torch"  # JAX would wait for its computation
         if seen and (known := _array.known(beyond)) is not None and np.any(known):
             wrong = float(_array.known(t)[known].flat[0])
-            raise ValueError(
-                f"{where}: `t` has {wrong!r}, but takes times in [0, 1], 0 for data and 1 for noise; "
-                f"timestep i of 0, ..., T - 1 is i / (T - 1)"
-            )
+            hint = "timestep i of 0, ..., T - 1 is i / (T - 1)"
+            raise _check.error(ValueError, where, "t", "be in [0, 1], 0 for data and 1 for noise", wrong, hint)
         return xp, within if isinstance(t, np.ndarray) else xp.where(beyond, math.nan, within)
 
     def _check_scaling(self) -> None:
         levels.check_scaling(f"schedules.{type(self).__name__}", self.scaling)
 
     def _check_number(
-        self, field: str, low: float = -math.inf, high: float = math.inf, *, closed: bool = False
+        self, field: str, low: float | None = None, high: float | None = None, *, closed: bool = False
     ) -> None:
-        """Store a field as a float once it is known to be a number in (low, high), or in [low, high] where `closed`."""
+        """Store a field as a float after checking that it is in (low, high) and finite, or in [low, high] if `closed`."""
         where, value = f"schedules.{type(self).__name__}", getattr(self, field)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            raise TypeError(
-                f"{where}: `{field}` is {value!r}, but takes a number; the schedule that takes arrays is Monotone"
-            )
-        value = float(value)
-        if not (low <= value <= high if closed else low < value < high):
-            interval = f"a number in [{low}, {high}]" if closed else "a finite number"
-            takes = "a positive finite number" if low == 0.0 and not closed else interval
-            raise ValueError(f"{where}: `{field}` is {value!r}, but takes {takes}")
-        object.__setattr__(self, field, value)
+        hint = "Monotone takes arrays" if _array.library(value) is not None else ""
+        found = _check.number(
+            where, field, value, low, high, open_low=not closed, open_high=not closed, finite=not closed, hint=hint
+        )
+        object.__setattr__(self, field, found)
 
     def _check_order(self, low: str, high: str) -> None:
         if not getattr(self, low) < getattr(self, high):
             raise ValueError(
-                f"schedules.{type(self).__name__}: `{low}` is {getattr(self, low)!r} and `{high}` is "
-                f"{getattr(self, high)!r}, but the first must be the smaller; exchange them"
+                f"schedules.{type(self).__name__}: `{low}` must be less than `{high}`, got {getattr(self, low)!r} and "
+                f"{getattr(self, high)!r}; exchange them"
             )
 
 
 def clip(xp: Any, value: Array) -> Array:
-    """Return a value clipped to [0, 1], NaN staying NaN; `where` has one gradient in every library, `clip` has not."""
+    """Return a value clipped to [0, 1], NaN staying NaN; `where` has the same gradient in every library, unlike `clip`."""
     return xp.where(value < 0.0, xp.zeros_like(value), xp.where(value > 1.0, xp.ones_like(value), value))
 
 
 def nearer(xp: Any, early: Array, t: Array, rest: Array) -> Pair:
-    """Return the time that is `t` after the start where it is early, and `rest` before the end where it is not."""
+    """Return the time that is `t` after the start where `early`, else `rest` before the end."""
     return xp.where(early, t, 1.0 - rest), xp.where(early, 1.0 - t, rest)
 
 
@@ -170,7 +163,6 @@ def softplus(xp: Any, value: Array) -> Array:
 
 
 def scaling_of(function: str, argument: str, schedule: object) -> str:
-    """Return the scaling of what is a schedule, else raise TypeError."""
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"{function}: `{argument}` is {schedule!r}, but takes a schedule, such as schedules.Cosine()")
-    return schedule.scaling
+    """Return the scaling of a schedule; raise TypeError for anything else."""
+    what = "a schedule, such as schedules.Cosine()"
+    return _check.instance(function, argument, schedule, Schedule, what).scaling

@@ -1,4 +1,4 @@
-"""Straight lines between knots at t_i = i / K, i = 0..K: what a table and a learned schedule have in common."""
+"""Straight lines between knots at t_i = i / K, i = 0..K: shared by tables and learned schedules."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def slope(xp: Any, knots: Array, t: Array) -> Array:
 
 
 def time(xp: Any, knots: Array, value: Array) -> Pair:
-    """Return the time at which the decreasing lines take a value; the first and last pieces go on outside."""
+    """Return the time at which the decreasing lines take a value; the first and last pieces extend outside."""
     pieces = knots.shape[0] - 1
-    found = xp.searchsorted(-knots, xp.reshape(-value, (-1,)))  # flat and contiguous, as torch wants it
+    found = xp.searchsorted(-knots, xp.reshape(-value, (-1,)))  # flat and contiguous, as torch requires
     index = xp.reshape(xp.clip(xp.astype(found, xp.int32) - 1, 0, pieces - 1), value.shape)
     before, after = _take(xp, knots, index), _take(xp, knots, index + 1)
     fall = before - after  # may be 0 in float32 where the table has closer knots
@@ -34,7 +34,7 @@ def time(xp: Any, knots: Array, value: Array) -> Pair:
 
 def _piece(xp: Any, knots: Array, position: Array) -> tuple[Array, Array, Array]:
     """Return the knots before and after each position in [0, K], and how far between them it is."""
-    inside = xp.where(position > 0.0, position, xp.zeros_like(position))  # NaN has no integer
+    inside = xp.where(position > 0.0, position, xp.zeros_like(position))  # NaN cannot be cast to an integer
     below = xp.clip(xp.floor(inside), 0.0, knots.shape[0] - 2.0)
     index = xp.astype(below, xp.int32)
     return _take(xp, knots, index), _take(xp, knots, index + 1), position - below

@@ -21,7 +21,7 @@ from diffcore.schedules.variance_preserving import Laplace, LinearBeta, LinearLo
 
 
 def table() -> dict[str, Schedule]:
-    """Return the table of schedules, name -> one of each kind: batteries of tests walk it, and files name kinds by it.
+    """Return the table of schedules, name -> one example of each kind, for tests and for files.
 
     >>> table()["Flow"]
     Flow(scaling='flow')
@@ -51,7 +51,7 @@ def to_dict(schedule: Schedule) -> dict[str, Any]:
     """Return a schedule as plain values, for JSON; `from_dict` reads them back.
 
     Raises:
-        TypeError: a schedule of a kind that is not in `table`, which another program could not read.
+        TypeError: a kind of schedule that is not in `table`, which another program could not read.
 
     >>> to_dict(Flow())
     {'kind': 'Flow', 'scaling': 'flow'}
@@ -59,7 +59,7 @@ def to_dict(schedule: Schedule) -> dict[str, Any]:
     kind = type(schedule).__name__
     if type(table().get(kind)) is not type(schedule):
         raise TypeError(
-            f"schedules.to_dict: `schedule` must be of a kind of diffcore.schedules, got {kind}; tabulate it: "
+            f"schedules.to_dict: `schedule` must be one of diffcore.schedules, got {kind}; tabulate it: "
             f"schedules.Table(log_snrs=tuple(schedule.log_snr(numpy.linspace(0, 1, 1000)).tolist()), scaling=schedule.scaling)"
         )
     plain: dict[str, Any] = {"kind": kind}
@@ -90,7 +90,10 @@ def from_dict(values: Mapping[str, Any]) -> Schedule:
     try:
         return type(table()[kind])(**given)
     except TypeError as error:
-        raise ValueError(f"{function}: {kind} does not take the fields {sorted(given)}: {error}") from None
+        names = [field.name for field in fields(type(table()[kind])) if field.init]  # type: ignore[arg-type]
+        raise _check.error(
+            ValueError, function, "values", f"have the fields of {kind}, {names}", sorted(given), str(error)
+        ) from None
 
 
 def _plain(value: Any) -> Any:

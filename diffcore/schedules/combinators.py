@@ -1,4 +1,4 @@
-"""Schedules made of schedules: shifted and truncated. Each is a schedule again."""
+"""Schedules made from schedules: shifted and truncated. Each is a schedule itself."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Shifted(Schedule):
 def shift(schedule: Schedule, delta: float) -> Schedule:
     r"""Return the schedule lambda(t) + delta.
 
-    Neighbouring pixels of a larger picture tell more about each other, so the same noise hides less of it. With
+    Neighbouring pixels of a larger image are more alike, so the same noise hides less of it. With
 
         delta = 2 log(d_0 / d)
 
-    a schedule that suits pictures of side d_0 does the same to pictures of side d, seen at the old scale: -1.386 from
-    64 pixels to 128.
+    a schedule that suits images of side d_0 has the same effect on images of side d, seen at the old scale: -1.386
+    from 64 pixels to 128.
 
     Args:
         schedule: any.
@@ -54,7 +54,7 @@ def shift(schedule: Schedule, delta: float) -> Schedule:
 
     Raises:
         ValueError: `delta` is not finite.
-        TypeError: `schedule` is no schedule, or `delta` no number.
+        TypeError: `schedule` is not a schedule, or `delta` not a number.
 
     Source: Hoogeboom et al. 2023 (arXiv 2301.11093), sec. 3.1.
 
@@ -84,8 +84,8 @@ class Truncated(Schedule):
         slack = 1e-9 * max(1.0, abs(top) if math.isfinite(top) else 1.0, abs(bottom) if math.isfinite(bottom) else 1.0)
         if self.log_snr_max > top + slack or self.log_snr_min < bottom - slack:
             raise ValueError(
-                f"schedules.truncate: `log_snr_min`, `log_snr_max` are {self.log_snr_min!r}, {self.log_snr_max!r}, but "
-                f"take numbers within the schedule's own [{bottom!r}, {top!r}]; a range can be cut, not extended"
+                f"schedules.truncate: `log_snr_min` and `log_snr_max` must be in the schedule's range [{bottom!r}, {top!r}], "
+                f"got {self.log_snr_min!r} and {self.log_snr_max!r}; a range can be cut, not extended"
             )
         object.__setattr__(self, "_ends", (self._find(self.log_snr_max), self._find(self.log_snr_min)))
 
@@ -101,7 +101,7 @@ class Truncated(Schedule):
         return rest_0 - rest_1 if rest_0 < 0.5 else 1.0 - t_0 - rest_1
 
     def _inner(self, t: Array, rest: Array) -> Pair:
-        # sums of positive terms, so both members of the pair keep their digits
+        # sums of positive terms, so both parts of the pair stay accurate
         (t_0, rest_0), (t_1, rest_1) = self._ends
         return t_0 * rest + t_1 * t, rest_0 * rest + rest_1 * t
 
@@ -124,19 +124,19 @@ def truncate(schedule: Schedule, log_snr_min: float, log_snr_max: float) -> Sche
 
         lambda'(t) = lambda((1 - t) t_0 + t t_1),  lambda(t_0) = log_snr_max,  lambda(t_1) = log_snr_min
 
-    What Ho et al. do to the cosine schedule, for any: `truncate(Cosine(log_snr_min=-inf, log_snr_max=inf), -20, 20)` is
-    `Cosine()`. The cut of a learned schedule is made at its present values, and carries no gradient.
+    Ho et al. do this to the cosine schedule: `truncate(Cosine(log_snr_min=-inf, log_snr_max=inf), -20, 20)` is
+    `Cosine()`. A learned schedule is cut at its current values, without a gradient.
 
     Args:
         schedule: any, for example one that ends on infinite log-SNRs.
-        log_snr_min, log_snr_max: in order, within the range of the schedule; an infinite one cuts nothing.
+        log_snr_min, log_snr_max: in order, within the range of the schedule; an infinite one cuts nothing off.
 
     Returns:
         A schedule of the same scaling.
 
     Raises:
         ValueError: the ends are out of order, or outside the range of the schedule.
-        TypeError: `schedule` is no schedule, or an end no number.
+        TypeError: `schedule` is not a schedule, or an end not a number.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
 

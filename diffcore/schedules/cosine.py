@@ -1,4 +1,4 @@
-"""The cosine schedule, which the video diffusion paper truncates and uses throughout."""
+"""The cosine schedule, truncated as in the video diffusion paper."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Cosine(Schedule):
         lambda(t) = -2 log tan(u),  u = a t + b,  b = atan(e^{-lmax / 2}),  a = atan(e^{-lmin / 2}) - b
 
     Under "vp" alpha = cos u and sigma = sin u. Where u > pi / 4 it is 2 log tan(v) of the complement
-    v = a (1 - t) + c = pi / 2 - u, c = atan(e^{lmin / 2}), which keeps the digits that tan loses near its pole.
+    v = a (1 - t) + c = pi / 2 - u, c = atan(e^{lmin / 2}), which avoids the rounding errors of tan near its pole.
 
     Args:
-        log_snr_min: lambda at t = 1; -inf leaves that end as it is, without signal.
-        log_snr_max: lambda at t = 0; inf leaves that end as it is, without noise.
+        log_snr_min: lambda at t = 1; -inf does not truncate that end.
+        log_snr_max: lambda at t = 0; inf does not truncate that end.
         scaling: "vp", "ve" or "flow".
 
     Raises:
@@ -49,7 +49,7 @@ class Cosine(Schedule):
         """Return a, b, c, which add up to pi / 2."""
         low, high = self.log_snr_min, self.log_snr_max
         b, c = math.atan(_exp(-0.5 * high)), math.atan(_exp(0.5 * low))
-        if low > 0.0:  # all of it before pi / 4: a is the difference of two small angles
+        if low > 0.0:  # entirely before pi / 4: a is the difference of two small angles
             return math.atan(_exp(-0.5 * low)) - b, b, c
         if high < 0.0:
             return math.atan(_exp(0.5 * high)) - c, b, c

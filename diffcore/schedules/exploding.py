@@ -93,8 +93,8 @@ class Karras(Schedule):
         least = self._log_range() / 80.0
         if self.rho < least:
             raise ValueError(
-                f"schedules.Karras: `rho` is {self.rho!r}, but takes at least log(sigma_max / sigma_min) / 80 = "
-                f"{least:.3g}; below, float32 overflows"
+                f"schedules.Karras: `rho` must be >= log(sigma_max / sigma_min) / 80 = {least:.3g}, got {self.rho!r}; below, "
+                f"float32 overflows"
             )
 
     def _log_range(self) -> float:

@@ -1,4 +1,4 @@
-"""The schedule between two others. It is a schedule again."""
+"""The schedule between two others, itself a schedule."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Interpolated(Schedule):
         self._check_number("weight", 0.0, 1.0, closed=True)
         if first != second:
             raise ValueError(
-                f"schedules.interpolate: `a` has scaling {first!r} but `b` has {second!r}, and they must be equal; for "
-                f"example dataclasses.replace(b, scaling={first!r})"
+                f"schedules.interpolate: `a` and `b` must have equal scalings, got {first!r} and {second!r}; for example "
+                f"use dataclasses.replace(b, scaling={first!r})"
             )
 
     def _mix(self, a: Array, b: Array) -> Array:
-        if self.weight in (0.0, 1.0):  # an infinite end of the one that is left out must not enter as 0 * inf
+        if self.weight in (0.0, 1.0):  # else an infinite end of the other would give 0 * inf
             return b if self.weight else a
         return (1.0 - self.weight) * a + self.weight * b
 
@@ -43,8 +43,8 @@ class Interpolated(Schedule):
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
         if self.weight in (0.0, 1.0):
             return (self.b if self.weight else self.a)._time(xp, log_snr)
-        # The time lies between those of a and b. Each round divides what is left into 32 and keeps one part, and the
-        # dtype fixes the number of rounds: so it traces, to a graph a fifth as large as with halving.
+        # The time lies between those of a and b. Each round divides the interval into 32 and keeps one part, and
+        # the dtype fixes the number of rounds, so it can be traced, to a graph a fifth as large as by bisection.
         a_t, a_rest = (clip(xp, time) for time in self.a._time(xp, log_snr))
         b_t, b_rest = (clip(xp, time) for time in self.b._time(xp, log_snr))
         a_first = (a_t < b_t) | (a_rest > b_rest)
@@ -60,7 +60,7 @@ class Interpolated(Schedule):
             width = width / 32.0
             done = done + width * xp.sum(xp.astype(before, log_snr.dtype), axis=-1)
         t, rest = t_0 + done * (t_1 - t_0), rest_1 + (1.0 - done) * (rest_0 - rest_1)
-        # One step of Newton: no change to speak of in the value, but it carries the gradient, which a search has not.
+        # One Newton step: it hardly changes the value, but gives the gradient, which a search lacks.
         reached, slope = self._log_snr(xp, t, rest), self._slope(xp, t, rest)
         sound = xp.isfinite(log_snr) & xp.isfinite(reached) & xp.isfinite(slope)
         zero = xp.zeros_like(log_snr)
@@ -72,7 +72,7 @@ class Interpolated(Schedule):
 def interpolate(a: Schedule, b: Schedule, weight: float) -> Schedule:
     r"""Return the schedule (1 - w) lambda_a(t) + w lambda_b(t), of two schedules of one scaling.
 
-    Its inverse is searched between those of `a` and `b`, to the last digits of the dtype.
+    Its inverse is found by search between those of `a` and `b`, to the precision of the dtype.
 
     Args:
         a, b: schedules of the same scaling.
@@ -83,7 +83,7 @@ def interpolate(a: Schedule, b: Schedule, weight: float) -> Schedule:
 
     Raises:
         ValueError: the scalings differ, or the weight is out of range.
-        TypeError: `a` or `b` is no schedule, or `weight` no number.
+        TypeError: `a` or `b` is not a schedule, or `weight` not a number.
 
     Source: Hoogeboom et al. 2023 (arXiv 2301.11093), sec. 3.1, where the weight is t.
 

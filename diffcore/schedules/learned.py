@@ -1,4 +1,4 @@
-"""A schedule with parameters that are learned: decreasing whatever they are."""
+"""A learned schedule: decreasing for any parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.schedules import _piecewise
 from diffcore.schedules._base import Pair, Schedule
@@ -18,14 +18,14 @@ from diffcore.schedules.tables import Table
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Monotone(Schedule):
-    r"""A learned schedule: decreasing whatever its parameters are, and differentiable in them.
+    r"""A learned schedule: decreasing for any parameters, and differentiable in them.
 
         lambda(k / K) = log_snr_max - (log_snr_max - log_snr_min) sum_{i <= k} softmax(increments)_i,  linear between
 
     Equal increments give `LinearLogSNR`. Gradients flow to the increments, and to ends that are arrays, wherever t (or
-    the log-SNR) is an array of their library. A number or a NumPy array is answered on the host, in float64 and without
-    a gradient, so grids and samplers take a learned schedule as it is; `table()` is that host copy, to keep. With JAX
-    it is a pytree: an argument of jitted functions, whose gradient with respect to it is another of its kind.
+    the log-SNR) is an array of their library. For a number or a NumPy array it is evaluated on the host, in float64 and
+    without a gradient, so grids and samplers take a learned schedule as it is; `table()` returns that host copy. With
+    JAX it is a pytree: an argument of jitted functions, whose gradient with respect to it is another `Monotone`.
 
     Args:
         increments: K >= 1 free parameters, a 1-D floating array of any library.
@@ -34,7 +34,7 @@ class Monotone(Schedule):
 
     Raises:
         ValueError: `increments` is not 1-D, ends given as numbers are out of order, or the scaling is unknown.
-        TypeError: `increments` is no floating array, or an end is neither a number nor a 0-d array.
+        TypeError: `increments` is not a floating array, or an end is neither a number nor a 0-d array.
 
     Source: the learned monotone schedule of Kingma et al. 2021 (arXiv 2107.00630), app. H, as straight lines.
 
@@ -52,10 +52,10 @@ class Monotone(Schedule):
         where = "schedules.Monotone"
         _array.namespace(where, increments=self.increments)
         if _array.library(self.increments) is None:
-            raise TypeError(f"{where}: `increments` is {self.increments!r}, but takes a floating array of shape (K,)")
+            raise _check.error(TypeError, where, "increments", "be a floating array of shape (K,)", self.increments)
         _array.check_floating(where, increments=self.increments)
         if len(self.increments.shape) != 1 or self.increments.shape[0] < 1:
-            raise ValueError(f"{where}: `increments` has shape {tuple(self.increments.shape)}, but takes (K,), K >= 1")
+            raise ValueError(f"{where}: `increments` must have shape (K,), K >= 1, got {tuple(self.increments.shape)}")
         ends = ("log_snr_min", "log_snr_max")
         for end in ends:
             value = getattr(self, end)
@@ -65,9 +65,7 @@ class Monotone(Schedule):
                 _array.namespace(where, increments=self.increments, **{end: value})
                 _array.check_floating(where, **{end: value})
                 if value.shape != ():
-                    raise TypeError(
-                        f"{where}: `{end}` has shape {tuple(value.shape)}, but takes a number or a 0-d array"
-                    )
+                    raise _check.error(TypeError, where, end, "be a number or a 0-d array", value)
         if all(isinstance(getattr(self, end), float) for end in ends):
             self._check_order(*ends)
         self._check_scaling()
@@ -75,7 +73,7 @@ class Monotone(Schedule):
             _register_with_jax(sys.modules["jax"])
 
     def table(self) -> Table:
-        """Return the schedule at its present values as a `Table` of host numbers, which hashes and needs no framework.
+        """Return the schedule at its current values as a `Table` of host numbers, which can be hashed and needs no framework.
 
         >>> import numpy as np
         >>> Monotone(increments=np.zeros(2)).table()
@@ -96,7 +94,7 @@ class Monotone(Schedule):
             part if isinstance(part, float) else xp.astype(part, like.dtype, copy=False) for part in parts.values()
         )
         shares = xp.exp(raw - xp.max(raw))
-        # array_api_compat looks the library up in its cumulative_sum, of which torch.compile warns
+        # array_api_compat's cumulative_sum looks up the library, which makes torch.compile warn
         add_up = xp.cumsum if hasattr(xp, "cumsum") else xp.cumulative_sum
         done = add_up(shares / xp.sum(shares), axis=0)
         done = xp.concat([xp.zeros_like(done[:1]), done[:-1], xp.ones_like(done[:1])])
@@ -114,10 +112,10 @@ class Monotone(Schedule):
 
 @functools.cache
 def _register_with_jax(jax: Any) -> None:
-    """Make a pytree of `Monotone`, once; JAX is there already, or there would be no array of its."""
+    """Register `Monotone` as a pytree, once; JAX is imported already, or there would be no JAX array."""
 
     def unflatten(scaling: str, children: tuple[Any, ...]) -> Monotone:
-        made = object.__new__(Monotone)  # JAX also builds trees of placeholders, which no check would pass
+        made = object.__new__(Monotone)  # JAX also builds trees of placeholders, which would fail the checks
         for field, value in zip(
             ("increments", "log_snr_min", "log_snr_max", "scaling"), (*children, scaling), strict=True
         ):

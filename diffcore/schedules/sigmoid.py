@@ -18,7 +18,7 @@ class Sigmoid(Schedule):
         lambda = log [sinh((u_1 - u) / 2) / cosh(u_1 / 2)] - log [sinh((u - u_0) / 2) / cosh(u_0 / 2)]
 
     lambda runs from inf to -inf. The second line, from s(a) - s(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)),
-    is free of the first one's cancellations.
+    avoids the cancellation of the first.
 
     Args:
         start, end: where the section begins and ends, finite, start < end.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.schedules import _piecewise
 from diffcore.schedules._base import Pair, Schedule
@@ -24,11 +24,11 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Schedule):
-    r"""A schedule through the log-SNRs of a table, linear between them; made by `from_betas` and its kin.
+    r"""A schedule through the log-SNRs of a table, linear between them; made by `from_betas` and similar.
 
         lambda(i / (T - 1)) = log_snrs[i]
 
-    A last entry of -inf is pure noise, zero terminal SNR. No line leads there, so on the last piece the nearer entry counts.
+    A last entry of -inf is pure noise, zero terminal SNR. No line reaches it, so the last piece takes the nearer entry.
 
     Args:
         log_snrs: T >= 2 finite, strictly decreasing numbers, after which -inf may follow.
@@ -53,9 +53,8 @@ class Table(Schedule):
         _refuse("Table", "log_snrs", finite, np.isfinite(finite), "a finite number, or -inf after two others")
         _refuse_disorder("Table", "log_snrs", values, falling=True)
         object.__setattr__(self, "log_snrs", tuple(values.tolist()))
-        object.__setattr__(
-            self, "_host", finite
-        )  # its lines take this share of the time, and the step to -inf the rest
+        object.__setattr__(self, "_host", finite)
+        # the lines take this share of the time, and the step to -inf the remainder
         object.__setattr__(self, "_share", (len(finite) - 1) / (len(values) - 1))
         self._check_scaling()
 
@@ -67,7 +66,7 @@ class Table(Schedule):
         return t if self._share == 1.0 else xp.where(t > self._share, xp.ones_like(t), t / self._share)
 
     def _ending(self, xp: Any, rest: Array, value: Array) -> Array:
-        """Return -inf where the last entry is that and is the nearest, else the value."""
+        """Return -inf where the last entry is -inf and the nearest, else the value."""
         return value if self._share == 1.0 else xp.where(rest < 0.5 * (1.0 - self._share), value - math.inf, value)
 
     def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
@@ -96,14 +95,14 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
 
     Args:
         betas: (T,), T >= 2, each in (0, 1); the last may be 1, zero terminal SNR: lambda(1) = -inf. One above 1 is refused:
-            diffusers goes on to the root of a negative alpha^2, NaN, and clips the betas of its own cosine to 0.999.
+            diffusers then takes the root of a negative alpha^2, NaN, and clips the betas of its own cosine to 0.999.
         scaling: "vp", "ve" or "flow".
 
     Returns:
         `Table`, whose entry i is at t = i / (T - 1).
 
     Raises:
-        ValueError: an entry out of range, the message gives the first; betas that fall as alphas do.
+        ValueError: an entry out of range, the message gives the first; betas that decrease as alphas do.
         TypeError: `betas` are not real numbers.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 4.
@@ -115,11 +114,11 @@ def from_betas(betas: Sequence[float] | Array, scaling: str = "vp") -> Table:
     """
     values = _column("from_betas", "betas", betas)
     good = (values > 0.0) & ((values < 1.0) | (_is_last(values) & (values == 1.0)))
-    _refuse("from_betas", "betas", values, good, "a number in (0, 1), or 1 for the last, pure noise; clip it to 0.999")
+    _refuse("from_betas", "betas", values, good, "a number in (0, 1), or 1 for the last", "clip it to 0.999")
     if values[0] > 0.5 and np.all(np.diff(values) < 0.0):  # the first step of a table of betas adds a little noise
         raise ValueError(
-            f"schedules.from_betas: `betas` fall from {float(values[0])!r} to {float(values[-1])!r}, as alphas do; use "
-            f"from_alphas_cumprod, or give 1 - alphas"
+            f"schedules.from_betas: `betas` must not decrease from {float(values[0])!r} to {float(values[-1])!r}, as alphas do; "
+            f"use from_alphas_cumprod, or give 1 - alphas"
         )
     with np.errstate(divide="ignore"):
         log_alpha_2 = np.cumsum(np.log1p(-values))
@@ -134,12 +133,12 @@ def from_alphas_cumprod(alphas_cumprod: Sequence[float] | Array, scaling: str = 
 
         lambda_i = log alpha^2_i - log(1 - alpha^2_i)
 
-    Give it in float64, or give betas: where alpha^2 is near 1 a float32 table has few digits of 1 - alpha^2 left.
+    Give it in float64, or give betas: where alpha^2 is near 1, a float32 table has few digits of 1 - alpha^2.
 
     Args:
         alphas_cumprod: (T,), T >= 2, each in (0, 1), strictly decreasing; the last may be 0, zero terminal SNR. (Some
-            samplers of diffusers put 2^-24 there, which is often more than the entry before, and is refused then. What
-            they do it for, eps-prediction from pure noise, has no answer: start at the entry before, the time
+            samplers of diffusers put 2^-24 there, which is often more than the entry before, and is refused then. Its
+            purpose, eps-prediction from pure noise, is impossible: start at the entry before, the time
             (T - 2) / (T - 1), or predict v.)
         scaling: "vp", "ve" or "flow".
 
@@ -158,8 +157,8 @@ def from_alphas_cumprod(alphas_cumprod: Sequence[float] | Array, scaling: str = 
     function, argument = "from_alphas_cumprod", "alphas_cumprod"
     values = _column(function, argument, alphas_cumprod)
     good = (values < 1.0) & ((values > 0.0) | (_is_last(values) & (values == 0.0)))
-    takes = "a number in (0, 1), or 0 for the last, pure noise; drop a 1, grids go to clean data by themselves"
-    _refuse(function, argument, values, good, takes)
+    hint = "drop a 1: grids add the clean point themselves"
+    _refuse(function, argument, values, good, "a number in (0, 1), or 0 for the last", hint)
     _refuse_disorder(function, argument, values, falling=True)
     with np.errstate(divide="ignore"):
         log_snrs = np.log(values) - np.log1p(-values)
@@ -172,7 +171,7 @@ def from_sigmas(sigmas: Sequence[float] | Array, scaling: str = "ve") -> Table:
         lambda_i = -2 log sigma_i
 
     Args:
-        sigmas: (T,), T >= 2, positive, strictly decreasing as samplers list them or strictly increasing; either way the
+        sigmas: (T,), T >= 2, positive, strictly decreasing, as samplers list them, or strictly increasing; in both cases the
             smallest is at t = 0. A 0 at the clean end, as EDM's tables have, is dropped: grids add the clean point
             themselves.
         scaling: "ve", "vp" or "flow".
@@ -196,10 +195,9 @@ def from_sigmas(sigmas: Sequence[float] | Array, scaling: str = "ve") -> Table:
     first = len(values) - len(inner) if not falling else 0
     if len(inner) < 2:
         raise ValueError(
-            f"schedules.{function}: `{argument}` has {len(inner)} entry besides the 0 of its clean end, but takes at "
-            f"least 2"
+            f"schedules.{function}: `{argument}` must have at least 2 entries besides the 0 of its clean end, got {len(inner)}"
         )
-    _refuse(function, argument, inner, (inner > 0.0) & (inner < np.inf), "a positive finite number", first)
+    _refuse(function, argument, inner, (inner > 0.0) & (inner < np.inf), "a positive finite number", first=first)
     _refuse_disorder(function, argument, inner, falling=falling, first=first)
     log_snrs = -2.0 * np.log(inner[::-1] if falling else inner)
     return Table(log_snrs=tuple(log_snrs.tolist()), scaling=scaling)
@@ -213,39 +211,43 @@ def _column(function: str, argument: str, values: Any) -> Float64:
     array = _array.to_host(values, np.float64, function=f"schedules.{function}", argument=argument)
     if array.shape == (1,):
         raise ValueError(
-            f"schedules.{function}: `{argument}` has one entry, which is one level and no schedule; use diffcore.levels.level, "
-            f"and a grid of the level and inf"
+            f"schedules.{function}: `{argument}` must have at least 2 entries, got 1, a single level; use "
+            f"diffcore.levels.level, and a grid of the level and inf"
         )
     if array.ndim != 1 or array.size < 2:
         raise ValueError(
-            f"schedules.{function}: `{argument}` has shape {array.shape}, but takes one axis of at least 2 entries"
+            f"schedules.{function}: `{argument}` must have one axis of at least 2 entries, got shape {array.shape}"
         )
     return array.copy()
 
 
 def _refuse(
-    function: str, argument: str, values: Float64, good: npt.NDArray[np.bool_], takes: str, first: int = 0
+    function: str,
+    argument: str,
+    values: Float64,
+    good: npt.NDArray[np.bool_],
+    what: str,
+    hint: str = "",
+    *,
+    first: int = 0,
 ) -> None:
-    """Raise ValueError for the first entry that is not good; `first` is the place of values[0] in what was given."""
+    """Raise ValueError for the first entry that is not good; `first` is the index of values[0] in the argument."""
     if not np.all(good):
         index = int(np.argmin(good))
-        raise ValueError(
-            f"schedules.{function}: `{argument}[{first + index}]` is {float(values[index])!r}, but takes {takes}"
+        raise _check.error(
+            ValueError, f"schedules.{function}", f"{argument}[{first + index}]", f"be {what}", values[index], hint
         )
 
 
 def _refuse_disorder(function: str, argument: str, values: Float64, *, falling: bool, first: int = 0) -> None:
-    """Raise ValueError for the first entry that does not move on from the one before it."""
+    """Raise ValueError for the first entry that repeats the one before it or goes back."""
     steps = np.diff(values)
     good = steps < 0.0 if falling else steps > 0.0
     if not np.all(good):
         index = int(np.argmin(good))
-        where = f"entries {first + index} and {first + index + 1} are {float(values[index])!r} and {float(values[index + 1])!r}"
-        if falling and values[-1] > values[0]:
-            raise ValueError(
-                f"schedules.{function}: `{argument}` must fall, from data to noise, but {where}; turn it round"
-            )
+        reversed_ = falling and values[-1] > values[0]
+        hint = "reverse it, to run from data to noise" if reversed_ else "drop replaced or repeated entries"
         raise ValueError(
-            f"schedules.{function}: `{argument}` is not strictly monotone: {where}, but end to end it "
-            f"{'falls' if falling else 'rises'}; drop what was patched or repeated"
+            f"schedules.{function}: `{argument}` must strictly {'decrease' if falling else 'increase'}, got "
+            f"{float(values[index])!r} and {float(values[index + 1])!r} at [{first + index}] and [{first + index + 1}]; {hint}"
         )

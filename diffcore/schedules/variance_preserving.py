@@ -42,8 +42,8 @@ class LinearBeta(Schedule):
         self._check_scaling()
         if self.beta_min > self.beta_max:
             raise ValueError(
-                f"schedules.LinearBeta: `beta_min` is {self.beta_min!r} and `beta_max` is {self.beta_max!r}, but the "
-                f"first must not be the larger; exchange them"
+                f"schedules.LinearBeta: `beta_min` must be at most `beta_max`, got {self.beta_min!r} and "
+                f"{self.beta_max!r}; exchange them"
             )
 
     def _integral(self, t: Array) -> Array:
@@ -55,7 +55,7 @@ class LinearBeta(Schedule):
 
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
         integral = softplus(xp, -log_snr)
-        last = 0.5 * (self.beta_min + self.beta_max)  # B(1); an infinite B would make inf / inf of what follows
+        last = 0.5 * (self.beta_min + self.beta_max)  # B(1); an infinite B would give inf / inf below
         integral = xp.where(integral > last, last * xp.ones_like(integral), integral)
         root = xp.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * integral)
         t = 2.0 * integral / (self.beta_min + root)
@@ -80,7 +80,7 @@ class LinearLogSNR(Schedule):
     Raises:
         ValueError: an end out of range or out of order, or an unknown scaling.
 
-    Source: Kingma et al. 2021 (arXiv 2107.00630), where it is the plainest of the noise schedules compared.
+    Source: Kingma et al. 2021 (arXiv 2107.00630), the simplest of the noise schedules compared.
 
     >>> LinearLogSNR().log_snr(0.25)
     np.float64(5.0)

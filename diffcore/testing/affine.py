@@ -63,7 +63,7 @@ def drawn_by(
     True
     """
     if plan.lead and plan.lead[0] != 1:
-        raise ValueError(f"testing.drawn_by: `plan` has levels of shape {plan.lead}, but takes () or (1, T)")
+        raise ValueError(f"testing.drawn_by: the levels of `plan` must have shape () or (1, T), got {plan.lead}")
     if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
         denoise = denoise.with_scaling(plan.scaling)
     kind = predictions.kind_of("testing.drawn_by", denoise, prediction)

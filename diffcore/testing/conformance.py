@@ -69,7 +69,7 @@ def _bounded(z: Array, log_snr: Array) -> Array:
 
 
 def check_backend(backend: Backend | None = None, like: Array | None = None, *, half: bool = True) -> None:
-    r"""Run the whole battery on a backend: contract, noise, every kind of plan, levels, dtypes, compiler, gradients.
+    r"""Run all conformance tests on a backend: interface, noise, every kind of plan, levels, dtypes, compiler, gradients.
 
     Args:
         backend: an instance; None is the one that serves `like`, through `diffcore.sample` and its kin.
@@ -217,7 +217,7 @@ def check_advance(backend: Backend, like: Array, *, rounding: float = 16.0) -> f
 
 
 def check_lead(backend: Backend | None, like: Array, *, rounding: float = 64.0) -> float:
-    """Check that levels of shape (B,) and (B, T) are as many runs side by side, the denoiser being told its levels."""
+    """Check that levels of shape (B,) and (B, T) give as many independent runs, each with its own levels in the denoiser."""
     loop, schedule, worst = Loop(like, backend), dc.schedules.Cosine(log_snr_min=-8.0, log_snr_max=8.0), 0.0
     for lead in ((2,), (2, 3)):
         start = np.linspace(1.0, 0.5, int(np.prod(lead))).reshape(lead)

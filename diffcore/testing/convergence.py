@@ -86,7 +86,8 @@ def order_of_convergence(
     kept = [(count, error) for count, error in zip(steps, errors, strict=True) if error > floor]
     if len(kept) < 3:
         raise ValueError(
-            f"testing.order_of_convergence: errors {errors} at {tuple(steps)} steps are rounding; take fewer"
+            f"testing.order_of_convergence: at least 3 errors must be above rounding, got {errors} at {tuple(steps)} steps; "
+            f"take fewer steps"
         )
     log_steps, log_errors = (np.log(np.array(part)) for part in zip(*kept, strict=True))
     orders = -np.diff(log_errors) / np.diff(log_steps)

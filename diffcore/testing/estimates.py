@@ -59,22 +59,22 @@ def check_conversions(
     z, used = at.alpha * x + at.sigma * noise, 0.0
     with np.errstate(all="ignore"):
         rows = {name: tuple(np.asarray(part) for part in row(np, at)) for name, row in kinds.items()}
-        said = {name: (a * x + b * noise) / w for name, (a, b, w) in rows.items()}
+        outputs = {name: (a * x + b * noise) / w for name, (a, b, w) in rows.items()}
         for source, (a, b, w) in rows.items():
             for target, (c, d, u) in rows.items():
                 determinant = np.abs(u * (at.alpha * b - at.sigma * a))
                 from_z = (np.abs(c * b) + np.abs(d * a)) / determinant
                 from_y = np.abs(w) * (np.abs(at.alpha * d) + np.abs(at.sigma * c)) / determinant
-                size = from_z * np.abs(z) + from_y * np.abs(said[source]) + np.abs(said[target])
+                size = from_z * np.abs(z) + from_y * np.abs(outputs[source]) + np.abs(outputs[target])
                 ok = np.isfinite(size) & np.isfinite(z)
                 if not np.any(ok):
                     continue
                 part = Level(*(put(value[ok], level.alpha) for value in at))
-                y, here = put(said[source][ok], level.alpha), put(z[ok], level.alpha)
+                y, here = put(outputs[source][ok], level.alpha), put(z[ok], level.alpha)
                 got = host(convert(y, here, part, source=kinds[source], target=kinds[target]))
                 tolerance = ulps * eps * size[ok]
                 identity, where = f"conversion {source!r} -> {target!r}", {"log_snr": at.log_snr[ok]}
-                used = max(used, compare(identity, got, said[target][ok], tolerance, where=where))
+                used = max(used, compare(identity, got, outputs[target][ok], tolerance, where=where))
     return used
 
 
@@ -156,19 +156,19 @@ def check_guidance_invariance(
     column = (slice(None), None)
     used = 0.0
     for name in predictions.table():
-        said = [predictions.convert(x, z, at, source="x", target=name) for x in (with_condition, without)]
-        guided = classifier_free(*(_saying(put(y, level.alpha)) for y in said), weight=weight)
+        outputs = [predictions.convert(x, z, at, source="x", target=name) for x in (with_condition, without)]
+        guided = classifier_free(*(_constant(put(y, level.alpha)) for y in outputs), weight=weight)
         guided = guided(put(z, level.alpha), level.log_snr)
         got = host(predictions.convert(guided, put(z, level.alpha), level, source=name, target="x"))
         p, q = (np.abs(part)[column] for part in predictions.mixing(at, name, "x"))
-        size = p * np.abs(z) + q * ((1.0 + weight) * np.abs(said[0]) + weight * np.abs(said[1])) + np.abs(truth)
+        size = p * np.abs(z) + q * ((1.0 + weight) * np.abs(outputs[0]) + weight * np.abs(outputs[1])) + np.abs(truth)
         where = {"log_snr": at.log_snr[column]}
         tolerance = ulps * epsilon(level.alpha) * size
         used = max(used, compare(f"guidance on {name!r}", got, truth, tolerance, where=where))
     return used
 
 
-def _saying(y: Array) -> Callable[[Array, Array], Array]:
+def _constant(y: Array) -> Callable[[Array, Array], Array]:
     return lambda z, log_snr: y  # noqa: ARG005
 
 

@@ -52,12 +52,12 @@ def _words(seed: int, draw: int, stream: int, element: int) -> tuple[int, int, i
 
 
 def _normal(first: int, second: int, which: int) -> float:
-    """Return one normal of a pair, sqrt(-2 log u) cos or sin, with the angle split exactly into quadrant and rest."""
+    """Return one normal of a pair, sqrt(-2 log u) cos or sin, with the angle split exactly into quadrant and remainder."""
     upper = first >= 1 << 31
     tail = ((0xFFFFFFFF - first if upper else first) + 0.5) / 2.0**32
     radius = math.sqrt(-2.0 * (math.log1p(-tail) if upper else math.log(tail)))
-    quadrant, rest = divmod(second + (1 << 29), 1 << 30)
-    angle = (rest - (1 << 29) + 0.5) * math.pi / 2.0**31
+    quadrant, remainder = divmod(second + (1 << 29), 1 << 30)
+    angle = (remainder - (1 << 29) + 0.5) * math.pi / 2.0**31
     cosine, sine = math.cos(angle), math.sin(angle)
     x, y = ((cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine))[quadrant & 3]
     return radius * (y if which else x)
@@ -151,11 +151,11 @@ def _check_regions(backend: Backend, like: Array, words: Array, size: int) -> No
         ((0, 3), (4, 0), (0, rows), (0, 2)),
     ]
     for what, draw in drawn.items():
-        whole = host(draw(words))
+        full = host(draw(words))
         for region in regions:
             first, count = region[0]
             part = draw(words[first : first + count, ...], region=region)
-            want = whole[tuple(slice(at, at + length) for at, length in region)]
+            want = full[tuple(slice(at, at + length) for at, length in region)]
             name = f"{backend.name}: {what} of region {region} of {shape}"
             fail_unless(tuple(part.shape) == want.shape, name, f"shape {tuple(part.shape)}, not {want.shape}")
             compare(name, host(part), want, 0.0)

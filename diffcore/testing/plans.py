@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 MakePlan = Callable[[Float64], Plan]
-"""A sampler with its settings made: a grid of log-SNRs -> Plan."""
+"""A sampler with its settings fixed: a grid of log-SNRs -> Plan."""
 
 
 def _responses(plan: Plan) -> tuple[Float64, Float64, Float64]:
     """Return (from_z, from_x, variance) of the state after every stage, (stages,) each, for one x-hat in all stages."""
     if plan.lead:
-        raise ValueError(f"testing: `plan` has levels of shape {plan.lead}, but this check takes those of shape ()")
+        raise ValueError(f"testing: the levels of `plan` must have shape () for this check, got {plan.lead}")
     form = plan.form
     state = np.zeros((1 + form.memory, 2 + len(plan)))  # rows z and memory; columns z_0, x, and the noise of each stage
     state[0, 0] = 1.0

@@ -27,7 +27,7 @@ def log_snr_range(dtype: Any) -> float:
 
 
 def log_snrs_over(dtype: Any, count: int = 401) -> Float64:
-    """Return log-SNRs over the whole range of a dtype, exact in it: an even grid, values near 0, and both infinities.
+    """Return log-SNRs over the full range of a dtype, exact in it: an even grid, values near 0, and both infinities.
 
     >>> log_snrs_over("float32", 3).tolist()[-3:]
     [80.0, -inf, inf]
@@ -39,7 +39,7 @@ def log_snrs_over(dtype: Any, count: int = 401) -> Float64:
 
 
 def pairs_over(dtype: Any, count: int = 400, seed: int = 0) -> tuple[Float64, Float64]:
-    """Return (log_snr_s, log_snr_t), strictly ordered and exact in a dtype: all gaps from one ulp to the whole range.
+    """Return (log_snr_s, log_snr_t), strictly ordered and exact in a dtype: all gaps from one ulp to the full range.
 
     >>> s, t = pairs_over("float32", 8)
     >>> bool(np.all(s > t)), bool(s[0] == np.inf)

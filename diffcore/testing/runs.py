@@ -1,4 +1,4 @@
-"""The identities of whole runs, bit for bit: on any library, with anybody's denoiser, sampler or backend.
+"""The identities of whole runs, bit for bit: on any library, with any denoiser, sampler or backend.
 
 A check raises AssertionError and says which identity, where, and by how much. `denoise` is any callable
 (z, log_snr) -> prediction; what it says is given by `prediction`. With `backend` a run goes through that backend instead
@@ -51,18 +51,18 @@ def check_last_step_returns_x(plan: Plan, *, like: Array | None = None, backend:
     last[plan.form.x] = 1.0
     compare(f"{plan.sampler}: the last step returns x-hat", plan.update[-1, ..., 0, :], last, 0.0)
     loop = Loop(like, backend)
-    said: list[Array] = []
+    predicted: list[Array] = []
     shape = (*(plan.lead or (2,)), 5)
     target = put(np.linspace(-0.9, 1.1, math.prod(shape)).reshape(shape), loop.like)
 
     def denoise(z: Array, _: Array) -> Array:
-        said.append(target + 0.25 * z)
-        return said[-1]
+        predicted.append(target + 0.25 * z)
+        return predicted[-1]
 
     state = loop.start(plan, shape, 0)
     for log_snr in plan.log_snr:
         state = loop.step(plan, state, denoise(state.z, log_snr), "x")
-    _same_bits(f"{plan.sampler}: the last step returns x-hat", state.z, said[-1])
+    _same_bits(f"{plan.sampler}: the last step returns x-hat", state.z, predicted[-1])
 
 
 def check_deterministic(
@@ -207,7 +207,7 @@ def check_run(
 ) -> float:
     """Check a loop: that a run is what the plan's table says, worked out stage by stage in float64 on NumPy.
 
-    The denoiser predicts v from z, the level and the place in the sample. So a loop is told apart that draws one noise
+    The denoiser predicts v from z, the level and the place in the sample. This detects a loop that draws one noise
     for two stages or for two samples, in another order, that reads another level, or that forgets what x-hat became.
 
     Args:
@@ -229,7 +229,9 @@ def check_run(
     True
     """
     if plan.lead or plan.second:
-        raise ValueError("testing.check_run: `plan` must have levels of shape () and no second estimate")
+        raise ValueError(
+            f"testing.check_run: `plan` must have levels of shape () and no second estimate, got {plan.lead} and {plan.second!r}"
+        )
     like = np.zeros(()) if like is None else like
     seed = [(3, 2**64 - 1, 2**33 + 5)[i % 3] + i // 3 for i in range(shape[0])]
     place = np.linspace(-1.0, 1.0, math.prod(shape[1:])).reshape(shape[1:])

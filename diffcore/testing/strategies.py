@@ -82,8 +82,8 @@ def _simple() -> st.SearchStrategy[Schedule]:
     learned = st.lists(_between(-3.0, 3.0), min_size=1, max_size=6).map(
         lambda increments: kinds.Monotone(increments=np.array(increments)).table()
     )
-    whole = st.sampled_from([kinds.Flow(), kinds.Cosine(log_snr_min=-math.inf, log_snr_max=math.inf)])
-    return cosine | log_linear | betas | geometric | karras | sigmoid | laplace | learned | whole | _tables()
+    untruncated = st.sampled_from([kinds.Flow(), kinds.Cosine(log_snr_min=-math.inf, log_snr_max=math.inf)])
+    return cosine | log_linear | betas | geometric | karras | sigmoid | laplace | learned | untruncated | _tables()
 
 
 def _scaled(schedule: Schedule, scaling: str) -> Schedule:
