@@ -77,7 +77,7 @@ def lower(g: Grid, k: int, eta: float) -> tuple[Any, Any, Any]:
     """The level that step k goes down to, and the factors of z and of the noise that lead up again."""
     flow = g.scaling == "flow"
     sigma = [float(g.sigma[j]) if flow else g.ratio(j) for j in (k, k + 1)]
-    down, factor, up = descend(*sigma, eta, flow)
+    down, factor, up = descend(sigma[0], sigma[1], eta, flow)
     d = dc.levels.level(2.0 * (math.log1p(-down) - math.log(down)) if flow else -2.0 * math.log(down), g.scaling)
     return (d, factor, up) if flow else (d, g.alpha[k + 1] / d.alpha, g.alpha[k + 1] * up)
 

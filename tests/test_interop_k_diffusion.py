@@ -31,7 +31,16 @@ def default_noise_sampler(x: Any) -> Callable[[Any, Any], Any]:
     return lambda sigma, sigma_next: torch.randn_like(x)
 
 
-def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, s_churn=0.0, s_tmax=math.inf):
+def sample_euler(
+    model: Any,
+    x: Any,
+    sigmas: Any,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: Any = None,
+    s_churn: Any = 0.0,
+    s_tmax: Any = math.inf,
+) -> Any:
     extra_args, s_in = extra_args or {}, x.new_ones([x.shape[0]])
     for i in range(len(sigmas) - 1):
         gamma = min(s_churn / (len(sigmas) - 1), 2**0.5 - 1) if sigmas[i] <= s_tmax else 0.0
@@ -44,7 +53,16 @@ def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None,
     return x
 
 
-def sample_euler_ancestral(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, noise_sampler=None):
+def sample_euler_ancestral(
+    model: Any,
+    x: Any,
+    sigmas: Any,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: Any = None,
+    eta: Any = 1.0,
+    noise_sampler: Any = None,
+) -> Any:
     noise_sampler = default_noise_sampler(x) if noise_sampler is None else noise_sampler
     s_in = x.new_ones([x.shape[0]])
     for i in range(len(sigmas) - 1):
@@ -56,7 +74,9 @@ def sample_euler_ancestral(model, x, sigmas, extra_args=None, callback=None, dis
     return x
 
 
-def sample_heun(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_heun(
+    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
+) -> Any:
     s_in = x.new_ones([x.shape[0]])
     for i in range(len(sigmas) - 1):
         d = to_d(x, sigmas[i], model(x, sigmas[i] * s_in))
@@ -70,8 +90,11 @@ def sample_heun(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return x
 
 
-def sample_lms(model, x, sigmas, extra_args=None, callback=None, disable=None, order=4):
-    s_in, ds = x.new_ones([x.shape[0]]), []
+def sample_lms(
+    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None, order: Any = 4
+) -> Any:
+    s_in = x.new_ones([x.shape[0]])
+    ds: list[Any] = []
     knots = sigmas.numpy()
     for i in range(len(sigmas) - 1):
         ds = [*ds, to_d(x, sigmas[i], model(x, sigmas[i] * s_in))][-order:]
@@ -86,7 +109,9 @@ def sample_lms(model, x, sigmas, extra_args=None, callback=None, disable=None, o
     return x
 
 
-def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_dpmpp_2m(
+    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
+) -> Any:
     s_in, old = x.new_ones([x.shape[0]]), None
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * s_in)
@@ -103,8 +128,16 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
 
 
 def sample_dpmpp_sde(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, noise_sampler=None, r=1 / 2
-):
+    model: Any,
+    x: Any,
+    sigmas: Any,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: Any = None,
+    eta: Any = 1.0,
+    noise_sampler: Any = None,
+    r: Any = 1 / 2,
+) -> Any:
     s_in = x.new_ones([x.shape[0]])
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * s_in)
@@ -122,7 +155,9 @@ def sample_dpmpp_sde(
     return x
 
 
-def sample_rectified_flow(model, x, sigmas, extra_args=None, callback=None, disable=None):
+def sample_rectified_flow(
+    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
+) -> Any:
     for i in range(len(sigmas) - 1):
         x = x + to_d(x, sigmas[i], model(x, sigmas[i] * x.new_ones([x.shape[0]]))) * (sigmas[i + 1] - sigmas[i])
     return x
@@ -181,7 +216,7 @@ def test_nothing_is_patched_and_the_generator_is_left_alone() -> None:
     assert torch.randn_like is function
 
 
-def adaptive(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+def adaptive(model: Any, x: Any, sigmas: Any, extra_args=None, callback=None, disable=None, noise_sampler=None):
     sigma, last = sigmas[0], sigmas[-1]
     while sigma > last:
         d = to_d(x, sigma, model(x, sigma * x.new_ones([x.shape[0]])))

@@ -147,7 +147,7 @@ def test_azula_adams_bashforth(kind: str, order: int) -> None:
     level = dc.levels.level(at, scaling)
     alpha, sigma = torch.from_numpy(level.alpha), torch.from_numpy(level.sigma)
 
-    class Denoiser(torch.nn.Module):
+    class Denoiser(torch.nn.Module):  # type: ignore[name-defined, misc]
         @staticmethod
         def schedule(time: Any) -> Any:
             return alpha[time.long()], sigma[time.long()]
