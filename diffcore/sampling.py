@@ -175,13 +175,9 @@ def step(
     backend, form = backend_of(state.z), plan.form
     stage.check_prediction(y, state.z)
     if (unguided is None) != (form.second != "unguided"):
-        reads = (
-            "be the prediction without guidance, which"
-            if unguided is None
-            else "be None, since the prediction without guidance"
-        )
-        verb = "reads" if unguided is None else "does not read"
-        raise _check.error(ValueError, "step", "unguided", f"{reads} {plan.sampler} {verb}", unguided)
+        reads = "be given: {} reads" if unguided is None else "be None: {} does not read"
+        must = f"{reads.format(plan.sampler)} the prediction without guidance"
+        raise _check.error(ValueError, "step", "unguided", must, unguided)
     table, at = plan.coefficients(prediction), _array.known_int(state.index)
     row: Any
     if at is None:  # the row stays on the device: no branch on the number
