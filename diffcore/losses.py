@@ -37,7 +37,7 @@ WeightLike = Weight | Callable[[Level, Any], Array]
 
 
 def target(x: Array, eps: Array, level: Level, *, prediction: Prediction) -> Array:
-    r"""Return what a perfect network would say: y = (a x + b eps) / w_y.
+    r"""Return the prediction of a perfect network: y = (a x + b eps) / w_y.
 
     Args:
         x: clean data, a floating array (B, ...).
