@@ -55,7 +55,7 @@ def _from_host(values: Sequence[Any]) -> Array:
 
 
 def _split(xp: Any, seed: Array) -> Array:
-    """Return the words of integers of any size; JAX has 64 bits only where they were asked for."""
+    """Return the words of integers of any size; JAX has 64 bits only where they are enabled."""
     if _array.name(xp) != "jax" or xp.iinfo(seed.dtype).bits == 64:
         wide = xp.astype(seed, xp.int64)
         low, high = wide & MASK, (wide >> 32) & MASK

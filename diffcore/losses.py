@@ -2,7 +2,7 @@ r"""The denoising loss: defined once, on x, and computed in the space of the pre
 
     loss = w(lambda) ||x - x-hat||^2 = w(lambda) (sigma / D)^2 ||y w_y - a x - b eps||^2,    D = alpha b - sigma a
 
-for a network that says y, with y w_y = a x + b eps its row (`predictions`), since x and x-hat belong to the same z. The
+for a network that predicts y, with y w_y = a x + b eps its row (`predictions`), since x and x-hat belong to the same z. The
 right side needs no x-hat, so nothing is divided by a vanishing alpha; and its factor is a product of powers of alpha
 and sigma whose exponents are added first:
 
@@ -37,7 +37,7 @@ WeightLike = Weight | Callable[[Level, Any], Array]
 
 
 def target(x: Array, eps: Array, level: Level, *, prediction: Prediction) -> Array:
-    r"""Return what a perfect network would say: y = (a x + b eps) / w_y.
+    r"""Return the prediction of a perfect network: y = (a x + b eps) / w_y.
 
     Args:
         x: clean data, a floating array (B, ...).

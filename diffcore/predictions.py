@@ -100,7 +100,7 @@ def edm(sigma_data: float = 0.5) -> EDM:
 
     Args:
         sigma_data: s, positive and finite; `weights.EDM` takes the same. One number for all channels: where theirs
-            differ, divide each channel of the data by its own standard deviation, and multiply what is drawn by it.
+            differ, divide each channel of the data by its own standard deviation, and multiply the samples by it.
 
     Raises:
         ValueError: `sigma_data` is not positive and finite.
@@ -215,7 +215,7 @@ def kind_of(function: str, denoise: Any, prediction: Prediction | None) -> Predi
 def check_solvable(
     function: str, source: Prediction, target: Prediction, level: Level, found: Mixing, argument: str = "prediction"
 ) -> None:
-    """Raise ValueError if a conversion worked out on the host is not finite at some level, with the way out."""
+    """Raise ValueError if a conversion computed on the host is not finite at some level, with the way out."""
     bad = ~(np.isfinite(found.from_z) & np.isfinite(found.from_y)) & np.isfinite(level.sigma)
     if np.any(bad):
         where = Level(*(float(np.broadcast_to(part, bad.shape)[bad][0]) for part in level))

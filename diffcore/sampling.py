@@ -49,11 +49,11 @@ def start(
         noise: a source of noise of one's own instead of the seeds, (draw, shape) -> array. One that has parameters named
             `log_snr` and `next_log_snr` also gets the levels that a stage goes from and to, and one that has a `stream` the
             number of the stream; else draws for a constraint are numbered from 2^30 on.
-        constraint: what is known of x, from `conditioning.replacement`: the start is at its noised value there.
+        constraint: the known part of x, from `conditioning.replacement`: the start is at its noised value there.
 
     Raises:
         ValueError: neither or both of z and shape; a bad seed; levels that do not align with the shape.
-        TypeError: `z` is no floating array.
+        TypeError: `z` is not a floating array.
 
     >>> import diffcore as dc
     >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
@@ -121,7 +121,7 @@ def _started(
 
 
 def _blank(z: Array) -> Array:
-    """Return zeros like z; NumPy's own hands out memory that is 0, where `zeros_like` would write it."""
+    """Return zeros like z; `numpy.zeros` allocates memory that is 0, where `zeros_like` would write it."""
     return np.zeros(z.shape, z.dtype) if type(z) is np.ndarray else _array.library(z).zeros_like(z)
 
 
@@ -149,7 +149,7 @@ def step(
         prediction: what `y` is: "x", "eps", "v", "score", "flow", "edm" or a row function.
         transform_x: applied to x-hat before everything else is computed from it, such as `guidance.clip(-1.0, 1.0)`.
         noise: a source of noise instead of the state's keys, as for `start`; a stage draws number `state.draw`.
-        constraint: what is known of x, from `conditioning.replacement`; the same in `start`.
+        constraint: the known part of x, from `conditioning.replacement`; the same in `start`.
 
         unguided: the prediction without guidance, for plans that read it (`plan.second`).
 
@@ -175,13 +175,9 @@ def step(
     backend, form = backend_of(state.z), plan.form
     stage.check_prediction(y, state.z)
     if (unguided is None) != (form.second != "unguided"):
-        reads = (
-            "be the prediction without guidance, which"
-            if unguided is None
-            else "be None, since the prediction without guidance"
-        )
-        verb = "reads" if unguided is None else "does not read"
-        raise _check.error(ValueError, "step", "unguided", f"{reads} {plan.sampler} {verb}", unguided)
+        reads = "be given: {} reads" if unguided is None else "be None: {} does not read"
+        must = f"{reads.format(plan.sampler)} the prediction without guidance"
+        raise _check.error(ValueError, "step", "unguided", must, unguided)
     table, at = plan.coefficients(prediction), _array.known_int(state.index)
     row: Any
     if at is None:  # the row stays on the device: no branch on the number
@@ -227,7 +223,7 @@ def sample(
             out where the denoiser has an attribute `prediction`.
         shape, like, seed, noise: see `start`. Equal seeds give equal noise on every backend, device and batch.
         transform_x: applied to x-hat before everything else is computed from it; see `guidance.clip`.
-        constraint: what is known of x, from `conditioning.replacement(observed, mask)`: it comes back exactly, and the
+        constraint: the known part of x, from `conditioning.replacement(observed, mask)`: it comes back exactly, and the
             denoiser sees it noised at the level of each stage.
         progress: show a bar (needs tqdm: diffcore[progress]).
         callback: called with the `State` after every stage.

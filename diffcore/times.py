@@ -73,7 +73,7 @@ def stratified(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array 
 
 
 def antithetic(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
-    r"""Return uniforms in (0, 1) in pairs, u_{B-1-i} = 1 - u_i, which cancels what is odd in the loss about the middle.
+    r"""Return uniforms in (0, 1) in pairs, u_{B-1-i} = 1 - u_i, which cancels the part of the loss that is odd about the middle.
 
     Arguments and errors as for `independent`. Source: Hammersley & Morton 1956, "A new Monte Carlo technique".
 

@@ -305,7 +305,7 @@ BAD: list[tuple[Callable[[dc.Plan], Any], type[Exception], str]] = [
     (lambda p: run(p, replacement(np.zeros((3, 1, 1, 1)), True)), ValueError, r"`observed` has shape \(3, 1, 1, 1\)"),
     (lambda p: run(p, replacement(torch.from_numpy(CLIP), MASK)), TypeError, "torch.*numpy"),
     (lambda p: run(p, MASK), TypeError, "`constraint` must be .*replacement.*ndarray"),
-    (lambda p: dc.start(p, CLIP, constraint=3.0), TypeError, "start: `constraint` must be .*float"),
+    (lambda p: dc.start(p, CLIP, constraint=3.0), TypeError, "start: `constraint` must be "),
     (lambda p: frames([4], of=4), ValueError, r"`which` must be an int in \[-4, 3\], got 4; the clip has 4 frames"),
     (lambda p: frames([0], of=0), ValueError, "`of` must be an int >= 1, got 0"),
 ]

@@ -272,9 +272,9 @@ BAD: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: S.cps(s, 4, eta=-0.1), "`eta` must be"),
     (lambda s: S.restart(s, 4, intervals=((0.3, 0.1, 3, 1),)), "`intervals` must have"),
     (lambda s: S.tcd(s, grid=GRID[::-1]), "towards more noise"),
-    (lambda s: S.pndm(s, grid=np.stack([GRID, np.append(GRID[:-1], np.inf)], axis=1)), "for some samples only"),
-    (lambda s: S.dpm_solver_pp_2s_cfg_pp(dc.schedules.Flow(), 4), "from log_snr -inf"),
-    (lambda s: S.lms(dc.schedules.Cosine(log_snr_min=-np.inf), 4), "from log_snr -inf"),
+    (lambda s: S.pndm(s, grid=np.stack([GRID, np.append(GRID[:-1], np.inf)], axis=1)), "for all samples or for none"),
+    (lambda s: S.dpm_solver_pp_2s_cfg_pp(dc.schedules.Flow(), 4), "start at a finite log-SNR, got -inf"),
+    (lambda s: S.lms(dc.schedules.Cosine(log_snr_min=-np.inf), 4), "start at a finite log-SNR, got -inf"),
 ]
 
 

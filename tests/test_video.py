@@ -384,7 +384,7 @@ def bad(change: Callable[[dict[str, Any]], None]) -> None:
         ("frames", -1, ValueError, "`frames` must be an int >= 0, got -1"),
         ("method", "magic", ValueError, "`method` must be .*, got 'magic'"),
         ("denoise", 3, TypeError, "`denoise` must be a function of .*, got 3"),
-        ("denoise", lambda z, log_snr: z, TypeError, "`prediction` is missing"),
+        ("denoise", lambda z, log_snr: z, TypeError, "`prediction` must be .*, got None"),
         ("plan", "ddim", TypeError, "`plan` must be a diffcore.Plan, got 'ddim'"),
         ("video", 3, TypeError, "the video is int"),
         ("video", [], ValueError, "no block at all"),

@@ -59,7 +59,7 @@ def steps_of(
     if grid is not None:
         _refuse_other_units(function, schedule, points)
     if not both_ways and points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]:
-        hint = "only a deterministic sampler can add noise; reverse it, or use ddim(eta=0)"
+        hint = "only a deterministic sampler runs towards more noise; reverse it, or use ddim(eta=0)"
         found = float(points[0].max()), float(points[-1].max())
         raise _check.error(ValueError, function, "grid", "rise from the first log-SNR to the last", found, hint)
     t, s = levels.level(points[:-1], schedule.scaling), levels.level(points[1:], schedule.scaling)

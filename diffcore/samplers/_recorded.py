@@ -38,7 +38,7 @@ def plan_of(
         scaling: "vp", "ve" or "flow".
         end: the log-SNR at the end, where that is not the last x-hat itself.
         second, ahead: as for `Plan`.
-        name: what the plan is called.
+        name: of the plan.
 
     Raises:
         ValueError: shapes that do not fit; a first call at another state than z; a call that depends on a later one; noise before

@@ -52,13 +52,13 @@ def trace(
         like: an array of the library, and on the device, that the loop computes with; NumPy without one.
         end: the log-SNR of what the loop returns, where that is not the last x-hat itself.
         second: "unguided" or "raw" where `denoise` returns two estimates, x-hat and what `Plan` calls the second.
-        name: what the plan is called; the name of the loop without one.
+        name: of the plan; the name of the loop without one.
 
     Raises:
         ValueError: a loop that is not linear, with the first call where that shows; one that never calls `denoise`, or first at
             another state than z; levels that depend on the data or differ between elements; noise before the first call, or two
             draws in a stage that are not always used in one proportion.
-        TypeError: `like` is no array.
+        TypeError: `like` is not an array.
 
     >>> import diffcore as dc, numpy as np
     >>> def euler(denoise, z, draw):
