@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,10 @@ import diffcore as dc
 from diffcore.interop import k_diffusion
 
 torch = pytest.importorskip("torch")
+import test_sampler_peers  # noqa: E402
+
+library = test_sampler_peers.k_diffusion
+
 pytestmark = pytest.mark.torch
 
 SIGMAS = dc.levels.level(dc.grids.karras(dc.schedules.Karras(), steps=8), "ve").sigma
@@ -147,15 +154,11 @@ LOOPS: list[tuple[Any, str, dict[str, Any], int]] = [  # how many arrays each ne
 ]
 
 
-@pytest.mark.parametrize(("function", "scaling", "settings", "memory"), LOOPS)
-def test_a_plan_is_the_loop_it_was_read_from(
-    function: Any, scaling: str, settings: Any, memory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sigmas = SIGMAS if scaling == "ve" else np.linspace(1.0, 0.0, 9)
-    plan = k_diffusion.plan(function, sigmas, scaling=scaling, **settings)
-    assert (plan.scaling, plan.memory, plan.next_log_snr[-1]) == (scaling, memory, math.inf)
-    generator = torch.Generator().manual_seed(0)
-    noises = torch.randn(40, 3, 5, generator=generator, dtype=torch.float64)
+def replayed(
+    function: Any, plan: dc.Plan, sigmas: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Any]:
+    """What a loop returns, and what its plan does, on the same noise: the draw of a stage is that of its number."""
+    noises = torch.randn(40, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     calls = 0
 
     def counted(x: Any, sigma: Any, **inputs: Any) -> Any:
@@ -163,13 +166,24 @@ def test_a_plan_is_the_loop_it_was_read_from(
         calls += 1
         return network(x, sigma, **inputs)
 
-    monkeypatch.setattr(torch, "randn_like", lambda x: noises[calls])  # the draw of a stage is that of its number
-    given = {"noise_sampler": lambda a, b: noises[calls]} if "noise_sampler" in function.__code__.co_varnames else {}
+    monkeypatch.setattr(torch, "randn_like", lambda x: noises[calls])
+    takes = "noise_sampler" in inspect.signature(function).parameters
+    given = {"noise_sampler": lambda a, b: noises[calls]} if takes else {}
     x = noises[0] * float(sigmas[0])
-    theirs = function(counted, x, torch.tensor(sigmas), extra_args={}, **given, **settings)
+    theirs = function(counted, x, torch.tensor(sigmas), extra_args={}, disable=True, **given, **settings)
     assert len(plan) == calls
-    denoise = k_diffusion.denoiser(network, scaling=scaling)
-    ours = dc.sample(denoise, plan, x, noise=lambda draw, shape: noises[int(draw)])
+    denoise = k_diffusion.denoiser(network, scaling=plan.scaling)
+    return dc.sample(denoise, plan, x, noise=lambda draw, shape: noises[int(draw)]), theirs
+
+
+@pytest.mark.parametrize(("function", "scaling", "settings", "memory"), LOOPS)
+def test_a_plan_is_the_loop_it_was_read_from(
+    function: Any, scaling: str, settings: Any, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sigmas = SIGMAS if scaling == "ve" else np.linspace(1.0, 0.0, 9)
+    plan = k_diffusion.plan(function, sigmas, scaling=scaling, **settings)
+    assert (plan.scaling, plan.memory, plan.next_log_snr[-1]) == (scaling, memory, math.inf)
+    ours, theirs = replayed(function, plan, sigmas, settings, monkeypatch)
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-12, atol=1e-12)
 
 
@@ -238,10 +252,35 @@ def test_inputs_reach_the_model() -> None:
 
 
 NAMES = ["euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpmpp_2s_ancestral"]
-NAMES += ["dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde"]
+NAMES += ["dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_fast"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_library_itself(name: str) -> None:
-    sampling = pytest.importorskip("k_diffusion.sampling", exc_type=ImportError)
-    assert len(k_diffusion.plan(getattr(sampling, f"sample_{name}"), SIGMAS)) >= 8
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_functions_of_the_library(name: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = getattr(library, f"sample_{name}")
+    if name == "dpm_fast":  # takes the ends of the range
+
+        def function(model, x, sigmas, **given):
+            return library.sample_dpm_fast(model, x, float(sigmas[-2]), float(sigmas[0]), 9, **given)
+
+    plan = k_diffusion.plan(function, SIGMAS)
+    ours, theirs = replayed(function, plan, SIGMAS, {}, monkeypatch)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_the_adaptive_sampler_of_the_library_is_refused(library: Any) -> None:
+    def function(model, x, sigmas, **given):
+        return library.sample_dpm_adaptive(model, x, float(sigmas[-2]), float(sigmas[0]), **given)
+
+    with pytest.raises(ValueError, match=r"call \d+|depends on the data"):
+        k_diffusion.plan(function, SIGMAS)
+
+
+def test_loading_it_imports_no_library() -> None:
+    code = (
+        "import diffcore, sys; diffcore.interop.diffusers.plan; diffcore.interop.k_diffusion.plan; print([m for m in "
+    )
+    code += "('torch', 'diffusers', 'k_diffusion') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

@@ -52,8 +52,8 @@ def plan(
     Source: https://github.com/huggingface/diffusers, `diffusers.schedulers`.
 
     >>> import pytest; library = pytest.importorskip("diffusers")
-    >>> plan(library.UniPCMultistepScheduler(), 8)
-    <Plan UniPCMultistepScheduler, vp, 8 stages, memory 2>
+    >>> plan(library.PNDMScheduler(skip_prk_steps=True), 8)
+    <Plan PNDMScheduler, vp, 9 stages, memory 3>
     """
     _schedulers.kind(scheduler)
     if steps is not None or set_timesteps:
