@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -141,11 +141,10 @@ def schedule(scheduler: Any) -> Schedule:
     return schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy(), _schedulers.SCALINGS[of])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Denoiser:
     """A network made for a scheduler as a denoiser."""
 
-    parts: ClassVar = ("model", "inputs")
     model: Any
     scheduler: Any
     inputs: Any

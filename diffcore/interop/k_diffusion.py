@@ -111,11 +111,10 @@ def _log_snr(xp: Any, sigma: Any, scaling: str) -> Any:
     return 2.0 * (xp.log1p(-sigma) - xp.log(sigma)) if scaling == "flow" else -2.0 * xp.log(sigma)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Denoiser:
     """Their model as a denoiser."""
 
-    parts: ClassVar = ("model", "inputs")
     model: Any
     scaling: str
     inputs: Any
