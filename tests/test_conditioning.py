@@ -324,7 +324,7 @@ def test_bad_input_says_what_to_do(call: Callable[[dc.Plan], Any], error: type[E
 def test_a_state_without_keys_asks_for_noise() -> None:
     plan = SAMPLERS["ddim"](schedule_of("vp"), steps=4)
     state = dc.start(plan, CLIP, noise=coded)
-    with pytest.raises(ValueError, match=r"no keys.*`noise`"):
+    with pytest.raises(ValueError, match=r"must have keys.*`noise`"):
         dc.sample(denoise, plan, state, prediction="v", constraint=given())
 
 

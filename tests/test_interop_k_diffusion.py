@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,154 +15,23 @@ import diffcore as dc
 from diffcore.interop import k_diffusion
 
 torch = pytest.importorskip("torch")
+import test_sampler_peers  # noqa: E402
+from k_diffusion_loops import (  # noqa: E402
+    sample_dpmpp_2m,
+    sample_dpmpp_sde,
+    sample_euler,
+    sample_euler_ancestral,
+    sample_heun,
+    sample_lms,
+    sample_rectified_flow,
+    to_d,
+)
+
+library = test_sampler_peers.k_diffusion
+
 pytestmark = pytest.mark.torch
 
 SIGMAS = dc.levels.level(dc.grids.karras(dc.schedules.Karras(), steps=8), "ve").sigma
-
-
-def to_d(x: Any, sigma: Any, denoised: Any) -> Any:
-    return (x - denoised) / sigma
-
-
-def ancestral_step(sigma_from: Any, sigma_to: Any, eta: float) -> tuple[Any, Any]:
-    up = min(sigma_to, eta * (sigma_to**2 * (sigma_from**2 - sigma_to**2) / sigma_from**2) ** 0.5)
-    return (sigma_to**2 - up**2) ** 0.5, up
-
-
-def default_noise_sampler(x: Any) -> Callable[[Any, Any], Any]:
-    return lambda sigma, sigma_next: torch.randn_like(x)
-
-
-def sample_euler(
-    model: Any,
-    x: Any,
-    sigmas: Any,
-    extra_args: Any = None,
-    callback: Any = None,
-    disable: Any = None,
-    s_churn: Any = 0.0,
-    s_tmax: Any = math.inf,
-) -> Any:
-    extra_args, s_in = extra_args or {}, x.new_ones([x.shape[0]])
-    for i in range(len(sigmas) - 1):
-        gamma = min(s_churn / (len(sigmas) - 1), 2**0.5 - 1) if sigmas[i] <= s_tmax else 0.0
-        eps = torch.randn_like(x)
-        sigma_hat = sigmas[i] * (gamma + 1)
-        if gamma > 0:
-            x = x + eps * (sigma_hat**2 - sigmas[i] ** 2) ** 0.5
-        denoised = model(x, sigma_hat * s_in, **extra_args)
-        x = x + to_d(x, sigma_hat, denoised) * (sigmas[i + 1] - sigma_hat)
-    return x
-
-
-def sample_euler_ancestral(
-    model: Any,
-    x: Any,
-    sigmas: Any,
-    extra_args: Any = None,
-    callback: Any = None,
-    disable: Any = None,
-    eta: Any = 1.0,
-    noise_sampler: Any = None,
-) -> Any:
-    noise_sampler = default_noise_sampler(x) if noise_sampler is None else noise_sampler
-    s_in = x.new_ones([x.shape[0]])
-    for i in range(len(sigmas) - 1):
-        denoised = model(x, sigmas[i] * s_in, **extra_args)
-        down, up = ancestral_step(sigmas[i], sigmas[i + 1], eta)
-        x = x + to_d(x, sigmas[i], denoised) * (down - sigmas[i])
-        if sigmas[i + 1] > 0:
-            x = x + noise_sampler(sigmas[i], sigmas[i + 1]) * up
-    return x
-
-
-def sample_heun(
-    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
-) -> Any:
-    s_in = x.new_ones([x.shape[0]])
-    for i in range(len(sigmas) - 1):
-        d = to_d(x, sigmas[i], model(x, sigmas[i] * s_in))
-        dt = sigmas[i + 1] - sigmas[i]
-        if sigmas[i + 1] == 0:
-            x = x + d * dt
-        else:
-            x_2 = x + d * dt
-            d_2 = to_d(x_2, sigmas[i + 1], model(x_2, sigmas[i + 1] * s_in))
-            x = x + (d + d_2) / 2 * dt
-    return x
-
-
-def sample_lms(
-    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None, order: Any = 4
-) -> Any:
-    s_in = x.new_ones([x.shape[0]])
-    ds: list[Any] = []
-    knots = sigmas.numpy()
-    for i in range(len(sigmas) - 1):
-        ds = [*ds, to_d(x, sigmas[i], model(x, sigmas[i] * s_in))][-order:]
-        nodes = knots[i::-1][: len(ds)]
-        for j, d in enumerate(reversed(ds)):
-            basis = np.poly1d([1.0])
-            for k in range(len(ds)):
-                if k != j:
-                    basis *= np.poly1d([1.0, -nodes[k]]) / (nodes[j] - nodes[k])
-            whole = basis.integ()
-            x = x + (whole(knots[i + 1]) - whole(knots[i])) * d
-    return x
-
-
-def sample_dpmpp_2m(
-    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
-) -> Any:
-    s_in, old = x.new_ones([x.shape[0]]), None
-    for i in range(len(sigmas) - 1):
-        denoised = model(x, sigmas[i] * s_in)
-        t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
-        h = t_next - t
-        if old is None or sigmas[i + 1] == 0:
-            d = denoised
-        else:
-            r = (t + sigmas[i - 1].log()) / h
-            d = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * old
-        x = sigmas[i + 1] / sigmas[i] * x - (-h).expm1() * d
-        old = denoised
-    return x
-
-
-def sample_dpmpp_sde(
-    model: Any,
-    x: Any,
-    sigmas: Any,
-    extra_args: Any = None,
-    callback: Any = None,
-    disable: Any = None,
-    eta: Any = 1.0,
-    noise_sampler: Any = None,
-    r: Any = 1 / 2,
-) -> Any:
-    s_in = x.new_ones([x.shape[0]])
-    for i in range(len(sigmas) - 1):
-        denoised = model(x, sigmas[i] * s_in)
-        if sigmas[i + 1] == 0:
-            x = x + to_d(x, sigmas[i], denoised) * (sigmas[i + 1] - sigmas[i])
-            continue
-        t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
-        s, fac = t + (t_next - t) * r, 1 / (2 * r)
-        sd, su = ancestral_step((-t).exp(), (-s).exp(), eta)
-        x_2 = sd / (-t).exp() * x - (t + sd.log()).expm1() * denoised + noise_sampler((-t).exp(), (-s).exp()) * su
-        denoised_2 = model(x_2, (-s).exp() * s_in)
-        sd, su = ancestral_step((-t).exp(), (-t_next).exp(), eta)
-        d = (1 - fac) * denoised + fac * denoised_2
-        x = sd / (-t).exp() * x - (t + sd.log()).expm1() * d + noise_sampler((-t).exp(), (-t_next).exp()) * su
-    return x
-
-
-def sample_rectified_flow(
-    model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
-) -> Any:
-    for i in range(len(sigmas) - 1):
-        x = x + to_d(x, sigmas[i], model(x, sigmas[i] * x.new_ones([x.shape[0]]))) * (sigmas[i + 1] - sigmas[i])
-    return x
 
 
 def network(x: Any, sigma: Any, **inputs: Any) -> Any:
@@ -182,15 +53,11 @@ LOOPS: list[tuple[Any, str, dict[str, Any], int]] = [  # how many arrays each ne
 ]
 
 
-@pytest.mark.parametrize(("function", "scaling", "settings", "memory"), LOOPS)
-def test_a_plan_is_the_loop_it_was_read_from(
-    function: Any, scaling: str, settings: Any, memory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sigmas = SIGMAS if scaling == "ve" else np.linspace(1.0, 0.0, 9)
-    plan = k_diffusion.plan(function, sigmas, scaling=scaling, **settings)
-    assert (plan.scaling, plan.memory, plan.next_log_snr[-1]) == (scaling, memory, math.inf)
-    generator = torch.Generator().manual_seed(0)
-    noises = torch.randn(40, 3, 5, generator=generator, dtype=torch.float64)
+def replayed(
+    function: Any, plan: dc.Plan, sigmas: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Any]:
+    """What a loop returns, and what its plan does, on the same noise: the draw of a stage is that of its number."""
+    noises = torch.randn(40, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     calls = 0
 
     def counted(x: Any, sigma: Any, **inputs: Any) -> Any:
@@ -198,13 +65,24 @@ def test_a_plan_is_the_loop_it_was_read_from(
         calls += 1
         return network(x, sigma, **inputs)
 
-    monkeypatch.setattr(torch, "randn_like", lambda x: noises[calls])  # the draw of a stage is that of its number
-    given = {"noise_sampler": lambda a, b: noises[calls]} if "noise_sampler" in function.__code__.co_varnames else {}
+    monkeypatch.setattr(torch, "randn_like", lambda x: noises[calls])
+    takes = "noise_sampler" in inspect.signature(function).parameters
+    given = {"noise_sampler": lambda a, b: noises[calls]} if takes else {}
     x = noises[0] * float(sigmas[0])
-    theirs = function(counted, x, torch.tensor(sigmas), extra_args={}, **given, **settings)
+    theirs = function(counted, x, torch.tensor(sigmas), extra_args={}, disable=True, **given, **settings)
     assert len(plan) == calls
-    denoise = k_diffusion.denoiser(network, scaling=scaling)
-    ours = dc.sample(denoise, plan, x, noise=lambda draw, shape: noises[int(draw)])
+    denoise = k_diffusion.denoiser(network, scaling=plan.scaling)
+    return dc.sample(denoise, plan, x, noise=lambda draw, shape: noises[int(draw)]), theirs
+
+
+@pytest.mark.parametrize(("function", "scaling", "settings", "memory"), LOOPS)
+def test_a_plan_is_the_loop_it_was_read_from(
+    function: Any, scaling: str, settings: Any, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sigmas = SIGMAS if scaling == "ve" else np.linspace(1.0, 0.0, 9)
+    plan = k_diffusion.plan(function, sigmas, scaling=scaling, **settings)
+    assert (plan.scaling, plan.memory, plan.next_log_snr[-1]) == (scaling, memory, math.inf)
+    ours, theirs = replayed(function, plan, sigmas, settings, monkeypatch)
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-12, atol=1e-12)
 
 
@@ -216,7 +94,15 @@ def test_nothing_is_patched_and_the_generator_is_left_alone() -> None:
     assert torch.randn_like is function
 
 
-def adaptive(model: Any, x: Any, sigmas: Any, extra_args=None, callback=None, disable=None, noise_sampler=None):
+def adaptive(
+    model: Any,
+    x: Any,
+    sigmas: Any,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: Any = None,
+    noise_sampler: Any = None,
+) -> Any:
     sigma, last = sigmas[0], sigmas[-1]
     while sigma > last:
         d = to_d(x, sigma, model(x, sigma * x.new_ones([x.shape[0]])))
@@ -273,10 +159,35 @@ def test_inputs_reach_the_model() -> None:
 
 
 NAMES = ["euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpmpp_2s_ancestral"]
-NAMES += ["dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde"]
+NAMES += ["dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_fast"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_library_itself(name: str) -> None:
-    sampling = pytest.importorskip("k_diffusion.sampling", exc_type=ImportError)
-    assert len(k_diffusion.plan(getattr(sampling, f"sample_{name}"), SIGMAS)) >= 8
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_functions_of_the_library(name: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = getattr(library, f"sample_{name}")
+    if name == "dpm_fast":  # takes the ends of the range
+
+        def function(model: Any, x: Any, sigmas: Any, **given: Any) -> Any:
+            return library.sample_dpm_fast(model, x, float(sigmas[-2]), float(sigmas[0]), 9, **given)
+
+    plan = k_diffusion.plan(function, SIGMAS)
+    ours, theirs = replayed(function, plan, SIGMAS, {}, monkeypatch)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_the_adaptive_sampler_of_the_library_is_refused(library: Any) -> None:
+    def function(model: Any, x: Any, sigmas: Any, **given: Any) -> Any:
+        return library.sample_dpm_adaptive(model, x, float(sigmas[-2]), float(sigmas[0]), **given)
+
+    with pytest.raises(ValueError, match=r"call \d+|depends on the data"):
+        k_diffusion.plan(function, SIGMAS)
+
+
+def test_loading_it_imports_no_library() -> None:
+    code = (
+        "import diffcore, sys; diffcore.interop.diffusers.plan; diffcore.interop.k_diffusion.plan; print([m for m in "
+    )
+    code += "('torch', 'diffusers', 'k_diffusion') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

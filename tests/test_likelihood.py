@@ -348,9 +348,13 @@ ENDLESS, EXACT = schedules.Flow(), ExactGaussian()
         (lambda: likelihood.Bins(1), ValueError, r"`count` must be an int >= 2, got 1"),
         (lambda: likelihood.Bins(2, 1.0, -1.0), ValueError, r"`high` must be a finite number > 1, got -1\.0"),
         (lambda: likelihood.reconstruction(X0, NARROW, decoder=256), TypeError, r"`decoder` must be .*, got 256"),
-        (lambda: likelihood.reconstruction(X0, 0.5), TypeError, r"`schedule` is 0\.5, but takes a schedule"),
-        (lambda: likelihood.prior_kl(X0, None), TypeError, r"`schedule` is None, but takes a schedule"),
-        (lambda: likelihood.diffusion_discrete(EXACT, X0, 1.0, steps=1), TypeError, r"`schedule` is 1\.0"),
+        (lambda: likelihood.reconstruction(X0, 0.5), TypeError, r"`schedule` must be a schedule, .*, got 0\.5"),
+        (lambda: likelihood.prior_kl(X0, None), TypeError, r"`schedule` must be a schedule, .*, got None"),
+        (
+            lambda: likelihood.diffusion_discrete(EXACT, X0, 1.0, steps=1),
+            TypeError,
+            r"`schedule` must be a schedule, .*, got 1\.0",
+        ),
         (
             lambda: likelihood.diffusion_continuous(None, X0, NARROW),
             TypeError,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -52,8 +52,8 @@ def plan(
     Source: https://github.com/huggingface/diffusers, `diffusers.schedulers`.
 
     >>> import pytest; library = pytest.importorskip("diffusers")
-    >>> plan(library.UniPCMultistepScheduler(), 8)
-    <Plan UniPCMultistepScheduler, vp, 8 stages, memory 2>
+    >>> plan(library.PNDMScheduler(skip_prk_steps=True), 8)
+    <Plan PNDMScheduler, vp, 9 stages, memory 3>
     """
     _schedulers.kind(scheduler)
     if steps is not None or set_timesteps:
@@ -141,11 +141,10 @@ def schedule(scheduler: Any) -> Schedule:
     return schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy(), _schedulers.SCALINGS[of])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Denoiser:
     """A network made for a scheduler as a denoiser."""
 
-    parts: ClassVar = ("model", "inputs")
     model: Any
     scheduler: Any
     inputs: Any

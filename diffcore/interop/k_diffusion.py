@@ -7,6 +7,7 @@ which is scaling "flow".
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from diffcore._array import Array
 from diffcore.plan import Plan
 
 SCALINGS = ("ve", "flow")
+
+CALLS = 50
+"""How many calls of the model there may be for each sigma; where step sizes adapt, random numbers may take any number."""
 
 
 def plan(
@@ -77,8 +81,16 @@ def plan(
     takes = inspect.signature(function).parameters
     every = any(one.kind is one.VAR_KEYWORD for one in takes.values())
 
+    called = name or getattr(function, "__name__", "loop").removeprefix("sample_")
+
     def loop(denoise: Callable[..., Any], z: Any, draw: Callable[[], Any]) -> Any:
+        calls = itertools.count()
+
         def model(x: Any, sigma: Any, **_: Any) -> Any:
+            if (call := next(calls)) >= CALLS * given.size:
+                raise ValueError(
+                    f"{function_name}: {called} makes call {call} for {given.size} sigmas; step sizes that adapt are no plan"
+                )
             return denoise(x, _log_snr(torch, torch.as_tensor(sigma, dtype=torch.float64), scaling))
 
         offered: dict[str, Any] = {
@@ -92,7 +104,6 @@ def plan(
             return function(model, z, torch.tensor(given), **wanted, **settings)
 
     end = float(_log_snr(torch, torch.tensor(given[-1]), scaling))
-    called = name or getattr(function, "__name__", "loop").removeprefix("sample_")
     return samplers.trace(loop, scaling, torch.zeros(1), end=end, name=called)
 
 
@@ -100,11 +111,10 @@ def _log_snr(xp: Any, sigma: Any, scaling: str) -> Any:
     return 2.0 * (xp.log1p(-sigma) - xp.log(sigma)) if scaling == "flow" else -2.0 * xp.log(sigma)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Denoiser:
     """Their model as a denoiser."""
 
-    parts: ClassVar = ("model", "inputs")
     model: Any
     scaling: str
     inputs: Any
