@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, levels, predictions, process
+from diffcore import _array, _check, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
-from diffcore.plan import io, known, plot, text
+from diffcore.plan import io, known, parts, plot, text
 from diffcore.plan.form import Form, Second, form_of, needed
 
 Float64 = npt.NDArray[np.float64]
@@ -167,27 +167,7 @@ class Plan:
         >>> len(dc.samplers.ddim(dc.schedules.Cosine(), steps=8)[6:])
         2
         """
-        if not isinstance(part, slice) or part.step not in (None, 1):
-            raise TypeError(f"Plan: takes a slice of its stages, such as plan[4:], got {part!r}")
-        first, last, _ = part.indices(len(self))
-        if first >= last:
-            raise ValueError(f"Plan: the part [{first}:{last}] of {len(self)} stages is empty")
-        free = [stage for stage, needs in enumerate(self.needs_memory) if not needs]
-        if first not in free:
-            raise ValueError(
-                f"Plan: {self.sampler} needs its memory of earlier stages at stage {first}; resume from a State of that stage, "
-                f"begin the part at one of the stages {free[:8]}, or make a plan for the remaining levels: "
-                f"samplers.make(schedule=..., grid=..., **plan.settings)"
-            )
-        return Plan(
-            f"{self.sampler}[{first}:{last}]",
-            self.scaling,
-            self.log_snr[first:last],
-            self.next_log_snr[first:last],
-            self.update[first:last],
-            second=self.second,
-            ahead=self.ahead,
-        )
+        return replace(self, **parts.part(self, part))
 
     def __add__(self, other: Plan) -> Plan:
         """Return this plan followed by another, which begins with an empty memory and new draws.
@@ -202,29 +182,7 @@ class Plan:
         """
         if not isinstance(other, Plan):
             return NotImplemented
-        for name in ("scaling", "second", "ahead", "lead"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(
-                    f"Plan: {self.sampler} and {other.sampler} differ in `{name}`, {getattr(self, name)!r} and "
-                    f"{getattr(other, name)!r}, so that one cannot follow the other"
-                )
-        end, start = self.next_log_snr[-1], other.log_snr[0]
-        if not np.allclose(end, start, rtol=1e-9, atol=1e-9):
-            raise ValueError(
-                f"Plan: {self.sampler} ends at log_snr {end} but {other.sampler} starts at {start}; end the grid of the "
-                f"first where that of the second begins"
-            )
-        memory = max(self.form.memory, other.form.memory)
-        rows = [with_memory(plan.update, memory) for plan in (self, other)]
-        return Plan(
-            f"{self.sampler} + {other.sampler}",
-            self.scaling,
-            np.concatenate([self.log_snr, other.log_snr]),
-            np.concatenate([self.next_log_snr, other.next_log_snr]),
-            np.concatenate(rows),
-            second=self.second,
-            ahead=self.ahead,
-        )
+        return replace(self, **parts.joined(self, other))
 
     def noised(self, log_snr: float) -> Plan:
         r"""Return the plan that finally goes back to more noise, as the process does from level s to the noisier level t.
@@ -245,21 +203,7 @@ class Plan:
         >>> dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2).noised(0.0).next_log_snr.tolist()
         [0.0, 0.0]
         """
-        s = self.end
-        t = levels.level(np.broadcast_to(np.float64(log_snr), self.lead), self.scaling)
-        if not np.all(t.log_snr < s.log_snr):
-            raise ValueError(
-                f"Plan.noised: `log_snr` must be below {s.log_snr}, where {self.sampler} ends, got {log_snr!r}"
-            )
-        form, update, after = self.form, np.array(self.update), np.array(self.next_log_snr)
-        update[-1, ..., 0, :] *= np.asarray(t.alpha / s.alpha)[..., None]
-        update[-1, ..., 0, form.noise] = np.hypot(
-            update[-1, ..., 0, form.noise], np.sqrt(process.novelty(s, t)) * t.sigma
-        )
-        update[-1, ..., 1:, :] = 0.0  # the memory belongs to another path
-        after[-1] = t.log_snr
-        flags: dict[str, Any] = {"second": self.second, "ahead": self.ahead}
-        return Plan(f"{self.sampler}, noised", self.scaling, self.log_snr, after, update, **flags)
+        return replace(self, **parts.noised(self, log_snr))
 
     def per_frame(self, stages: npt.ArrayLike) -> Plan:
         """Return the plan in which every frame takes the stages of this one at its own times, and waits in between.
@@ -281,31 +225,7 @@ class Plan:
         >>> plan.per_frame([[0, -1], [1, 0], [-1, 1]]).log_snr[:, 0].tolist()
         [[-10.0, -10.0], [0.0, -10.0], [inf, 0.0]]
         """
-        order = np.asarray(stages)
-        if self.lead:
-            raise ValueError(f"Plan.per_frame: the levels of the plan must have shape (), got {self.lead}")
-        if order.ndim != 2 or order.dtype.kind not in "iu" or order.size == 0:
-            raise ValueError(f"Plan.per_frame: `stages` must be ints (N, T), got {order.dtype} of shape {order.shape}")
-        before = np.maximum.accumulate(np.concatenate([np.full((1, order.shape[1]), -1), order]), axis=0)
-        wrong = (order < -1) | (order >= len(self)) | ((order >= 0) & (order != before[:-1] + 1))
-        if np.any(wrong):
-            k, frame = np.argwhere(wrong)[0]
-            raise ValueError(
-                f"Plan.per_frame: frame {frame} takes stage {order[k, frame]} at stage {k}, after {before[k, frame] + 1} of "
-                f"{len(self)} stages; it must take them in order, each once, or wait with -1"
-            )
-        at = np.append(self.log_snr, self.next_log_snr[-1])
-        waits = order < 0
-        update = np.where(waits[..., None, None], np.eye(1 + self.form.memory, self.form.columns), self.update[order])
-        return Plan(
-            f"{self.sampler}, frame by frame",
-            self.scaling,
-            at[before[:-1] + 1][:, None],
-            np.where(waits, at[before[:-1] + 1], self.next_log_snr[order])[:, None],
-            update[:, None],
-            second=self.second,
-            ahead=self.ahead,
-        )
+        return replace(self, **parts.per_frame(self, stages))
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -431,13 +351,3 @@ def _for_batch(log_snr: Float64, batch: int) -> Float64:
     if not lead or lead[0] == 1:
         log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
     return np.array(log_snr)  # a copy: torch warns of read-only arrays
-
-
-def with_memory(update: Float64, memory: int) -> Float64:
-    """Return a table with rows and columns for more memory, which is unused."""
-    more = memory - (update.shape[-2] - 1)
-    if not more:
-        return update
-    have = update.shape[-2] - 1
-    wide = np.insert(update, [1 + have] * more, 0.0, axis=-1)
-    return np.insert(wide, [1 + have] * more, 0.0, axis=-2)

@@ -15,7 +15,7 @@ import numpy as np
 from diffcore import _check, levels
 from diffcore.levels import Level
 from diffcore.plan import Float64, Form, Plan
-from diffcore.plan.plan import with_memory
+from diffcore.plan.parts import with_memory
 from diffcore.samplers._build import Steps, empty, finish
 from diffcore.samplers._least import realise
 from diffcore.schedules import Schedule
