@@ -129,7 +129,7 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
         (("sample", "out.mp4", "--sampler", "euler2"), "--sampler must be one of ancestral"),
         (("sample", "out.mp4", "--set", "gamma=1"), "has the settings order, eta"),
         (("sample", "out.mp4", "--set", "order=x"), "is not a number"),
-        (("sample", "out.mp4", "--set", "order=9"), "1, 2 or 3"),
+        (("sample", "out.mp4", "--set", "order=9"), "int in [1, 3], got 9"),
         (("sample", "out.mp4", "--steps", "0"), "greater than or equal to 1"),
         (("sample", "out.mp4", "--size", "0x4"), "--size must be a side"),
         (("sample", "out.mp4", "--seed", "-1"), "--seed must be an int in"),

@@ -162,7 +162,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: exact.Gaussian(np.zeros(2), exact.LowRank(np.ones((2, 1)), np.array([1.0, 2.0]))),
         "must be equal in all rows",
     ),
-    "scaling": (lambda: exact.Gaussian(np.zeros(2), 1.0, scaling="vp2"), "`scaling` is 'vp2'.*'flow'"),
+    "scaling": (lambda: exact.Gaussian(np.zeros(2), 1.0, scaling="vp2"), "`scaling` must be 'flow', .*, got 'vp2'"),
     "weights": (lambda: exact.Mixture([1.0], MEANS, 1.0), r"`weights` must have shape \(3,\), got \(1,\)"),
     "weights all zero": (lambda: exact.Mixture(np.zeros(3), MEANS, 1.0), "not all zero"),
     "covariances": (lambda: exact.Mixture(None, MEANS, np.ones(2)), r"`covariances` must be .*, got shape \(2,\)"),

@@ -298,7 +298,7 @@ def test_rounding_is_noted_and_a_mistake_is_refused() -> None:
         ([0.0, 1.0], {}, ValueError, r"`grid\[0\]` must not be inf.*start at a finite log-SNR"),
         ([1.0, 0.0, 0.5], {}, ValueError, r"got 0\.0 and 0\.5 at \[1\] and \[2\]"),
         (["a", "b"], {}, TypeError, r"`sigmas` must be numbers, as a sequence"),
-        ([1.0, 0.0], {"scaling": "edm"}, ValueError, r"`scaling` is 'edm'"),
+        ([1.0, 0.0], {"scaling": "edm"}, ValueError, r"`scaling` must be 'flow', .*, got 'edm'"),
         ([1.0, 0.0], {"tolerance": 1.0}, ValueError, r"`tolerance` must be a number in \[0, 1\), got 1\.0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,18 @@ def test_two_parts_are_the_whole(plan: dc.Plan, cut: int) -> None:
     again = plan[:at] + plan[at:]
     np.testing.assert_array_equal(again.update, plan.update)
     np.testing.assert_array_equal(again.next_log_snr, plan.next_log_snr)
+
+
+def test_a_plan_that_follows_begins_with_an_empty_memory() -> None:
+    """Also one whose first stage reads memory, which is 0 at the start of a run."""
+    schedule = schedule_of("vp")
+    first = SAMPLERS["dpm_solver_pp"](schedule, grid=[-6.0, -3.0, -1.0, 0.0])
+    reads = SAMPLERS["dpm_solver_pp"](schedule, grid=[0.0, 1.0, 3.0])
+    reads = replace(reads, update=np.concatenate([reads.update[1:], reads.update[1:]]))
+    assert reads.needs_memory[0]
+    z = np.linspace(-2.0, 2.0, 12).reshape(2, 6)
+
+    def run(plan: dc.Plan, z: Any) -> Any:
+        return dc.sample(lambda z, log_snr: np.tanh(z), plan, z, prediction="x")
+
+    np.testing.assert_allclose(run(first + reads, z), run(reads, run(first, z)), rtol=1e-13, atol=1e-13)

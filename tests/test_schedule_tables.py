@@ -149,7 +149,7 @@ def test_a_table_may_be_bfloat16_and_want_gradients() -> None:
             r"schedules\.Table: `log_snrs\[1\]` must be a finite number, .*, got inf",
         ),
         (lambda: Table(log_snrs=(1.0, 1.0)), ValueError, r"`log_snrs` must strictly decrease"),
-        (lambda: from_betas(BETAS, scaling="vq"), ValueError, r"`scaling` is 'vq'"),
+        (lambda: from_betas(BETAS, scaling="vq"), ValueError, r"`scaling` must be 'flow', .*, got 'vq'"),
         (
             lambda: Monotone(increments=[1.0]),
             TypeError,

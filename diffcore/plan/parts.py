@@ -53,11 +53,14 @@ def joined(first: Any, second: Any) -> dict[str, Any]:
             f"first where that of the second begins"
         )
     memory = max(first.memory, second.memory)
+    before, after = (with_memory(plan.update, memory) for plan in (first, second))
+    if second.needs_memory[0]:  # it reads zeros at the start of a run, and must not read the memory of the first
+        after[0, ..., 1 : 1 + memory] = 0.0
     return {
         "sampler": f"{first.sampler} + {second.sampler}",
         "log_snr": np.concatenate([first.log_snr, second.log_snr]),
         "next_log_snr": np.concatenate([first.next_log_snr, second.next_log_snr]),
-        "update": np.concatenate([with_memory(plan.update, memory) for plan in (first, second)]),
+        "update": np.concatenate([before, after]),
         "settings": {},
     }
 
@@ -73,7 +76,6 @@ def noised(plan: Any, log_snr: float) -> dict[str, Any]:
     noise, update, after = plan.form.noise, np.array(plan.update), np.array(plan.next_log_snr)
     update[-1, ..., 0, :] *= np.asarray(t.alpha / s.alpha)[..., None]
     update[-1, ..., 0, noise] = np.hypot(update[-1, ..., 0, noise], np.sqrt(process.novelty(s, t)) * t.sigma)
-    update[-1, ..., 1:, :] = 0.0  # the memory belongs to another path
     after[-1] = t.log_snr
     return {"sampler": f"{plan.sampler}, noised", "next_log_snr": after, "update": update, "settings": {}}
 
