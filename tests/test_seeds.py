@@ -278,7 +278,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: noise.keys(np.ones((2, 3), int), 2), ValueError, r"words \(B, 2\), got .*shape \(2, 3\)"),
     (lambda: noise.keys(np.ones((2, 2, 2), int), 2), ValueError, r"words \(B, 2\), got .*shape \(2, 2, 2\)"),
     (lambda: noise.keys([1, 2, 3], 2), ValueError, r"one int, or have 2 entries, .*, got \[1, 2, 3\]"),
-    (lambda: noise.keys(noise.keys(7, 3), 2), ValueError, r"one int, or have 2 entries, .* shape \(3,\)"),
+    (lambda: noise.keys(noise.keys(7, 3), 2), ValueError, r"one int, or have 2 entries, .* shape \(3, 2\)"),
     (lambda: noise.keys([1, 2], 2, first=1), ValueError, "`first` must be 0 where `seed` is keys, got 1"),
     (lambda: noise.keys(7, -1), ValueError, "`count` must be an int >= 0, got -1"),
     (lambda: noise.keys(7, True), TypeError, "`count` must be an int >= 0, got True"),
