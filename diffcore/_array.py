@@ -146,13 +146,6 @@ def number(function: str, argument: str, value: object) -> float:
     return _check.number(function, argument, value, finite=False)
 
 
-def interval(function: str, argument: str, value: object) -> tuple[float, float]:
-    """Return a pair of numbers as floats, or raise TypeError."""
-    if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
-        raise _check.error(TypeError, function, argument, "be two numbers (low, high)", value)
-    return number(function, argument, value[0]), number(function, argument, value[1])
-
-
 def level_array(function: str, argument: str, value: Array) -> tuple[Any, Array]:
     """Return (xp, array) for a time, a log-SNR or another level: numbers become float64, halves float32."""
     xp = namespace(function, **{argument: value})
