@@ -94,7 +94,7 @@ def _started(
         if not z.shape:
             raise _check.error(ValueError, "start", "z", "have at least the batch axis (B, ...)", z)
         backend = backend_of(z)
-        keys = None if source is not None else backend.keys(_seed_words(seed, z.shape[0]), z)
+        keys = None if source is not None else backend.keys(_seed_words(seed, int(z.shape[0])), z)
     else:
         assert shape is not None
         like = np.zeros((), dtype=np.float32) if like is None else like

@@ -411,7 +411,7 @@ def test_the_file_says_what_the_network_was_trained_on(tmp_path: Path) -> None:
         assert (model.schedule, model.scaling) == (config.schedule, "flow")
     guided = dc.guidance.classifier_free(model, lambda z, log_snr: z, weight=1.0)
     for denoise in (model, guided):
-        with pytest.raises(ValueError, match=r"scaling 'flow', but `plan` is for 'vp'"):
+        with pytest.raises(ValueError, match=r"must have the scaling of `plan`, 'vp', got 'flow'"):
             dc.sample(denoise, dc.samplers.ddim(dc.schedules.Cosine(), 2), shape=(1, *config.shape))
     assert unet3d.build(unet3d.preset("tiny")).scaling is None
     assert unet3d.pretrained("moving_digits").schedule == dc.schedules.Cosine()
