@@ -291,7 +291,7 @@ BAD: list[tuple[Callable[[dc.Plan], Any], type[Exception], str]] = [
         ValueError,
         r"must broadcast .*, got \(2, 4, 2, 3\) and \(5,\); .*frames",
     ),
-    (lambda p: replacement(CLIP, np.full((4, 1, 1), 0.5)), ValueError, "`mask` must be booleans, or 0 and 1"),
+    (lambda p: replacement(CLIP, np.full((4, 1, 1), 2)), ValueError, "`mask` must be booleans, or weights"),
     (lambda p: replacement(CLIP * np.nan, MASK), ValueError, "must be finite .* in 24 known entries"),
     (lambda p: replacement(torch.full((2,), torch.inf), torch.ones(2)), ValueError, "2 known entries"),
     (lambda p: replacement((CLIP * 100).astype(np.uint8), MASK), TypeError, "uint8.*floating"),

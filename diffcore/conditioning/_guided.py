@@ -19,7 +19,7 @@ import numpy as np
 
 from diffcore import _array, _check, levels, predictions
 from diffcore._array import Array
-from diffcore.conditioning._observed import check, known_of
+from diffcore.conditioning._observed import check, known_of, weigh
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -183,7 +183,7 @@ def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Arr
 
 
 class Seen(NamedTuple):
-    """A term at x-hat: observed - A(x-hat), 0 outside the mask; u -> A^T u; v -> A v, at first order."""
+    """A term at x-hat, all times the root of the mask's weights: observed - A(x-hat); u -> A^T u; v -> A v, at first order."""
 
     residual: Array
     adjoint: Pull
@@ -197,22 +197,25 @@ def see(function: str, term: Term, x: Array) -> Seen:
     xp = _array.library(x)
     if term.measure is None:
         truth, known = known_of(function, term.observed, term.mask, x)
-        masked: Pull = lambda u: xp.where(known, u, xp.zeros_like(u))  # noqa: E731
-        return Seen(masked(truth - x), masked, masked)
+        only: Pull = lambda u: weigh(known, u, root=True)  # noqa: E731
+        return Seen(only(truth - x), only, only)
     measure, backend = term.measure, backend_of(x)
-    found, pull = backend.gradient(measure, x)
+    linear = callable(getattr(measure, "adjoint", None))
+    found, pull = (measure(x), measure.adjoint) if linear else backend.gradient(measure, x)
     try:
         truth, known = known_of(function, term.observed, term.mask, found)
     except ValueError as error:
         raise ValueError(f"{error}; here the data is `measure(x)` for x of shape {tuple(x.shape)}") from None
-    only: Pull = lambda u: xp.where(known, u, xp.zeros_like(u))  # noqa: E731
+    weighed: Pull = lambda u: weigh(known, u, root=True)  # noqa: E731
 
     def product(v: Array) -> Array:
+        if linear:
+            return weighed(measure(v))
         # the pullback is linear in its cotangent, so its own pullback is A: no forward mode is needed
         transposed = backend.gradient(lambda u: backend.gradient(measure, x)[1](u), xp.zeros_like(found))[1]
-        return only(transposed(v))
+        return weighed(transposed(v))
 
-    return Seen(only(truth - found), lambda u: pull(only(u)), product)
+    return Seen(weighed(truth - found), lambda u: pull(weighed(u)), product)
 
 
 def moved(z: Array, at: Linear, delta: Array) -> Array:

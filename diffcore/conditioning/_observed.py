@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore._array import Array
 
 HOST: tuple[type, ...] = (np.ndarray, list, tuple, bool, int, float, np.generic)
@@ -17,8 +17,8 @@ def check(function: str, observed: Any, mask: Any) -> None:
 
     Raises:
         TypeError: integer data, or not an array.
-        ValueError: shapes that do not broadcast together; a mask of other numbers than 0 and 1; an observed
-            value that is not finite.
+        ValueError: shapes that do not broadcast together; a mask of numbers outside [0, 1]; an observed value that is not
+            finite where the mask is above 0.
     """
     for argument, value in (("observed", observed), ("mask", mask)):
         if value is None and argument == "mask":
@@ -29,10 +29,10 @@ def check(function: str, observed: Any, mask: Any) -> None:
             _array.check_floating(function, **{argument: array})
     given, known = _array.known(observed), True if mask is None else _array.known(mask)
     if known is not None and not isinstance(known, bool):
-        if known.dtype != np.bool_ and not np.all((known == 0) | (known == 1)):
+        if known.dtype != np.bool_ and not np.all((known >= 0) & (known <= 1)):
             raise ValueError(
-                f"{function}: `mask` must be booleans, or 0 and 1 with 1 for known, got other numbers; for a soft condition "
-                f"give a measurement with `measure`"
+                f"{function}: `mask` must be booleans, or weights in [0, 1] with 1 for known, got other numbers; for a mask of 0 "
+                f"and 255 give mask / 255"
             )
         shapes = tuple(np.shape(observed)), tuple(known.shape)
         try:
@@ -49,6 +49,23 @@ def check(function: str, observed: Any, mask: Any) -> None:
                 f"{function}: `observed` must be finite where it is known, got NaN or infinity in {int(bad.sum())} known "
                 f"entries; mask them, since unknown entries may hold anything"
             )
+
+
+def soft(mask: Any) -> bool:
+    """Return whether a mask may hold weights between 0 and 1: those of floating masks that are not known on the host may."""
+    if mask is None or isinstance(mask, (bool, int, np.bool_)):
+        return False
+    given = _array.known(mask)
+    if given is not None:
+        return bool(given.dtype != np.bool_ and np.any((given > 0) & (given < 1)))
+    return _array.is_floating(mask)
+
+
+def refuse_soft(function: str, mask: Any, hint: str) -> None:
+    """Raise ValueError for a mask with weights between 0 and 1, where they are known."""
+    if soft(mask) and _array.known(mask) is not None:
+        must = "be booleans, or 0 and 1,"
+        raise _check.error(ValueError, function, "mask", must, "weights between 0 and 1", hint)
 
 
 def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bool) -> Array:
@@ -73,10 +90,25 @@ def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bo
 
 
 def known_of(function: str, observed: Any, mask: Any, like: Array) -> tuple[Array, Array]:
-    """Return (x^a, known) of the data's shape, with x^a = 0 where it is unknown: values there, even NaN, are ignored."""
+    """Return (x^a, known) of the data's shape, with x^a = 0 where it is unknown: values there, even NaN, are ignored.
+
+    `known` holds booleans; for a soft mask its weights in [0, 1], in the dtype that the data is computed in.
+    """
     xp = _array.namespace(function, data=like)
     given = beside(function, "observed", observed, like, boolean=False)
     if mask is None:
         return given, xp.ones_like(given, dtype=xp.bool)
+    if soft(mask):
+        weight = beside(function, "mask", mask, like, boolean=False)
+        return xp.where(weight > 0, given, xp.zeros_like(given)), weight
     known = beside(function, "mask", mask, like, boolean=True)
     return xp.where(known, given, xp.zeros_like(given)), known
+
+
+def weigh(known: Array, u: Array, *, root: bool = False) -> Array:
+    """Return u times what `known_of` returned, the booleans as 0 and 1; or times the root of the weights."""
+    xp = _array.library(u)
+    if known.dtype == xp.bool:
+        return xp.where(known, u, xp.zeros_like(u))
+    weight = xp.astype(known, u.dtype, copy=False)
+    return (xp.sqrt(weight) if root else weight) * u

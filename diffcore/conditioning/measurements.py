@@ -32,8 +32,12 @@ class Downsample:
         return _mean(function, x, self._factors(x.ndim))
 
     def spread(self, y: Array) -> Array:
-        """Return the least x that has these means: each pixel of a block has the block's."""
+        """Return the least x that has these means, A^+ y: each pixel of a block has the block's."""
         return _repeat("conditioning.downsample", y, self._factors(y.ndim))
+
+    def adjoint(self, y: Array) -> Array:
+        """Return A^T y."""
+        return self.spread(y) / (self.factor[0] * self.factor[1])
 
     def _factors(self, rank: int) -> dict[int, int]:
         return _placed("conditioning.downsample", self.axes or (-3, -2), self.factor, rank)
@@ -76,8 +80,12 @@ class FrameAverage:
         return _mean("conditioning.frame_average", x, self._factors(x.ndim))
 
     def spread(self, y: Array) -> Array:
-        """Return the least x that has these means: each frame of a block has the block's."""
+        """Return the least x that has these means, A^+ y: each frame of a block has the block's."""
         return _repeat("conditioning.frame_average", y, self._factors(y.ndim))
+
+    def adjoint(self, y: Array) -> Array:
+        """Return A^T y."""
+        return self.spread(y) / self.count
 
     def _factors(self, rank: int) -> dict[int, int]:
         return _placed("conditioning.frame_average", (self.axis,), (self.count,), rank)

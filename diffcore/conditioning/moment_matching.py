@@ -19,6 +19,7 @@ from typing import Any
 from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Pull, Term, along, given, linearise, moved, see
+from diffcore.conditioning._observed import refuse_soft
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
 
@@ -141,7 +142,8 @@ def moment_matching(
     Wrap twice for several conditions; they are solved for together.
 
     Args:
-        denoise, observed, mask, measure, prediction, schedule: as for `reconstruction`.
+        denoise, observed, measure, prediction, schedule: as for `reconstruction`.
+        mask: as for `reconstruction`; a weight m in (0, 1) makes the variance of the noise s^2 / m, so that s > 0 is needed.
         noise_std: s >= 0, the standard deviation of the noise in y.
         iterations: of conjugate residuals, at least 1; each takes one pullback of the denoiser, about twice the cost of
             calling it. As many as there are observed numbers solve the system exactly; fewer leave x~
@@ -169,6 +171,8 @@ def moment_matching(
     """
     deviation = _check.number(FUNCTION, "noise_std", noise_std, 0)
     check_iterations(FUNCTION, iterations)
+    if deviation == 0.0:
+        refuse_soft(FUNCTION, mask, "they divide the variance of the noise; give `noise_std` > 0")
     term = Term(observed, mask, measure, deviation)
     inner = denoise.iterations if isinstance(denoise, MomentMatching) else 0
     checked = given(FUNCTION, MomentMatching, denoise, term, prediction, schedule)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from diffcore import _array, _check
 from diffcore._array import Array
-from diffcore.conditioning._observed import check, known_of
+from diffcore.conditioning._observed import check, known_of, weigh
 
 FUNCTION = "conditioning.projection"
 
@@ -29,8 +29,7 @@ class Projection:
         x = x if self.after is None else self.after(x)
         found = self.measure(x)
         truth, known = known_of(FUNCTION, self.observed, self.mask, found)
-        residual = xp.where(known, truth - found, xp.zeros_like(found))
-        moved = self.measure.spread(residual)
+        moved = self.measure.spread(weigh(known, truth - found))
         if tuple(moved.shape) != tuple(x.shape):
             raise ValueError(
                 f"{FUNCTION}: `measure.spread` must return the shape of x, {tuple(x.shape)}, got {tuple(moved.shape)}"
@@ -51,7 +50,8 @@ def projection(
 
     Args:
         observed: y, floating, broadcasts to the measurement; entries outside the mask are not read.
-        mask: booleans, or 0 and 1, that broadcast likewise; true (1) is known. None means everything.
+        mask: booleans, or weights m in [0, 1], that broadcast likewise; true (1) is known, and with m in between A x-hat goes
+            that share of the way to y. None means everything.
         measure: `downsample(f)` or `frame_average(k)`; or a function A of x with a method `spread` that is A^+, the
             pseudo-inverse of A.
         after: another transform, applied before this one, such as `guidance.clip(-1.0, 1.0)`.
@@ -61,7 +61,7 @@ def projection(
 
     Raises:
         TypeError: `measure` has no `spread`; `observed` or `mask` is not an array.
-        ValueError: a mask with other numbers than 0 and 1; shapes that do not broadcast; a `spread` of another shape.
+        ValueError: a mask with numbers outside [0, 1]; shapes that do not broadcast; a `spread` of another shape.
 
     Source: Wang, Yu & Zhang 2023 (arXiv 2212.00490), eq. 11 (range and null space).
 

@@ -30,7 +30,7 @@ class Reconstruction(Guided):
             weight = term.strength(log_snr) if callable(term.strength) else term.strength
             pulled = pulled + along(FUNCTION, weight, at.x) * seen.adjoint(seen.residual)
             if term.measure is None and term.mask is not None:
-                known = beside(FUNCTION, "mask", term.mask, at.x, boolean=True)
+                known = beside(FUNCTION, "mask", term.mask, at.x, boolean=False) == 1
                 replaced = known if replaced is None else replaced | known
         delta = along(FUNCTION, at.level.alpha, at.x) * at.pull(pulled)
         if replaced is not None:
@@ -69,7 +69,8 @@ def reconstruction(
         denoise: (z, log_snr) -> prediction, differentiable; classifier-free guidance may be inside or around.
         observed: x^a, floating, broadcasts to the data (B, T, H, W, C), or to the measurement of it; entries outside
             the mask are not read.
-        mask: booleans, or 0 and 1, that broadcast likewise by NumPy's rule; true (1) is known. None means everything.
+        mask: booleans, or weights m in [0, 1], that broadcast likewise by NumPy's rule; true (1) is known. A weight in
+            between multiplies w for that element. None means everything.
         measure: a differentiable function x -> array, (B, ...) -> (B, ...), that treats all samples the same.
         weight: w, 0 is off; or a function of log_snr, (), (B,) or (B, T), that returns w of that shape.
         prediction: what the denoiser returns, and so the wrapper: "x", "eps", "v", "score", "flow", "edm" or a row
@@ -83,7 +84,7 @@ def reconstruction(
     Raises:
         TypeError: `prediction` is missing; an argument that is not an array or a function; when called, NumPy arrays, which
             carry no gradients, unless the denoiser is one of `diffcore.exact`.
-        ValueError: a weight that is not finite; a mask with other numbers than 0 and 1; shapes that do not broadcast.
+        ValueError: a weight that is not finite; a mask with numbers outside [0, 1]; shapes that do not broadcast.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 7 and 8; Chung et al. 2023 (arXiv 2209.14687) for measurements that are
     not linear.

@@ -35,14 +35,17 @@ class Replacement:
     def hold(self, plan: Plan, z: Array) -> Known:
         """Return the known elements for a run of the plan, in the library and shape of its states; the loop calls it."""
         x, known = known_of("conditioning.replacement", self.observed, self.mask, z)
+        xp = _array.library(z)
+        if known.dtype != xp.bool:  # the last state at which each element is held, of N + 1; -1 for none
+            known = xp.where(known > 0, xp.floor(known * len(plan) + 1e-3), -xp.ones_like(known))
         table = np.array(plan.known[self.variant])  # a copy: torch warns of read-only arrays
         return Known(x, known, _array.table_for(table, z))
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The known elements in a run: x^a (0 elsewhere) of at least float32, which elements are known, and the table of
-    `diffcore.plan.known`: the coefficients for the start, then those after each stage."""
+    """The known elements in a run: x^a (0 elsewhere) of at least float32, which elements are known (for a soft mask until
+    which state), and the table of `diffcore.plan.known`: the coefficients for the start, then those after each stage."""
 
     parts: ClassVar = ("x", "known", "table")
     x: Array
@@ -66,7 +69,8 @@ class Known:
         quiet = isinstance(of_noise, float) and of_noise == 0.0
         wide, noisy = _array.widen(xp, before), None if quiet else _array.widen(xp, noise())
         value = combine(xp, wide, [(of_before, wide), (of_x, self.x), (of_noise, noisy)])
-        return xp.where(self.known, xp.astype(value, z.dtype, copy=False), z)
+        known = self.known if self.known.dtype == xp.bool else self.known >= at
+        return xp.where(known, xp.astype(value, z.dtype, copy=False), z)
 
 
 def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Replacement:
@@ -86,7 +90,9 @@ def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Repla
     Args:
         observed: x^a, a floating array that broadcasts to the data (B, T, H, W, C); entries outside the mask are not
             read. Used as it is, in or out of [-1, 1]. NumPy, or of the data's library.
-        mask: booleans, or 0 and 1, that broadcast to the data by NumPy's rule; true (1) is known. `frames` makes one.
+        mask: booleans, or weights m in [0, 1], that broadcast to the data by NumPy's rule; true (1) is known. `frames` makes
+            one. A weight in between is a strength: the element is held for the first share m of the run's stages, at the
+            level of each, and is free after that.
         variant: "marginal", or "posterior", which keeps the noise of z^a correlated from level to level.
 
     Returns:
@@ -95,10 +101,11 @@ def replacement(observed: Any, mask: Any, *, variant: str = "marginal") -> Repla
 
     Raises:
         TypeError: `observed` has an integer dtype; it or the mask is not an array.
-        ValueError: another variant; a mask with other numbers than 0 and 1; shapes that do not broadcast, together, or
+        ValueError: another variant; a mask with numbers outside [0, 1]; shapes that do not broadcast, together, or
             to the data; a known element that is not finite.
 
-    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1; Song et al. 2021 (arXiv 2011.13456), app. I.2.
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1; Song et al. 2021 (arXiv 2011.13456), app. I.2;
+    Levin & Fried 2023 (arXiv 2306.00950), sec. 3, for strengths per element.
 
     >>> import diffcore as dc, numpy as np
     >>> data = dc.exact.Gaussian(np.zeros(3), 1.0)
