@@ -1,4 +1,4 @@
-"""Soft masks: weights in [0, 1] are strengths of replacement, shares of projection, weights of guidance, precisions of a measurement."""
+"""Soft masks: weights in [0, 1] are strengths of replacement, shares of projection, weights of guidance, precisions."""
 
 from __future__ import annotations
 
