@@ -200,8 +200,8 @@ def see(function: str, term: Term, x: Array) -> Seen:
         only: Pull = lambda u: weigh(known, u, root=True)  # noqa: E731
         return Seen(only(truth - x), only, only)
     measure, backend = term.measure, backend_of(x)
-    linear = callable(getattr(measure, "adjoint", None))
-    found, pull = (measure(x), measure.adjoint) if linear else backend.gradient(measure, x)
+    adjoint = getattr(measure, "adjoint", None)  # of a linear measurement that has one: no gradient is needed
+    found, pull = backend.gradient(measure, x) if adjoint is None else (measure(x), adjoint)
     try:
         truth, known = known_of(function, term.observed, term.mask, found)
     except ValueError as error:
@@ -209,7 +209,7 @@ def see(function: str, term: Term, x: Array) -> Seen:
     weighed: Pull = lambda u: weigh(known, u, root=True)  # noqa: E731
 
     def product(v: Array) -> Array:
-        if linear:
+        if adjoint is not None:
             return weighed(measure(v))
         # the pullback is linear in its cotangent, so its own pullback is A: no forward mode is needed
         transposed = backend.gradient(lambda u: backend.gradient(measure, x)[1](u), xp.zeros_like(found))[1]
