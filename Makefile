@@ -49,8 +49,9 @@ format: $(VENV)/.dev  ## let ruff repair what it can
 bench: $(VENV)/.dev  ## time what benchmarks/README.md lists; ARGS="--help" tells more
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(VENV)/.dev  ## write the reference from the docstrings to .cache/docs
-	$(BIN)/pdoc --math --output-directory .cache/docs diffcore
+docs: $(VENV)/.dev  ## build the site, pages and reference, into .cache/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open .cache/docs/index.html"
 
 dist: $(VENV)/.dev  ## build the source archive and the wheel into dist/
 	$(BIN)/python -m build --no-isolation

@@ -1,6 +1,9 @@
 """The Python in README.md and docs/ runs as it stands, page by page, and every link between pages leads to a file."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +36,21 @@ def test_links_between_pages_lead_to_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in LINK.findall(text):
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}, which is not there"
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    pytest.importorskip("material")
+    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    run = subprocess.run(
+        build, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert not run.stderr
+    reference = (tmp_path / "reference" / "diffcore.process.html").read_text(encoding="utf-8")
+    assert "<sub>" in reference  # equations are typeset
+    assert ">>>" not in re.sub(
+        r"<pre.*?</pre>", "", reference.replace("&gt;", ">"), flags=re.DOTALL
+    )  # doctests are code
+    figures = {path.name for path in (tmp_path / "images").glob("*.png")}
+    assert {"paths.png", "levels.png", "plan.png"} <= figures
