@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffcore.schedules import (
+    Cauchy,
     Cosine,
     Flow,
     Geometric,
@@ -17,8 +18,11 @@ from diffcore.schedules import (
     Laplace,
     LinearBeta,
     LinearLogSNR,
+    Polynomial,
+    PolynomialVP,
     Schedule,
     Sigmoid,
+    SubVP,
     Table,
     interpolate,
     shift,
@@ -97,6 +101,16 @@ MADE = st.one_of(
         st.floats(0.05, 50.0),
     ),
     st.builds(lambda mu, b: Laplace(mu=mu, b=b), st.floats(-9.0, 9.0), st.floats(0.05, 5.0)),
+    st.builds(
+        lambda mu, gamma, low: Cauchy(mu=mu, gamma=gamma, log_snr_min=low, log_snr_max=low + 20.0),
+        st.floats(-9.0, 9.0),
+        st.floats(0.05, 9.0),
+        st.floats(-20.0, 5.0),
+    ),
+    st.builds(
+        lambda low, more: SubVP(beta_min=low, beta_max=low + more), st.floats(0.01, 5.0), st.floats(0.0, 40.0)
+    ),
+    st.builds(lambda kind, power: kind(power=power), st.sampled_from([Polynomial, PolynomialVP]), st.floats(0.2, 9.0)),
 )
 
 

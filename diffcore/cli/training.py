@@ -150,10 +150,10 @@ def _trains(backend: str | None) -> str:
 
 
 def _schedule(name: str | None) -> Any:
-    """Return a schedule by its name, with its default settings."""
+    """Return a schedule by its own name, with its default settings, or by that of a paper."""
     from diffcore import schedules
 
-    known = {}
+    known = dict[str, Any](schedules.named())
     for kind, example in schedules.table().items():
         with contextlib.suppress(ValueError):  # those that have no default settings
             known[kind] = schedules.from_dict({"kind": kind, "scaling": example.scaling})

@@ -11,13 +11,14 @@ import numpy as np
 from diffcore import _array, _check
 from diffcore.schedules._base import Schedule
 from diffcore.schedules.combinators import Shifted, Truncated
-from diffcore.schedules.cosine import Cosine
+from diffcore.schedules.cosine import Cosine, InverseCosine
 from diffcore.schedules.exploding import Flow, Geometric, Karras
 from diffcore.schedules.interpolated import Interpolated
 from diffcore.schedules.learned import Monotone
+from diffcore.schedules.polynomial import Polynomial, PolynomialVP
 from diffcore.schedules.sigmoid import Sigmoid
 from diffcore.schedules.tables import Table
-from diffcore.schedules.variance_preserving import Laplace, LinearBeta, LinearLogSNR
+from diffcore.schedules.variance_preserving import Cauchy, Laplace, LinearBeta, LinearLogSNR, SubVP
 
 
 def table() -> dict[str, Schedule]:
@@ -28,11 +29,16 @@ def table() -> dict[str, Schedule]:
     """
     kinds = [
         Cosine(),
+        InverseCosine(),
         LinearBeta(),
+        SubVP(),
         LinearLogSNR(),
         Sigmoid(),
         Laplace(),
+        Cauchy(),
+        PolynomialVP(),
         Flow(),
+        Polynomial(),
         Geometric(),
         Karras(),
         Shifted(schedule=Cosine(), delta=-1.4),
@@ -97,6 +103,6 @@ def from_dict(values: Mapping[str, Any]) -> Schedule:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str | float | int):
+    if value is None or isinstance(value, str | float | int):
         return value
     return [float(number) for number in np.ravel(_array.to_host(value))]

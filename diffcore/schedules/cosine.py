@@ -1,4 +1,4 @@
-"""The cosine schedule, truncated as in the video diffusion paper."""
+"""The cosine schedule, truncated as in the video diffusion paper, and the inverse cosine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffcore._array import Array
-from diffcore.schedules._base import Pair, Schedule, nearer
+from diffcore.schedules._base import Pair, Schedule, nearer, softplus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class Cosine(Schedule):
 
     Under "vp" alpha = cos u and sigma = sin u. Where u > pi / 4 it is 2 log tan(v) of the complement
     v = a (1 - t) + c = pi / 2 - u, c = atan(e^{lmin / 2}), which avoids the rounding errors of tan near its pole.
+
+    With infinite ends it is the plain cosine, alpha = cos(pi t / 2): that of TrigFlow, whose own time is pi t / 2, and of "GVP".
 
     Args:
         log_snr_min: lambda at t = 1; -inf does not truncate that end.
@@ -71,6 +73,49 @@ class Cosine(Schedule):
         a, b, c = self._angles()
         u, v = a * t + b, a * rest + c
         return -4.0 * a / xp.sin(2.0 * xp.where(u < v, u, v))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseCosine(Schedule):
+    r"""The inverse cosine schedule: more times near pure noise and near clean data, fewer between.
+
+        alpha^2 = arccos(2 t - 1) / pi,  lambda = log atan2(sqrt(1 - t), sqrt(t)) - log atan2(sqrt(t), sqrt(1 - t))
+
+    lambda runs from inf to -inf. The inverse is t = (1 + cos(pi alpha^2)) / 2 = sin^2(pi sigma^2 / 2) under "vp".
+
+    Args:
+        scaling: "vp", "ve" or "flow".
+
+    Raises:
+        ValueError: an unknown scaling.
+
+    Source: Hudson et al. 2023 (arXiv 2311.17901), the inverted cosine schedule.
+
+    >>> InverseCosine().log_snr(0.5)
+    np.float64(0.0)
+    """
+
+    scaling: str = "vp"
+
+    def __post_init__(self) -> None:
+        self._check_scaling()
+
+    def _angles(self, xp: Any, t: Array, rest: Array) -> tuple[Array, Array]:
+        """Return pi / 2 times alpha^2 and sigma^2."""
+        up, down = xp.sqrt(rest), xp.sqrt(t)
+        return xp.atan2(up, down), xp.atan2(down, up)
+
+    def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        signal, noise = self._angles(xp, t, rest)
+        return xp.log(signal) - xp.log(noise)
+
+    def _time(self, xp: Any, log_snr: Array, /) -> Pair:
+        signal, noise = (xp.exp(-softplus(xp, sign * log_snr)) for sign in (-1.0, 1.0))
+        return xp.sin(0.5 * math.pi * noise) ** 2, xp.sin(0.5 * math.pi * signal) ** 2
+
+    def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
+        signal, noise = self._angles(xp, t, rest)
+        return (-0.25 * math.pi) / (signal * noise * xp.sqrt(t * rest))
 
 
 def _exp(value: float) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from diffcore import _array
 from diffcore._array import Array
 from diffcore.schedules._base import Pair, Schedule, clip, scaling_of
@@ -16,29 +18,51 @@ class Interpolated(Schedule):
 
     a: Schedule
     b: Schedule
-    weight: float
+    weight: float | None
     scaling: str = field(init=False)
 
     def __post_init__(self) -> None:
         first, second = (scaling_of("schedules.interpolate", part, getattr(self, part)) for part in ("a", "b"))
         object.__setattr__(self, "scaling", first)
-        self._check_number("weight", 0.0, 1.0, closed=True)
+        if self.weight is not None:
+            self._check_number("weight", 0.0, 1.0, closed=True)
         if first != second:
             raise ValueError(
                 f"schedules.interpolate: `a` and `b` must have equal scalings, got {first!r} and {second!r}; for example "
                 f"use dataclasses.replace(b, scaling={first!r})"
             )
+        if self.weight is None:
+            self._check_by_time()
 
-    def _mix(self, a: Array, b: Array) -> Array:
+    def _check_by_time(self) -> None:
+        found = self.log_snr(np.linspace(0.0, 1.0, 1025))
+        if not np.all(np.isfinite(found)):
+            raise ValueError(
+                "schedules.interpolate: `a` and `b` must have finite ends where `weight` is None; use schedules.truncate"
+            )
+        if not np.all(np.diff(found) < 0.0):
+            index = int(np.argmax(np.diff(found) >= 0.0))
+            raise ValueError(
+                f"schedules.interpolate: where `weight` is None, `a` must lie above `b`, or so little below that the result "
+                f"decreases, got {found[index]:.6g} and {found[index + 1]:.6g} at t = {index / 1024:.3f} and "
+                f"{(index + 1) / 1024:.3f}; exchange them"
+            )
+
+    def _mix(self, a: Array, b: Array, t: Array, rest: Array) -> Array:
+        if self.weight is None:
+            return rest * a + t * b
         if self.weight in (0.0, 1.0):  # else an infinite end of the other would give 0 * inf
             return b if self.weight else a
         return (1.0 - self.weight) * a + self.weight * b
 
     def _log_snr(self, xp: Any, t: Array, rest: Array, /) -> Array:
-        return self._mix(self.a._log_snr(xp, t, rest), self.b._log_snr(xp, t, rest))
+        return self._mix(self.a._log_snr(xp, t, rest), self.b._log_snr(xp, t, rest), t, rest)
 
     def _slope(self, xp: Any, t: Array, rest: Array, /) -> Array:
-        return self._mix(self.a._slope(xp, t, rest), self.b._slope(xp, t, rest))
+        slope = self._mix(self.a._slope(xp, t, rest), self.b._slope(xp, t, rest), t, rest)
+        if self.weight is None:
+            slope = slope + self.b._log_snr(xp, t, rest) - self.a._log_snr(xp, t, rest)
+        return slope
 
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
         if self.weight in (0.0, 1.0):
@@ -69,27 +93,29 @@ class Interpolated(Schedule):
         return t + step, rest - step
 
 
-def interpolate(a: Schedule, b: Schedule, weight: float) -> Schedule:
+def interpolate(a: Schedule, b: Schedule, weight: float | None) -> Schedule:
     r"""Return the schedule (1 - w) lambda_a(t) + w lambda_b(t), of two schedules of one scaling.
 
-    Its inverse is found by search between those of `a` and `b`, to the precision of the dtype.
+    With w = t, from `a` for clean data to `b` for pure noise, it shifts details by one resolution and coarse structure by
+    another; `simple_diffusion` makes this. The inverse is found by search between those of `a` and `b`, to the precision of
+    the dtype.
 
     Args:
         a, b: schedules of the same scaling.
-        weight: w in [0, 1]; 0 is `a`, 1 is `b`.
+        weight: w in [0, 1], 0 is `a`, 1 is `b`; or None, w = t, for schedules with finite ends.
 
     Returns:
         A schedule of that scaling.
 
     Raises:
-        ValueError: the scalings differ, or the weight is out of range.
+        ValueError: the scalings differ, the weight is out of range, or with w = t the result would not decrease.
         TypeError: `a` or `b` is not a schedule, or `weight` not a number.
 
     Source: Hoogeboom et al. 2023 (arXiv 2301.11093), sec. 3.1, where the weight is t.
 
     >>> from diffcore.schedules import LinearLogSNR
     >>> wide, narrow = LinearLogSNR(log_snr_max=20.0), LinearLogSNR(log_snr_max=10.0)
-    >>> interpolate(wide, narrow, 0.5).log_snr(0.0)
-    np.float64(15.0)
+    >>> interpolate(wide, narrow, 0.5).log_snr(0.0), interpolate(wide, narrow, None).log_snr(0.0)
+    (np.float64(15.0), np.float64(20.0))
     """
     return Interpolated(a=a, b=b, weight=weight)

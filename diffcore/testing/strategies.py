@@ -79,11 +79,19 @@ def _simple() -> st.SearchStrategy[Schedule]:
         lambda drawn: kinds.Sigmoid(start=drawn[0], end=drawn[0] + drawn[1])
     )
     laplace = st.tuples(_between(-3.0, 3.0), _between(0.2, 2.0)).map(_named(kinds.Laplace, "mu", "b"))
+    cauchy = st.tuples(_between(-3.0, 3.0), _between(0.2, 2.0)).map(_named(kinds.Cauchy, "mu", "gamma"))
+    sub_vp = st.tuples(_between(0.01, 1.0), _between(2.0, 30.0)).map(_named(kinds.SubVP, "beta_min", "beta_max"))
+    polynomial = st.tuples(st.sampled_from([kinds.Polynomial, kinds.PolynomialVP]), _between(0.5, 4.0)).map(
+        lambda drawn: drawn[0](power=drawn[1])
+    )
     learned = st.lists(_between(-3.0, 3.0), min_size=1, max_size=6).map(
         lambda increments: kinds.Monotone(increments=np.array(increments)).table()
     )
-    untruncated = st.sampled_from([kinds.Flow(), kinds.Cosine(log_snr_min=-math.inf, log_snr_max=math.inf)])
-    return cosine | log_linear | betas | geometric | karras | sigmoid | laplace | learned | untruncated | _tables()
+    untruncated = st.sampled_from(
+        [kinds.Flow(), kinds.InverseCosine(), kinds.Cosine(log_snr_min=-math.inf, log_snr_max=math.inf)]
+    )
+    smooth = cosine | log_linear | betas | geometric | karras | sigmoid | laplace | cauchy | sub_vp | polynomial
+    return smooth | learned | untruncated | _tables()
 
 
 def _scaled(schedule: Schedule, scaling: str) -> Schedule:
