@@ -107,9 +107,7 @@ MADE = st.one_of(
         st.floats(0.05, 9.0),
         st.floats(-20.0, 5.0),
     ),
-    st.builds(
-        lambda low, more: SubVP(beta_min=low, beta_max=low + more), st.floats(0.01, 5.0), st.floats(0.0, 40.0)
-    ),
+    st.builds(lambda low, more: SubVP(beta_min=low, beta_max=low + more), st.floats(0.01, 5.0), st.floats(0.0, 40.0)),
     st.builds(lambda kind, power: kind(power=power), st.sampled_from([Polynomial, PolynomialVP]), st.floats(0.2, 9.0)),
 )
 

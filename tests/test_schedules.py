@@ -14,6 +14,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+from schedule_cases import CASES, INF, mpf
 
 from diffcore import schedules
 from diffcore.schedules import (
@@ -28,7 +29,6 @@ from diffcore.schedules import (
     Sigmoid,
     truncate,
 )
-from schedule_cases import CASES, INF, mpf
 
 ON_HOST = {"monotone"}  # has parameters of one library; test_schedule_tables.py tries it on the others
 LIBRARIES = {

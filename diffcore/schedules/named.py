@@ -26,8 +26,8 @@ def betas(
 
         "linear":             beta_i = start + (end - start) i / (T - 1), of DDPM: 1e-4, 0.02
         "scaled_linear":      sqrt(beta_i) linear from sqrt(start) to sqrt(end), of Stable Diffusion: 0.00085, 0.012
-        "squaredcos_cap_v2":  beta_i = min(1 - f((i + 1) / T) / f(i / T), 0.999),  f(t) = cos^2(pi / 2 (t + 0.008) / 1.008), of iDDPM
-        "sigmoid":            beta_i = start + (end - start) s(-6 + 12 i / (T - 1)),  s the logistic function, of GeoDiff: 1e-4, 0.02
+        "squaredcos_cap_v2":  beta_i = min(1 - f((i + 1) / T) / f(i / T), 0.999),  f(t) = cos^2(pi / 2 (t + 0.008) / 1.008): iDDPM
+        "sigmoid":            beta_i = start + (end - start) s(-6 + 12 i / (T - 1)),  s the logistic function: GeoDiff
         "exp":                beta_i = 1 - e^{-12 / T}
 
     The "laplace" of diffusers is not among them: its alpha^2 is the root of what it should be. `Laplace` is right.
@@ -35,7 +35,7 @@ def betas(
     Args:
         kind: as above.
         steps: T, an int >= 2.
-        beta_start, beta_end: in (0, 1), in order, for the kinds that have them; None is the value above.
+        beta_start, beta_end: in (0, 1), in order, for the kinds that have them; None is the value above, for "sigmoid" DDPM's.
 
     Returns:
         A float64 array (T,).
@@ -63,7 +63,7 @@ def betas(
         kept = np.cos(angles) ** 2
         # cos^2 a - cos^2 b = sin(b - a) sin(b + a): no cancellation
         lost = np.sin(np.diff(angles)) * np.sin(angles[1:] + angles[:-1])
-        return np.minimum(lost / kept[:-1], 0.999)
+        return np.asarray(np.minimum(lost / kept[:-1], 0.999))
     first, last = (
         default if value is None else value for value, default in zip((beta_start, beta_end), ends[kind], strict=True)
     )
@@ -102,7 +102,9 @@ def zero_terminal_snr(table: Table) -> Table:
     >>> table.log_snrs[0] == from_betas(betas("scaled_linear")).log_snrs[0], table.log_snrs[-1]
     (True, -inf)
     """
-    _check.instance("schedules.zero_terminal_snr", "table", table, Table, "a Table, such as schedules.from_betas(betas)")
+    _check.instance(
+        "schedules.zero_terminal_snr", "table", table, Table, "a Table, such as schedules.from_betas(betas)"
+    )
     log_snrs = np.asarray(table.log_snrs)
     if np.isneginf(log_snrs[-1]):
         return table

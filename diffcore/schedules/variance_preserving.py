@@ -235,9 +235,9 @@ class Laplace(Schedule):
 class Cauchy(Schedule):
     r"""The schedule under which uniform times have Cauchy distributed log-SNRs, cut to an interval.
 
-        lambda(t) = mu + gamma cot(pi u),  u = a t + b,  pi b = arccot((lmax - mu) / gamma),  pi (a + b) = arccot((lmin - mu) / gamma)
+        lambda(t) = mu + gamma cot(pi (a t + b)),  pi b = arccot((lmax - mu) / gamma),  pi (a + b) = arccot((lmin - mu) / gamma)
 
-    Infinite ends are those of the paper, u = t; a Cauchy distribution has such tails that lambda(1e-3) is 318 then.
+    Infinite ends are those of the paper, a t + b = t; a Cauchy distribution has such tails that lambda(1e-3) is 318 then.
 
     Args:
         mu: the centre, finite.
