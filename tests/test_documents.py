@@ -1,5 +1,6 @@
 """The Python in README.md and docs/ runs as it stands, page by page, and every link between pages leads to a file."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,6 +30,22 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     for block in BLOCK.finditer(text):
         above = text.count("\n", 0, block.start(1))  # so that a traceback tells the line of the page
         exec(compile("\n" * above + block.group(1), str(ROOT / page), "exec"), names)
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))])
+def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "notebooks" / name).read_text(encoding="utf-8")
+    if "import torch" in text:
+        pytest.importorskip("torch")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPS", "1")  # of training, of sampling
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for number, cell in enumerate(json.loads(text)["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}, cell {number}", "exec"), names)
+    pyplot.close("all")
 
 
 @pytest.mark.parametrize("page", PAGES)
