@@ -47,8 +47,9 @@ def start(
         seed: an int in [0, 2^64), of which each sample gets its own key; or one int or key per sample: see `noise.keys`. None
             is 0.
         noise: a source of noise of one's own instead of the seeds, (draw, shape) -> array. One that has parameters named
-            `log_snr` and `next_log_snr` also gets the levels that a stage goes from and to, and one that has a `stream` the
-            number of the stream; else draws for a constraint are numbered from 2^30 on.
+            `log_snr` and `next_log_snr` also gets the levels that a stage goes from and to, one that has `like` an array
+            of the run, and one that has a `stream` the number of the stream; else draws for a constraint are numbered from
+            2^30 on. `noise.brownian(seed)` is such a source, whose noise belongs to the levels.
         constraint: the known part of x, from `conditioning.replacement`: the start is at its noised value there.
 
     Raises:
@@ -181,11 +182,9 @@ def step(
     table, at = plan.coefficients(prediction), _array.known_int(state.index)
     row: Any
     if at is None:  # the row stays on the device: no branch on the number
-        row, noisy, between = (
-            _array.take_row(_array.table_for(table, state.z), state.index, state.z),
-            plan.stochastic,
-            None,
-        )
+        tables = (table, plan.log_snr, plan.next_log_snr)
+        row, *levels = (_array.take_row(_array.table_for(each, state.z), state.index, state.z) for each in tables)
+        noisy, between = plan.stochastic, (levels[0], levels[1])
     else:
         _check_place("step", plan, state, at)
         row, noisy, between = stage.row_of(table, at, state.z), plan.noisy[at], stage.levels_between(plan, at)

@@ -103,7 +103,8 @@ def check_prediction(y: Array, z: Array) -> None:
 
 
 class Source:
-    """A caller's source of noise, (draw, shape) -> eps, called in one way: with the levels or the stream, if it takes them by name.
+    """A caller's source of noise, (draw, shape) -> eps, called in one way: with what it takes by name, the levels, the stream, and
+    an array `like` what it returns.
 
     A source that does not take the stream gets the draws of other streams than the sampler's from `OTHER` on.
     """
@@ -117,7 +118,7 @@ class Source:
         except (TypeError, ValueError):  # what was not written in Python
             names = set()
         self.takes_levels = {"log_snr", "next_log_snr"} <= names
-        self.takes_stream = "stream" in names
+        self.takes_stream, self.takes_like = "stream" in names, "like" in names
 
     def __call__(
         self,
@@ -131,6 +132,7 @@ class Source:
         number = _array.known_int(draw)
         draw = draw if number is None else number
         named: dict[str, Any] = {"stream": stream} if self.takes_stream else {}
+        named |= {"like": like} if self.takes_like else {}
         if self.takes_levels:
             named["log_snr"], named["next_log_snr"] = between if between is not None else (None, None)
         elif stream and not self.takes_stream:

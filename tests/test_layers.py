@@ -34,6 +34,8 @@ LAYERS: dict[str, list[str]] = {
         "losses",
         "schedules",
         "grids",
+        "_keys",
+        "_brownian",
         "noise",
         "times",
     ],
