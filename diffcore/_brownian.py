@@ -18,8 +18,8 @@ and inside a cell, a share f from its left, with theta = eta d / 2 and one N for
 which is the exact law of any levels of which no two are in one cell. So Y at a level is a sum of 20 normals with weights that
 only depend on the level, and noise between two levels is one such sum.
 
-Source: Levy 1948, sec. 1, for the midpoints; Li et al. 2020 (arXiv 2001.01328), sec. 4, for Brownian trees whose nodes are a function
-of a key; Doob 1942 (Ann. Math. 43), for the clock.
+Source: Levy 1948, sec. 1, for the midpoints; Li et al. 2020 (arXiv 2001.01328), sec. 4, for Brownian trees whose nodes are a
+function of a key; Doob 1942 (Ann. Math. 43), for the clock.
 """
 
 from __future__ import annotations
