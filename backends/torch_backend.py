@@ -200,9 +200,10 @@ class TorchBackend(ArrayAPIBackend):
         ):  # nothing is recorded until torch 2.13
             with torch.inference_mode(False):
                 return self.gradient(function, z.clone())
+        recorded = torch.is_grad_enabled()
         with torch.enable_grad():
             value, pullback = torch.func.vjp(watched, z)[:2]
-        return value.detach(), lambda cotangent: pullback(cotangent)[0]
+        return value if recorded else value.detach(), lambda cotangent: pullback(cotangent)[0]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = torch.compile(function, fullgraph=True)

@@ -186,7 +186,7 @@ def step(
         row, *levels = (_array.take_row(_array.table_for(each, state.z), state.index, state.z) for each in tables)
         noisy, between = plan.stochastic, (levels[0], levels[1])
     else:
-        _check_place("step", plan, state, at)
+        check_place("step", plan, state, at)
         row, noisy, between = stage.row_of(table, at, state.z), plan.noisy[at], stage.levels_between(plan, at)
     settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
     with _array.recording(state.z, False):
@@ -249,7 +249,7 @@ def sample(
     (3, 2)
     """
     source = _check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
-    denoise = _fitting(denoise, plan)
+    denoise = fitting("sample", denoise, plan)
     prediction = predictions.kind_of("sample", denoise, prediction)
     if isinstance(z, State):
         _refuse_seed("sample", seed)
@@ -301,7 +301,7 @@ def _refuse_seed(function: str, seed: object) -> None:
         raise _check.error(ValueError, function, "seed", "be left out for a State, which has its own keys", seed, hint)
 
 
-def _check_place(function: str, plan: Plan, state: State, at: int) -> None:
+def check_place(function: str, plan: Plan, state: State, at: int) -> None:
     """Raise ValueError for a state that does not fit the stage of the plan that it is at."""
     if at >= len(plan):
         must = f"be at one of the {len(plan)} stages of {plan.sampler}"
@@ -322,17 +322,17 @@ def _check_resumed(plan: Plan, state: State, source: object, held: bool) -> None
     _array.check_floating("sample", state=state.z)
     at = _array.known_int(state.index)
     if at is not None and at < len(plan):
-        _check_place("sample", plan, state, at)
+        check_place("sample", plan, state, at)
     if state.keys is None and source is None and (plan.stochastic or held):
         raise _check.error(ValueError, "sample", "state", "have keys", None, "give `noise`, or start with `seed`")
 
 
-def _fitting(denoise: Any, plan: Plan) -> Any:
+def fitting(function: str, denoise: Any, plan: Plan) -> Any:
     """Return the denoiser for the scaling of the plan; raise where it is for another, or lacks what the plan reads."""
     if plan.second == "unguided" and not hasattr(denoise, "with_unguided"):
         must = "be guidance.classifier_free(...), or have a method with_unguided(z, log_snr)"
         hint = f"{plan.sampler} reads the prediction without guidance"
-        raise _check.error(TypeError, "sample", "denoise", must, denoise, hint)
+        raise _check.error(TypeError, function, "denoise", must, denoise, hint)
     scaling = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
     if scaling is None:
         return denoise.with_scaling(plan.scaling) if hasattr(denoise, "with_scaling") else denoise
@@ -341,7 +341,7 @@ def _fitting(denoise: Any, plan: Plan) -> Any:
         if hasattr(denoise, "with_scaling"):
             hint += f", or use denoise.with_scaling({plan.scaling!r})"
         raise _check.error(
-            ValueError, "sample", "denoise", f"have the scaling of `plan`, {plan.scaling!r}", scaling, hint
+            ValueError, function, "denoise", f"have the scaling of `plan`, {plan.scaling!r}", scaling, hint
         )
     return denoise
 

@@ -235,7 +235,7 @@ def advance(
 def estimate(z: Array, y: Array, row: Any) -> Array:
     """Return x-hat of a stage before it is transformed, in the dtype that a stage is computed in."""
     xp = _array.library(z)
-    of_z, of_y = _columns(row)[:2]
+    of_z, of_y = columns_of(row)[:2]
     wide = _array.widen(xp, z)
     x = combine(xp, wide, [(of_z, wide), (of_y, _array.widen(xp, y))])
     return xp.astype(x, x.dtype) if x is y else x  # the denoiser's own memory, which it may write to again
@@ -255,7 +255,7 @@ def transformed(x: Array, z: Array, transform_x: Callable[[Array], Array] | None
 def update(form: Form, state: State, x: Array, row: Any, eps: Array | None, second: Array | None = None) -> State:
     """Return the state after a stage whose x-hat is x: the linear part of `advance`."""
     xp, dtype = _array.library(state.z), state.z.dtype
-    at = _columns(row)[2:]
+    at = columns_of(row)[2:]
     given = [state.z, *state.memory, eps, x, second][: form.columns]
     terms = [None if part is None else _array.widen(xp, part) for part in given]
     columns, rows = form.columns, 1 + form.computed - form.keeps_x
@@ -273,7 +273,8 @@ def remembered(form: Form, made: Sequence[Array], memory: tuple[Array, ...]) -> 
     return (*made, *memory[form.computed - 1 : form.memory - 1]) if form.memory else ()
 
 
-def _columns(row: Any) -> list[Any]:
+def columns_of(row: Any) -> list[Any]:
+    """Return the coefficients of a stage one by one."""
     return list(row) if isinstance(row, (list, tuple)) else [row[..., column] for column in range(row.shape[-1])]
 
 

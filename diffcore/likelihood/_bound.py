@@ -23,25 +23,12 @@ import numpy as np
 
 from diffcore import _array, _check, _streams, levels, losses, predictions, process
 from diffcore._array import Array
-from diffcore._bound_weights import Interval, PerLogSNR, discrete_weight
-from diffcore._decoder import Bins, Density, check_data, check_finite, normal, reconstruction, total
 from diffcore._weight import Weight
 from diffcore.levels import Gaussian
+from diffcore.likelihood._decoder import Bins, Density, check_data, check_finite, normal, reconstruction, total
+from diffcore.likelihood._weights import Interval, PerLogSNR
 from diffcore.predictions import Prediction
 from diffcore.schedules._base import scaling_of
-
-__all__ = [
-    "Bins",
-    "Bound",
-    "Density",
-    "bits_per_dim",
-    "bound",
-    "diffusion_continuous",
-    "diffusion_discrete",
-    "discrete_weight",
-    "prior_kl",
-    "reconstruction",
-]
 
 
 class Bound(NamedTuple):
