@@ -77,7 +77,7 @@ class ArrayAPIBackend:
     def run(self, run: Run, state: State) -> State:
         levels, rows = stage.levels_of(run, state.z), stage.rows_of(run.coefficients, state.z)
         for turn in stage.turns(run, int(state.index), levels):
-            y, other = stage.ask(run.form, turn.denoise, state.z, turn.levels)
+            y, other, carried = stage.ask_carrying(run.form, turn.denoise, state.z, turn.levels, state.carried)
             after = self.advance(
                 run.form,
                 state,
@@ -90,6 +90,7 @@ class ArrayAPIBackend:
                 between=stage.levels_between(run.plan, turn.stage),
             )
             state = stage.constrained(self, run.held, state, after, run.noise)
+            state = State(*state[:6], carried) if carried else state
             if run.callback is not None:
                 run.callback(state)
         return state

@@ -24,8 +24,8 @@ from diffcore.plan import Form
 from diffcore.stage import Run, Source
 from diffcore.state import State
 
-Carry = tuple[jax.Array, tuple[jax.Array, ...]]
-"""What a run carries from stage to stage: z, and the memory, in slots where the kernel serves."""
+Carry = tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]
+"""What a run carries from stage to stage: z, the memory, in slots where the kernel serves, and what its denoiser carries."""
 
 
 class Given(NamedTuple):
@@ -147,8 +147,9 @@ class JAXBackend(ArrayAPIBackend):
             scan = partial(_scan, settings, run.callback)
             scan = scan if traced else jax.jit(scan, donate_argnums=donated)
         slots = partial(ring, form) if kernel else lambda memory, _: memory
-        z, memory = scan((z, slots(state.memory, first)), arrays, state.keys, state.draw - first, each)
-        return State(z, slots(memory, stages), None, stages, state.draw + (stages - first), state.keys)
+        carry = (z, slots(state.memory, first), state.carried)
+        z, memory, carried = scan(carry, arrays, state.keys, state.draw - first, each)
+        return State(z, slots(memory, stages), None, stages, state.draw + (stages - first), state.keys, carried)
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
@@ -210,10 +211,10 @@ def _plain(transform_x: Callable[[Array], Array] | None, kind: Kind, read: Stage
     return Made(after.z, after.x if kind.tells else None, memory)
 
 
-def _seen(kind: Kind, made: Made, index: Any, draw: Any, keys: Any) -> State:
+def _seen(kind: Kind, made: Made, index: Any, draw: Any, keys: Any, carried: Any = ()) -> State:
     """Return the state of a run as a caller sees it."""
     form, memory = kind.form, ring(kind.form, made.memory, index) if kind.slots else made.memory
-    return State(made.z, memory, memory[form.computed - 1] if form.keeps_x else made.x, index, draw, keys)
+    return State(made.z, memory, memory[form.computed - 1] if form.keeps_x else made.x, index, draw, keys, carried)
 
 
 def _scan(
@@ -234,8 +235,8 @@ def _scan(
     made_here = stochastic and source is None and keys is not None
 
     def body(carry: Carry, at: At) -> tuple[Carry, None]:
-        z, memory = carry
-        y, other = stage.ask(form, denoise, z, at.levels)
+        z, memory, carried = carry
+        y, other, carried = stage.ask_carrying(form, denoise, z, at.levels, carried)
         before, eps = _seen(kind, Made(z, None, memory), at.number, at.number + ahead, keys), None
         if stochastic and not made_here:
             eps = stage.drawn(backend, before, source, at.between)
@@ -249,11 +250,11 @@ def _scan(
         made = jax.lax.optimization_barrier(made)
         if callback is not None:
 
-            def tell(made: Made, index: Any, draw: Any, keys: Any) -> None:
-                callback(_seen(kind, made, int(index), int(draw), keys))
+            def tell(made: Made, index: Any, draw: Any, keys: Any, carried: Any) -> None:
+                callback(_seen(kind, made, int(index), int(draw), keys, carried))
 
-            io_callback(tell, None, made, at.number + 1, at.number + ahead + 1, keys, ordered=True)
-        return (made.z, made.memory), None
+            io_callback(tell, None, made, at.number + 1, at.number + ahead + 1, keys, carried, ordered=True)
+        return (made.z, made.memory, carried), None
 
     after: Carry = jax.lax.scan(body, _varied(carry, (arrays, keys), body, each), each)[0]
     return after

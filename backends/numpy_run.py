@@ -40,6 +40,8 @@ def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State |
     plan, source, held, callback = run.plan, run.noise, run.held, run.callback
     if int(state.index) >= len(plan):
         return state
+    if hasattr(run.denoise, "carrying"):
+        return None
     walk = _begin(backend, run.form, run.coefficients, state, run.transform_x, take, give)
     if walk is None or (plan.stochastic and source is None and walk.keys is None):
         return None

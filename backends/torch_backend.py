@@ -70,7 +70,7 @@ class TorchBackend(ArrayAPIBackend):
 
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
-            if _is_traced():
+            if _is_traced() or hasattr(run.denoise, "carrying"):
                 return super().run(run, state)
             fuse = state.z.is_cuda if run.compile is None else run.compile
             if fuse and state.z.numel() >= (1 if state.z.is_cuda else FUSED):

@@ -11,6 +11,8 @@ A **denoiser** is any callable. What it says of itself, it says by attributes, w
 | `at(log_snr)` | method | the denoiser for a stage whose level is known on the host, asked before each stage |
 | `with_unguided(z, log_snr)` | method | (prediction, prediction without guidance), for plans with `second="unguided"` |
 | `apart(z, log_snr)` | method | (c, u, w) where it is c + w (c - u) and nothing else, for kernels that work it out; or None |
+| `begin(z)` | method | the arrays that it carries before the first stage, where it carries some, such as a running average |
+| `carrying(z, log_snr, carried)` | method | (prediction, that without guidance, what the next stage gets); see `State.carried` |
 | `posterior_covariance(z, log_snr)` | method | Cov[x given z], which an exact denoiser knows in closed form |
 
 A **wrapper** is a denoiser round another one: a frozen dataclass that names its fields of arrays and denoisers in `parts`. On

@@ -257,6 +257,8 @@ def sample(
         state, backend = z, backend_of(z.z)
     else:
         state, backend = _started(plan, z, shape, like, seed, source)
+    if hasattr(denoise, "carrying") and not state.carried:
+        state = State(*state[:6], cast(Any, denoise).begin(state.z))
     held = None if constraint is None else stage.hold("sample", constraint, plan, state.z)
     if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
         state = _begin(backend, held, state, source)

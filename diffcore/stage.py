@@ -82,12 +82,26 @@ def _rows(table: Array) -> list[Array]:
 def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[Array, Array | None]:
     """Return the prediction at z, checked, and the one without guidance where the plan reads it."""
     if form.second == "unguided":
-        y, other = denoise.with_unguided(z, *levels)
+        y, other = (
+            denoise.with_unguided(z, *levels) if hasattr(denoise, "with_unguided") else 2 * (denoise(z, *levels),)
+        )
         check_prediction(other, z)
     else:
         y, other = denoise(z, *levels), None
     check_prediction(y, z)
     return y, other
+
+
+def ask_carrying(
+    form: Form, denoise: Any, z: Array, levels: tuple[Array, ...], carried: tuple[Array, ...]
+) -> tuple[Array, Array | None, tuple[Array, ...]]:
+    """Return what `ask` does, and what the denoiser carries to the next stage: what it got, if it carries nothing."""
+    if not hasattr(denoise, "carrying"):
+        return *ask(form, denoise, z, levels), carried
+    y, other, carried = denoise.carrying(z, *levels, carried)
+    check_prediction(y, z)
+    check_prediction(other, z)
+    return y, other if form.second == "unguided" else None, carried
 
 
 def check_prediction(y: Array, z: Array) -> None:

@@ -26,6 +26,7 @@ class State(NamedTuple):
         index: the number of the next stage.
         draw: the number of the next draw of noise, which goes on when another plan follows; see `start`.
         keys: the key words of the samples, (B, 2), or None where the caller gives the noise.
+        carried: what the denoiser made of the stages before, where it has a method `carrying`; else empty.
 
     A tuple of arrays, and a pytree on JAX; `save_state` writes it to a file.
     """
@@ -36,6 +37,7 @@ class State(NamedTuple):
     index: Any
     draw: Any
     keys: Array | None
+    carried: tuple[Array, ...] = ()
 
 
 def save_state(path: str | os.PathLike[str], state: State) -> None:
@@ -57,6 +59,7 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     """
     _check.instance("save_state", "state", state, State, "a diffcore.State")
     arrays = {f"memory_{at}": array for at, array in enumerate(state.memory)}
+    arrays |= {f"carried_{at}": array for at, array in enumerate(state.carried)}
     arrays |= {name: array for name in ("z", "x") if (array := getattr(state, name)) is not None}
     held: dict[str, Any] = {name: _array.to_host(array) for name, array in arrays.items()}
     if state.keys is not None:
@@ -92,7 +95,10 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
         if int(held["format"]) != FORMAT:
             raise ValueError(f"it has format {int(held['format'])}, but this version reads format {FORMAT}")
         name, keys = str(held["dtype"]), held.get("keys")
-        memory = [held[f"memory_{at}"] for at in range(sum(part.startswith("memory_") for part in held))]
+        memory, carried = (
+            [held[f"{name}_{at}"] for at in range(sum(part.startswith(f"{name}_") for part in held))]
+            for name in ("memory", "carried")
+        )
         z, x, index, draw = held["z"], held.get("x"), int(held["index"]), int(held["draw"])
     except Exception as error:  # NumPy raises many kinds for a file of another format
         raise ValueError(f"load_state: `path` {str(path)!r} holds no state: {error}") from error
@@ -106,4 +112,5 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
     give = lambda array: xp.asarray(array, dtype=dtype, device=where)  # noqa: E731
     words = None if keys is None else backend.keys(keys, like)
     estimate = None if x is None else give(x)
-    return State(give(z), tuple(map(give, memory)), estimate, backend.index(index), backend.index(draw), words)
+    counts = backend.index(index), backend.index(draw)
+    return State(give(z), tuple(map(give, memory)), estimate, *counts, words, tuple(map(give, carried)))

@@ -45,7 +45,6 @@ LAYERS: dict[str, list[str]] = {
         "sampling",
         "samplers",
         "guidance",
-        "_pair",
         "conditioning",
         "likelihood",
         "exact",
