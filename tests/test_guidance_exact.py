@@ -9,7 +9,7 @@ import pytest
 from test_guidance import LIBRARIES, Counted, Z, namespace
 
 import diffcore as dc
-from diffcore import guidance, predictions
+from diffcore import _streams, guidance, predictions
 from diffcore.exact import Gaussian, Mixture
 from diffcore.levels import level
 
@@ -187,7 +187,7 @@ def test_temporal_and_fractional_history() -> None:
         VIDEO, OBSERVED, KNOWN, seen=subsets, scale=(1.5, -0.5), level=(np.inf, 1.0), absent=-np.inf, seed=9
     )
     u = without(z, at, 0, 1)
-    eps = dc.noise.normal(9, 0, z.shape, dtype=np.dtype(np.float64), stream=12)
+    eps = dc.noise.normal(9, 0, z.shape, dtype=np.dtype(np.float64), stream=_streams.HISTORY)
     old = level(1.0)
     first, second = z.copy(), z.copy()
     first[:, 0], second[:, 1] = OBSERVED[:, 0], old.alpha * OBSERVED[:, 1] + old.sigma * eps[:, 1]
