@@ -62,7 +62,7 @@ def shown(value: object) -> str:
     >>> shown(np.float32(0.1)), shown(np.zeros((2, 3))), shown(10**5000)
     ('0.1', 'ndarray of shape (2, 3) and dtype float64', '2^16609...')
     """
-    return _cut(_Short().repr(value), 120)
+    return cut(_Short().repr(value), 120)
 
 
 def error(kind: type[Exception], function: str, argument: str, must: str, value: object, hint: str = "") -> Exception:
@@ -72,7 +72,7 @@ def error(kind: type[Exception], function: str, argument: str, must: str, value:
     ValueError('samplers.ancestral: `gamma` must be a number in [0, 1], got 2')
     """
     where = f"{function}: " if function else ""
-    return kind(_cut(f"{where}`{argument}` must {must}, got {shown(value)}{'; ' + hint if hint else ''}", LONGEST))
+    return kind(cut(f"{where}`{argument}` must {must}, got {shown(value)}{'; ' + hint if hint else ''}", LONGEST))
 
 
 def number(
@@ -228,7 +228,7 @@ def equal_shapes(function: str, /, hint: str = "", **arrays: Any) -> tuple[int, 
     for other, entry in rest:
         if tuple(entry.shape) != found:
             text = f"{function}: `{first}` and `{other}` must have equal shapes, got {found} and {tuple(entry.shape)}"
-            raise ValueError(_cut(text + ("; " + hint if hint else ""), LONGEST))
+            raise ValueError(cut(text + ("; " + hint if hint else ""), LONGEST))
     return found
 
 
@@ -297,5 +297,6 @@ def _either(choices: Collection[object]) -> str:
     return text if len(text) <= 250 else f"one of {len(words)} choices: {text[: text.rindex(',', 0, 200)]}, ..."
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int = 200) -> str:
+    """Return the beginning of a text that came from elsewhere, such as another library's message."""
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."

@@ -1,4 +1,5 @@
-"""The one way in which a file is written: whole, under a temporary name, which then becomes its own.
+"""The one way in which a file is read, and the one in which it is written: whole, under a temporary name, which then
+becomes its own.
 
 Whoever opens the file finds the old content or the new one, also after a power cut, and however many threads, processes
 and machines write it at once. In all else it is as with `open`: the same permissions, and a link is followed.
@@ -11,11 +12,77 @@ import os
 import re
 import secrets
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffcore import _check
+
 PART = ".{}.{}.part"
 """A temporary name: of the file's, as much as surely fits into a name of 255 bytes, and a number of 64 bits."""
+
+
+def regular(function: str, path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """Return the path of a file that is there, is no folder, and ends: a pipe or a device may never.
+
+    Raises:
+        TypeError: what names no file.
+        FileNotFoundError: there is none.
+        ValueError: something that is no regular file.
+
+    >>> regular("Plan.load", "/dev/null")
+    Traceback (most recent call last):
+    ValueError: Plan.load: `path` must be the name of a regular file, got '/dev/null', which is a device
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise _check.error(TypeError, function, argument, "be the name of a file, a str or a pathlib.Path", path)
+    name = os.fspath(path)
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{function}: there is no file {_check.shown(name)}") from None
+    except ValueError:  # of a character that no name has
+        raise _check.error(ValueError, function, argument, "be the name of a file", name) from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        must = f"must be the name of a regular file, got {_check.shown(name)}, which is {kind}"
+        raise ValueError(f"{function}: `{argument}` {must}")
+    return Path(name)
+
+
+UNPACKED = 2**26
+"""Bytes that any file may unpack to: 22 million pixels; a larger one may unpack to 100 times its own size."""
+
+
+def room(path: Path) -> int:
+    """Return how many bytes the content of a compressed file may take. More is no picture, clip or state but an attack."""
+    return max(UNPACKED, 100 * path.stat().st_size)
+
+
+def archive(function: str, path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """Return the path of a zip archive, such as .npz, of which nothing was unpacked yet and which has `room` for its content.
+
+    Raises:
+        ValueError: no archive, or one that unpacks to more; beside what `regular` raises.
+    """
+    found = regular(function, path, argument)
+    name = _check.shown(found.name)
+    try:
+        with zipfile.ZipFile(found) as held:
+            size = sum(info.file_size for info in held.infolist())
+    except Exception as error:  # of many kinds for a damaged one
+        raise ValueError(f"{function}: {name} is no whole archive ({_check.shown(str(error))})") from None
+    if size > room(found):
+        raise ValueError(
+            f"{function}: {name} has {found.stat().st_size} bytes and unpacks to {_check.shown(size)}; write it uncompressed, for "
+            f"example with numpy.savez"
+        )
+    return found
+
+
+def read(function: str, path: str | os.PathLike[str], argument: str = "path") -> bytes:
+    """Return what a file holds. Raises what `regular` raises, and the OSError of a file that may not be read."""
+    return regular(function, path, argument).read_bytes()
 
 
 @contextlib.contextmanager

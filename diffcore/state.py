@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from diffcore._array import Array
 from diffcore._dispatch import backend_of
 
 FORMAT = 1
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class State(NamedTuple):
@@ -88,9 +88,10 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
     """
     like = np.zeros(()) if like is None else like
     xp, where = _array.namespace("load_state", like=like), _array.device(like)
-    raw = io.BytesIO(Path(path).read_bytes())
+    archive = _files.archive("load_state", path)
+    shown = _check.shown(archive.name)
     try:
-        with np.load(raw, allow_pickle=False) as file:
+        with archive.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
         if int(held["format"]) != FORMAT:
             raise ValueError(f"it has format {int(held['format'])}, but this version reads format {FORMAT}")
@@ -100,12 +101,18 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
             for name in ("memory", "carried")
         )
         z, x, index, draw = held["z"], held.get("x"), int(held["index"]), int(held["draw"])
+        if name not in DTYPES or index < 0 or draw < 0:
+            raise ValueError(f"its dtype is {_check.shown(name)}, its stage {index} and its draw {draw}")
+        if any(part.shape != z.shape for part in memory + ([] if x is None else [x])) or z.ndim < 1:
+            raise ValueError("its arrays differ in shape")
+        if keys is not None and (keys.shape != (len(z), 2) or keys.dtype != np.uint32):
+            raise ValueError(f"its keys are of shape {keys.shape} and dtype {keys.dtype}")
     except Exception as error:  # NumPy raises many kinds for a file of another format
-        raise ValueError(f"load_state: `path` {str(path)!r} holds no state: {error}") from error
+        raise ValueError(f"load_state: {shown} holds no state: {_check.cut(str(error))}") from error
     dtype = getattr(xp, name, None)
     if dtype is None:
         raise ValueError(
-            f"load_state: `path` {str(path)!r} holds {name}, which {_array.name(xp)} does not have; give `like` of the library "
+            f"load_state: {shown} holds {name}, which {_array.name(xp)} does not have; give `like` of the library "
             f"that wrote it"
         )
     backend = backend_of(like)

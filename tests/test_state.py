@@ -82,7 +82,7 @@ def test_what_is_no_state_is_refused_by_name(tmp_path: Path) -> None:
     np.savez(path, z=np.array([{}], dtype=object))
     for content in (b"", b"text", whole, whole[:-30], path.read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"load_state: `path` .*broken\.npz' holds no state"):
+        with pytest.raises(ValueError, match=r"load_state: 'broken\.npz' (holds no state|is no whole archive)"):
             dc.load_state(path)
     with pytest.raises(TypeError, match=r"`state` must be a diffcore\.State, got ndarray"):
         dc.save_state(path, np.zeros(3))  # type: ignore[arg-type]

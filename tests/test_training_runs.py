@@ -62,7 +62,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @every_backend
 def test_what_a_run_leaves(backend: str, unbroken: Any) -> None:
     folder = unbroken(backend)
-    assert set(left(folder)) == {"checkpoint.safetensors", "log.jsonl", "model.safetensors"}
+    kept = ["checkpoint.safetensors", "checkpoint.1.safetensors", "checkpoint.2.safetensors"]
+    assert set(left(folder)) == {*kept, "log.jsonl", "model.safetensors"}
+    assert [files.read_metadata("test", folder / name)["step"] for name in kept] == ["7", "6", "3"]
     assert [row["step"] for row in rows(folder)] == [2, 3, 4, 6, 7]
     assert all(set(row) == {"step", "loss", "gradient_norm", "learning_rate"} for row in rows(folder))
     content = files.read(folder / "model.safetensors")
@@ -331,13 +333,94 @@ def test_a_weight_of_ones_own_is_told_by_its_name_and_not_by_its_place_in_memory
     assert loop._identity(CONFIG, of[0], digits(), "torch") == loop._identity(CONFIG, of[1], digits(), "torch")
 
 
+def _flipped(path: Path) -> None:
+    """Flip one bit of the number in the middle, which a file without a digest would not show."""
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
+
+
+@every_backend
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
+    backend: str, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(unbroken(backend), tmp_path / "copy")
+    newest, before, first = (folder / f"checkpoint{age}.safetensors" for age in ("", ".1", ".2"))
+    _flipped(newest)
+    before.write_bytes(before.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"checkpoint.safetensors is damaged .* at step 3$"):
+        assert training.step_of(folder) == 3
+    with pytest.warns(
+        UserWarning, match=r"checkpoint.safetensors is damaged .* going on from checkpoint.2.safetensors"
+    ):
+        train(CONFIG, SETTINGS, digits(), folder, backend=backend)
+    assert [left(folder)[name] for name in ("model.safetensors", newest.name, before.name)] == [
+        left(unbroken(backend))[name] for name in ("model.safetensors", newest.name, before.name)
+    ]
+    stop(monkeypatch, module_of(backend).Trainer, "step", lambda *_: True)
+    for path in (newest, before, first):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"checkpoint.safetensors is no whole .* no older one is whole, .* overwrite=True"
+    ):
+        train(CONFIG, SETTINGS, digits(), folder, backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "lacks", "more", "no digest"])
+def test_a_checkpoint_that_does_not_fit_is_refused(backend: str, wrong: str, unbroken: Any, tmp_path: Path) -> None:
+    folder = copied(unbroken(backend), tmp_path / "copy")
+    state, metadata = files.read_arrays("test", folder / "checkpoint.safetensors")
+    name = "averaged/" + ("output.bias" if backend == "jax" else next(n for n in state if n[:9] == "averaged/")[9:])
+    state = {
+        "shape": {**state, name: state[name].reshape(-1)[:1].reshape(1, 1)},  # which broadcasts
+        "dtype": {**state, name: state[name].astype(np.float64)},
+        "lacks": {other: array for other, array in state.items() if other != name},
+        "more": {**state, "more": np.zeros(1)},
+        "no digest": state,
+    }[wrong]
+    if wrong == "no digest":
+        from safetensors.numpy import save_file
+
+        for path in folder.glob("checkpoint*"):
+            save_file(state, path, metadata=metadata)
+        says = "its digest is missing"
+    else:
+        files.write(folder / "checkpoint.safetensors", state, metadata)
+        says = {"lacks": "lacks", "more": "has unknown arrays: more"}.get(wrong, "has shape .* float")
+    with pytest.raises(ValueError, match=rf"^training.train: checkpoint.safetensors .*{says}"):
+        train(CONFIG, SETTINGS, digits(), folder, backend=backend)
+
+
+@every_backend
+def test_an_average_that_is_not_finite_is_not_kept(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = module_of(backend).Trainer
+    state = trainer.state
+
+    def spoiled(self: Any) -> Any:
+        found = state(self)
+        name = next(name for name in found if name.startswith("averaged/"))
+        return {**found, name: found[name] * np.float32(np.nan)}
+
+    train(CONFIG, replace(SETTINGS, steps=3), digits(), tmp_path, backend=backend)
+    before = left(tmp_path)
+    monkeypatch.setattr(trainer, "state", spoiled)
+    with pytest.raises(ValueError, match=r"'averaged/.* has NaN or infinity .* after step 6; start in a new folder"):
+        train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
+    assert {name: found for name, found in left(tmp_path).items() if name != "log.jsonl"} == {
+        name: found for name, found in before.items() if name != "log.jsonl"
+    }
+
+
 @pytest.mark.torch
-def test_a_damaged_checkpoint_is_told(unbroken: Any, tmp_path: Path) -> None:
-    folder = copied(unbroken("torch"), tmp_path / "copy")
-    kept = folder / "checkpoint.safetensors"
-    kept.write_bytes(kept.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"training.train: checkpoint.safetensors is no whole safetensors file"):
-        train(CONFIG, SETTINGS, digits(), folder)
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path) -> None:
+    for kept in (1, 4, 2):
+        steps = {1: 3, 4: 6, 2: 7}[kept]
+        (tmp_path / "checkpoint.other.safetensors").touch()
+        train(CONFIG, replace(SETTINGS, steps=steps, checkpoint_every=1, checkpoints=kept), digits(), tmp_path)
+        assert len(list(tmp_path.glob("checkpoint*"))) == min(kept, 4) + 1
 
 
 @every_backend

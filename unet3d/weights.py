@@ -2,11 +2,13 @@
 
 The file has exactly the arrays of `structure.arrays(config)`: convolutions (height, width, in, out), linear maps (in, out).
 It is read whole and checked before a model is made, so that there is no partly loaded one, and written under a
-temporary name, so that there is no partly written one. A pickle is refused: to open one is to run it.
+temporary name, so that there is no partly written one. A digest of names, dtypes, shapes, numbers and metadata is among the
+metadata and is checked where it is there; files of other programs need none. A pickle is refused: to open one is to run it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -66,7 +68,7 @@ def save(model: Any, path: str | os.PathLike[str], *, dtype: str | None = None, 
             for name, array in model.arrays().items()
         }
     _check_arrays("unet3d.save", model.config, arrays)
-    _check_finite("unet3d.save", arrays)
+    check_finite("unet3d.save", arrays)
     write(path, arrays, {**(metadata or {}), "config": json.dumps(model.config.to_dict())})
 
 
@@ -96,16 +98,17 @@ def load(
 
 def read(path: str | os.PathLike[str]) -> Content:
     """Return what a weights file holds, checked against its config. Raises what `load` raises."""
-    function, name = "unet3d.load", Path(path).name
+    function = "unet3d.load"
     arrays, metadata = read_arrays(function, path)
+    name = Path(path).name
     if "config" not in metadata:
         raise ValueError(f"{function}: {name} is a safetensors file without a config; unet3d.save writes one")
     try:
         config = UNet3DConfig.from_dict(json.loads(metadata.pop("config")))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{function}: {name} has a config that does not fit: {error}") from None
     _check_arrays(f"{function}: {name}", config, arrays)
-    _check_finite(f"{function}: {name}", arrays)
+    check_finite(f"{function}: {name}", arrays)
     return Content(config, arrays, metadata)
 
 
@@ -135,7 +138,8 @@ def _check_arrays(where: str, config: UNet3DConfig, arrays: Arrays) -> None:
             raise ValueError(f"{where}: {name!r} has dtype {array.dtype}, but takes one of {sorted(DTYPES)}")
 
 
-def _check_finite(where: str, arrays: Arrays) -> None:
+def check_finite(where: str, arrays: Arrays) -> None:
+    """Raise ValueError where an array has NaN or infinity."""
     for name, array in arrays.items():
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{where}: {name!r} has NaN or infinity in {int(np.sum(~np.isfinite(array)))} places")
@@ -146,7 +150,9 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]], 
     import diffcore
 
     numpy = _safetensors("unet3d.save")
-    data = memoryview(numpy.save(dict(arrays), metadata={**metadata, "diffcore": diffcore.__version__}))
+    about = {**metadata, "diffcore": diffcore.__version__}
+    about["digest"] = _digest(arrays, about)
+    data = memoryview(numpy.save(dict(arrays), metadata=about))
     size = _header_size(data)
     header = json.loads(bytes(data[8 : 8 + size]))
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library's order differs from run to run
@@ -160,11 +166,22 @@ def _header_size(data: Any) -> int:
     return int.from_bytes(data[:8], "little")
 
 
-def read_arrays(function: str, path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
-    """Return the arrays and metadata of a safetensors file; see `load` for what is raised."""
+def _digest(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a file's content; the order in which a program writes it does not count."""
+    about = {name: text for name, text in metadata.items() if name != "digest"}
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(json.dumps([name, array.dtype.str, arrays[name].shape]).encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return f"sha256:{found.hexdigest()}"
+
+
+def read_arrays(function: str, path: str | os.PathLike[str], *, digest: bool = False) -> tuple[Arrays, dict[str, str]]:
+    """Return the arrays and metadata of a safetensors file, which has to have a digest where `digest` says so."""
     numpy = _safetensors(function)
-    target = _file(function, path)
-    data = target.read_bytes()
+    data = _files.read(function, path)
+    target = Path(path)
     try:
         arrays = numpy.load(data)
         metadata = json.loads(data[8 : 8 + _header_size(data)]).get("__metadata__", {})
@@ -174,6 +191,12 @@ def read_arrays(function: str, path: str | os.PathLike[str]) -> tuple[Arrays, di
         ) from None
     except Exception as error:  # of kinds of the library's own
         raise _refused(function, target, error) from None
+    found = metadata.pop("digest", None)
+    if (digest or found is not None) and found != _digest(arrays, metadata):
+        raise ValueError(
+            f"{function}: {target.name} is damaged or was changed: its digest is {'of something else' if found else 'missing'}; "
+            f"take a copy of it, or remove its metadata entry 'digest' if another program changed it"
+        )
     return arrays, metadata
 
 
@@ -182,18 +205,12 @@ def read_metadata(function: str, path: str | os.PathLike[str]) -> dict[str, str]
     _safetensors(function)
     from safetensors import safe_open
 
-    target = _file(function, path)
+    target = _files.regular(function, path)
     try:
         with safe_open(target, "numpy") as file:
             return dict(file.metadata() or {})
     except Exception as error:  # of kinds of the library's own
         raise _refused(function, target, error) from None
-
-
-def _file(function: str, path: str | os.PathLike[str]) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{function}: there is no file {str(path)!r}")
-    return Path(path)
 
 
 def _refused(function: str, path: Path, error: Exception) -> ValueError:

@@ -51,6 +51,8 @@ def look(path: Path) -> Video:
         usage(f"there is no file {path}")
     if path.is_dir():
         usage(f"{path} is a folder; give one video file")
+    if not path.is_file():
+        usage(f"{path} is a pipe or a device; give one video file")
     kind = path.suffix.lower()
     if kind not in SUFFIXES | {".npy", ".png"}:
         known = " ".join(sorted(SUFFIXES | {".npy", ".png"}))
@@ -137,12 +139,12 @@ def _av() -> Any:
 
 
 def _look_at_coded(path: Path) -> Video:
+    from diffcore.unet3d.data.videos import check_pixels, stream_of
+
     av = _av()
     try:
         with av.open(os.path.abspath(path)) as container:  # else FFmpeg takes "10:30.mp4" for a URL
-            if not container.streams.video:
-                raise Failure(f"{path} holds no video")
-            stream = container.streams.video[0]
+            stream = stream_of(container, path)
             rate = stream.average_rate
             count = int(stream.frames)
             first = next(container.decode(stream), None)
@@ -150,22 +152,23 @@ def _look_at_coded(path: Path) -> Video:
                 raise Failure(f"{path} holds no frame")
             aspect = float(stream.sample_aspect_ratio or 1)
             size = (first.height, max(1, round(first.width * aspect)))
+            check_pixels(*size)
             size = size[::-1] if round(first.rotation / 90) % 2 else size
         if not count:
             with av.open(os.path.abspath(path)) as container:
-                count = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+                count = sum(packet.size > 0 for packet in container.demux(stream_of(container, path)))
     except (av.FFmpegError, OSError, EOFError, ValueError, IndexError) as error:
         raise Failure(f"{path} cannot be read as a video: {_reason(error)}; it is damaged or not a video") from error
     return Video(path, 1, count, size, 3, float(rate) if rate else None)
 
 
 def _decoded(video: Video, size: Size) -> Iterator[Float32]:
-    from diffcore.unet3d.data.videos import upright
+    from diffcore.unet3d.data.videos import stream_of, upright
 
     av, taken, read = _av(), [], 0
     try:
         with av.open(os.path.abspath(video.path)) as container:
-            stream = container.streams.video[0]
+            stream = stream_of(container, video.path)
             aspect = float(stream.sample_aspect_ratio or 1)
             for frame in container.decode(stream):
                 taken.append(upright(frame, aspect, size, [0.5, 0.5]))
@@ -192,7 +195,7 @@ def _array(path: Path) -> npt.NDArray[Any]:
     """Return a .npy file as clips (B, T, H, W, C), of which nothing is read yet."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy raises many kinds for a file of another format
         reason = "it holds objects or is not a .npy file" if "bject" in str(error) else _reason(error)
         raise Failure(f"{path} cannot be read as numbers: {reason}; write it again with numpy.save") from error
     if not isinstance(found, np.ndarray) or found.ndim not in (4, 5):
@@ -234,8 +237,14 @@ def _resized(clips: Float32, size: Size) -> Float32:
         return clips
     from PIL import Image
 
+    from diffcore.unet3d.data.videos import PIXELS
+
     scale = max(size[0] / height, size[1] / width)
     high, wide = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    if high * wide > PIXELS:
+        raise Failure(
+            f"frames of {height}x{width} are too narrow to cover {size[0]}x{size[1]}; cut them to another shape"
+        )
     top, left = (high - size[0]) // 2, (wide - size[1]) // 2
     out = np.empty((*clips.shape[:2], *size, clips.shape[4]), dtype=np.float32)
     for place in np.ndindex(*clips.shape[:2], clips.shape[4]):

@@ -29,9 +29,16 @@ def usage(message: str) -> NoReturn:
     raise Usage(message)
 
 
+def printable(text: object) -> str:
+    """Return a text as a terminal may show it: a character that would move its cursor or colour it is escaped."""
+    return "".join(
+        part if part.isprintable() or part == "\n" else part.encode("unicode_escape").decode() for part in str(text)
+    )
+
+
 def one_line(text: object) -> str:
     """Return a text on one line."""
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
 
 
 def note(text: str) -> None:
@@ -41,7 +48,7 @@ def note(text: str) -> None:
 
 def result(row: Row, text: str, *, as_json: bool) -> None:
     """Say what came out, on stdout: the row as JSON, or the text."""
-    typer.echo(as_text(row) if as_json else text)
+    typer.echo(as_text(row) if as_json else printable(text))
 
 
 def as_text(row: Row) -> str:
@@ -58,7 +65,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 132).print(shown)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _check, _files
 from diffcore._pictures import GAP, LABEL, page
 from diffcore.cli.report import Failure
 
@@ -37,11 +39,18 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of many pixels; below, of too many
+            picture = Image.open(path)
+        with picture:
+            if 3 * picture.width * picture.height > _files.room(path):
+                raise ValueError(
+                    f"its {picture.height}x{picture.width} pixels take over 100 times its {path.stat().st_size} bytes"
+                )
             text = getattr(picture, "text", {}).get(KEY)
             deep = picture.mode.startswith("I")  # 16 bits, which `convert` would cut off at 255
             pixels = np.asarray(picture if deep else picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises many kinds for a damaged one
         raise Failure(f"{path} cannot be read as a picture: {error}") from error
     if deep:
         pixels = np.repeat((pixels.astype(np.uint32) // 257).astype(np.uint8)[..., None], 3, axis=-1)
@@ -49,20 +58,24 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
         return pixels[None, None]
     try:
         return _cut(pixels, json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
             f"{path} has a note on its frames that does not fit the picture ({error}); write it anew"
         ) from error
 
 
 def _cut(pixels: npt.NDArray[np.uint8], at: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    zoom, height, width = at["zoom"], at["height"], at["width"]
-    clips = np.empty((at["clips"], at["frames"], height, width, at["channels"]), dtype=np.uint8)
-    lines = -(-at["frames"] // COLUMNS)
-    for clip, frame in np.ndindex(at["clips"], at["frames"]):
+    names = ("clips", "frames", "height", "width", "zoom")
+    count, frames, height, width, zoom = (_check.integer("note", name, at[name], 1) for name in names)
+    channels = _check.choice("note", "channels", at["channels"], (1, 3))
+    lines = -(-frames // COLUMNS)
+    down, right = height * zoom + LABEL + GAP, width * zoom + GAP
+    takes = GAP + count * lines * down, GAP + min(frames, COLUMNS) * right
+    if takes[0] > pixels.shape[0] or takes[1] > pixels.shape[1]:
+        raise ValueError("it has more frames than there are pixels")
+    clips = np.empty((count, frames, height, width, channels), dtype=np.uint8)
+    for clip, frame in np.ndindex(count, frames):
         line, column = divmod(frame, COLUMNS)
-        top = GAP + (clip * lines + line) * (height * zoom + LABEL + GAP) + LABEL
-        left = GAP + column * (width * zoom + GAP)
-        cell = pixels[top : top + height * zoom : zoom, left : left + width * zoom : zoom, : at["channels"]]
-        clips[clip, frame] = cell
+        top, left = GAP + (clip * lines + line) * down + LABEL, GAP + column * right
+        clips[clip, frame] = pixels[top : top + height * zoom : zoom, left : left + width * zoom : zoom, :channels]
     return clips

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,7 +95,7 @@ def train(
 ) -> None:
     """Train a network on a folder of videos or on moving digits.
 
-    The folder gets model.safetensors, log.jsonl and checkpoint.safetensors. The same command goes on from the checkpoint
+    The folder gets model.safetensors, log.jsonl and the last checkpoints. The same command goes on from the newest checkpoint
     of a run that was stopped, and on a CPU ends with the very bits of one that was not.
     """
     del debug
@@ -116,7 +117,8 @@ def train(
     folder = _prepared(folder, force)
     place, name, _ = models.placed(backend_, device, "float32")
     took, last = time.perf_counter(), {}
-    first = 0 if force else training.step_of(folder)
+    with report.warnings_as_notes():
+        first = 0 if force else training.step_of(folder)
     if first:
         report.note(f"{folder}: resuming from step {first}")
     with report.Bar("training", settings.steps) as bar:
@@ -126,9 +128,18 @@ def train(
             bar.done(done, f"loss {row['loss']:.4f}" if row else "")
 
         try:
-            path = training.train(
-                config, settings, source, folder, backend=backend_, device=place, progress=report_step, overwrite=force
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "training.train: checkpoint", UserWarning)  # which is said above
+                path = training.train(
+                    config,
+                    settings,
+                    source,
+                    folder,
+                    backend=backend_,
+                    device=place,
+                    progress=report_step,
+                    overwrite=force,
+                )
         except KeyboardInterrupt:
             kept = training.step_of(folder)
             goes = f"goes on from step {kept}" if kept else "begins anew"
@@ -183,6 +194,6 @@ def _prepared(folder: Path, force: bool) -> Path:
     if not folder.parent.is_dir():
         report.usage(f"there is no folder {folder.parent} for {folder.name}; make it first: mkdir -p {folder.parent}")
     weights = folder / "model.safetensors"
-    if not force and weights.exists() and not (folder / "checkpoint.safetensors").exists():
+    if not force and weights.exists() and not list(folder.glob("checkpoint*.safetensors")):
         report.usage(f"{weights} exists already, without a checkpoint to resume from; --force overwrites it")
     return folder

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from diffcore import _files
+from diffcore import _check, _files
 
 T = TypeVar("T")
 
@@ -29,14 +29,16 @@ def save(path: str | os.PathLike[str], **fields: Any) -> None:
 
 def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
     """Read a plan; see `Plan.load`."""
+    text = _files.read("Plan.load", path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
         document = json.loads(text)
         if document["format"] != FORMAT:
-            raise ValueError(f"it has format {document['format']}, but this version reads format {FORMAT}")
+            raise ValueError(
+                f"it has format {_check.shown(document['format'])}, but this version reads format {FORMAT}"
+            )
         shape = tuple(int(size) for size in document["shape"])
         if len(shape) < 3 or min(shape) < 1 or math.prod(shape) > len(text):
-            raise ValueError(f"its shape is {document['shape']}")
+            raise ValueError(f"its shape is {_check.shown(document['shape'])}")
         shapes = {"log_snr": shape[:-2], "next_log_snr": shape[:-2], "update": shape}
         arrays: dict[str, Any] = {
             name: np.array([float(value) for value in document[name]]).reshape(shapes[name]) for name in ARRAYS
@@ -44,4 +46,6 @@ def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
         named = {name: document[name] for name in ("sampler", "scaling", "settings", "second", "ahead")}
         return make(**named, **arrays)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"Plan.load: `path` {str(path)!r} holds no plan: {error}") from error
+        raise ValueError(
+            f"Plan.load: {_check.shown(Path(path).name)} holds no plan: {_check.cut(str(error))}"
+        ) from error

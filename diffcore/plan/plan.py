@@ -24,7 +24,7 @@ import numpy.typing as npt
 from diffcore import _array, _check, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
-from diffcore.plan import io, known, parts, plot, text
+from diffcore.plan import checks, io, known, parts, plot, text
 from diffcore.plan.form import Form, Second, form_of, needed
 
 Float64 = npt.NDArray[np.float64]
@@ -86,15 +86,18 @@ class Plan:
     coefficients of the state before, of x and of fresh noise, at the start and after each stage."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampler, str) or not self.sampler.isprintable():
+            raise _check.error(TypeError, "Plan", "sampler", "be a name of printable characters", self.sampler)
         levels.check_scaling("Plan", self.scaling)
-        if self.second not in (None, "unguided", "raw"):
-            raise _check.error(ValueError, "Plan", "second", "be None, 'unguided' or 'raw'", self.second)
+        _check.choice("Plan", "second", self.second, ("unguided", "raw", None))
+        _check.flag("Plan", "ahead", self.ahead)
+        _check.instance("Plan", "settings", self.settings, Mapping, "a dict of the settings of the sampler")
         for name in ("log_snr", "next_log_snr", "update"):
-            array = np.array(getattr(self, name), dtype=np.float64)
+            array = np.array(_array.to_host(getattr(self, name), np.float64, function="Plan", argument=name))
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
-        self._check()
+        checks.arrays(self)
         object.__setattr__(self, "form", form_of(self.update, self.second))
         noisy = np.any(self.update[..., self.form.noise] != 0.0, axis=tuple(range(1, self.update.ndim - 1)))
         object.__setattr__(self, "noisy", tuple(noisy.tolist()))
@@ -104,37 +107,6 @@ class Plan:
         tables = {kind: self._coefficients(row) for kind, row in predictions.table().items()}
         object.__setattr__(self, "tables", {kind: t for kind, t in tables.items() if np.all(np.isfinite(t))})
         object.__setattr__(self, "known", known.table(self.scaling, self.log_snr, self.next_log_snr))
-
-    def _check(self) -> None:
-        shape, update = self.log_snr.shape, self.update.shape
-        if self.log_snr.ndim not in (1, 2, 3) or shape[0] < 1:
-            raise ValueError(
-                f"Plan: `log_snr` must have the shape (stages, *lead), lead (), (B,) or (B, T), got {shape}"
-            )
-        if self.next_log_snr.shape != shape:
-            raise ValueError(
-                f"Plan: `next_log_snr` must have the shape of `log_snr`, {shape}, got {self.next_log_snr.shape}"
-            )
-        more = 2 + (self.second is not None)
-        if update[:-2] != shape or len(update) != len(shape) + 2 or update[-1] != update[-2] + more or update[-2] < 1:
-            raise ValueError(
-                f"Plan: `update` must have the shape {(*shape, '1 + M', f'M + {1 + more}')} for M arrays of memory, got {update}"
-            )
-        if not np.all(np.isfinite(self.update)):
-            stage = int(np.argwhere(~np.isfinite(self.update))[0][0])
-            raise ValueError(
-                f"Plan: stage {stage} of {self.sampler} has a coefficient that is not finite, at log_snr "
-                f"{self.log_snr[stage]} -> {self.next_log_snr[stage]}; start from a finite log-SNR"
-            )
-        if np.any(np.isnan(self.next_log_snr)):
-            raise ValueError(
-                f"Plan: `next_log_snr` of {self.sampler} is NaN at stage {int(np.argwhere(np.isnan(self.next_log_snr))[0][0])}"
-            )
-        if not np.all(np.isfinite(self.levels.sigma)):
-            raise ValueError(
-                f"Plan: {self.sampler} calls the denoiser at a log_snr of -inf or NaN, where sigma is not finite under scaling "
-                f"{self.scaling!r}; start from a finite log-SNR, for example with schedules.truncate"
-            )
 
     def __len__(self) -> int:
         return int(self.log_snr.shape[0])
@@ -341,7 +313,8 @@ class Plan:
         """Read a plan that `save` wrote.
 
         Raises:
-            ValueError: the file holds no plan, is cut short, or has a format this version does not know.
+            ValueError: the file holds no plan, is cut short, or has a format this version does not know; a pipe or device.
+            OSError: there is no such file, or it cannot be read.
         """
         return io.load(path, cls)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import zipfile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _check
+from diffcore import _check, _files
 from diffcore.unet3d.data.source import Float32, Source
 
 _LOOKED_AT = 16
@@ -67,7 +67,7 @@ class Arrays(Source):
         self.labels, self._classes = _labels(function, labels, clips.shape[0], classes)
         self._frames = frames
         for index in np.unique(np.linspace(0, clips.shape[0] - 1, _LOOKED_AT).astype(int)):
-            self._scaled(int(index), clips[index])
+            _check_range(int(index), clips[index])
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -85,26 +85,34 @@ class Arrays(Source):
     def clip(self, index: int, rng: np.random.Generator) -> Float32:
         """Return T consecutive frames of clip `index`, (T, H, W, C) in [-1, 1]; every start is as likely."""
         start = int(rng.integers(self.clips.shape[1] - self._frames + 1))
-        return self._scaled(index, self.clips[index, start : start + self._frames])
+        return _scaled(index, self.clips[index, start : start + self._frames])
 
     def frame(self, index: int, rng: np.random.Generator) -> Float32:
         """Return one of the T' frames of clip `index`, (H, W, C) in [-1, 1]."""
-        return self._scaled(index, self.clips[index, int(rng.integers(self.clips.shape[1]))])
+        return _scaled(index, self.clips[index, int(rng.integers(self.clips.shape[1]))])
 
     def label(self, index: int) -> int | None:
         """Return the label of clip `index`, or None."""
         return None if self.labels is None else int(self.labels[index])
 
-    def _scaled(self, index: int, pixels: npt.NDArray[Any]) -> Float32:
-        if pixels.dtype == np.uint8:
-            return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-        low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # so written that NaN is outside
-            raise ValueError(
-                f"data.Arrays: `clips` has values from {low:g} to {high:g} in clip {index}, but takes floats in [-1, 1]; "
-                f"scale them, x * 2 - 1 from [0, 1] or x / 127.5 - 1 from [0, 255], or give uint8"
-            )
-        return pixels.astype(np.float32)
+
+def _check_range(index: int, pixels: npt.NDArray[Any]) -> None:
+    """Raise ValueError for floats outside [-1, 1]; nothing is copied, since a clip may be as large as its file."""
+    if pixels.dtype == np.uint8:
+        return
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -1.0 - _SLACK and high <= 1.0 + _SLACK):  # so written that NaN is outside
+        raise ValueError(
+            f"data.Arrays: `clips` has values from {low:g} to {high:g} in clip {index}, but takes floats in [-1, 1]; "
+            f"scale them, x * 2 - 1 from [0, 1] or x / 127.5 - 1 from [0, 255], or give uint8"
+        )
+
+
+def _scaled(index: int, pixels: npt.NDArray[Any]) -> Float32:
+    _check_range(index, pixels)
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    return pixels.astype(np.float32)
 
 
 def array_file(path: str | os.PathLike[str], *, frames: int, classes: int | None = None) -> Arrays:
@@ -118,7 +126,8 @@ def array_file(path: str | os.PathLike[str], *, frames: int, classes: int | None
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of NumPy arrays, a .npz without "clips", or what `Arrays` refuses.
+        ValueError: it is no file of NumPy arrays, a .npz without "clips" or one that unpacks to over 100 times its size, or
+            what `Arrays` refuses.
         TypeError: what `Arrays` refuses.
 
     >>> import tempfile
@@ -129,21 +138,27 @@ def array_file(path: str | os.PathLike[str], *, frames: int, classes: int | None
     (3, 3)
     """
     function = "data.array_file"
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{function}: `path` is {str(path)!r}, and there is no such file")
+    path = _files.regular(function, path)
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _files.archive(function, path)
+    held: Any
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{function}: {path.name} is no .npy or .npz file of numbers ({error})") from None
-    if isinstance(found, np.ndarray):
-        return Arrays(found, frames=frames, classes=classes)
-    with found:
-        if "clips" not in found.files:
-            raise ValueError(f"{function}: {path.name} holds {found.files}, but takes an array named 'clips'")
-        return Arrays(
-            found["clips"], found["labels"] if "labels" in found.files else None, frames=frames, classes=classes
-        )
+        if archive:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                held = {name: file[name] for name in file.files if name in ("clips", "labels")}
+        else:
+            held = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy raises many kinds for a file of another format
+        reason = _check.cut(str(error))
+        raise ValueError(
+            f"{function}: {_check.shown(path.name)} is no .npy or .npz file of numbers ({reason})"
+        ) from None
+    if isinstance(held, np.ndarray):
+        return Arrays(held, frames=frames, classes=classes)
+    if "clips" not in held:
+        raise ValueError(f"{function}: {_check.shown(path.name)} lacks an array named 'clips'")
+    return Arrays(held["clips"], held.get("labels"), frames=frames, classes=classes)
 
 
 def _labels(

@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _check
+from diffcore import _check, _files
 from diffcore.unet3d.data.source import Float32, Source
 
 SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
 """What a video's name ends with, in capitals or not; other files of a folder are not looked at."""
+
+PIXELS = 2**26
+"""Of the largest frame, which has square pixels and covers what it is cut to: 8K has half as many."""
 
 _BACK = (0.0, 2.0, 16.0, 128.0)  # seconds before a frame where its key frame is looked for, before all of the file is
 
@@ -201,10 +204,28 @@ def _broken() -> tuple[type[Exception], ...]:
     return (_av().FFmpegError, OSError, EOFError, ValueError, IndexError)
 
 
-def _stream(container: Any) -> Any:
+def stream_of(container: Any, path: Path) -> Any:
+    """Return the stream of pictures of an open file, whose frames may take no more than `room` for the file.
+
+    Raises:
+        ValueError: it holds no video, or larger frames.
+    """
     if not container.streams.video:
         raise ValueError("it holds no video")
-    return container.streams.video[0]
+    stream, most = container.streams.video[0], _files.room(path) // 3
+    if stream.codec_context is None:
+        raise ValueError("its codec is unknown")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > most:
+        raise ValueError(f"its frames of {height}x{width} pixels take over 100 times its {path.stat().st_size} bytes")
+    stream.codec_context.options = {"max_pixels": str(min(most, 2**31 - 1))}  # those that come later may be larger
+    return stream
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise ValueError for frames that no file is meant to have, upright and with square pixels, or scaled to cover others."""
+    if height * width > PIXELS:
+        raise ValueError(f"its frames would have {height}x{width} pixels, over {PIXELS}; cut them to another shape")
 
 
 def _probe(path: Path, span: int) -> _File:
@@ -212,7 +233,7 @@ def _probe(path: Path, span: int) -> _File:
     if path.stat().st_size == 0:
         raise ValueError("it is empty")
     with _open(path) as container:
-        stream = _stream(container)
+        stream = stream_of(container, path)
         first = next(container.decode(stream), None)
         if first is None:
             raise ValueError("it holds no frame")
@@ -223,7 +244,7 @@ def _probe(path: Path, span: int) -> _File:
     if count > max(4 * span, _FEW) and duration and first.pts is not None:
         return _File(path, count, float(first.pts), duration / count, None)
     with _open(path) as container:  # short, or a header that does not say: all packets, which are not decoded
-        times = [packet.pts for packet in container.demux(_stream(container)) if packet.size]
+        times = [packet.pts for packet in container.demux(stream_of(container, path)) if packet.size]
     if len(times) < span:
         raise ValueError(f"it has {len(times)} frames, but {span} are needed")
     if None in times or first.pts is None:
@@ -239,7 +260,7 @@ def _read(file: _File, number: int, span: int) -> tuple[list[Any], float]:
     timed = bool(file.step) or file.times is not None
     for back in (*_BACK, None) if timed else (None,):
         with _open(file.path) as container:
-            stream = _stream(container)
+            stream = stream_of(container, file.path)
             if back is not None:
                 target = int(time - back / stream.time_base)
                 if target <= file.start:
@@ -281,6 +302,7 @@ def upright(frame: Any, aspect: float, size: tuple[int, int], where: list[float]
     shape = shape[::-1] if turns % 2 else shape
     scale = max(np.array(size) / shape)
     covering = np.maximum(np.rint(shape * scale).astype(int), size)
+    check_pixels(*covering.tolist())
     height, width = (int(side) for side in (covering[::-1] if turns % 2 else covering))
     way = "AREA" if scale < 1.0 else "BICUBIC"
     pixels = np.rot90(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation=way), turns)

@@ -85,6 +85,12 @@ class Trainer:
                 found |= {f"{kind}/{name}": np.array(array) for name, array in arrays.items()}
         return found
 
+    def form(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays of `state`."""
+        kinds = [kind for kind in State._fields if kind != "count"]
+        shapes = {name: tuple(array.shape) for name, array in self._state.model.items()}
+        return {"count": ()} | {f"{kind}/{name}": shape for name, shape in shapes.items() for kind in kinds}
+
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take up the state that `state` returned."""
         of = lambda kind: {name: state[f"{kind}/{name}"] for name in self._state.model}  # noqa: E731

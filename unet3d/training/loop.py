@@ -21,14 +21,15 @@ from diffcore import _array, _check, _files
 from diffcore.unet3d import weights
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source
+from diffcore.unet3d.training import checkpoints
 from diffcore.unet3d.training.objective import draw
 from diffcore.unet3d.training.settings import Settings
 
-FREE = ("steps", "log_every", "checkpoint_every", "sample_every", "sample_steps")
+FREE = ("steps", "log_every", "checkpoint_every", "checkpoints", "sample_every", "sample_steps")
 """The settings that a run may change when it goes on."""
 
-CHECKPOINT, LOG, WEIGHTS = FILES = ("checkpoint.safetensors", "log.jsonl", "model.safetensors")
-"""What a folder holds of a run, beside samples."""
+LOG, WEIGHTS = "log.jsonl", "model.safetensors"
+"""What a folder holds of a run, beside checkpoints and samples."""
 
 Tell = Callable[[int, dict[str, Any]], object]
 """What is told, after each step, how many are done, and the last line of the log, {} until there is one."""
@@ -50,7 +51,8 @@ def train(
 
     The folder also gets `log.jsonl` (a line every `log_every` steps and at each checkpoint: step, means of loss and
     gradient_norm since the line before, learning_rate, seconds), `samples/STEP.png` where `sample_every` is set, and
-    `checkpoint.safetensors`. A run that finds its checkpoint goes on from there: batches, times, noise and dropout are
+    `checkpoint.safetensors`, with `checkpoint.1.safetensors`, ... the ones before it. A run that finds its checkpoint goes on
+    from there, or, where that is damaged, from the one before, with a warning: batches, times, noise and dropout are
     pure functions of (seed, step), so that on a CPU it ends with the very bits of a run that was never stopped. Every
     file appears whole or not at all, but for a line of the log, which the next run mends. Ctrl-C ends the step, writes a
     checkpoint and raises KeyboardInterrupt; a second one raises it at once. While a run trains, a lock on the file `.lock`
@@ -71,8 +73,8 @@ def train(
 
     Raises:
         ValueError: a source that does not fit the config; a folder with the checkpoint of another run, or of more
-            steps; a backend without gradients; a loss or gradient that is not finite, which ends the run and leaves
-            the last checkpoint, which is sound.
+            steps, or whose checkpoints are all damaged; a backend without gradients; a loss, gradient or weight that is
+            not finite, which ends the run and leaves the last checkpoint, which is sound.
         BlockingIOError: another run trains in the folder.
         ImportError: a library is missing.
 
@@ -102,13 +104,14 @@ def train(
     glimpse = draw(config, settings, source, tokens, 0).x.mean(axis=(1, 2, 3, 4), dtype=np.float64).tolist()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept, log, path = (folder / name for name in FILES)
+    log, path = folder / LOG, folder / WEIGHTS
     with _alone(function, folder), _interrupts() as interrupted:
-        for file in (kept, log, path):
+        checkpoints.remove(folder, all_of_them=overwrite)
+        for file in (log, path):
             _files.remove_parts(file)  # of a run that was killed while it wrote
             if overwrite:
                 file.unlink(missing_ok=True)
-        first = _resume(function, trainer, kept, log, identity, glimpse)
+        first = _resume(trainer, folder, log, identity, glimpse)
         if first > settings.steps:
             raise ValueError(
                 f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take "
@@ -130,9 +133,8 @@ def train(
                 if settings.sample_every and (done % settings.sample_every == 0 or last):
                     write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
                 if keeps:
-                    weights.write(
-                        kept, trainer.state(), {**identity, "glimpse": json.dumps(glimpse), "step": str(done)}
-                    )
+                    about = {**identity, "glimpse": json.dumps(glimpse), "step": str(done)}
+                    checkpoints.write(folder, trainer.state(), about, settings.checkpoints)
                 tell(done, row)
                 if stops and not last:
                     raise KeyboardInterrupt
@@ -144,9 +146,12 @@ def train(
 
 
 def step_of(folder: str | Path) -> int:
-    """Return the step from which the next run in a folder goes on: 0 where it begins anew."""
-    kept = Path(folder) / CHECKPOINT
-    return int(weights.read_metadata("training.train", kept)["step"]) if kept.is_file() else 0
+    """Return the step from which the next run in a folder goes on: 0 where it begins anew.
+
+    Warns of a damaged checkpoint, and raises ValueError where all are damaged.
+    """
+    found = checkpoints.newest(Path(folder))
+    return 0 if found is None else found.step
 
 
 @contextlib.contextmanager
@@ -244,30 +249,14 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
     }
 
 
-def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[str, str], glimpse: list[float]) -> int:
-    """Return the step to go on from, with the state and the log as they were there.
-
-    `glimpse` is the mean of each clip of the first batch: other data that are as many and as large show there, while
-    another decoder's rounding does not.
-    """
+def _resume(trainer: Any, folder: Path, log: Path, identity: dict[str, str], glimpse: list[float]) -> int:
+    """Return the step to go on from, with the state and the log as they were there."""
     step = 0
-    if kept.is_file():
-        state, metadata = weights.read_arrays(function, kept)
-        for part, value in identity.items():
-            if metadata.get(part) != value:
-                raise ValueError(
-                    f"{function}: the folder {kept.parent.name!r} holds a run with another {part}: "
-                    f"{_difference(metadata.get(part), value)}; go on with what it was, or take another folder"
-                )
-        seen = json.loads(metadata.get("glimpse", json.dumps(glimpse)))
-        if len(seen) != len(glimpse) or not np.allclose(seen, glimpse, rtol=0.0, atol=0.02):
-            raise ValueError(
-                f"{function}: the folder {kept.parent.name!r} holds a run on other data: the means of its first clips are "
-                f"{np.round(seen[:3], 2).tolist()} instead of {np.round(glimpse[:3], 2).tolist()}; go on with the data it had, in "
-                f"their order, or take another folder"
-            )
-        trainer.restore(state)
-        step = int(metadata["step"])
+    if (found := checkpoints.newest(folder)) is not None:
+        checkpoints.check_same(folder, found, identity, glimpse)
+        checkpoints.check_form(found, trainer.form())
+        trainer.restore(found.state)
+        step = found.step
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
     whole = ""
     for line in text.splitlines():  # what came after the checkpoint will come again; the last line may be half a one
@@ -277,15 +266,6 @@ def _resume(function: str, trainer: Any, kept: Path, log: Path, identity: dict[s
     if whole != text:
         _files.write(log, whole)
     return step
-
-
-def _difference(found: str | None, wanted: str) -> str:
-    try:
-        old, new = json.loads(found or "{}"), json.loads(wanted)
-        names = [name for name in new if old.get(name) != new[name]] + [name for name in old if name not in new]
-        return ", ".join(f"{name} {old.get(name)} instead of {new.get(name)}" for name in names)
-    except (ValueError, AttributeError):
-        return f"{found} instead of {wanted}"
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class Settings:
         precision: "float32", or "bfloat16" for convolutions and matrix products.
         seed: of weights, batches, times, noise and dropout.
         log_every, checkpoint_every, sample_every: in steps; 0 leaves samples out. All three are also due at the end.
+        checkpoints: how many of the last ones are kept, so that a run goes on where the newest is damaged.
         sample_steps: calls of the network for a sample.
 
     Raises:
@@ -79,12 +80,19 @@ class Settings:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 1000
+    checkpoints: int = 3
     sample_every: int = 0
     sample_steps: int = 32
 
     def __post_init__(self) -> None:
         counts = {"steps": 1, "batch": 1, "images": 0, "warm_up": 0, "cool_down": 0, "log_every": 1}
-        for name, least in {**counts, "checkpoint_every": 1, "sample_every": 0, "sample_steps": 1}.items():
+        for name, least in {
+            **counts,
+            "checkpoint_every": 1,
+            "checkpoints": 1,
+            "sample_every": 0,
+            "sample_steps": 1,
+        }.items():
             self._set(name, _check.integer(NAME, name, getattr(self, name), least))
         self._set("seed", _check.integer(NAME, "seed", self.seed, 0, 2**64 - 1))
         for name in ("beta1", "beta2", "ema"):

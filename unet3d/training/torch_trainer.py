@@ -106,6 +106,12 @@ class Trainer:
                 found[f"{kind}/{name}"] = to_host(value.contiguous())
         return found
 
+    def form(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays of `state` once a step was taken."""
+        kinds = ("model", "averaged", "exp_avg", "exp_avg_sq")
+        found = {f"{kind}/{name}": tuple(now.shape) for name, now in self.model.named_parameters() for kind in kinds}
+        return found | {f"step/{name}": () for name, _ in self.model.named_parameters()}
+
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take up the state that `state` returned."""
         with torch.no_grad():
