@@ -126,13 +126,8 @@ def _coded(path: Path) -> None:
 
 def _folder(path: Path) -> object:
     """Read a video as a folder for training has it: what is broken is reported and left out."""
-    said = list[str]()
-    try:
-        source = data.Videos(path.parent, frames=2, size=(8, 8), every=1, report=said.append)
-        return source.clip(0, np.random.default_rng(0))
-    except ValueError as error:
-        assert re.search("has no video|none of the", str(error))
-        raise
+    source = data.Videos(path.parent, frames=2, size=(8, 8), every=1, report=lambda _: None)
+    return source.clip(0, np.random.default_rng(0))
 
 
 def _seen(path: Path) -> object:
@@ -218,7 +213,7 @@ def main(count: int, seed: int) -> None:
                 kept.write_text(json.dumps({**found, "longest, s": round(longest, 2), "memory, MB": round(grown)}))
                 os._exit(0)
             os.wait()
-            print(name, kept.read_text() if kept.exists() else "DIED", flush=True)
+            sys.stdout.write(f"{name} {kept.read_text() if kept.exists() else 'DIED'}\n")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(name: str, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffcore.unet3d.data.Videos._tell", lambda self, done, path, error: said.append(str(error)))
         assert trial(READERS[reader], path, content) == "refused"
-    with pytest.raises((ValueError, report.Failure), match="over 100 times|unpacks to|has no video"):
+    with pytest.raises((ValueError, report.Failure), match=r"over 100 times|unpacks to|has no video"):
         READERS[reader].read(path)
     assert all("pixels take over 100 times its 89 bytes" in line for line in said)
 
@@ -107,7 +107,7 @@ def test_a_sheet_whose_note_lies_is_refused(name: str, tmp_path: Path) -> None:
     sheets.write(tmp_path / "some.png", CLIPS, 1)
     with Image.open(tmp_path / "some.png") as picture:
         picture.load()
-    note = {**json.loads(picture.text[sheets.KEY]), **NOTES.get(name, {})}
+    note = {**json.loads(picture.info[sheets.KEY]), **NOTES.get(name, {})}
     text = {"nested": "[" * 10**5, "no dict": "[]"}.get(name, json.dumps(note) if name in NOTES else "")
     about = PngImagePlugin.PngInfo()
     about.add_text(sheets.KEY, text)

@@ -166,7 +166,8 @@ def _weights(weights: str, as_json: bool) -> None:
         report.result(row, "", as_json=True)
         return
     typer.echo(
-        f"{report.printable(weights)}: {count:,} weights in {len(content.arrays)} arrays of {', '.join(kinds)}, {size / 1e6:.1f} MB\n"
+        f"{report.printable(weights)}: {count:,} weights in {len(content.arrays)} arrays of {', '.join(kinds)}, "
+        f"{size / 1e6:.1f} MB\n"
     )
     typer.echo(f"{summarise(content.config)}\n")
     report.table("config", ["field", "value"], [[key, str(value)] for key, value in content.config.to_dict().items()])
