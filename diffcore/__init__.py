@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from diffcore import grids, guidance, levels, losses, noise, predictions, process, samplers, schedules, times, weights
+from diffcore.adaptive import Adapted, sample_adaptive
 from diffcore.levels import Gaussian, Level
+from diffcore.parallel import sample_parallel
 from diffcore.plan import Plan
 from diffcore.sampling import sample, start, step
 from diffcore.state import State, load_state, save_state
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapted",
     "Gaussian",
     "Level",
     "Plan",
@@ -38,6 +41,8 @@ __all__ = [
     "predictions",
     "process",
     "sample",
+    "sample_adaptive",
+    "sample_parallel",
     "samplers",
     "save_state",
     "schedules",

@@ -61,15 +61,15 @@ def start(
     >>> dc.start(plan, shape=(2, 3), seed=7).z.shape
     (2, 3)
     """
-    source = _check_given("start", plan, noise=noise)
-    state, backend = _started(plan, z, shape, like, seed, source)
+    source = check_given("start", plan, noise=noise)
+    state, backend = started(plan, z, shape, like, seed, source)
     state = state._replace(x=_blank(state.z))
     return (
-        state if constraint is None else _begin(backend, stage.hold("start", constraint, plan, state.z), state, source)
+        state if constraint is None else begin(backend, stage.hold("start", constraint, plan, state.z), state, source)
     )
 
 
-def _started(
+def started(
     plan: Plan,
     z: Array | State | None,
     shape: Sequence[int] | None,
@@ -85,7 +85,7 @@ def _started(
     keys: Array | None = None
     draw: Any = 1
     if isinstance(z, State):
-        _refuse_seed("start", seed)
+        refuse_seed("start", seed)
         keys, draw = z.keys, z.draw
         z = cast(Array, z.z)
         backend = backend_of(z)
@@ -172,7 +172,7 @@ def step(
     (array([[0.5, 0.5]]), array([[0.5, 0.5]]))
     """
     _check.instance("step", "state", state, State, "a diffcore.State, from diffcore.start")
-    source = _check_given("step", plan, noise=noise, transform_x=transform_x)
+    source = check_given("step", plan, noise=noise, transform_x=transform_x)
     backend, form = backend_of(state.z), plan.form
     stage.check_prediction(y, state.z)
     if (unguided is None) != (form.second != "unguided"):
@@ -248,20 +248,20 @@ def sample(
     >>> dc.sample(data, plan, shape=(3, 2), seed=[7, 8, 9]).shape
     (3, 2)
     """
-    source = _check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
+    source = check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = fitting("sample", denoise, plan)
     prediction = predictions.kind_of("sample", denoise, prediction)
     if isinstance(z, State):
-        _refuse_seed("sample", seed)
-        _check_resumed(plan, z, source, constraint is not None)
+        refuse_seed("sample", seed)
+        check_resumed(plan, z, source, constraint is not None)
         state, backend = z, backend_of(z.z)
     else:
-        state, backend = _started(plan, z, shape, like, seed, source)
+        state, backend = started(plan, z, shape, like, seed, source)
     if hasattr(denoise, "carrying") and not state.carried:
         state = State(*state[:6], cast(Any, denoise).begin(state.z))
     held = None if constraint is None else stage.hold("sample", constraint, plan, state.z)
     if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
-        state = _begin(backend, held, state, source)
+        state = begin(backend, held, state, source)
     owned = z is None
     run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, callback, compile, held, owned)
     if not progress:
@@ -276,13 +276,13 @@ def sample(
         return backend.run(replace(run, callback=advance_bar), state).z
 
 
-def _begin(backend: Any, held: Any, state: State, source: Source | None) -> State:
+def begin(backend: Any, held: Any, state: State, source: Source | None) -> State:
     """Return the state that a run starts from, as a constraint wants it: with the draw before the first stage's."""
     before = state._replace(draw=state.draw - 1)
     return state._replace(z=held.begin(before, stage.known_noise(backend, before, source)))
 
 
-def _check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
+def check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
     """Raise TypeError for a wrong plan or an argument that cannot be called; return the source of noise."""
     _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     takes = {
@@ -297,7 +297,7 @@ def _check_given(function: str, plan: object, noise: object = None, **given: obj
     return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
 
 
-def _refuse_seed(function: str, seed: object) -> None:
+def refuse_seed(function: str, seed: object) -> None:
     if seed is not None:
         hint = "or replace them: state._replace(keys=...)"
         raise _check.error(ValueError, function, "seed", "be left out for a State, which has its own keys", seed, hint)
@@ -320,13 +320,22 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
         )
 
 
-def _check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
+def check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
     _array.check_floating("sample", state=state.z)
     at = _array.known_int(state.index)
     if at is not None and at < len(plan):
         check_place("sample", plan, state, at)
     if state.keys is None and source is None and (plan.stochastic or held):
         raise _check.error(ValueError, "sample", "state", "have keys", None, "give `noise`, or start with `seed`")
+
+
+def memoryless(function: str, denoise: Any, plan: Plan) -> Any:
+    """Return what `fitting` does; raise for a denoiser that carries something from stage to stage as well."""
+    denoise = fitting(function, denoise, plan)
+    if hasattr(denoise, "carrying"):
+        must, hint = "depend on z and the level alone, not on the calls before", "use diffcore.sample"
+        raise _check.error(TypeError, function, "denoise", must, denoise, hint)
+    return denoise
 
 
 def fitting(function: str, denoise: Any, plan: Plan) -> Any:

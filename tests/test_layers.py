@@ -43,6 +43,8 @@ LAYERS: dict[str, list[str]] = {
     "the backends": ["backends"],
     "the loop": [
         "sampling",
+        "adaptive",
+        "parallel",
         "samplers",
         "guidance",
         "conditioning",

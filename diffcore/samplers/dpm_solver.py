@@ -15,14 +15,16 @@ from diffcore.samplers.exponential import exponential_moments
 from diffcore.schedules import Schedule
 
 
-def dpm_solver(schedule: Schedule, steps: int | None = None, *, order: int = 2, grid: Any = None) -> Plan:
+def dpm_solver(
+    schedule: Schedule, steps: int | None = None, *, order: int = 2, middle: float = 0.5, grid: Any = None
+) -> Plan:
     r"""Return the plan of single-step DPM-Solver, which interpolates eps-hat.
 
         z_c = (alpha_c / alpha_t) z_t - sigma_c [(e^{c h} - 1) eps-hat_t + w_c (eps-hat_b - eps-hat_t)]
 
     at c = 0 .. 1 of the step h in log(alpha / sigma), and with phi(H) = (e^H - 1) / H - 1:
 
-        order 2: c = 1/2: w = 0;    c = 1: b = 1/2, w = e^h - 1
+        order 2: c = m: w = 0;      c = 1: b = m, w = (e^h - 1) / (2 m)
         order 3: c = 1/3: w = 0;    c = 2/3: b = 1/3, w = 2 phi(2 h / 3);    c = 1: b = 2/3, w = (3/2) phi(h)
 
     Args:
@@ -30,6 +32,7 @@ def dpm_solver(schedule: Schedule, steps: int | None = None, *, order: int = 2, 
         steps: how many steps N, at least 1, uniform in time from 1 to clean data; or give `grid`. Each takes `order` calls, but
             one for the step to clean data, which returns x-hat.
         order: 2 or 3.
+        middle: m, where a step of order 2 has its second call, in (0, 1); the paper's r_1.
         grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`.
 
     Raises:
@@ -42,6 +45,7 @@ def dpm_solver(schedule: Schedule, steps: int | None = None, *, order: int = 2, 
     28
     """
     _check.choice("samplers.dpm_solver", "order", order, (2, 3))
+    _check.number("samplers.dpm_solver", "middle", middle, 0.0, 1.0, open_low=True, open_high=True)
     pairs = steps_of("samplers.dpm_solver", schedule, steps, grid, both_ways=True)
 
     def step(z: Vector, t: Point, s: Point, denoise: Denoise, _: Draw) -> Vector:
@@ -56,14 +60,15 @@ def dpm_solver(schedule: Schedule, steps: int | None = None, *, order: int = 2, 
             return (z - at.alpha * denoise(z, at)) / at.sigma
 
         if order == 2:
-            m = t.at_half(t.half + 0.5 * h)
-            return to(1.0, s, eps(to(0.5, m), m), np.expm1(h))
+            m = t.at_half(t.half + middle * h)
+            return to(1.0, s, eps(to(middle, m), m), np.expm1(h) / (2.0 * middle))
         m, n = t.at_half(t.half + h / 3.0), t.at_half(t.half + 2.0 * h / 3.0)
         second = eps(to(1.0 / 3.0, m), m)
         third = eps(to(2.0 / 3.0, n, second, -2.0 * phi(-2.0 * h / 3.0)), n)
         return to(1.0, s, third, -1.5 * phi(-h))
 
-    return single_step("dpm_solver", schedule, pairs, step, order=order)
+    more = {"middle": middle} if middle != 0.5 else {}
+    return single_step("dpm_solver", schedule, pairs, step, order=order, **more)
 
 
 def phi(h: Float64) -> Float64:
