@@ -127,6 +127,8 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
         (("sample", "no/out.mp4"), "mkdir -p no"),
         (("sample", "out.mp4", "-w", "nope"), "moving_digits"),
         (("sample", "out.mp4", "--sampler", "euler2"), "--sampler must be one of ancestral"),
+        (("sample", "out.mp4", "--grid", "karas"), "--grid must be one of align_your_steps"),
+        (("sample", "out.mp4", "--grid", "14.6, x1, 0"), "must hold numbers"),
         (("sample", "out.mp4", "--set", "gamma=1"), "has the settings order, eta"),
         (("sample", "out.mp4", "--set", "order=x"), "is not a number"),
         (("sample", "out.mp4", "--set", "order=9"), "int in [1, 3], got 9"),

@@ -149,6 +149,13 @@ def test_info_tells_of_machine_weights_and_plan(tiny: str) -> None:
     options = ("info", "--plan", "ancestral", "--steps", 3, "--set", "gamma=0.1")
     assert done(*options).stdout == f"{plan}\n"
     assert np.allclose(json.loads(done(*options, "--json").stdout)["update"], plan.update)
+    for grid, points in (
+        ("karras", dc.grids.karras(dc.schedules.Cosine(), 3)),
+        ("9, 1, 1, 0", dc.grids.from_sigmas([9.0, 1.0, 0.0]).grid),
+    ):
+        found = done(*options, "--grid", grid, "--json")
+        assert np.allclose(json.loads(found.stdout)["log_snr"], points[:-1])
+        assert ("left out 1 of 4 sigmas: [2] repeats 1.0" in found.stderr) == grid.startswith("9")
     plan.save("plan.json")
     assert done("info", "plan.json").stdout == f"{plan}\n"
 

@@ -173,3 +173,20 @@ def test_azula_adams_bashforth(kind: str, order: int) -> None:
         update[1, 0, [0, 1, -1]] = first[[0, 1, -1]]
         plan = dc.Plan("exact", plan.scaling, plan.log_snr, plan.next_log_snr, update)
     torch.testing.assert_close(ours(plan, START), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [2, 18])
+def test_grids_are_those_of_k_diffusion(k_diffusion: Any, steps: int) -> None:
+    torch.set_default_dtype(torch.float64)  # of its linspace
+    try:
+        theirs = {
+            "karras": k_diffusion.get_sigmas_karras(steps, 0.002, 80.0),
+            "exponential": k_diffusion.get_sigmas_exponential(steps, 0.002, 80.0),
+            "polyexponential": k_diffusion.get_sigmas_polyexponential(steps, 0.002, 80.0, rho=1.7),
+        }
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, expected in theirs.items():
+        settings = {"rho": 1.7} if name == "polyexponential" else {}
+        found = dc.grids.table()[name](dc.schedules.Karras(), steps, **settings)
+        np.testing.assert_allclose(np.exp(-0.5 * found), expected, rtol=1e-12)

@@ -56,6 +56,7 @@ def evaluate(
     guidance: options.Guidance = None,
     sampler: options.Sampler = "dpm_solver_pp",
     steps: options.Steps = 16,
+    grid: options.Grid = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     out: Annotated[
@@ -80,7 +81,7 @@ def evaluate(
     else:
         began = time.perf_counter()
         with models.opened(what, backend, device, dtype) as model:
-            plan = models.plan(sampler, steps, settings, model.config.schedule)
+            plan = models.plan(sampler, steps, settings, model.config.schedule, grid)
             if data == sources.DIGITS:
                 _check_digits(model.config)
             source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))

@@ -44,6 +44,7 @@ def info(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the plan.")] = 16,
+    grid: options.Grid = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the sampler, such as gamma=0.1."),
@@ -56,7 +57,7 @@ def info(
     if plan is not None:
         if what is not None:
             report.usage(f"give {what} or --plan, not both")
-        _plan(models.plan(plan, steps, settings), as_json)
+        _plan(models.plan(plan, steps, settings, grid=grid), as_json)
     elif what is None:
         _machine(as_json)
     elif what.endswith(".json"):

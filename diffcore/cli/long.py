@@ -44,6 +44,7 @@ class Job(NamedTuple):
     guidance: options.Guidance = None
     sampler: options.Sampler = "dpm_solver_pp"
     steps: options.Steps = 16
+    grid: options.Grid = None
     settings: options.Settings = None
     seed: options.Seed = 0
     method: options.Method = "auto"
@@ -155,7 +156,7 @@ def _run(
     began = time.perf_counter()
     with models.opened(job.weights, job.backend, job.device, job.dtype) as model:
         config = model.config
-        plan = models.plan(job.sampler, job.steps, _stochastic(job), config.schedule)
+        plan = models.plan(job.sampler, job.steps, _stochastic(job), config.schedule, job.grid)
         side = _side(job, video, config.size, enlarged)
         labels, _ = models.labels_for(config, job.label, video.clips)
         denoise = models.denoiser(model, labels, job.guidance)

@@ -74,6 +74,13 @@ def samplers() -> list[str]:
     return list(there.table())
 
 
+def grids() -> list[str]:
+    """Return the names of the grids."""
+    from diffcore import grids as there
+
+    return list(there.table())
+
+
 def installed() -> list[str]:
     """Return the backends whose libraries are here, the preferred one first."""
     return [name for name, needs in BACKENDS.items() if all(importlib.util.find_spec(need) for need in needs)]
@@ -227,7 +234,9 @@ def denoiser(model: Model, labels: list[int] | None, guidance: float | None) -> 
     return classifier_free(model.net, cond=cond, null=null, weight=1.0 if guidance is None else guidance)
 
 
-def plan(sampler: str, steps: int, settings: list[str] | None = None, schedule: Any = None) -> Any:
+def plan(
+    sampler: str, steps: int, settings: list[str] | None = None, schedule: Any = None, grid: str | None = None
+) -> Any:
     """Return the plan of a sampler by its name, on the schedule that a model was trained on, or the paper's."""
     from diffcore import samplers as there
     from diffcore.schedules import Cosine
@@ -248,10 +257,26 @@ def plan(sampler: str, steps: int, settings: list[str] | None = None, schedule: 
             given[name] = int(value) if name == "order" else float(value)
         except ValueError:
             usage(f"--set {text}: {value!r} is not a number, as in --set {name}=1")
+    schedule = schedule or Cosine()
     try:
-        return make(schedule or Cosine(), steps=steps, **given)
+        points = {"steps": steps} if grid is None else {"grid": _grid(grid, schedule, steps)}
+        return make(schedule, **points, **given)
     except (ValueError, TypeError) as error:
         usage(str(error))
+
+
+def _grid(text: str, schedule: Any, steps: int) -> Any:
+    """Return a grid by its name, or of a list of sigmas."""
+    from diffcore import grids as there
+
+    if text in there.table():
+        return there.by_name(text, schedule, steps)
+    if not any(character.isdigit() for character in text):
+        usage(f"--grid must be one of {', '.join(grids())}, or sigmas such as '14.6, 6.4, 1, 0', got {text}")
+    found = there.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
+    if found.note:
+        note(f"note: {found.note}")
+    return found.grid
 
 
 def method_for(model: Model, method: str) -> str:

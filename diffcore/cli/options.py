@@ -76,6 +76,15 @@ Sampler = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|SIGMAS",
+        help=f"Where the steps lie: one of {', '.join(models.grids())}; or a list of sigmas, '14.6, 6.4, 1, 0', instead of --steps.",
+        autocompletion=models.grids,
+        rich_help_panel=SAMPLING,
+    ),
+]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.", rich_help_panel=SAMPLING)]
 Settings = Annotated[
     list[str] | None,

@@ -46,6 +46,7 @@ def sample(
     guidance: options.Guidance = None,
     sampler: options.Sampler = "dpm_solver_pp",
     steps: options.Steps = 16,
+    grid: options.Grid = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     size: options.Size = None,
@@ -67,7 +68,7 @@ def sample(
     began = time.perf_counter()
     with models.opened(weights, backend, device, dtype) as model:
         config = model.config
-        plan = models.plan(sampler, steps, settings, config.schedule)
+        plan = models.plan(sampler, steps, settings, config.schedule, grid)
         labels, clips = models.labels_for(config, label, count)
         denoise = models.denoiser(model, labels, guidance)
         length = config.frames if frames is None else frames
