@@ -80,7 +80,7 @@ Grid = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|SIGMAS",
-        help=f"Where the steps lie: one of {', '.join(models.grids())}; or a list of sigmas, '14.6, 6.4, 1, 0', instead of --steps.",
+        help=f"Where the steps lie: one of {', '.join(models.grids())}; or sigmas, '14.6, 6.4, 1, 0', without --steps.",
         autocompletion=models.grids,
         rich_help_panel=SAMPLING,
     ),
