@@ -16,7 +16,7 @@ from diffcore.sampling import sample, start, step
 from diffcore.state import State, load_state, save_state
 
 if TYPE_CHECKING:
-    from diffcore import backends, conditioning, exact, interop, likelihood, metrics, testing, unet3d, video
+    from diffcore import backends, conditioning, exact, interop, likelihood, metrics, plots, testing, unet3d, video
 
 __version__ = "0.1.0"
 
@@ -38,6 +38,7 @@ __all__ = [
     "losses",
     "metrics",
     "noise",
+    "plots",
     "predictions",
     "process",
     "sample",
@@ -55,7 +56,7 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = ("backends", "conditioning", "exact", "interop", "likelihood", "metrics", "testing", "unet3d", "video")
+_LAZY = ("backends", "conditioning", "exact", "interop", "likelihood", "metrics", "plots", "testing", "unet3d", "video")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,8 @@ Rows = list[tuple[str, npt.NDArray[np.float32]]]
 """A label, and frames (columns, H, W, C) or clips (columns, T, H, W, C) in [-1, 1], of 1 or 3 channels."""
 
 LABEL, GAP = 14, 4
+LEAST = 96
+"""The pixels of a frame's longer side in a sheet, at least, where no zoom is asked for."""
 
 
 def _pixels(frame: npt.NDArray[np.float32], zoom: int) -> npt.NDArray[np.uint8]:
@@ -21,6 +23,15 @@ def _pixels(frame: npt.NDArray[np.float32], zoom: int) -> npt.NDArray[np.uint8]:
     if values.shape[-1] == 1:
         values = np.repeat(values, 3, axis=-1)
     return np.repeat(np.repeat(values, zoom, axis=0), zoom, axis=1)
+
+
+def zoom_for(height: int, width: int) -> int:
+    """Return how many pixels a side of a pixel is wide, so that a frame can be seen: the longer side has at least `LEAST`.
+
+    >>> zoom_for(16, 16), zoom_for(16, 64), zoom_for(128, 72)
+    (6, 2, 1)
+    """
+    return max(1, -(-LEAST // max(height, width, 1)))
 
 
 def page(rows: Rows, zoom: int) -> Any:
@@ -50,8 +61,8 @@ def write_gif(path: Path, rows: Rows, *, zoom: int = 2, milliseconds: int = 80) 
         still[0].save(part, format="GIF", save_all=True, **moving)
 
 
-def write_sheet(path: Path, rows: Rows, *, zoom: int = 2) -> None:
-    """Write rows of frames, (label, (columns, H, W, C)), as a contact sheet."""
-    sheet = page(rows, zoom)
+def write_sheet(path: Path, rows: Rows, *, zoom: int | None = None) -> None:
+    """Write rows of frames, (label, (columns, H, W, C)), as a contact sheet, by default as large as `zoom_for` says."""
+    sheet = page(rows, zoom_for(*rows[0][1].shape[1:3]) if zoom is None else zoom)
     with _files.replacing(path) as part:
         sheet.save(part, format="PNG")

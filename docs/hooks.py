@@ -35,6 +35,7 @@ REFERENCE = (
     "diffcore.likelihood",
     "diffcore.exact",
     "diffcore.metrics",
+    "diffcore.plots",
     "diffcore.video",
     "diffcore.interop.diffusers",
     "diffcore.interop.k_diffusion",

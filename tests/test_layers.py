@@ -54,7 +54,7 @@ LAYERS: dict[str, list[str]] = {
         "video",
     ],
     "the face": [""],
-    "beside it": ["testing", "unet3d", "cli", "demo", "interop"],
+    "beside it": ["plots", "testing", "unet3d", "cli", "demo", "interop"],
 }
 ORDER = list(LAYERS)
 

@@ -84,6 +84,58 @@ def test_it_draws_itself(tmp_path: Path) -> None:
     assert labels == [*NAMES, "m1: x", "m2: m1"]
 
 
+def test_a_spike_is_clipped_and_told_and_the_legend_covers_nothing() -> None:
+    """dpm2 calls at one level twice near pure noise, where two coefficients are a hundred times the others."""
+    pytest.importorskip("matplotlib")
+    plan = dc.samplers.dpm2(dc.schedules.Cosine(), 8)
+    below = plan.plot().axes[1]
+    largest = float(plan.update.max())
+    assert below.get_ylim()[1] < 0.2 * largest
+    assert f"{largest:.3g}" in [text.get_text() for text in below.texts]
+    box, inside = below.get_legend().get_bbox_to_anchor().bounds, below.get_window_extent().bounds
+    assert box[0] >= inside[0] + inside[2], "the legend stands right of the axes"
+    assert all(float(tick).is_integer() for tick in below.get_xticks())
+    even = dc.samplers.ddim(dc.schedules.Cosine(), 8).plot().axes[1]
+    assert not even.texts, "no spike, nothing clipped"
+
+
+def test_zero_is_printed_as_0_in_every_plan() -> None:
+    for name in ("ancestral", "dpm2", "deis"):
+        assert "e-16" not in str(dc.samplers.make(name, schedule=dc.schedules.Cosine(), steps=20))
+
+
+def test_pictures_of_schedules_grids_plans_and_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from diffcore import plots
+
+    cosine = dc.schedules.Cosine()
+    table = dc.schedules.from_betas(np.linspace(1e-4, 0.02, 100))
+    lines = plots.schedules({"a": cosine, "b": table}, tmp_path / "a.png").axes[0].get_lines()
+    np.testing.assert_allclose(lines[1].get_ydata()[200], table.log_snr(0.5), rtol=1e-6)
+    axes = plots.grids([dc.grids.uniform(cosine, 6, clean=True), [-3.0, 2.0]], tmp_path / "b.svg").axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["grid 1 (6)", "grid 2 (1)"]
+    some = [dc.samplers.ddim(cosine, 4), dc.samplers.ancestral(cosine, 6)]
+    below = plots.plans(some).axes[1].get_lines()
+    np.testing.assert_allclose(below[1].get_ydata(), some[1].update[:, 0, 1])
+    for shape in ((2, 3), (2, 8, 8, 1), (2, 2, 8, 8, 3)):
+        states = list[dc.State]()
+        dc.sample(lambda z, _: 0.5 * z, some[1], shape=shape, prediction="x", callback=states.append)
+        axes = plots.trajectory(states, columns=3, sample=1).axes
+        assert len(axes) == (2 if len(shape) == 2 else 6)
+    for wrong in ([], [1.0], states[0]):
+        with pytest.raises(ValueError, match="`states` must be states of a run, collected by"):
+            plots.trajectory(wrong)
+    with pytest.raises(TypeError, match="`given` must be a plan"):
+        plots.plans([cosine])
+    with pytest.raises(ValueError, match="`given` must hold grids"):
+        plots.grids({"x": np.zeros((2, 2))})
+
+
+def test_a_schedule_of_a_long_table_prints_its_ends_and_a_short_one_all() -> None:
+    assert repr(dc.schedules.Table(log_snrs=(8.0, -4.0))) == "Table(log_snrs=(8.0, -4.0), scaling='vp')"
+    assert len(repr(dc.schedules.from_betas(np.linspace(1e-4, 0.02, 1000)))) < 80
+
+
 def test_its_arrays_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         plan_of(steps=3).update[0] = 0.0

@@ -497,7 +497,7 @@ def test_samples_are_written_as_a_sheet(backend: str, tmp_path: Path) -> None:
     train(STILL, settings, digits(), tmp_path, backend=backend)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0000002.png", "0000003.png"]
     with image.open(tmp_path / "samples" / "0000003.png") as sheet:
-        assert sheet.size == (2 * (2 * 8 + 4) + 4, 4 * (2 * 8 + 14 + 4) + 4)
+        assert sheet.size == (2 * (12 * 8 + 4) + 4, 4 * (12 * 8 + 14 + 4) + 4)
 
 
 def test_samples_of_any_condition(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Job(NamedTuple):
     overlap: options.Overlap = None
     size: options.Size = None
     fps: options.Fps = None
-    zoom: options.Zoom = 1
+    zoom: options.Zoom = None
     force: options.Force = False
     as_json: options.Json = False
     debug: options.Debug = False

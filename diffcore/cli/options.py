@@ -114,7 +114,13 @@ Fps = Annotated[
     float | None, typer.Option(min=0.1, max=1000, help="Frames per second of .mp4 and .gif.", rich_help_panel=OUTPUT)
 ]
 Zoom = Annotated[
-    int, typer.Option(min=1, max=64, help="Write each pixel as a square of so many.", rich_help_panel=OUTPUT)
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        rich_help_panel=OUTPUT,
+        help="Write each pixel as a square of so many; by default 1, and in a .png as many as make frames 96 wide or high.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.", rich_help_panel=OUTPUT)]
 Json = Annotated[

@@ -51,7 +51,7 @@ def sample(
     seed: options.Seed = 0,
     size: options.Size = None,
     fps: options.Fps = None,
-    zoom: options.Zoom = 1,
+    zoom: options.Zoom = None,
     force: options.Force = False,
     as_json: options.Json = False,
     debug: options.Debug = False,

@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _check, _files
-from diffcore._pictures import GAP, LABEL, page
+from diffcore._pictures import GAP, LABEL, page, zoom_for
 from diffcore.cli.report import Failure
 
 COLUMNS = 16
 KEY = "diffcore sheet"
 
 
-def write(path: Path, clips: npt.NDArray[np.float32], zoom: int) -> None:
-    """Write clips (B, T, H, W, C) as a PNG, at most 16 frames a row."""
+def write(path: Path, clips: npt.NDArray[np.float32], zoom: int | None) -> None:
+    """Write clips (B, T, H, W, C) as a PNG, at most 16 frames a row; without a zoom so large that frames can be seen."""
     from PIL.PngImagePlugin import PngInfo
 
     count, frames, height, width, channels = clips.shape
+    zoom = zoom_for(height, width) if zoom is None else zoom
     rows = [
         (f"clip {clip + 1}, frame {first}" if count > 1 else f"frame {first}", clips[clip, first : first + COLUMNS])
         for clip in range(count)

@@ -52,7 +52,7 @@ def check_place(path: Path, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path, fps: float, zoom: int = 1) -> Iterator[Writer]:
+def opened(path: Path, fps: float, zoom: int | None = None) -> Iterator[Writer]:
     """Open a file to write a video to: it appears, complete, when the context ends without an error."""
     with _files.replacing(path) as temporary:
         writer = _KINDS[path.suffix.lower()](temporary, fps, zoom)
@@ -75,12 +75,12 @@ def _pixels(block: Float32, zoom: int) -> npt.NDArray[np.uint8]:
 class _Coded:
     """A file that PyAV writes, frame by frame, so that memory does not grow with its length."""
 
-    def __init__(self, path: Path, fps: float, zoom: int) -> None:
+    def __init__(self, path: Path, fps: float, zoom: int | None) -> None:
         if fps > self.fastest:
             note(
                 f"note: {self.form} takes at most {self.fastest:g} frames a second; it is played at that, not at {fps:g}"
             )
-        self.path, self.zoom, self.count = path, zoom, 0
+        self.path, self.zoom, self.count = path, zoom or 1, 0
         self.rate = Fraction(min(fps, self.fastest)).limit_denominator(1001)
         self.container = _av().open(os.path.abspath(path), "w", format=self.form)
         self.stream: Any = None
@@ -142,7 +142,7 @@ class _Gif(_Coded):
 class _Gathered:
     """A file that is written at the end, from all blocks."""
 
-    def __init__(self, path: Path, fps: float, zoom: int) -> None:
+    def __init__(self, path: Path, fps: float, zoom: int | None) -> None:
         del fps
         self.path, self.zoom, self.blocks = path, zoom, list[Float32]()
 

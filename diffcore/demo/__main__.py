@@ -195,7 +195,7 @@ def main(given: list[str] | None = None) -> int:
         f"3. the first clip made longer, and its end small and large again, {WAYS[last]}: {time.perf_counter() - start:.1f} s"
     )
 
-    zoom = max(1, 96 // clips.shape[3])
+    zoom = pictures.zoom_for(*clips.shape[2:4])
     moving: pictures.Rows = [("one seed, one clip, on every library", clips)]
     pictures.write_gif(settings.out / "clips.gif", moving, zoom=2 * zoom, milliseconds=100)
     pictures.write_gif(settings.out / "longer.gif", [("", longer)], zoom=2 * zoom, milliseconds=100)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 ROUNDING = 1e-14
-"""What is smaller than this, beside the largest coefficient of its stage, is printed as 0."""
+"""What is smaller than this, beside the largest coefficient of its stage, is printed as 0; so is such a log-SNR beside 10."""
 
 
 def table(plan: Any, *, lead: tuple[int, ...] | None = None) -> str:
@@ -20,13 +20,16 @@ def table(plan: Any, *, lead: tuple[int, ...] | None = None) -> str:
     where: tuple[Any, ...] = (slice(None), *(lead if lead is not None else (0,) * len(plan.lead)))
     update, names = plan.update[where], plan.form.names
     update = np.where(np.abs(update) < ROUNDING * np.abs(update).max(axis=(1, 2), keepdims=True), 0.0, update)
+    at_and_to = [
+        np.where(np.abs(part[where]) < 10.0 * ROUNDING, 0.0, part[where]) for part in (plan.log_snr, plan.next_log_snr)
+    ]
     used = np.any(update != 0.0, axis=0)
     used[0, plan.form.x] = True
     shown = [(row, column) for row in range(1 + plan.form.memory) for column in range(len(names)) if used[row, column]]
     titles = [f"m{row}: {names[column]}" if row else names[column] for row, column in shown]
     body = [
         [str(stage), f"{at:.4g}", f"{to:.4g}", *(f"{rows[row, column]:.4g}" for row, column in shown)]
-        for stage, (at, to, rows) in enumerate(zip(plan.log_snr[where], plan.next_log_snr[where], update, strict=True))
+        for stage, (at, to, rows) in enumerate(zip(*at_and_to, update, strict=True))
     ]
     lines = [["stage", "log_snr", "next", *titles], *body]
     width = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]

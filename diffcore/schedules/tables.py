@@ -58,6 +58,11 @@ class Table(Schedule):
         object.__setattr__(self, "_share", (len(finite) - 1) / (len(values) - 1))
         self._check_scaling()
 
+    def __repr__(self) -> str:
+        first, last, count = self.log_snrs[0], self.log_snrs[-1], len(self.log_snrs)
+        entries = repr(self.log_snrs) if count <= 8 else f"<{count} from {first:.4g} to {last:.4g}>"
+        return f"Table(log_snrs={entries}, scaling={self.scaling!r})"
+
     def _knots(self, xp: Any, like: Array) -> Array:
         return xp.asarray(self._host, dtype=like.dtype, device=_array.device(like))
 
