@@ -47,12 +47,13 @@ def clip_spikes(axes: Any) -> None:
     if values.size < 4:
         return
     low, high = np.quantile(values, [0.05, 0.95])
-    room = SPIKE * max(high - low, 1e-12)
-    bottom, top = max(values.min(), low - room), min(values.max(), high + room)
-    if (bottom, top) == (values.min(), values.max()):
+    room = SPIKE * max(float(high - low), 1e-12)
+    least, largest = float(values.min()), float(values.max())
+    bottom, top = max(least, float(low) - room), min(largest, float(high) + room)
+    if (bottom, top) == (least, largest):
         return
     rest = values[(values >= bottom) & (values <= top)]
-    bottom, top = min(rest.min(), 0.0), max(rest.max(), 0.0)
+    bottom, top = min(float(rest.min()), 0.0), max(float(rest.max()), 0.0)
     margin = 0.12 * (top - bottom)
     axes.set_ylim(bottom - margin, top + margin)
     told: dict[tuple[float, bool], list[str]] = {}
@@ -67,11 +68,11 @@ def clip_spikes(axes: Any) -> None:
                 axes.plot(
                     x[over], np.full(over.sum(), edge), "^" if sign > 0 else "v", color=line.get_color(), label="_"
                 )
-    for (x, up), numbers in told.items():
-        edge = top + 0.6 * margin if up else bottom - 0.6 * margin
-        right = x < float(np.mean(axes.get_xlim()))
+    for (place, up), numbers in told.items():
+        end_of = top + 0.6 * margin if up else bottom - 0.6 * margin
+        right = place < float(np.mean(axes.get_xlim()))
         where = {"xytext": (8 if right else -8, 0), "textcoords": "offset points", "ha": "left" if right else "right"}
-        axes.annotate(", ".join(numbers), (x, edge), va="center", fontsize="small", **where)
+        axes.annotate(", ".join(numbers), (place, end_of), va="center", fontsize="small", **where)
 
 
 def levels(axes: Any, at: Float64, to: Float64, **how: Any) -> None:
