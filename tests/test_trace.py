@@ -208,6 +208,13 @@ def test_the_rank_that_was_planted_is_found(
     assert_same_responses(found, wide, 1e-11)
 
 
+@given(seed=st.integers(0, 10**6), memory=st.integers(0, 4), stages=st.integers(7, 14))
+def test_noise_that_no_state_contains_is_drawn_by_no_stage(seed: int, memory: int, stages: int) -> None:
+    table = planted(seed, stages, memory, 2)
+    table[..., -2] = 0.0
+    assert not np.any(least(inflated(table, seed + 1, 2))[..., -2])
+
+
 def test_systems_that_are_traced_together_share_the_memory_of_the_neediest() -> None:
     few, many = planted(0, 8, 1, 2), planted(1, 8, 3, 2)
     both = np.stack([inflated(few, 2, 3), inflated(many, 3, 1)], axis=1)

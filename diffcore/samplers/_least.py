@@ -24,6 +24,9 @@ Float64 = npt.NDArray[np.float64]
 EXACT = 1e-13
 """How far a response may be off, relative to the largest in its row and in its column, besides one rounding for each stage."""
 
+LOST = 1e-15
+"""Noise of which no state has more, relative to its row's largest number, is rounding."""
+
 GROWTH = 30.0
 """How much larger the terms of a sum may be for the sake of copies: where they cancel, it costs digits in float32."""
 
@@ -105,7 +108,10 @@ class _System(NamedTuple):
 
     @classmethod
     def of(cls, response: Float64, inputs: int) -> _System:
-        values = np.moveaxis(np.asarray(response, dtype=np.float64), 0, 1)
+        values = np.moveaxis(np.array(response, dtype=np.float64), 0, 1)
+        noise, largest = values[..., 1::inputs], np.abs(values).max(axis=2, keepdims=True)
+        lost = np.all(np.abs(noise) <= LOST * largest, axis=1, keepdims=True)
+        values[..., 1::inputs] = np.where(lost, 0.0, noise)  # else a stage would draw it for nothing
         size, scale = np.ones(values.shape[:2]), np.ones(values.shape[::2])
         for _ in range(8):  # each brings the largest entry of every row and column nearer to 1
             scaled = np.abs(values) / size[..., None] / scale[:, None, :]
@@ -255,7 +261,8 @@ def _express(system: _System, target: Float64, state: Float64, k: int) -> Float6
     length = np.linalg.norm(target, axis=-1, keepdims=True)
     length = np.where(length > 0.0, length, 1.0)
     row = np.zeros((many, size + system.inputs))
-    fresh = np.where(np.abs(target[:, first:]) > 1e-15 * length, target[:, first:], 0.0)
+    ever = np.any(system.values[:, :, first : first + system.inputs] != 0.0, axis=1)
+    fresh = np.where(ever & (np.abs(target[:, first:]) > 1e-15 * length), target[:, first:], 0.0)
     row[:, size:] = fresh * system.scale[:, first : first + system.inputs]
     norms = np.linalg.norm(state, axis=-1)
     columns = np.concatenate([_unit(state), (target[:, :first] / length)[:, None]], axis=1).mT
