@@ -125,8 +125,9 @@ def test_the_levels_are_those_of_the_states(
     """Where x-hat is x, every state is alpha x + sigma eps: so the responses of a plan show its levels."""
     plan = interop.plan(made(name, settings), STEPS, step=step)
     for row, level in zip(responses(plan.update)[:-1], plan.log_snr, strict=True):
-        signal = row[0] * plan.start.alpha + row[2::2].sum()
-        noise = math.hypot(row[0] * plan.start.sigma, *row[1::2])
+        inputs = 2 + (plan.second is not None)
+        noise = math.hypot(row[0] * plan.start.sigma, *row[1::inputs])
+        signal = row[0] * (plan.start.alpha - 1.0) + row.sum() - row[1::inputs].sum()
         at = dc.levels.level(level, plan.scaling)
         np.testing.assert_allclose([signal, noise], [at.alpha, at.sigma], rtol=2e-3, atol=1e-5)
 

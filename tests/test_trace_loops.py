@@ -114,13 +114,6 @@ def test_a_first_call_at_another_state_than_z_is_refused() -> None:
     with pytest.raises(ValueError, match="noise is drawn before the first call"):
         dc.samplers.trace(lambda denoise, z, draw: denoise(z + draw(), 0.0))
 
-    def later(denoise: Any, z: Any, draw: Any) -> Any:
-        noise = draw()
-        return denoise(z, 0.0) + noise
-
-    with pytest.raises(ValueError, match="noise is drawn before the first call"):
-        dc.samplers.trace(later)
-
 
 def test_what_is_no_state_is_refused() -> None:
     with pytest.raises(
@@ -153,10 +146,23 @@ def test_draws_of_a_stage_that_are_used_apart_are_refused() -> None:
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
         x = denoise(z, 0.0)
         first, second = draw(), draw()
-        return denoise(z + first + x, 1.0) + first + second
+        return denoise(z + first + second + x, 1.0) + first
 
     with pytest.raises(ValueError, match="2 draws of noise after call 0, used in different proportions, cannot be one"):
         dc.samplers.trace(loop)
+
+
+def test_noise_belongs_to_the_stage_that_first_uses_it() -> None:
+    """As where a loop draws all its noise up front."""
+
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        first, second = draw(), draw()
+        z = 0.5 * z + denoise(z, 0.0) + 3.0 * second
+        return denoise(z, 1.0) + 2.0 * first
+
+    plan = dc.samplers.trace(loop)
+    assert plan.memory == 0
+    assert plan.update[:, 0, 1].tolist() == [3.0, 2.0]
 
 
 def test_noise_that_is_used_twice_is_remembered() -> None:

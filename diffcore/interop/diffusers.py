@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,18 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels, predictions, samplers, schedules
+from diffcore import _array, predictions, schedules
 from diffcore._array import Array
-from diffcore.interop import _schedulers
+from diffcore.interop import _reading, _schedulers
 from diffcore.plan import Plan
-from diffcore.samplers._least import responses
 from diffcore.schedules import Schedule
-
-SWITCHES = ("clip_sample", "thresholding")
-"""What of a scheduler's settings is not linear in x-hat."""
-
-CLEAN = 1e-5
-"""What noise is none, beside the data at the end: schedulers keep their levels in float32."""
 
 
 def plan(
@@ -58,62 +48,7 @@ def plan(
     _schedulers.kind(scheduler)
     if steps is not None or set_timesteps:
         scheduler.set_timesteps(*(() if steps is None else (steps,)), **set_timesteps)
-    import torch
-
-    from diffcore.interop._torch import Reading
-
-    scaling = _schedulers.SCALINGS[_schedulers.kind(scheduler)]
-    target = _schedulers.prediction(scheduler)
-
-    def loop(denoise: Callable[..., Any], sample: Any, draw: Callable[[], Any]) -> Any:
-        own = copy.deepcopy(scheduler)
-        own.register_to_config(**{switch: False for switch in SWITCHES if switch in own.config})
-        if hasattr(own, "noise_sampler"):
-            own.noise_sampler = lambda *_: draw()
-        with Reading(draw, sample.shape):
-            call = _caller(own, step)
-            for timestep in own.timesteps[getattr(own, "begin_index", None) or 0 :]:
-                if hasattr(own, "scale_model_input"):
-                    own.scale_model_input(sample, timestep)
-                log_snr = _schedulers.log_snr(own, timestep)
-                x = denoise(sample, log_snr)
-                at = levels.level(torch.tensor([log_snr], dtype=torch.float64), scaling)
-                output = predictions.convert(x, sample, at, source="x", target=target)
-                sample = call(output, timestep, sample)
-        return sample
-
-    found = samplers.trace(loop, scaling, torch.zeros(1), name=type(scheduler).__name__)
-    return _with_end(found)
-
-
-def _caller(scheduler: Any, settings: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
-    """Return (output, timestep, sample) -> sample, a step of a scheduler, with what some leave to their pipelines."""
-    takes = inspect.signature(scheduler.step).parameters
-    old: Any = (None, None)  # x-hat and timestep of the call before
-
-    def call(output: Any, timestep: Any, sample: Any) -> Any:
-        nonlocal old
-        more = dict(settings)
-        if "prev_timestep" in takes:  # UnCLIP's: the one that follows
-            more["prev_timestep"] = next(iter(scheduler.timesteps[scheduler.timesteps < timestep]), None)
-        if "timestep_back" in takes:  # CogVideoX's multistep method
-            more |= {"old_pred_original_sample": old[0], "timestep_back": old[1]}
-        found = scheduler.step(output, timestep=timestep, sample=sample, return_dict=False, **more)
-        old = found[-1], timestep
-        return found[0]
-
-    return call
-
-
-def _with_end(plan: Plan) -> Plan:
-    """Return the plan with the level at its end: that which its last state has if x-hat is right at every stage."""
-    last = responses(plan.update)[-1]
-    start = plan.start
-    signal = last[0] * start.alpha + last[2::2].sum()
-    noise = math.hypot(float(last[0] * start.sigma), *last[1::2])
-    end = math.inf if noise < CLEAN * abs(signal) else 2.0 * math.log(abs(signal) / noise)
-    after = np.append(plan.next_log_snr[:-1], end)
-    return Plan(plan.sampler, plan.scaling, plan.log_snr, after, plan.update)
+    return _reading.read("interop.diffusers.plan", scheduler, step=step).plan
 
 
 def schedule(scheduler: Any) -> Schedule:

@@ -27,18 +27,21 @@ def plan_of(
     second: Second = None,
     ahead: bool = False,
     name: str = "loop",
+    function: str = "samplers.trace",
 ) -> Plan:
     """Return the plan, of least memory, of a run that is known by its responses.
 
     Args:
         rows: (N + 1, columns): z at each of N calls of the denoiser, and at the end, as combinations of z at the start, of
             the N estimates, of N second estimates where there are such, and of the draws of noise, in this order.
-        drawn: how many calls there were before each draw; the noise belongs to the stage of the last of them.
+        drawn: how many calls there were before each draw. The noise belongs to the stage whose result first has it, or to that
+            of the last of these calls where none does.
         log_snr: (N,), the levels of the calls.
         scaling: "vp", "ve" or "flow".
         end: the log-SNR at the end, where that is not the last x-hat itself.
         second, ahead: as for `Plan`.
         name: of the plan.
+        function: what messages begin with.
 
     Raises:
         ValueError: shapes that do not fit; a first call at another state than z; a call that depends on a later one; noise before
@@ -47,7 +50,6 @@ def plan_of(
     >>> plan_of([[1, 0, 0, 0], [0.5, 0.5, 0, 2], [0, 0, 1, 0]], [1], [-2, 0], scaling="ve").update.tolist()
     [[[0.5, 2.0, 0.5]], [[0.0, 0.0, 1.0]]]
     """
-    function = "samplers.trace"
     rows, log_snr = np.array(rows, dtype=np.float64), np.array(log_snr, dtype=np.float64)
     end = _check.number(function, "end", end, finite=False)
     stages, kinds = log_snr.size, 1 if second is None else 2
@@ -58,6 +60,8 @@ def plan_of(
         )
     if not np.all(np.isfinite(rows)):
         raise ValueError(f"{function}: {place(int(np.argwhere(~np.isfinite(rows))[0, 0]), stages)} is not finite")
+    used = rows[:, shape[1] - len(drawn) :] != 0.0
+    drawn = [int(np.argmax(has)) if np.any(has) else calls for has, calls in zip(used.T, drawn, strict=True)]
     noise = {
         k: rows[:, [shape[1] - len(drawn) + at for at, calls in enumerate(drawn) if calls == k]] for k in {0, *drawn}
     }

@@ -74,21 +74,36 @@ def trace(
         1   -4.605       0    0.1    0.9
         2        0     inf      0      1
     """
-    function = "samplers.trace"
+    return read("samplers.trace", loop, scaling, like, end=end, second=second, name=name)
+
+
+def read(
+    function: str,
+    loop: Loop,
+    scaling: str,
+    like: Array | None,
+    *,
+    end: float = math.inf,
+    second: Second = None,
+    name: str | None = None,
+) -> Plan:
+    """Return what `trace` does, with errors that begin with the name of another function."""
     levels.check_scaling(function, scaling)
     like = np.zeros(1) if like is None else like
     if _array.library(like) is None:
         raise _check.error(TypeError, function, "like", "be an array, such as numpy.zeros(1) or torch.zeros(1)", like)
     random = np.random.default_rng(0)
     with _float64(like):
-        probe = _Run(like, second, lambda _: np.repeat(random.normal(size=len(SIZES) // 2), 2) * SIZES)
+        probe = _Run(function, like, second, lambda _: np.repeat(random.normal(size=len(SIZES) // 2), 2) * SIZES)
         probe.go(loop)
         if not probe.levels:
             raise ValueError(f"{function}: the loop never calls `denoise`, so that it has no stage")
         labels = list(probe.given)
         order = {label: at for at, label in enumerate(sorted(labels))}  # z, estimates, second estimates, draws
         units = np.eye(len(order))
-        found = _Run(like, second, lambda label: units[order[label]] if label in order else np.zeros(len(order)))
+        found = _Run(
+            function, like, second, lambda label: units[order[label]] if label in order else np.zeros(len(order))
+        )
         found.go(loop)
     _check_same(function, probe, found)
     at = np.array([level for level, _ in found.levels]) + 0.0  # not -0
@@ -110,6 +125,7 @@ def trace(
         second=second,
         ahead=bool(given),
         name=name or str(getattr(loop, "__name__", "loop")),
+        function=function,
     )
 
 
@@ -120,8 +136,8 @@ Label = tuple[int, int]
 class _Run:
     """One run of a loop on given numbers, a row of them for each label, which keeps what the loop did."""
 
-    def __init__(self, like: Array, second: Second, numbers: Callable[[Label], Float64]) -> None:
-        self.like, self.second, self.numbers = like, second, numbers
+    def __init__(self, function: str, like: Array, second: Second, numbers: Callable[[Label], Float64]) -> None:
+        self.function, self.like, self.second, self.numbers = function, like, second, numbers
         self.given: dict[Label, Float64] = {}
         self.rows: list[Float64] = []
         self.levels: list[tuple[float, float | None]] = []
@@ -152,7 +168,7 @@ class _Run:
         if not hasattr(z, "shape") or _array.library(z) is not library or tuple(z.shape) != shape:
             got = f"a {type(z).__name__}" + (f" of shape {tuple(z.shape)}" if hasattr(z, "shape") else "")
             raise ValueError(
-                f"samplers.trace: {who} a {_array.name(library)} array of the shape of z, {shape}, got {got}"
+                f"{self.function}: {who} a {_array.name(library)} array of the shape of z, {shape}, got {got}"
             )
         self.rows.append(_host(z)[0].copy())
 
@@ -160,7 +176,7 @@ class _Run:
         found = _host(log_snr).reshape(-1)
         if found.size == 0 or np.any(found != found[0]):
             raise ValueError(
-                f"samplers.trace: call {len(self.levels)} must give `denoise` one log-SNR for all elements, got "
+                f"{self.function}: call {len(self.levels)} must give `denoise` one log-SNR for all elements, got "
                 f"{found[:4].tolist()}; trace the loop of one sample"
             )
         return float(found[0])
