@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
     Fields:
         plan: its steps. Where x-hat is clipped, "x" is x-hat clipped, and the second estimate, "raw", x-hat itself.
-        clips: whether it clips.
+        clips: for each stage what is clipped, as coefficients of z and x-hat; None where nothing is.
         draws: those of each stage, in order.
         second: what each step returns beside the sample, as coefficients of the z before, noise, x-hat and raw x-hat; None
             where that is x-hat, or nothing.
@@ -52,7 +52,7 @@ class Read(NamedTuple):
     """
 
     plan: Plan
-    clips: bool
+    clips: tuple[tuple[float, float] | None, ...]
     draws: tuple[tuple[Draw, ...], ...]
     second: tuple[Float64 | None, ...]
     output: type | None
@@ -60,7 +60,12 @@ class Read(NamedTuple):
 
 
 def read(
-    function: str, scheduler: Any, timesteps: Iterable[Any] | None = None, step: Mapping[str, Any] | None = None
+    function: str,
+    scheduler: Any,
+    timesteps: Iterable[Any] | None = None,
+    step: Mapping[str, Any] | None = None,
+    *,
+    apart: bool = False,
 ) -> Read:
     """Return what a scheduler does at timesteps, on a copy; by default at all of its own from its `begin_index` on.
 
@@ -69,6 +74,8 @@ def read(
         scheduler: with its timesteps set.
         timesteps: consecutive ones.
         step: further arguments of `scheduler.step`.
+        apart: whether "x" is what they clip, their x-hat, which differs from ours by the rounding of their tables, and not
+            x-hat clipped; then `clips` has that.
 
     Raises:
         ValueError: a scheduler that is not linear.
@@ -76,6 +83,8 @@ def read(
     import torch
 
     from diffcore.interop._torch import Reading
+
+    scheduler = _on_host(scheduler)
 
     scaling = _schedulers.SCALINGS[_schedulers.kind(scheduler)]
     target = _schedulers.prediction(scheduler)
@@ -88,17 +97,18 @@ def read(
         calls.clear()
 
         def drawn(dtype: Any, *between: Any) -> Any:
-            calls[-1].draws.append((draw(), dtype, tuple(float(sigma) for sigma in between)))
+            calls[-1].draws.append(
+                (draw(), None if dtype is torch.float64 else dtype, tuple(float(sigma) for sigma in between))
+            )
             return calls[-1].draws[-1][0]
 
         def clip(value: Any) -> Any:
-            """Return x-hat clipped for their x-hat, which differs from ours by the rounding of their tables."""
             z, x, raw, *_ = calls[-1]
-            basis = torch.cat([z, raw]).T
-            from_z, from_x = torch.linalg.lstsq(basis, value.T).solution[:, 0].tolist()
+            of_z, of_x = torch.linalg.lstsq(torch.cat([z, raw]).T, value.T).solution[:, 0].tolist()
             if not torch.allclose(value, raw, rtol=1e-3, atol=1e-3 * float(z.abs().max())):
                 raise ValueError(f"{function}: call {len(calls) - 1} clips something else than x-hat")
-            return from_z * z + from_x * x
+            calls[-1] = calls[-1]._replace(clipped=(of_z, of_x))
+            return x if apart else of_z * z + of_x * x
 
         own = copy.deepcopy(scheduler)
         if hasattr(own, "noise_sampler"):
@@ -130,12 +140,133 @@ def read(
     found = _with_end(found)
     return Read(
         _clipped(found) if clips else found,
-        clips and bool(np.any(found.update[..., found.form.x])),
+        tuple(call.clipped for call in calls),
         tuple(call.drawn() for call in calls),
         tuple(call.second() for call in calls),
         next((output for output in outputs if issubclass(output, dict)), None),
         len(calls[0].returned),
     )
+
+
+class Alone(NamedTuple):
+    """One step, as coefficients of (z, the network's output, what is clipped, noise).
+
+    Fields:
+        after: of the sample that it returns.
+        second: of what it returns beside that; None where there is nothing.
+        clipped: of what is clipped; None where nothing is.
+        draws: of noise.
+        log_snr: of the call.
+        output, length: as for `Read`.
+    """
+
+    after: Float64
+    second: Float64 | None
+    clipped: Float64 | None
+    draws: tuple[Draw, ...]
+    log_snr: float
+    output: type | None
+    length: int
+
+
+SIZES = (1.0, -1e-3, 30.0, -1e4)
+"""Sizes of the random numbers on which a step must do what it did on unit vectors."""
+
+DRAWS = 3
+"""How many times a step may draw noise."""
+
+
+def alone(
+    function: str, scheduler: Any, timestep: Any, step: Mapping[str, Any], output: tuple[Any, int] | None = None
+) -> Alone | None:
+    """Return what a single step does, or None where the scheduler remembers something of it for the next one.
+
+    Args:
+        function: what messages begin with.
+        scheduler: as it is before the step.
+        timestep: of the step.
+        step: further arguments of `scheduler.step`.
+        output: `output` and `length`, where they are known.
+
+    Raises:
+        ValueError: a step that is not linear.
+    """
+    import torch
+
+    from diffcore.interop._torch import Reading
+
+    units = 3 + DRAWS
+    numbers = np.random.default_rng(0).normal(size=(units, units + len(SIZES)))
+    numbers[:, :units], numbers[:, units:] = np.eye(units), numbers[:, units:] * SIZES
+    z, y, x, *noises = (torch.tensor(row)[None] for row in numbers)
+    name, clipped, drawn = type(scheduler).__name__, [], []
+
+    def draw(dtype: Any, *between: Any) -> Any:
+        drawn.append(Draw(1.0, dtype, tuple(float(sigma) for sigma in between)))
+        if len(drawn) > DRAWS:
+            raise ValueError(f"{function}: a step of {name} draws noise more than {DRAWS} times")
+        return noises[len(drawn) - 1]
+
+    def clip(value: Any) -> Any:
+        clipped.append(value)
+        return x
+
+    host, outputs = _on_host(scheduler), []
+    for as_dict in (False, True) if output is None else (False,):
+        own = copy.deepcopy(host)
+        if hasattr(own, "noise_sampler"):
+            own.noise_sampler = lambda *between: draw(None, *between)
+        if hasattr(own, "_threshold_sample"):
+            own._threshold_sample = clip
+        drawn.clear(), clipped.clear()
+        with Reading(draw, z.shape, clip if any(own.config.get(switch) for switch in SWITCHES) else None):
+            if hasattr(own, "scale_model_input"):
+                own.scale_model_input(z, timestep)
+            log_snr = _schedulers.log_snr(own, timestep)
+            outputs.append(_caller(own, step)(y, timestep, z, as_dict))
+        if _remembers(own, z.shape):
+            return None
+    found = outputs[0]
+    rows = [part.numpy()[0] for part in (*found[:2], *clipped[:1])]
+    for row in rows:
+        off, bound = np.abs(row[:units] @ numbers - row), _trace.LINEAR * (np.abs(row[:units]) @ np.abs(numbers))
+        if not np.all(off <= bound):
+            raise ValueError(
+                f"{function}: a step of {name} is not linear in the sample, the network's output and noise"
+            )
+    weights = rows[0][3:units]
+    size = float(np.sqrt(np.sum(weights**2))) or 1.0
+    size = float(weights[0]) or 1.0 if len(drawn) == 1 else size
+    merged = [np.append(row[:3], (row[3:units] @ weights) / size if np.any(weights) else 0.0) for row in rows]
+    merged[0][3] = size if np.any(weights) else 0.0
+    kept, length = output or (type(outputs[1]) if isinstance(outputs[1], dict) else None, len(found))
+    return Alone(
+        merged[0],
+        merged[1] if len(found) > 1 else None,
+        merged[-1] if clipped else None,
+        tuple(one._replace(weight=float(weight) / size) for one, weight in zip(drawn, weights, strict=False)),
+        log_snr,
+        kept,
+        length,
+    )
+
+
+def _remembers(scheduler: Any, shape: Any) -> bool:
+    """Return whether a scheduler holds tensors of a shape, or takes its memory from its caller."""
+    held = [part for value in vars(scheduler).values() for part in (value if isinstance(value, list) else [value])]
+    kept = any(getattr(part, "shape", None) == shape for part in held)
+    return kept or "timestep_back" in inspect.signature(scheduler.step).parameters
+
+
+def _on_host(scheduler: Any) -> Any:
+    """Return a copy of a scheduler with its tables on the CPU."""
+    import torch
+
+    found = copy.copy(scheduler)
+    for name, value in vars(found).items():
+        if isinstance(value, torch.Tensor):
+            setattr(found, name, value.cpu())
+    return found
 
 
 class _Call(NamedTuple):
@@ -146,6 +277,7 @@ class _Call(NamedTuple):
     raw: Any
     draws: list[tuple[Any, Any, tuple[float, ...]]]
     returned: tuple[Any, ...] = ()
+    clipped: tuple[float, float] | None = None
 
     def drawn(self) -> tuple[Draw, ...]:
         weights = np.array([float((self.returned[0] * noise).sum()) for noise, *_ in self.draws])

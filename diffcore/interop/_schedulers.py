@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels, predictions
+from diffcore import levels, predictions, schedules
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import Float64
 from diffcore.predictions import Prediction, Row
+from diffcore.schedules import Schedule
 
 FLOWS = ("FlowMatch", "LTXEulerAncestralRF")
 """How the names of classes begin that are made for flows alone."""
@@ -154,3 +155,35 @@ def timesteps(scheduler: Any, log_snr: Float64) -> Float64:
 
 def _host(tensor: Any) -> Float64:
     return np.asarray(tensor.double().cpu())
+
+
+def schedule(function: str, scheduler: Any) -> Schedule:
+    """Return the schedule of a scheduler's table; see `interop.diffusers.schedule`."""
+    of, config = kind(scheduler), scheduler.config
+    if of == "flow":
+        return schedules.Flow()
+    if of == "edm":
+        return schedules.Karras(
+            sigma_min=config["sigma_min"], sigma_max=config["sigma_max"], rho=config.get("rho", 7.0)
+        )
+    if of == "circle":
+        raise TypeError(f"{function}: a {type(scheduler).__name__} has no table of training")
+    return schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy(), SCALINGS[of])
+
+
+def grid(scheduler: Any, *, timesteps: Any = None, sigmas: Any = None) -> Float64:
+    """Return the log-SNRs of a scheduler's steps and of their end, each once; or those of other timesteps or sigmas."""
+    of = kind(scheduler)
+    with np.errstate(divide="ignore"):
+        if of == "circle":
+            found = 2.0 * (np.log(_host(scheduler.alphas)) - np.log(_host(scheduler.betas)))
+        elif timesteps is not None or (of == "table" and sigmas is None):
+            times = _host(scheduler.timesteps) if timesteps is None else np.asarray(timesteps, dtype=np.float64)
+            table = from_alphas_cumprod(_host(scheduler.alphas_cumprod))
+            found = np.interp(times, np.arange(len(table)), table)
+            end = getattr(scheduler, "final_alpha_cumprod", 1.0)
+            found = np.append(found, from_alphas_cumprod(np.float64(float(end))))
+        else:
+            at = _host(scheduler.sigmas) if sigmas is None else np.append(np.asarray(sigmas, dtype=np.float64), 0.0)
+            found = 2.0 * (np.log1p(-at) - np.log(at)) if of == "flow" else -2.0 * np.log(at)
+        return found[np.append(True, found[1:] != found[:-1])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, predictions, schedules
+from diffcore import _array, predictions
 from diffcore._array import Array
 from diffcore.interop import _reading, _schedulers
 from diffcore.plan import Plan
@@ -51,6 +52,13 @@ def plan(
     return _reading.read("interop.diffusers.plan", scheduler, step=step).plan
 
 
+def __getattr__(name: str) -> Any:
+    """Load `Scheduler`, which needs diffusers, when it is asked for."""
+    if name == "Scheduler":
+        return importlib.import_module("diffcore.interop._scheduler").Scheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def schedule(scheduler: Any) -> Schedule:
     """Return the schedule that a scheduler's networks are trained with, scaled as its samples are.
 
@@ -64,16 +72,7 @@ def schedule(scheduler: Any) -> Schedule:
     >>> float(schedule(library.DDPMScheduler()).log_snr(1.0).round(3))
     -10.118
     """
-    of, config = _schedulers.kind(scheduler), scheduler.config
-    if of == "flow":
-        return schedules.Flow()
-    if of == "edm":
-        return schedules.Karras(
-            sigma_min=config["sigma_min"], sigma_max=config["sigma_max"], rho=config.get("rho", 7.0)
-        )
-    if of == "circle":
-        raise TypeError(f"interop.diffusers.schedule: a {type(scheduler).__name__} has no table of training")
-    return schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy(), _schedulers.SCALINGS[of])
+    return _schedulers.schedule("interop.diffusers.schedule", scheduler)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,92 @@
+"""Which class of diffusers a config belongs to, and what of it that class takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from diffcore import _check
+
+DEFAULTS = "_use_default_values"
+"""The entry of a config with the names of those values that nobody gave."""
+
+OWN = ("scheduler", "sampler", "settings")
+"""The entries of our configs that no scheduler of diffusers has."""
+
+TRAINING = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "snr_shift_scale",
+    "sigma_data",
+)
+"""What belongs to the network: another class must not replace it by a default of its own."""
+
+
+def stock(function: str, name: object) -> type[Any]:
+    """Return the class of diffusers of that name; raise for what is no scheduler."""
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        must = "be the name of a scheduler of diffusers, such as 'DDIMScheduler'"
+        raise _check.error(ValueError if isinstance(name, str) else TypeError, function, "scheduler", must, name)
+    return found
+
+
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """Return what the constructor of a class takes, with its default values."""
+    taken = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return {one.name: one.default for one in taken if one.kind is not one.VAR_KEYWORD}
+
+
+def owner(function: str, config: Mapping[str, Any]) -> str:
+    """Return the name of the class that a config belongs to: the one it names, or the only one that has its entries.
+
+    Raises:
+        ValueError: none has them, or several.
+    """
+    named = config.get("_class_name")
+    if isinstance(named, str) and named != "Scheduler" and hasattr(diffusers, named):
+        return named
+    if "scheduler" in config:
+        return str(config["scheduler"])
+    entries = {name for name in config if not name.startswith("_")} - set(OWN)
+    names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
+    kinds = {name: getattr(diffusers, name) for name in names}
+    takes = {
+        name: set(defaults(kind))
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    }
+    fits = [name for name, taken in takes.items() if taken == entries]
+    if not fits and entries <= takes["DDIMScheduler"]:
+        return "DDIMScheduler"
+    fits = [name for name in fits if name.replace("Parallel", "") not in fits or "Parallel" not in name]
+    if len(fits) != 1:
+        could = f"it could be of {' or '.join(fits)}" if fits else "no scheduler of diffusers has its entries"
+        raise ValueError(
+            f"{function}: `config` does not name its class, and {could}; give the scheduler itself instead of its config, or "
+            f"scheduler='...'"
+        )
+    return fits[0]
+
+
+def values(config: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Return what of a config the constructor of a class is to be given.
+
+    Values that nobody gave are left to the class, as theirs does, except those of the network's training, which another class
+    may have other defaults for.
+    """
+    unset, own = config.get(DEFAULTS, ()), defaults(kind)
+    return {
+        name: value
+        for name, value in config.items()
+        if name in own and (name not in unset or (name in TRAINING and value != own[name]))
+    }

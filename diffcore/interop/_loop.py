@@ -1,0 +1,231 @@
+"""A scheduler of diffusers with its timesteps set: the stages of its steps, or of a sampler of ours in its place."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch.overrides import TorchFunctionMode
+
+from diffcore import samplers
+from diffcore.interop import _reading, _schedulers, _stages
+from diffcore.interop._stages import Stage, Stages
+from diffcore.plan import Plan
+
+FUNCTION = "interop.diffusers.Scheduler"
+
+
+class Loop:
+    """What steps need, beside the state of a run. It stays as it is, so that copies of a `Scheduler` share it.
+
+    Args:
+        stock: the scheduler of diffusers, with its timesteps set.
+        sampler: the name of ours that takes its place; None for its own method.
+        settings: of ours.
+        device: of the timesteps.
+        grid: of ours; None for the levels of the scheduler's own timesteps.
+    """
+
+    def __init__(
+        self, stock: Any, sampler: str | None, settings: Mapping[str, Any], device: Any = None, grid: Any = None
+    ) -> None:
+        self.stock, self.sampler, self.settings = stock, sampler, settings
+        self.kind, self.prediction = _schedulers.kind(stock), _schedulers.prediction(stock)
+        self.takes = {name: one.default for name, one in inspect.signature(stock.step).parameters.items()}
+        self.counts = hasattr(stock, "_step_index")
+        """Whether it counts its steps; others go by their timesteps."""
+        self.apart = sampler is None
+        """Whether its steps may be read one by one; it turns out in the first whether they have no memory."""
+        self.timesteps = stock.timesteps
+        self.plan: Plan | None = None
+        if sampler is not None and self.timesteps is not None:
+            self.grid = _schedulers.grid(stock) if grid is None else grid
+            self.plan = self._made(self.grid)
+            times = _schedulers.timesteps(stock, self.plan.log_snr)
+            whole = np.abs(times - times.round()) < 1e-6
+            kept = torch.int64 if whole.all() and not stock.timesteps.is_floating_point() else torch.float32
+            self.timesteps = torch.as_tensor(np.where(whole, times.round(), times)).to(device=device, dtype=kept)
+        self.times = [] if self.timesteps is None else self.timesteps.tolist()
+        self._known: dict[Any, Stages] = {}
+        self._output: tuple[Any, int] | None = None
+        self._dtypes: dict[Any, tuple[torch.dtype, torch.dtype]] = {}
+
+    def reset(self, device: Any, **given: Any) -> Loop:
+        """Return the loop with other timesteps, set by what `set_timesteps` is given."""
+        stock = copy.copy(self.stock)  # whose lists are made anew
+        takes = inspect.signature(stock.set_timesteps).parameters
+        every = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+        unknown = [] if every else [name for name in given if name not in takes]
+        if not unknown:
+            stock.set_timesteps(**given, **({"device": device} if "device" in takes else {}))
+            return Loop(stock, self.sampler, self.settings, device)
+        if self.sampler is None or unknown[0] not in ("timesteps", "sigmas"):
+            raise ValueError(
+                f"{FUNCTION}.set_timesteps: a {type(stock).__name__} takes no `{unknown[0]}`; give num_inference_steps, or use a "
+                f"`sampler` of ours, which takes timesteps and sigmas"
+            )
+        grid = _schedulers.grid(stock, **{unknown[0]: given[unknown[0]]})
+        return Loop(stock, self.sampler, self.settings, device, grid)
+
+    @property
+    def order(self) -> int:
+        """How many timesteps an interval has."""
+        if self.sampler is None:
+            return int(getattr(self.stock, "order", 1))
+        return round(samplers.table()[self.sampler].calls(1000) / 1000)
+
+    def whole(self) -> Plan:
+        """Return the plan of all timesteps."""
+        return self.plan or _reading.read(FUNCTION, self.stock, self.timesteps).plan
+
+    def place(self, timestep: Any) -> int | None:
+        """Return the place of a timestep that is a view of them, without waiting for the device; None for anything else."""
+        times = self.timesteps
+        if (
+            not isinstance(timestep, torch.Tensor)
+            or timestep.dtype is not times.dtype
+            or timestep.device != times.device
+        ):
+            return None
+        place, rest = divmod(timestep.data_ptr() - times.data_ptr(), times.element_size())
+        return place if not rest and 0 <= place < times.numel() and times.is_contiguous() else None
+
+    def index(self, timestep: Any, times: Any = None) -> int:
+        """Return the index of a timestep; of the second where there are several, as theirs do."""
+        found = self.place(timestep) if times is None else None
+        if found is not None:
+            return found
+        hits = ((self.timesteps if times is None else times) == timestep).nonzero().flatten().tolist()
+        if hits:
+            return int(hits[1 if len(hits) > 1 and self.counts else 0])
+        if self.sampler is None and self.counts:
+            return int(self.stock.index_for_timestep(timestep))  # some take the last, some raise
+        raise ValueError(f"{FUNCTION}: timestep {float(timestep):g} is not one of `timesteps`")
+
+    def options(self, eta: Any, use_clipped: Any, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """Return the arguments of a step that are not at their defaults; those that it lacks have no effect."""
+        if self.sampler is not None:
+            takes = inspect.signature(samplers.table()[self.sampler].make).parameters
+            return (("eta", eta),) if eta and "eta" in takes else ()
+        unknown = [name for name in options if name not in self.takes]
+        if unknown:
+            raise TypeError(f"{FUNCTION}.step: a {type(self.stock).__name__} takes no `{unknown[0]}`")
+        given = {"eta": eta, "use_clipped_model_output": use_clipped, **options}
+        given = {name: value for name, value in given.items() if value is not None and name in self.takes}
+        given = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+        return tuple(sorted((name, value) for name, value in given.items() if value != self.takes[name]))
+
+    def stages(self, first: int, options: Any) -> Stages:
+        """Return the stages from one of the timesteps on."""
+        key = first, options
+        if key not in self._known:
+            self._known[key] = _stages.stages(FUNCTION, self._read(first, dict(options)), self.prediction)
+        return self._known[key]
+
+    def _read(self, first: int, options: Mapping[str, Any]) -> _reading.Read:
+        if self.plan is None:
+            own = self.now(first, None)
+            return _reading.read(FUNCTION, own, own.timesteps[first:], options, apart=True)
+        plan = self.plan
+        if first or options:
+            plan = self._made(self.grid[first // self.order :], **options)
+            if not np.array_equal(plan.log_snr, self.plan.log_snr[first:]):
+                raise ValueError(f"{FUNCTION}.step: {plan.sampler} cannot begin at timestep number {first}")
+        return _stages.made(plan, any(self.stock.config.get(switch) for switch in _reading.SWITCHES))
+
+    def _made(self, grid: Any, **options: Any) -> Plan:
+        assert self.sampler is not None
+        schedule = _schedulers.schedule(FUNCTION, self.stock)
+        return samplers.make(self.sampler, schedule, grid=grid, **{**self.settings, **options})
+
+    def stage(self, index: int | None, timestep: Any, options: Any) -> Stages | None:
+        """Return the one stage of step number `index`, or that at a timestep; None where steps have a memory."""
+        at = self.place(timestep) if index is None else index
+        time = int(timestep) if at is None else self.times[at]
+        key = (time if index is None else at, options, "alone")
+        if key not in self._known:
+            own = self.stock if index is None else self.now(index, None)
+            kept = self.stock.timesteps.dtype
+            read = _reading.alone(FUNCTION, own, torch.tensor(time, dtype=kept), dict(options), self._output)
+            if read is None:
+                self.apart = False
+                return None
+            self._output = read.output, read.length
+            self._known[key] = _stages.single(FUNCTION, read, self.prediction, _schedulers.SCALINGS[self.kind])
+        return self._known[key]
+
+    def now(self, begin: int | None, index: int | None) -> Any:
+        """Return the scheduler of diffusers as it would be in a run that began somewhere and is somewhere."""
+        own = copy.copy(self.stock)
+        if self.counts:
+            own._begin_index, own._step_index = begin, index
+        return own
+
+    def clip(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x-hat clipped or thresholded."""
+        if self.stock.config.get("thresholding"):
+            return self.stock._threshold_sample(x)  # type: ignore[no-any-return]
+        return x.clamp(-self.stock.config.clip_sample_range, self.stock.config.clip_sample_range)
+
+    def dtypes(self, sample: torch.dtype, output: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+        """Return the dtypes of what a step returns and of the noise that it draws, for a sample and a network's output."""
+        if self.sampler is not None:
+            return sample, output
+        if (sample, output) not in self._dtypes:
+            own, seen = copy.deepcopy(self.stock), _Asked()
+            x = torch.zeros(1, 1, 1, 1, device=own.timesteps.device)
+            left = {"timestep_back": None, "old_pred_original_sample": None, "prev_timestep": 0}
+            more = {name: value for name, value in left.items() if name in self.takes}
+            if "generator" in self.takes:
+                more["generator"] = torch.Generator(x.device)  # and not the global one
+            if hasattr(own, "noise_sampler"):
+                own.noise_sampler = lambda *_: x
+            with seen:
+                found = own.step(
+                    x.to(output), timestep=own.timesteps[0], sample=x.to(sample), return_dict=False, **more
+                )
+            self._dtypes[sample, output] = found[0].dtype, seen.dtype or output
+        return self._dtypes[sample, output]
+
+    def noise(self, stage: Stage, output: Any, sample: Any, generator: Any, path: Any) -> torch.Tensor:
+        """Return the noise of a stage, drawn as the class draws it; `path` is the Brownian path of the run."""
+        found: Any = None
+        for draw in stage.draws:
+            if draw.between:
+                noise = path(*draw.between)
+            else:
+                dtype = self.dtypes(sample.dtype, output.dtype)[1]
+                noise = randn_tensor(output.shape, generator=generator, device=output.device, dtype=dtype)
+            if draw.weight:
+                noise = noise if draw.weight == 1.0 else noise * draw.weight
+                found = noise if found is None else found + noise
+        return torch.zeros_like(output) if found is None else found
+
+    def path(self, output: Any, sample: Any, generator: Any) -> Any:
+        """Return a Brownian path, as the class makes it in its first step."""
+        own, config = self.stock, self.stock.config
+        make = sys.modules[type(own).__module__].BrownianTreeNoiseSampler  # type: ignore[attr-defined]
+        if "noise_sampler_seed" in config:
+            low, high = own.sigmas[own.sigmas > 0].min().item(), own.sigmas.max().item()
+            return make(sample, low, high, config.noise_sampler_seed)
+        several = isinstance(generator, list)
+        seeds = [one.initial_seed() for one in generator] if several else generator and generator.initial_seed()
+        return make(output, sigma_min=config.sigma_min, sigma_max=config.sigma_max, seed=seeds)
+
+
+class _Asked(TorchFunctionMode):
+    """In what dtype noise is drawn."""
+
+    dtype: torch.dtype | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.randn, torch.randn_like):
+            self.dtype = found.dtype
+        return found

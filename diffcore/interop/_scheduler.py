@@ -1,0 +1,348 @@
+"""`Scheduler`: a plan with the interface of diffusers' schedulers. This module imports diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+
+from diffcore import _check, levels, samplers
+from diffcore.interop import _config, _schedulers, _stages
+from diffcore.interop._loop import FUNCTION, Loop
+from diffcore.interop._stages import Stage, Stages
+from diffcore.plan import Plan
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class SchedulerOutput(BaseOutput):  # type: ignore[misc]
+    """What a step returns: the sample at the next timestep, and x-hat as it was used."""
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """A scheduler for the pipelines of diffusers that steps by a plan: any of theirs, exactly, or a sampler of ours.
+
+    From a config, or a scheduler, of any class of theirs that is linear,
+
+        pipe.scheduler = Scheduler.from_config(pipe.scheduler)                       # the same images, in less time
+        pipe.scheduler = Scheduler.from_config(pipe.scheduler, sampler="unipc")      # by a sampler of `samplers.table()`
+
+    By default the class itself is read (`interop.diffusers.plan`), so that its results are its own: clipping, lower order
+    at the end, repeated levels, the draws of a generator. A sampler by name runs on the schedule, timesteps, prediction, and
+    clipping or thresholding of the config, and on the levels that its `set_timesteps` gives.
+
+    The state of a run is that of an object: copies run independently, in threads too. A run begins with the first step after
+    `set_timesteps`. Half precision is computed in float32.
+
+    Args:
+        scheduler: the name of the class of diffusers.
+        sampler: a name of `samplers.table()` or `samplers.others()`; None for the class's own method.
+        settings: of the sampler, such as {"order": 3}.
+        config: of the class: what its constructor takes.
+
+    Raises:
+        TypeError, ValueError: an unknown name or entry; a class that is not linear in what its network returns.
+
+    Source: https://github.com/huggingface/diffusers, `diffusers.schedulers`.
+
+    >>> import pytest; library = pytest.importorskip("diffusers"); import torch
+    >>> scheduler = Scheduler.from_config(library.DDIMScheduler(), sampler="dpm_solver_pp", settings={"order": 3})
+    >>> scheduler.set_timesteps(4); scheduler.timesteps.tolist()
+    [750, 500, 250, 0]
+    >>> x = torch.ones(1, 3, 8, 8)
+    >>> for t in scheduler.timesteps:
+    ...     x = scheduler.step(0.1 * x, t, x).prev_sample
+    >>> scheduler.plan
+    <Plan dpm_solver_pp(order=3), vp, 4 stages, memory 2>
+    """
+
+    _compatibles = [one.name for one in KarrasDiffusionSchedulers]  # noqa: RUF012
+
+    def __init__(
+        self,
+        scheduler: str = "DDIMScheduler",
+        sampler: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
+        kind = _config.stock(FUNCTION, scheduler)
+        unknown = sorted(config.keys() - _config.defaults(kind).keys())
+        if unknown:
+            raise TypeError(
+                f"{FUNCTION}: a {scheduler} takes no `{unknown[0]}`; give scheduler='...' for another class, and what belongs to "
+                f"`sampler` in settings={{...}}"
+            )
+        if sampler is not None:
+            _check.choice(FUNCTION, "sampler", sampler, sorted(samplers.table()))
+        self._loop = Loop(kind(**config), sampler, settings or {})
+        found = dict(self._loop.stock.config)
+        unset = sorted(found.pop(_config.DEFAULTS, ()))
+        own = {"scheduler": scheduler, "sampler": sampler, "settings": None if settings is None else dict(settings)}
+        self.register_to_config(**found, **own, **({_config.DEFAULTS: unset} if unset else {}))
+        self._set: Any = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self.timesteps = self._loop.timesteps
+        self._begin_index: int | None = None
+        self._index: int | None = None
+        self._first = 0
+        self._run: Stages | None = None
+        self._options: Any = ()
+        self._memory: tuple[torch.Tensor, ...] = ()
+        self._path: Any = None
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Return the scheduler of a config of diffusers or of ours, with changes.
+
+        All values of the network's training are kept, those at the defaults of their class included.
+
+        Args:
+            config: of a scheduler; or the scheduler itself, which also says its class.
+            return_unused_kwargs: whether changes that are no entries are returned instead of refused.
+            kwargs: changes; `scheduler`, `sampler` and `settings` as for the constructor.
+        """
+        function = f"{FUNCTION}.from_config"
+        if isinstance(config, SchedulerMixin):
+            named = {} if isinstance(config, Scheduler) else {"_class_name": type(config).__name__}
+            config = {**config.config, **named}
+        if not isinstance(config, Mapping):
+            raise _check.error(TypeError, function, "config", "be the config of a scheduler, or a scheduler", config)
+        name = kwargs.pop("scheduler", None) or _config.owner(function, config)
+        kind = _config.stock(function, name)
+        taken = {entry: kwargs.pop(entry) for entry in _config.defaults(kind).keys() & kwargs.keys()}
+        own = {entry: kwargs.pop(entry, config.get(entry)) for entry in ("sampler", "settings")}
+        if kwargs and not return_unused_kwargs:
+            raise TypeError(
+                f"{function}: a {name} takes no `{min(kwargs)}`; settings of a sampler go in settings={{...}}"
+            )
+        found = cls(scheduler=name, **own, **(_config.values(config, kind) | taken))
+        rest = {key: value for key, value in config.items() if key not in found.config and key != _config.DEFAULTS}
+        if "_class_name" in rest:
+            rest["_class_name"] = cls.__name__
+        found.register_to_config(**rest)
+        return (found, kwargs) if return_unused_kwargs else found
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the scheduler of the config has, such as `sigmas`, `betas` or `alphas_cumprod`."""
+        loop = self.__dict__.get("_loop")
+        stock = None if loop is None or name.startswith("__") else loop.stock
+        if stock is not None and (name in vars(stock) or hasattr(type(stock), name)):
+            return getattr(stock, name)
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    @property
+    def order(self) -> int:
+        """How many timesteps an interval between two levels has."""
+        return self._loop.order
+
+    @property
+    def init_noise_sigma(self) -> Any:
+        """The standard deviation of the noise that a run begins with."""
+        return getattr(self._loop.stock, "init_noise_sigma", 1.0)
+
+    @property
+    def begin_index(self) -> int | None:
+        """The index of the timestep at which a run begins, where it was set."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the timestep of the next step; None before the first."""
+        return self._index
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of all timesteps."""
+        return self._loop.whole()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Let the run begin at another timestep than the first, as for image to image."""
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        **more: Any,
+    ) -> None:
+        """Set the timesteps of a run, by their number, themselves, or their noise levels, and forget the run before.
+
+        Args:
+            num_inference_steps: their number.
+            device: of `timesteps`.
+            timesteps, sigmas: instead of a number, where the class takes them; a sampler by name takes them with every class.
+            mu: the shift of a flow.
+            more: further arguments of the class.
+        """
+        given = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu, **more}
+        given = {name: value for name, value in given.items() if value is not None}
+        key = (str(device), *((name, np.asarray(value).tobytes()) for name, value in given.items()))
+        if key != self._set:
+            self._loop, self._set = self._loop.reset(device, **given), key
+        self._restart()
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
+        """Return the index of a timestep; of the second where there are several, so that no interval is left out."""
+        return self._loop.index(timestep, schedule_timesteps)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        eta: float | None = None,
+        use_clipped_model_output: bool | None = None,
+        generator: Any = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+        **more: Any,
+    ) -> Any:
+        """Return the sample at the next timestep, given what the network returns at this one.
+
+        Args:
+            model_output: the prediction, of the shape of `sample`.
+            timestep: where classes go by the timestep, as DDIM and DDPM do; others count their steps.
+            sample: (B, ...), the state.
+            eta, use_clipped_model_output: of the class, where it has them, else without effect, as in the pipelines; `eta` of a
+                sampler by name, where it has one and this is not 0.
+            generator: of the noise; one, or a list with one for each sample.
+            variance_noise: noise instead of drawn noise.
+            return_dict: whether to return an object with `prev_sample` and `pred_original_sample`, or a tuple.
+            more: further arguments of the class, such as s_churn.
+
+        Raises:
+            ValueError: the run is over; another timestep than the next one, where the class has a memory; a model output that
+                also predicts variances.
+        """
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"{FUNCTION}.step: `model_output` must have the shape of `sample`, {tuple(sample.shape)}, got "
+                f"{tuple(model_output.shape)}; split off a learned variance, whose noise is no part of a plan"
+            )
+        options: Any = ()
+        if eta is not None or use_clipped_model_output is not None or more:
+            options = self._loop.options(eta, use_clipped_model_output, more)
+        stages, stage = self._stage(timestep, options)
+        z, y = sample, model_output
+        if z.dtype is not y.dtype or z.dtype in HALF:
+            work = torch.promote_types(torch.promote_types(z.dtype, y.dtype), torch.float32)
+            z, y = z.to(work), y.to(work)
+        arrays = [z, y, None, None, *self._memory]
+        if stage.clips:
+            arrays[_stages.X] = self._loop.clip(_stages.total(stage.x, arrays))
+        if stage.draws:
+            arrays[_stages.NOISE] = self._noise(stage, model_output, sample, generator, variance_noise).to(z.dtype)
+        found = [_stages.total(row, arrays) for row in stage.rows]
+        self._memory = tuple(found[1:])
+        if self._index is not None:
+            self._index += 1
+        after = found[0] if found[0] is not sample and found[0] is not model_output else found[0].clone()
+        if z is not sample:
+            after = after.to(self._loop.dtypes(sample.dtype, model_output.dtype)[0])
+        if not return_dict and stages.length == 1:
+            return (after,)
+        second = self._second(stage, arrays).to(after.dtype)
+        if not return_dict:
+            return after, second
+        return SchedulerOutput(after, second) if stages.output is None else stages.output(after, second)
+
+    def _second(self, stage: Stage, arrays: Any) -> torch.Tensor:
+        if stage.second is None and stage.clips:
+            return arrays[_stages.X]  # type: ignore[no-any-return]
+        return _stages.total(stage.x if stage.second is None else stage.second, arrays)  # type: ignore[no-any-return]
+
+    def _noise(self, stage: Stage, output: Any, sample: Any, generator: Any, given: Any) -> torch.Tensor:
+        if given is not None:
+            if generator is not None:
+                raise ValueError(f"{FUNCTION}.step: give `generator` or `variance_noise`, not both")
+            return given  # type: ignore[no-any-return]
+        if self._path is None and any(draw.between for draw in stage.draws):
+            self._path = self._loop.path(output, sample, generator)
+        return self._loop.noise(stage, output, sample, generator, self._path)
+
+    def _stage(self, timestep: Any, options: Any) -> tuple[Stages, Stage]:
+        """Return the stage of this step; it is worked out where it is not known."""
+        loop = self._loop
+        if loop.apart and not loop.counts and (found := loop.stage(None, timestep, options)):
+            return found, found.rows[0]
+        if self._index is None:
+            self._first = self._index = self._begin(timestep)
+        elif options != self._options and self._memory:
+            raise ValueError(f"{FUNCTION}.step: {dict(options)} must be the same in all steps of a run")
+        elif not loop.counts and loop.sampler is None and not self._expected(timestep):
+            raise ValueError(
+                f"{FUNCTION}.step: timestep {float(timestep):g} must be the next one, number {self._index} of `timesteps`; call "
+                f"set_timesteps to begin again"
+            )
+        if self._index >= len(loop.times):
+            raise ValueError(f"{FUNCTION}.step: all {len(loop.times)} steps are done; call set_timesteps")
+        if loop.apart and (found := loop.stage(self._index, timestep, options)):
+            return found, found.rows[0]
+        if self._run is None or options != self._options:
+            self._run, self._options = loop.stages(self._first, options), options
+        return self._run, self._run.rows[self._index - self._first]
+
+    def _begin(self, timestep: Any) -> int:
+        return self._loop.index(timestep) if self._begin_index is None else self._begin_index
+
+    def _expected(self, timestep: Any) -> bool:
+        place = self._loop.place(timestep)
+        return place == self._index if place is not None else bool(timestep == self._loop.times[self._index or 0])
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """Return the input of the network: the sample, times 1 / sqrt(sigma^2 + 1) where the samples are x + sigma eps."""
+        loop = self._loop
+        if loop.kind not in ("ve", "edm"):
+            return sample
+        index = self._begin(timestep) if self._index is None else self._index
+        if self._run is not None:
+            log_snr = self._run.rows[min(index - self._first, len(self._run.rows) - 1)].log_snr
+        else:
+            log_snr = float(loop.plan.log_snr[index]) if loop.plan else -2.0 * np.log(float(loop.stock.sigmas[index]))
+        return sample * float(_schedulers.input_scale(loop.stock, np.float64(log_snr)))
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
+        """Return data with noise, alpha x + sigma eps at timesteps (B,)."""
+        if self._loop.plan is None or self._loop.kind == "table":
+            own = self._loop.now(self._begin_index, self._index)
+            return own.add_noise(original_samples, noise, timesteps)  # type: ignore[no-any-return]
+        return self._noised(original_samples, noise, timesteps)
+
+    def scale_noise(self, sample: torch.Tensor, timestep: Any, noise: torch.Tensor) -> torch.Tensor:
+        """Return data with noise at timesteps (B,), under the name that pipelines of flows call."""
+        own = self._loop.now(self._begin_index, self._index)
+        if self._loop.plan is None and hasattr(own, "scale_noise"):
+            return own.scale_noise(sample, timestep, noise)  # type: ignore[no-any-return]
+        return self.add_noise(sample, noise, timestep)
+
+    def _noised(self, x: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
+        """Return data with noise at timesteps of our plan, chosen as theirs are."""
+        plan = self._loop.whole()
+        index = self._begin_index if self._index is None else self._index
+        places = [self._loop.index(one) if self._begin_index is None else index for one in timesteps]
+        at = levels.level(np.append(plan.log_snr, plan.next_log_snr[-1])[places], plan.scaling)
+        alpha, sigma = (torch.as_tensor(part, device=x.device).to(x.dtype) for part in (at.alpha, at.sigma))
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return alpha.reshape(shape) * x + sigma.reshape(shape) * noise
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
+        """Return v = alpha eps - sigma x at timesteps (B,)."""
+        return self._loop.stock.get_velocity(sample, noise, timesteps)  # type: ignore[no-any-return]

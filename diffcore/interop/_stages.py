@@ -1,0 +1,126 @@
+"""What `Scheduler.step` computes: the update of a stage as sums of arrays, with the prediction instead of x-hat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffcore import levels, predictions
+from diffcore.interop._reading import Alone, Draw, Read
+from diffcore.plan import Plan
+
+Terms = tuple[tuple[int, float], ...]
+"""A sum of arrays of a list: (place, coefficient), ..."""
+
+Z, Y, X, NOISE = range(4)
+"""Places of the state, the prediction, x-hat clipped and noise in that list; memory follows."""
+
+
+class Stage(NamedTuple):
+    """A stage.
+
+    Fields:
+        rows: of the update, z' first.
+        x: x-hat, before it is clipped.
+        clips: whether it is.
+        second: what is returned beside z', where that is not x-hat.
+        draws: of noise.
+        log_snr: of the call.
+    """
+
+    rows: tuple[Terms, ...]
+    x: Terms
+    clips: bool
+    second: Terms | None
+    draws: tuple[Draw, ...]
+    log_snr: float
+
+
+class Stages(NamedTuple):
+    """The stages of a run, and what `step` has to know of it.
+
+    Fields:
+        output: the class of what steps return; None for ours.
+        length: how many tensors they return as a tuple.
+    """
+
+    rows: tuple[Stage, ...]
+    memory: int
+    output: Any
+    length: int
+
+
+def stages(function: str, read: Read, prediction: predictions.Prediction) -> Stages:
+    """Return the stages of what was read, for a network that predicts one kind."""
+    plan = read.plan
+    kind = predictions.row_function(function, "prediction", prediction)
+    with np.errstate(all="ignore"):
+        mixing = predictions.solve(np, plan.levels, kind, predictions.table()["x"])
+    predictions.check_solvable(function, prediction, "x", plan.levels, mixing)
+    found = []
+    for k, update in enumerate(plan.update):
+        p, q = float(mixing.from_z[k]), float(mixing.from_y[k])
+        of_z, of_x = read.clips[k] or (0.0, 1.0)
+        clips = read.clips[k] is not None
+
+        def row(
+            z: Any, memory: Any, noise: Any, x: Any, raw: Any, p: float = p, q: float = q, clips: bool = clips
+        ) -> Terms:
+            x, raw = (x, raw) if clips else (0.0, x + raw)
+            terms = {Z: z + raw * p, Y: raw * q, X: x, NOISE: noise, **{4 + m: value for m, value in enumerate(memory)}}
+            return tuple((place, float(value)) for place, value in terms.items() if value != 0.0)
+
+        memory = plan.memory if k else 0  # there is none before the first stage
+        rows = [
+            row(
+                one[0],
+                one[1 : 1 + memory],
+                one[plan.form.noise],
+                one[plan.form.x],
+                one[plan.form.x + 1] if plan.second else 0.0,
+            )
+            for one in update
+        ]
+        given = read.second[k]
+        second = None if given is None else row(given[0], (), *given[1:])
+        x = row(of_z, (), 0.0, 0.0, of_x)
+        found.append(Stage(tuple(rows), x, clips, second, read.draws[k], float(plan.log_snr[k])))
+    return Stages(tuple(found), plan.memory, read.output, read.length)
+
+
+def single(function: str, read: Alone, prediction: predictions.Prediction, scaling: str) -> Stages:
+    """Return a step that was read alone."""
+    with np.errstate(all="ignore"):
+        level = levels.level(np.float64(read.log_snr), scaling)
+        row = predictions.row_function(function, "prediction", prediction)
+        x = np.array(
+            [*predictions.solve(np, level, row, predictions.table()["x"]), 0.0, 0.0]
+        )  # not used where not finite
+    x, second = x if read.clipped is None else read.clipped, read.second
+    rows = [
+        None if one is None else tuple((k, float(c)) for k, c in enumerate(one) if c) for one in (read.after, x, second)
+    ]
+    after, estimate, returned = rows
+    assert after is not None and estimate is not None
+    stage = Stage((after,), estimate, read.clipped is not None, returned, read.draws, read.log_snr)
+    return Stages((stage,), 0, read.output, read.length)
+
+
+def made(plan: Plan, clips: bool) -> Read:
+    """Return a plan of ours as what was read."""
+    draws = tuple((Draw(1.0, None, ()),) if noisy else () for noisy in plan.noisy)
+    clipped = ((0.0, 1.0) if clips else None,) * len(plan)
+    return Read(plan, clipped, draws, (None,) * len(plan), None, 2)
+
+
+def total(terms: Terms, arrays: Sequence[Any]) -> Any:
+    """Return the sum of tensors; one that stands alone with the coefficient 1 is returned itself."""
+    if not terms:
+        return arrays[Z] * 0.0
+    place, value = terms[0]
+    found = arrays[place] if value == 1.0 else arrays[place] * value
+    for place, value in terms[1:]:
+        found = found.add(arrays[place], alpha=value)
+    return found
