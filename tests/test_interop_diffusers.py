@@ -149,16 +149,28 @@ def test_image_to_image_begins_in_the_middle() -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_clipping_is_a_transform_and_the_scheduler_keeps_its_own() -> None:
-    scheduler = diffusers.DDPMScheduler()
-    plan = interop.plan(scheduler, STEPS)
+@pytest.mark.parametrize(
+    ("name", "settings", "second"),
+    [
+        ("DDPMScheduler", {}, None),
+        ("DDIMScheduler", {}, "raw"),  # whose direction keeps the noise of x-hat before it is clipped
+        ("DDIMScheduler", {"use_clipped_model_output": True}, None),
+        ("CogVideoXDDIMScheduler", {}, None),  # which has the setting, and ignores it
+    ],
+)
+def test_clipping_is_a_transform_and_the_scheduler_keeps_its_own(name: str, settings: Any, second: str | None) -> None:
+    scheduler = made(name, {"clip_sample": True})
+    plan = interop.plan(scheduler, STEPS, step=settings)
     assert scheduler.config.clip_sample
-    theirs, _ = their_loop(scheduler, NOISES[0], clip=True)
+    assert plan.second == second
+    clips = name != "CogVideoXDDIMScheduler"
+    theirs, _ = their_loop(scheduler, NOISES[0], clip=True, **settings)
     noise = lambda draw, shape: NOISES[int(draw)]  # noqa: E731
-    run = {"noise": noise, "transform_x": dc.guidance.clip()}
+    run = {"noise": noise, "transform_x": dc.guidance.clip()} if clips else {"noise": noise}
     ours = dc.sample(interop.denoiser(network, scheduler), plan, NOISES[0], **run)
     np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6)  # x-hat before it is clipped, from levels of float32
-    assert not np.allclose(ours, dc.sample(interop.denoiser(network, scheduler), plan, NOISES[0], noise=noise))
+    plain = dc.sample(interop.denoiser(network, scheduler), plan, NOISES[0], noise=noise)
+    assert clips == (not np.allclose(ours, plain))
 
 
 def test_the_steps_may_be_set_before_or_by_their_other_arguments() -> None:

@@ -13,8 +13,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch.overrides import TorchFunctionMode
 
-from diffcore import samplers
-from diffcore.interop import _reading, _schedulers, _stages
+from diffcore import levels, samplers
+from diffcore.interop import _alone, _reading, _schedulers, _stages
 from diffcore.interop._stages import Stage, Stages
 from diffcore.plan import Plan
 
@@ -40,6 +40,8 @@ class Loop:
         self.takes = {name: one.default for name, one in inspect.signature(stock.step).parameters.items()}
         self.counts = hasattr(stock, "_step_index")
         """Whether it counts its steps; others go by their timesteps."""
+        self.in_order = self.counts or sampler is not None
+        """Whether the timestep of a step is not read, after the first."""
         self.apart = sampler is None
         """Whether its steps may be read one by one; it turns out in the first whether they have no memory."""
         self.timesteps = stock.timesteps
@@ -98,10 +100,13 @@ class Loop:
 
     def index(self, timestep: Any, times: Any = None) -> int:
         """Return the index of a timestep; of the second where there are several, as theirs do."""
-        found = self.place(timestep) if times is None else None
-        if found is not None:
-            return found
-        hits = ((self.timesteps if times is None else times) == timestep).nonzero().flatten().tolist()
+        place = self.place(timestep) if times is None else None
+        if place is not None and not self.counts:
+            return place
+        if place is not None:
+            hits = [k for k, time in enumerate(self.times) if time == self.times[place]]
+        else:
+            hits = ((self.timesteps if times is None else times) == timestep).nonzero().flatten().tolist()
         if hits:
             return int(hits[1 if len(hits) > 1 and self.counts else 0])
         if self.sampler is None and self.counts:
@@ -131,7 +136,9 @@ class Loop:
     def _read(self, first: int, options: Mapping[str, Any]) -> _reading.Read:
         if self.plan is None:
             own = self.now(first, None)
-            return _reading.read(FUNCTION, own, own.timesteps[first:], options, apart=True)
+            times = own.timesteps[first:]
+            times = times[: _reading.finite(own, times, options)]
+            return _reading.read(FUNCTION, own, times, options, apart=True)
         plan = self.plan
         if first or options:
             plan = self._made(self.grid[first // self.order :], **options)
@@ -152,7 +159,7 @@ class Loop:
         if key not in self._known:
             own = self.stock if index is None else self.now(index, None)
             kept = self.stock.timesteps.dtype
-            read = _reading.alone(FUNCTION, own, torch.tensor(time, dtype=kept), dict(options), self._output)
+            read = _alone.alone(FUNCTION, own, torch.tensor(time, dtype=kept), dict(options), self._output)
             if read is None:
                 self.apart = False
                 return None
@@ -166,6 +173,17 @@ class Loop:
         if self.counts:
             own._begin_index, own._step_index = begin, index
         return own
+
+    def noised(self, x: Any, noise: Any, timesteps: Any, begin: int | None, index: int | None) -> Any:
+        """Return data with noise at timesteps (B,), in a run that began somewhere and is somewhere."""
+        if self.plan is None or self.kind == "table":
+            return self.now(begin, index).add_noise(x, noise, timesteps)
+        here = begin if index is None else index
+        places = [self.index(one) if here is None or begin is None else here for one in timesteps]
+        at = levels.level(np.append(self.plan.log_snr, self.plan.next_log_snr[-1])[places], self.plan.scaling)
+        alpha, sigma = (torch.as_tensor(part, device=x.device).to(x.dtype) for part in (at.alpha, at.sigma))
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return alpha.reshape(shape) * x + sigma.reshape(shape) * noise
 
     def clip(self, x: torch.Tensor) -> torch.Tensor:
         """Return x-hat clipped or thresholded."""
@@ -181,11 +199,11 @@ class Loop:
             own, seen = copy.deepcopy(self.stock), _Asked()
             x = torch.zeros(1, 1, 1, 1, device=own.timesteps.device)
             left = {"timestep_back": None, "old_pred_original_sample": None, "prev_timestep": 0}
-            more = {name: value for name, value in left.items() if name in self.takes}
+            more: dict[str, Any] = {name: value for name, value in left.items() if name in self.takes}
             if "generator" in self.takes:
                 more["generator"] = torch.Generator(x.device)  # and not the global one
             if hasattr(own, "noise_sampler"):
-                own.noise_sampler = lambda *_: x
+                own.noise_sampler = lambda *_: x.to(output)
             with seen:
                 found = own.step(
                     x.to(output), timestep=own.timesteps[0], sample=x.to(sample), return_dict=False, **more
@@ -210,7 +228,7 @@ class Loop:
     def path(self, output: Any, sample: Any, generator: Any) -> Any:
         """Return a Brownian path, as the class makes it in its first step."""
         own, config = self.stock, self.stock.config
-        make = sys.modules[type(own).__module__].BrownianTreeNoiseSampler  # type: ignore[attr-defined]
+        make = sys.modules[type(own).__module__].BrownianTreeNoiseSampler
         if "noise_sampler_seed" in config:
             low, high = own.sigmas[own.sigmas > 0].min().item(), own.sigmas.max().item()
             return make(sample, low, high, config.noise_sampler_seed)

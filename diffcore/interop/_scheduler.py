@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.outputs import BaseOutput
 
-from diffcore import _check, levels, samplers
+from diffcore import _check, samplers
 from diffcore.interop import _config, _schedulers, _stages
 from diffcore.interop._loop import FUNCTION, Loop
 from diffcore.interop._stages import Stage, Stages
 from diffcore.plan import Plan
 
-HALF = (torch.float16, torch.bfloat16)
+HALF = torch.float16, torch.bfloat16
 
 
 @dataclass
-class SchedulerOutput(BaseOutput):  # type: ignore[misc]
+class SchedulerOutput(BaseOutput):
     """What a step returns: the sample at the next timestep, and x-hat as it was used."""
 
     prev_sample: torch.Tensor
@@ -32,7 +32,7 @@ class SchedulerOutput(BaseOutput):  # type: ignore[misc]
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A scheduler for the pipelines of diffusers that steps by a plan: any of theirs, exactly, or a sampler of ours.
 
-    From a config, or a scheduler, of any class of theirs that is linear,
+    From a scheduler of theirs, or its config,
 
         pipe.scheduler = Scheduler.from_config(pipe.scheduler)                       # the same images, in less time
         pipe.scheduler = Scheduler.from_config(pipe.scheduler, sampler="unipc")      # by a sampler of `samplers.table()`
@@ -63,10 +63,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     >>> for t in scheduler.timesteps:
     ...     x = scheduler.step(0.1 * x, t, x).prev_sample
     >>> scheduler.plan
-    <Plan dpm_solver_pp(order=3), vp, 4 stages, memory 2>
+    <Plan dpm_solver_pp(order=3, eta=0.0), vp, 4 stages, memory 2>
     """
-
-    _compatibles = [one.name for one in KarrasDiffusionSchedulers]  # noqa: RUF012
 
     def __init__(
         self,
@@ -86,7 +84,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             _check.choice(FUNCTION, "sampler", sampler, sorted(samplers.table()))
         self._loop = Loop(kind(**config), sampler, settings or {})
         found = dict(self._loop.stock.config)
-        unset = sorted(found.pop(_config.DEFAULTS, ()))
+        unset = sorted(set(found.pop(_config.DEFAULTS, ())) - set(_config.TRAINING))  # so that theirs keep these too
         own = {"scheduler": scheduler, "sampler": sampler, "settings": None if settings is None else dict(settings)}
         self.register_to_config(**found, **own, **({_config.DEFAULTS: unset} if unset else {}))
         self._set: Any = None
@@ -115,8 +113,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         function = f"{FUNCTION}.from_config"
         if isinstance(config, SchedulerMixin):
-            named = {} if isinstance(config, Scheduler) else {"_class_name": type(config).__name__}
-            config = {**config.config, **named}
+            kwargs |= {} if isinstance(config, Scheduler) else {"scheduler": type(config).__name__} | kwargs
+            config = config.config  # type: ignore[attr-defined]
         if not isinstance(config, Mapping):
             raise _check.error(TypeError, function, "config", "be the config of a scheduler, or a scheduler", config)
         name = kwargs.pop("scheduler", None) or _config.owner(function, config)
@@ -137,18 +135,22 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __getattr__(self, name: str) -> Any:
         """Return what the scheduler of the config has, such as `sigmas`, `betas` or `alphas_cumprod`."""
         loop = self.__dict__.get("_loop")
-        stock = None if loop is None or name.startswith("__") else loop.stock
-        if stock is not None and (name in vars(stock) or hasattr(type(stock), name)):
-            return getattr(stock, name)
+        if (
+            loop is not None
+            and not name.startswith("__")
+            and (name in vars(loop.stock) or hasattr(type(loop.stock), name))
+        ):
+            return getattr(loop.stock, name)
         return super().__getattr__(name)
 
     def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
+        return int(self.config["num_train_timesteps"])
 
-    @property
-    def order(self) -> int:
-        """How many timesteps an interval between two levels has."""
-        return self._loop.order
+    compatibles = property(
+        lambda self: self._loop.stock.compatibles, doc="The classes of diffusers that take this config."
+    )
+
+    order = property(lambda self: self._loop.order, doc="How many timesteps an interval between two levels has.")
 
     @property
     def init_noise_sigma(self) -> Any:
@@ -219,7 +221,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             model_output: the prediction, of the shape of `sample`.
-            timestep: where classes go by the timestep, as DDIM and DDPM do; others count their steps.
+            timestep: the next one; classes such as DDIM and DDPM, which go by it, take any.
             sample: (B, ...), the state.
             eta, use_clipped_model_output: of the class, where it has them, else without effect, as in the pipelines; `eta` of a
                 sampler by name, where it has one and this is not 0.
@@ -232,42 +234,40 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: the run is over; another timestep than the next one, where the class has a memory; a model output that
                 also predicts variances.
         """
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"{FUNCTION}.step: `model_output` must have the shape of `sample`, {tuple(sample.shape)}, got "
-                f"{tuple(model_output.shape)}; split off a learned variance, whose noise is no part of a plan"
-            )
         options: Any = ()
         if eta is not None or use_clipped_model_output is not None or more:
             options = self._loop.options(eta, use_clipped_model_output, more)
-        stages, stage = self._stage(timestep, options)
+        stages, stage = self._stage(timestep, options, model_output, sample)
         z, y = sample, model_output
         if z.dtype is not y.dtype or z.dtype in HALF:
             work = torch.promote_types(torch.promote_types(z.dtype, y.dtype), torch.float32)
             z, y = z.to(work), y.to(work)
         arrays = [z, y, None, None, *self._memory]
+        pair = return_dict or stages.length > 1
+        x: Any = None
+        if (pair and stage.second is None) or stage.keeps_x or stage.clips:
+            x = _stages.total(stage.x, arrays)
         if stage.clips:
-            arrays[_stages.X] = self._loop.clip(_stages.total(stage.x, arrays))
+            x = arrays[_stages.X] = self._loop.clip(x)
         if stage.draws:
             arrays[_stages.NOISE] = self._noise(stage, model_output, sample, generator, variance_noise).to(z.dtype)
-        found = [_stages.total(row, arrays) for row in stage.rows]
-        self._memory = tuple(found[1:])
+        after = _stages.total(stage.rows[0], arrays)
+        if len(stage.rows) > 1:
+            rows = stage.rows[1:]
+            self._memory = tuple([x if row is stage.x else _stages.total(row, arrays) for row in rows])
         if self._index is not None:
             self._index += 1
-        after = found[0] if found[0] is not sample and found[0] is not model_output else found[0].clone()
-        if z is not sample:
+        if after is sample or after is model_output:
+            after = after.clone()
+        if z is not sample or y is not model_output:
             after = after.to(self._loop.dtypes(sample.dtype, model_output.dtype)[0])
-        if not return_dict and stages.length == 1:
+        if not pair:
             return (after,)
-        second = self._second(stage, arrays).to(after.dtype)
+        second = x if stage.second is None else _stages.total(stage.second, arrays)
+        second = second if second.dtype is after.dtype else second.to(after.dtype)
         if not return_dict:
             return after, second
         return SchedulerOutput(after, second) if stages.output is None else stages.output(after, second)
-
-    def _second(self, stage: Stage, arrays: Any) -> torch.Tensor:
-        if stage.second is None and stage.clips:
-            return arrays[_stages.X]  # type: ignore[no-any-return]
-        return _stages.total(stage.x if stage.second is None else stage.second, arrays)  # type: ignore[no-any-return]
 
     def _noise(self, stage: Stage, output: Any, sample: Any, generator: Any, given: Any) -> torch.Tensor:
         if given is not None:
@@ -278,16 +278,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._path = self._loop.path(output, sample, generator)
         return self._loop.noise(stage, output, sample, generator, self._path)
 
-    def _stage(self, timestep: Any, options: Any) -> tuple[Stages, Stage]:
+    def _stage(self, timestep: Any, options: Any, model_output: Any, sample: Any) -> tuple[Stages, Stage]:
         """Return the stage of this step; it is worked out where it is not known."""
-        loop = self._loop
+        loop, run = self._loop, self._run
+        if run is not None and self._index is not None and options == self._options and loop.in_order:
+            at = self._index - self._first
+            if at < len(run.rows):
+                return run, run.rows[at]
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"{FUNCTION}.step: `model_output` must have the shape of `sample`, {tuple(sample.shape)}, got "
+                f"{tuple(model_output.shape)}; split off a learned variance, whose noise is no part of a plan"
+            )
         if loop.apart and not loop.counts and (found := loop.stage(None, timestep, options)):
             return found, found.rows[0]
         if self._index is None:
             self._first = self._index = self._begin(timestep)
         elif options != self._options and self._memory:
             raise ValueError(f"{FUNCTION}.step: {dict(options)} must be the same in all steps of a run")
-        elif not loop.counts and loop.sampler is None and not self._expected(timestep):
+        elif not loop.in_order and not self._expected(timestep):
             raise ValueError(
                 f"{FUNCTION}.step: timestep {float(timestep):g} must be the next one, number {self._index} of `timesteps`; call "
                 f"set_timesteps to begin again"
@@ -298,7 +307,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return found, found.rows[0]
         if self._run is None or options != self._options:
             self._run, self._options = loop.stages(self._first, options), options
-        return self._run, self._run.rows[self._index - self._first]
+        at = self._index - self._first
+        if at >= len(self._run.rows):
+            raise ValueError(
+                f"{FUNCTION}.step: what step number {self._index} of a {type(self._loop.stock).__name__} returns is not finite"
+            )
+        return self._run, self._run.rows[at]
 
     def _begin(self, timestep: Any) -> int:
         return self._loop.index(timestep) if self._begin_index is None else self._begin_index
@@ -317,14 +331,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             log_snr = self._run.rows[min(index - self._first, len(self._run.rows) - 1)].log_snr
         else:
             log_snr = float(loop.plan.log_snr[index]) if loop.plan else -2.0 * np.log(float(loop.stock.sigmas[index]))
-        return sample * float(_schedulers.input_scale(loop.stock, np.float64(log_snr)))
+        scale: Any = _schedulers.input_scale(loop.stock, np.float64(log_snr))
+        return sample * float(scale)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """Return data with noise, alpha x + sigma eps at timesteps (B,)."""
-        if self._loop.plan is None or self._loop.kind == "table":
-            own = self._loop.now(self._begin_index, self._index)
-            return own.add_noise(original_samples, noise, timesteps)  # type: ignore[no-any-return]
-        return self._noised(original_samples, noise, timesteps)
+        return self._loop.noised(original_samples, noise, timesteps, self._begin_index, self._index)  # type: ignore[no-any-return]
 
     def scale_noise(self, sample: torch.Tensor, timestep: Any, noise: torch.Tensor) -> torch.Tensor:
         """Return data with noise at timesteps (B,), under the name that pipelines of flows call."""
@@ -332,16 +344,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._loop.plan is None and hasattr(own, "scale_noise"):
             return own.scale_noise(sample, timestep, noise)  # type: ignore[no-any-return]
         return self.add_noise(sample, noise, timestep)
-
-    def _noised(self, x: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
-        """Return data with noise at timesteps of our plan, chosen as theirs are."""
-        plan = self._loop.whole()
-        index = self._begin_index if self._index is None else self._index
-        places = [self._loop.index(one) if self._begin_index is None else index for one in timesteps]
-        at = levels.level(np.append(plan.log_snr, plan.next_log_snr[-1])[places], plan.scaling)
-        alpha, sigma = (torch.as_tensor(part, device=x.device).to(x.dtype) for part in (at.alpha, at.sigma))
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return alpha.reshape(shape) * x + sigma.reshape(shape) * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """Return v = alpha eps - sigma x at timesteps (B,)."""

@@ -186,4 +186,4 @@ def grid(scheduler: Any, *, timesteps: Any = None, sigmas: Any = None) -> Float6
         else:
             at = _host(scheduler.sigmas) if sigmas is None else np.append(np.asarray(sigmas, dtype=np.float64), 0.0)
             found = 2.0 * (np.log1p(-at) - np.log(at)) if of == "flow" else -2.0 * np.log(at)
-        return found[np.append(True, found[1:] != found[:-1])]
+        return np.asarray(found[np.append(True, found[1:] != found[:-1])])

@@ -8,14 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffcore import levels, predictions
-from diffcore.interop._reading import Alone, Draw, Read
+from diffcore.interop._alone import Alone
+from diffcore.interop._reading import Draw, Read
 from diffcore.plan import Plan
+from diffcore.plan.form import needed
 
 Terms = tuple[tuple[int, float], ...]
 """A sum of arrays of a list: (place, coefficient), ..."""
 
 Z, Y, X, NOISE = range(4)
 """Places of the state, the prediction, x-hat clipped and noise in that list; memory follows."""
+
+
+UNREAD: Terms = ((Z, 1.0),)
+"""A row of memory that no later stage reads."""
+
+ROUNDING = 4e-15
+"""What is rounding in a coefficient where two cancel."""
 
 
 class Stage(NamedTuple):
@@ -25,6 +34,7 @@ class Stage(NamedTuple):
         rows: of the update, z' first.
         x: x-hat, before it is clipped.
         clips: whether it is.
+        keeps_x: whether a row of memory is x-hat; then it is the object `x`.
         second: what is returned beside z', where that is not x-hat.
         draws: of noise.
         log_snr: of the call.
@@ -33,6 +43,7 @@ class Stage(NamedTuple):
     rows: tuple[Terms, ...]
     x: Terms
     clips: bool
+    keeps_x: bool
     second: Terms | None
     draws: tuple[Draw, ...]
     log_snr: float
@@ -59,35 +70,38 @@ def stages(function: str, read: Read, prediction: predictions.Prediction) -> Sta
     with np.errstate(all="ignore"):
         mixing = predictions.solve(np, plan.levels, kind, predictions.table()["x"])
     predictions.check_solvable(function, prediction, "x", plan.levels, mixing)
+    first, read_later = 1 + plan.memory, needed(plan.update)
     found = []
     for k, update in enumerate(plan.update):
-        p, q = float(mixing.from_z[k]), float(mixing.from_y[k])
         of_z, of_x = read.clips[k] or (0.0, 1.0)
-        clips = read.clips[k] is not None
-
-        def row(
-            z: Any, memory: Any, noise: Any, x: Any, raw: Any, p: float = p, q: float = q, clips: bool = clips
-        ) -> Terms:
-            x, raw = (x, raw) if clips else (0.0, x + raw)
-            terms = {Z: z + raw * p, Y: raw * q, X: x, NOISE: noise, **{4 + m: value for m, value in enumerate(memory)}}
-            return tuple((place, float(value)) for place, value in terms.items() if value != 0.0)
-
-        memory = plan.memory if k else 0  # there is none before the first stage
-        rows = [
-            row(
-                one[0],
-                one[1 : 1 + memory],
-                one[plan.form.noise],
-                one[plan.form.x],
-                one[plan.form.x + 1] if plan.second else 0.0,
-            )
-            for one in update
-        ]
+        fold = _Fold(float(mixing.from_z[k]), float(mixing.from_y[k]), read.clips[k] is not None)
+        x = fold(of_z, 0.0, 0.0, of_x)
+        rows = []
+        for at, one in enumerate(update):
+            raw = one[plan.form.x + 1] if plan.second else 0.0
+            held = one[1:first] if k else ()  # there is no memory before the first stage
+            row = fold(one[0], one[plan.form.noise], one[plan.form.x], raw, held)
+            unread = at > 0 and not read_later[k + 1, at - 1]
+            rows.append(UNREAD if unread else x if row == x and not fold.clips else row)
         given = read.second[k]
-        second = None if given is None else row(given[0], (), *given[1:])
-        x = row(of_z, (), 0.0, 0.0, of_x)
-        found.append(Stage(tuple(rows), x, clips, second, read.draws[k], float(plan.log_snr[k])))
+        second = None if given is None else fold(*given)
+        found.append(Stage(tuple(rows), x, fold.clips, x in rows[1:], second, read.draws[k], float(plan.log_snr[k])))
     return Stages(tuple(found), plan.memory, read.output, read.length)
+
+
+class _Fold(NamedTuple):
+    """From coefficients of (z, noise, x-hat, x-hat before it is clipped, memory) to terms, with x-hat = p z + q y."""
+
+    p: float
+    q: float
+    clips: bool
+
+    def __call__(self, z: Any, noise: Any, x: Any, raw: Any, memory: Any = ()) -> Terms:
+        x, raw = (x, raw) if self.clips else (0.0, x + raw)
+        scale = 1.0 if abs(z + raw * self.p - 1.0) < ROUNDING else z + raw * self.p
+        scale = 0.0 if abs(scale) < ROUNDING * abs(z) else scale
+        terms = {Z: scale, Y: raw * self.q, X: x, NOISE: noise, **{4 + m: value for m, value in enumerate(memory)}}
+        return tuple((place, float(value)) for place, value in terms.items() if value != 0.0)
 
 
 def single(function: str, read: Alone, prediction: predictions.Prediction, scaling: str) -> Stages:
@@ -103,8 +117,9 @@ def single(function: str, read: Alone, prediction: predictions.Prediction, scali
         None if one is None else tuple((k, float(c)) for k, c in enumerate(one) if c) for one in (read.after, x, second)
     ]
     after, estimate, returned = rows
-    assert after is not None and estimate is not None
-    stage = Stage((after,), estimate, read.clipped is not None, returned, read.draws, read.log_snr)
+    assert after is not None
+    assert estimate is not None
+    stage = Stage((after,), estimate, read.clipped is not None, False, returned, read.draws, read.log_snr)
     return Stages((stage,), 0, read.output, read.length)
 
 

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, levels, predictions, samplers
+from diffcore import _array, _check, levels, predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
+from diffcore.samplers import _trace
 
 SCALINGS = ("ve", "flow")
 
@@ -99,12 +100,12 @@ def plan(
             "disable": True,
             "noise_sampler": lambda *_: draw(),
         }
-        with Reading(draw, z.shape):
+        with Reading(lambda _: draw(), z.shape):
             wanted = {key: value for key, value in offered.items() if (every or key in takes) and key not in settings}
             return function(model, z, torch.tensor(given), **wanted, **settings)
 
     end = float(_log_snr(torch, torch.tensor(given[-1]), scaling))
-    return samplers.trace(loop, scaling, torch.zeros(1), end=end, name=called)
+    return _trace.read(function_name, loop, scaling, torch.zeros(1), end=end, name=called)
 
 
 def _log_snr(xp: Any, sigma: Any, scaling: str) -> Any:
