@@ -28,9 +28,14 @@ pytestmark = [
 
 STEPS = 8
 STARTS = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-NAMES = sorted({name for name, *_ in EXACT + ROUNDED} - {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"})[
-    ::2
+NAMES = [
+    "DDIMScheduler",
+    "UniPCMultistepScheduler",
+    "TCDScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "EDMEulerScheduler",
 ]
+NAMES += ["IPNDMScheduler", "UnCLIPScheduler", "SASolverScheduler", "PNDMScheduler", "CogVideoXDPMScheduler"]
 
 
 def made(name: str, settings: dict[str, Any]) -> Any:
