@@ -126,7 +126,7 @@ def test_pictures_of_schedules_grids_plans_and_runs(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="`states` must be states of a run, collected by"):
             plots.trajectory(wrong)
     with pytest.raises(TypeError, match="`given` must be a plan"):
-        plots.plans([cosine])
+        plots.plans([cosine])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="`given` must hold grids"):
         plots.grids({"x": np.zeros((2, 2))})
 
