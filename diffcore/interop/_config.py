@@ -78,15 +78,36 @@ def owner(function: str, config: Mapping[str, Any]) -> str:
     return fits[0]
 
 
-def values(config: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+def given(
+    function: str, config: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what `Scheduler` is made with for a config and changes of it, and those changes that it does not take."""
+    left = dict(changes)
+    name = left.pop("scheduler", None) or owner(function, config)
+    kind = stock(function, name)
+    taken = {entry: left.pop(entry) for entry in defaults(kind).keys() & left.keys()}
+    own = {entry: left.pop(entry, config.get(entry)) for entry in ("sampler", "settings")}
+    return {"scheduler": name, **own, **values(config, kind, same(config, kind)), **taken}, left
+
+
+def same(config: Mapping[str, Any], kind: type[Any]) -> bool:
+    """Return whether a config is that of a class, or of ours for it: by the class that it names, or by its entries."""
+    named = config.get("_class_name", "")
+    if named:
+        return named in (kind.__name__, "Scheduler")
+    return {name for name in config if not name.startswith("_")} - set(OWN) == set(defaults(kind))
+
+
+def values(config: Mapping[str, Any], kind: type[Any], same: bool) -> dict[str, Any]:
     """Return what of a config the constructor of a class is to be given.
 
-    Values that nobody gave are left to the class, as theirs does, except those of the network's training, which another class
-    may have other defaults for.
+    Of the values that nobody gave, another class than the config's own takes those of the network's training, which theirs
+    leaves to it, and which it may have other defaults for. Pipelines change some of the others without giving them.
     """
     unset, own = config.get(DEFAULTS, ()), defaults(kind)
+    given = {name: value for name, value in config.items() if name in own}
     return {
         name: value
-        for name, value in config.items()
-        if name in own and (name not in unset or (name in TRAINING and value != own[name]))
+        for name, value in given.items()
+        if name not in unset or ((same or name in TRAINING) and value != own[name])
     }

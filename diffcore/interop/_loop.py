@@ -75,6 +75,16 @@ class Loop:
         grid = _schedulers.grid(stock, **{unknown[0]: given[unknown[0]]})
         return Loop(stock, self.sampler, self.settings, device, grid)
 
+    def changed(self, config: Mapping[str, Any]) -> Loop:
+        """Return the loop with those values of a config that are other than the scheduler's."""
+        new = {name: config[name] for name, value in self.stock.config.items() if name in config and name[0] != "_"}
+        new = {name: value for name, value in new.items() if value is not self.stock.config[name]}
+        if not new:
+            return self
+        stock = copy.copy(self.stock)
+        stock.register_to_config(**new)
+        return Loop(stock, self.sampler, self.settings)
+
     @property
     def order(self) -> int:
         """How many timesteps an interval has."""

@@ -16,7 +16,6 @@ from diffcore import _check, samplers
 from diffcore.interop import _config, _schedulers, _stages
 from diffcore.interop._loop import FUNCTION, Loop
 from diffcore.interop._stages import Stage, Stages
-from diffcore.plan import Plan
 
 HALF = torch.float16, torch.bfloat16
 
@@ -82,11 +81,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         if sampler is not None:
             _check.choice(FUNCTION, "sampler", sampler, sorted(samplers.table()))
-        self._loop = Loop(kind(**config), sampler, settings or {})
-        found = dict(self._loop.stock.config)
+        loop = Loop(kind(**config), sampler, settings or {})
+        found = dict(loop.stock.config)
         unset = sorted(set(found.pop(_config.DEFAULTS, ())) - set(_config.TRAINING))  # so that theirs keep these too
         own = {"scheduler": scheduler, "sampler": sampler, "settings": None if settings is None else dict(settings)}
         self.register_to_config(**found, **own, **({_config.DEFAULTS: unset} if unset else {}))
+        self._loop = loop
         self._set: Any = None
         self._restart()
 
@@ -112,25 +112,31 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             kwargs: changes; `scheduler`, `sampler` and `settings` as for the constructor.
         """
         function = f"{FUNCTION}.from_config"
-        if isinstance(config, SchedulerMixin):
-            kwargs |= {} if isinstance(config, Scheduler) else {"scheduler": type(config).__name__} | kwargs
-            config = config.config  # type: ignore[attr-defined]
+        named = {"_class_name": type(config).__name__} if isinstance(config, SchedulerMixin) else {}
+        config = config.config if named else config
         if not isinstance(config, Mapping):
             raise _check.error(TypeError, function, "config", "be the config of a scheduler, or a scheduler", config)
-        name = kwargs.pop("scheduler", None) or _config.owner(function, config)
-        kind = _config.stock(function, name)
-        taken = {entry: kwargs.pop(entry) for entry in _config.defaults(kind).keys() & kwargs.keys()}
-        own = {entry: kwargs.pop(entry, config.get(entry)) for entry in ("sampler", "settings")}
-        if kwargs and not return_unused_kwargs:
-            raise TypeError(
-                f"{function}: a {name} takes no `{min(kwargs)}`; settings of a sampler go in settings={{...}}"
-            )
-        found = cls(scheduler=name, **own, **(_config.values(config, kind) | taken))
+        given, left = _config.given(function, {**config, **named}, kwargs)
+        if left and not return_unused_kwargs:
+            name = f"a {given['scheduler']} takes no `{min(left)}`"
+            raise TypeError(f"{function}: {name}; settings of a sampler go in settings={{...}}")
+        found = cls(**given)
         rest = {key: value for key, value in config.items() if key not in found.config and key != _config.DEFAULTS}
-        if "_class_name" in rest:
-            rest["_class_name"] = cls.__name__
-        found.register_to_config(**rest)
-        return (found, kwargs) if return_unused_kwargs else found
+        found.register_to_config(**(rest | ({"_class_name": cls.__name__} if "_class_name" in rest else {})))
+        return (found, left) if return_unused_kwargs else found
+
+    @property
+    def _internal_dict(self) -> Any:
+        """The config, where ConfigMixin has it; pipelines change some of its values by putting another one in its place."""
+        if "_internal_dict" not in self.__dict__:
+            raise AttributeError("_internal_dict")
+        return self.__dict__["_internal_dict"]
+
+    @_internal_dict.setter
+    def _internal_dict(self, config: Any) -> None:
+        self.__dict__["_internal_dict"] = config
+        if "_loop" in self.__dict__:
+            self._loop = self._loop.changed(config)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the scheduler of the config has, such as `sigmas`, `betas` or `alphas_cumprod`."""
@@ -152,25 +158,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     order = property(lambda self: self._loop.order, doc="How many timesteps an interval between two levels has.")
 
+    begin_index = property(lambda self: self._begin_index, doc="The index of the first timestep, where it was set.")
+
+    step_index = property(lambda self: self._index, doc="The index of the next timestep; None before the first step.")
+
+    plan = property(lambda self: self._loop.whole(), doc="The plan of all timesteps.")
+
     @property
     def init_noise_sigma(self) -> Any:
         """The standard deviation of the noise that a run begins with."""
         return getattr(self._loop.stock, "init_noise_sigma", 1.0)
-
-    @property
-    def begin_index(self) -> int | None:
-        """The index of the timestep at which a run begins, where it was set."""
-        return self._begin_index
-
-    @property
-    def step_index(self) -> int | None:
-        """The index of the timestep of the next step; None before the first."""
-        return self._index
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of all timesteps."""
-        return self._loop.whole()
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Let the run begin at another timestep than the first, as for image to image."""
