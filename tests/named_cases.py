@@ -115,6 +115,21 @@ def solver(model: Any, z: Any, t: float, s: float, draw: Any, order: int = 2) ->
     return z - s * math.expm1(h) * d - s * 1.5 * (math.expm1(h) / h - 1.0) * (d_n - d)
 
 
+def fast(
+    model: Any, z: Any, sigmas: Any, draw: Any, final: Any = (2, 1), eta: float = 0.0, noise_scale: float = 1.0
+) -> Any:
+    """DPM-Solver-fast as in k-diffusion."""
+    count = len(sigmas) - 1
+    for (t, s), order in zip(itertools.pairwise(sigmas), ([3] * count + list(final))[-count:], strict=True):
+        if s == 0.0:
+            return model(z, t)
+        down = max(descend(t, s, eta, False)[0], sigmas[-1])
+        up = math.sqrt(s**2 - down**2)
+        z = z + (down - t) * (z - model(z, t)) / t if order == 1 else solver(model, z, t, down, draw, order)
+        z = z + noise_scale * up * draw() if up else z
+    return z
+
+
 def pp_2s(g: Grid, eta: float = 0.0, noise_scale: float = 1.0) -> Loop:
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
         for k in range(len(g)):
@@ -291,6 +306,7 @@ NAMED: dict[str, Callable[..., Loop]] = {
     "dpm_solver_pp_2s": pp_2s,
     "dpm_solver_pp_3s": in_half(exponential(pp_3s)),
     "dpm_solver": in_half(exponential(solver)),
+    "dpm_solver_fast": in_half(fast),
     "runge_kutta": any_runge_kutta,
     "lms": published(many.multistep(many.lms_weights)),
     "ipndm": published(many.multistep(many.even_weights)),

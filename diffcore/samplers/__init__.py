@@ -11,6 +11,7 @@
 | `euler_ancestral`, `dpm2_ancestral` | Euler's method, DPM2, with noise after each step | - | N, 2 N - 1 |
 | `dpm2`, `heunpp` | ODE in sigma / alpha | 2, 1 | 2 N - 1, 3 N - 3 |
 | `dpm_solver` | ODE, exponential single-step in eps-hat | 2, 3 | 2 N - 1, 3 N - 2 |
+| `dpm_solver_fast` | the same with lower orders at the end, and noise | 2 | 3 N - 3 |
 | `dpm_solver_pp_2s`, `dpm_solver_pp_3s` | ODE, exponential single-step in x-hat, 2S with noise | 2, 3 | 2 N - 1, 3 N - 2 |
 | `runge_kutta` | ODE, by any explicit Butcher tableau | its own | its stages a step |
 | `lms`, `deis` | ODE, multistep in sigma / alpha, in its logarithm | up to 4, 3 | N |
@@ -27,6 +28,7 @@
 | `res_2s`, `res_3s`, `res_multistep` | ODE, exponential, the last with noise | 2, 3, 2 | 2 N - 1, 3 N - 2, N |
 """
 
+from diffcore.samplers._aliases import aliases
 from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
 from diffcore.samplers.adams import gradient_estimation, ipndm, lms
@@ -38,6 +40,7 @@ from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solve
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.er_sde import er_sde
 from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.fast import dpm_solver_fast
 from diffcore.samplers.flow_sde import cps, flow_grpo
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
@@ -53,12 +56,14 @@ from diffcore.samplers.unipc import unipc
 __all__ = [
     "Sampler",
     "Variant",
+    "aliases",
     "ancestral",
     "ddim",
     "deis",
     "dpm2",
     "dpm2_ancestral",
     "dpm_solver",
+    "dpm_solver_fast",
     "dpm_solver_pp",
     "dpm_solver_pp_2s",
     "dpm_solver_pp_3s",

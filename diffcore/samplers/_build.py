@@ -89,6 +89,11 @@ def empty(stages: int, lead: tuple[int, ...], memory: int = 0) -> Float64:
     return np.zeros((stages, *lead, 1 + memory, memory + 3))
 
 
+def scaled(noise_scale: float) -> dict[str, object]:
+    """Return the noise scale as a setting, where it is not 1."""
+    return {"noise_scale": noise_scale} if noise_scale != 1.0 else {}
+
+
 def finish(name: str, schedule: Schedule, at: Float64, to: Float64, update: Float64, **settings: object) -> Plan:
     """Return the plan of a filled table."""
     shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from diffcore import _check
 from diffcore.plan import Plan
+from diffcore.samplers._aliases import aliases
 from diffcore.samplers.adams import gradient_estimation, ipndm, lms
 from diffcore.samplers.ancestral import ancestral, predictor_corrector
 from diffcore.samplers.cfg_pp import dpm_solver_pp_2m_cfg_pp, dpm_solver_pp_2s_cfg_pp, euler_cfg_pp, flow_map
@@ -16,6 +17,7 @@ from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solve
 from diffcore.samplers.edm import euler, heun
 from diffcore.samplers.er_sde import er_sde
 from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.fast import dpm_solver_fast
 from diffcore.samplers.flow_sde import cps, flow_grpo
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
@@ -162,6 +164,12 @@ def table() -> dict[str, Sampler]:
             (Variant({}, 2, pure_noise=False), Variant({"order": 3}, 3, pure_noise=False)),
             {"order": (2, 3)},
         ),
+        "dpm_solver_fast": Sampler(
+            dpm_solver_fast,
+            lambda steps: max(3 * steps - 3, 1),
+            (Variant({}, 2, pure_noise=False), Variant({"eta": 0.7}, weak=2, composes=False, pure_noise=False)),
+            {"eta": (0.0, 1.0)},
+        ),
         "runge_kutta": Sampler(
             runge_kutta,
             lambda steps: 4 * steps - 3,
@@ -231,9 +239,9 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
     """Return the plan of a sampler that is known by name.
 
     Args:
-        sampler: a name of `table`, or of `others`.
+        sampler: a name of `table`, of `others`, or of `aliases`.
         schedule, steps, grid: as for every sampler.
-        settings: of that sampler.
+        settings: of that sampler; they come before those of an alias.
 
     Raises:
         ValueError: an unknown name; what the sampler raises.
@@ -245,6 +253,9 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
     <Plan ancestral(gamma=0.3), vp, 8 stages, memory 0>
     """
     known = {name: row.make for name, row in table().items()} | others()
+    if isinstance(sampler, str) and sampler in aliases():
+        sampler, more = aliases()[sampler]
+        settings = {**more, **settings}
     return known[_check.choice("samplers.make", "sampler", sampler, sorted(known))](
         schedule, steps, grid=grid, **settings
     )

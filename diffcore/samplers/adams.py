@@ -78,6 +78,10 @@ def lms(
     Raises:
         ValueError: an order out of range; pure noise, but for "flow"; a bad grid, or neither or both of steps and grid.
 
+    iPNDM_v is this method with final="euler". Its published code closes a parenthesis late, (1 - a b) / 2 for (1 - a) b / 2 with
+    a = h / (3 (h + h_1)) and b = h (h + h_1) / (h_1 (h_1 + h_2)), so that with three slopes and more it has the right weights
+    only where steps are even.
+
     Source: Crowson 2022 (k-diffusion, sample_lms), which takes "full"; rho-AB of Zhang & Chen 2023 (arXiv 2204.13902).
 
     >>> import diffcore as dc

@@ -8,13 +8,15 @@ import numpy as np
 
 from diffcore import _check, process
 from diffcore.plan import Form, Plan
-from diffcore.samplers._build import empty, finish, steps_of
+from diffcore.samplers._build import empty, finish, scaled, steps_of
 from diffcore.schedules import Schedule
 
 Z, NOISE, X = 0, Form().noise, Form().x
 
 
-def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, grid: Any = None) -> Plan:
+def ddim(
+    schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0, grid: Any = None
+) -> Plan:
     r"""Return the plan of DDIM, from deterministic (eta = 0) to ancestral (eta = 1, equal to gamma = 0).
 
         z_s = alpha_s x-hat + sigma_s sqrt(1 - eta^2 n) eps-hat + sigma_s eta sqrt(n) eps,
@@ -27,6 +29,7 @@ def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, grid
         schedule: gives the levels and the scaling.
         steps: how many steps, at least 1, uniform in time from 1 to clean data; or give `grid`.
         eta: in [0, 1].
+        noise_scale: a factor > 0 of the noise.
         grid: strictly monotone log-SNRs (N + 1, *lead) instead of `steps`; decreasing only with eta = 0.
 
     Raises:
@@ -41,6 +44,7 @@ def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, grid
     """
     function = "samplers.ddim"
     _check.number(function, "eta", eta, 0, 1, hint="0 is deterministic, 1 ancestral")
+    _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
     pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
     t, s = pairs.t, pairs.s
     update = empty(len(pairs), pairs.lead)
@@ -53,5 +57,5 @@ def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0, grid
         update[..., 0, Z] = np.exp(log_kept) * s.sigma / t.sigma
     update[..., 0, X] = -s.alpha * np.expm1(log_kept - pairs.half)
     if eta:
-        update[..., 0, NOISE] = s.sigma * eta * np.sqrt(new)
-    return finish("ddim", schedule, t.log_snr, s.log_snr, update, eta=eta)
+        update[..., 0, NOISE] = noise_scale * s.sigma * eta * np.sqrt(new)
+    return finish("ddim", schedule, t.log_snr, s.log_snr, update, eta=eta, **scaled(noise_scale))

@@ -49,26 +49,33 @@ def dpm_solver(
     pairs = steps_of("samplers.dpm_solver", schedule, steps, grid, both_ways=True)
 
     def step(z: Vector, t: Point, s: Point, denoise: Denoise, _: Draw) -> Vector:
-        h = s.half - t.half
-        first = (z - t.alpha * denoise(z, t)) / t.sigma
-
-        def to(c: float, at: Point, e: Vector | None = None, weight: Float64 | float = 0.0) -> Vector:
-            end = (at.alpha / t.alpha) * z - at.sigma * np.expm1(c * h) * first
-            return end if e is None else end - at.sigma * weight * (e - first)
-
-        def eps(z: Vector, at: Point) -> Vector:
-            return (z - at.alpha * denoise(z, at)) / at.sigma
-
-        if order == 2:
-            m = t.at_half(t.half + middle * h)
-            return to(1.0, s, eps(to(middle, m), m), np.expm1(h) / (2.0 * middle))
-        m, n = t.at_half(t.half + h / 3.0), t.at_half(t.half + 2.0 * h / 3.0)
-        second = eps(to(1.0 / 3.0, m), m)
-        third = eps(to(2.0 / 3.0, n, second, -2.0 * phi(-2.0 * h / 3.0)), n)
-        return to(1.0, s, third, -1.5 * phi(-h))
+        return solver_step(z, t, s, denoise, order, middle)
 
     more = {"middle": middle} if middle != 0.5 else {}
     return single_step("dpm_solver", schedule, pairs, step, order=order, **more)
+
+
+def solver_step(z: Vector, t: Point, s: Point, denoise: Denoise, order: int, middle: float = 0.5) -> Vector:
+    """Return z at s by one step of DPM-Solver of order 1, 2 or 3."""
+    h = s.half - t.half
+    first = (z - t.alpha * denoise(z, t)) / t.sigma
+
+    def to(c: float, at: Point, e: Vector | None = None, weight: Float64 | float = 0.0) -> Vector:
+        end = (at.alpha / t.alpha) * z - at.sigma * np.expm1(c * h) * first
+        return end if e is None else end - at.sigma * weight * (e - first)
+
+    def eps(z: Vector, at: Point) -> Vector:
+        return (z - at.alpha * denoise(z, at)) / at.sigma
+
+    if order == 1:
+        return to(1.0, s)
+    if order == 2:
+        m = t.at_half(t.half + middle * h)
+        return to(1.0, s, eps(to(middle, m), m), np.expm1(h) / (2.0 * middle))
+    m, n = t.at_half(t.half + h / 3.0), t.at_half(t.half + 2.0 * h / 3.0)
+    second = eps(to(1.0 / 3.0, m), m)
+    third = eps(to(2.0 / 3.0, n, second, -2.0 * phi(-2.0 * h / 3.0)), n)
+    return to(1.0, s, third, -1.5 * phi(-h))
 
 
 def phi(h: Float64) -> Float64:

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffcore import _check, levels, process
 from diffcore.plan import Form, Plan
-from diffcore.samplers._build import empty, finish, steps_of
+from diffcore.samplers._build import empty, finish, scaled, steps_of
 from diffcore.schedules import Schedule
 
 Z, NOISE, X = 0, Form().noise, Form().x
@@ -21,7 +21,8 @@ def lcm(
 
         z_s = alpha_s (x-hat + sqrt(r_s^2 - floor^2) noise_scale eps),    r = sigma / alpha
 
-    That is the sampler of latent consistency models, and under "flow" the stochastic Euler method of distilled flow models.
+    That is the sampler of latent consistency models and of DMD2, and under "flow" the stochastic Euler method of distilled flow
+    models and of rCM, each on its own levels.
 
     Args:
         schedule: gives the levels and the scaling.
@@ -49,7 +50,9 @@ def lcm(
     return finish("lcm", schedule, pairs.t.log_snr, pairs.s.log_snr, update, **settings)
 
 
-def tcd(schedule: Schedule, steps: int | None = None, *, gamma: float = 0.3, grid: Any = None) -> Plan:
+def tcd(
+    schedule: Schedule, steps: int | None = None, *, gamma: float = 0.3, noise_scale: float = 1.0, grid: Any = None
+) -> Plan:
     r"""Return the plan of strategic stochastic sampling, that of trajectory consistency distillation (TCD).
 
         z_d = alpha_d x-hat + sigma_d eps-hat,    d the level at time (1 - gamma) time(s)
@@ -61,6 +64,7 @@ def tcd(schedule: Schedule, steps: int | None = None, *, gamma: float = 0.3, gri
         schedule: gives the levels, the scaling and the time.
         steps: how many steps, at least 1, uniform in time from 1 to clean data; or give `grid`.
         gamma: in [0, 1].
+        noise_scale: a factor > 0 of the noise.
         grid: increasing log-SNRs (N + 1, *lead) instead of `steps`; decreasing only with gamma = 0.
 
     Raises:
@@ -73,6 +77,7 @@ def tcd(schedule: Schedule, steps: int | None = None, *, gamma: float = 0.3, gri
     True
     """
     _check.number("samplers.tcd", "gamma", gamma, 0.0, 1.0)
+    _check.number("samplers.tcd", "noise_scale", noise_scale, 0.0, open_low=True)
     pairs = steps_of("samplers.tcd", schedule, steps, grid, both_ways=gamma == 0.0)
     t, s = pairs.t, pairs.s
     log_snr = np.asarray(schedule.log_snr((1.0 - gamma) * np.asarray(schedule.time(s.log_snr)))) if gamma else s.log_snr
@@ -82,4 +87,5 @@ def tcd(schedule: Schedule, steps: int | None = None, *, gamma: float = 0.3, gri
     update[..., 0, X] = s.alpha - s.alpha / d.alpha * d.sigma * t.alpha / t.sigma
     with np.errstate(invalid="ignore"):  # where both are clean
         update[..., 0, NOISE] = np.where(d.log_snr > s.log_snr, s.sigma * np.sqrt(process.novelty(d, s)), 0.0)
-    return finish("tcd", schedule, t.log_snr, s.log_snr, update, gamma=gamma)
+    update[..., 0, NOISE] *= noise_scale
+    return finish("tcd", schedule, t.log_snr, s.log_snr, update, gamma=gamma, **scaled(noise_scale))

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffcore import _check
 from diffcore.plan import Plan
-from diffcore.samplers._build import steps_of
+from diffcore.samplers._build import scaled, steps_of
 from diffcore.samplers._written import Part, joined
 from diffcore.samplers.edm import heun
 from diffcore.schedules import Schedule
@@ -20,6 +20,7 @@ def restart(
     steps: int | None = None,
     *,
     intervals: Sequence[tuple[float, float, int, int]] = ((0.06, 0.3, 3, 1),),
+    noise_scale: float = 1.0,
     grid: Any = None,
 ) -> Plan:
     r"""Return the plan of Restart: Heun's method that, once at a level, goes back to more noise and comes down again.
@@ -34,6 +35,7 @@ def restart(
         schedule: gives the levels and the scaling.
         steps: how many steps N of the run itself, at least 1, uniform in time from 1 to clean data; or give `grid`.
         intervals: (low, high, how many steps down, how many times) each, 0 < low < high, in units of r.
+        noise_scale: a factor > 0 of the noise that leads back, S_noise of the paper.
         grid: increasing log-SNRs (N + 1, *lead) instead of `steps`.
 
     Raises:
@@ -51,6 +53,7 @@ def restart(
             raise _check.error(ValueError, function, "intervals", "have 0 < low < high, finite", (low, high))
         _check.integer(function, "intervals", inner, 1)
         _check.integer(function, "intervals", times, 1)
+    _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
     pairs = steps_of(function, schedule, steps, grid)
     points = np.concatenate([pairs.t.log_snr, pairs.s.log_snr[-1:]])
     parts: list[Plan] = []
@@ -67,5 +70,8 @@ def restart(
         parts += [plan.noised(down[0]) for plan in plans[:-1]] + plans[-1:]
         begun = index
     parts.append(heun(schedule, grid=points[begun:]))
-    stages = [Part(plan.log_snr, plan.next_log_snr, plan.update) for plan in parts]
-    return joined("restart", schedule, stages, intervals=tuple(tuple(interval) for interval in intervals))
+    stages = [Part(plan.log_snr, plan.next_log_snr, plan.update.copy()) for plan in parts]
+    for part, plan in zip(stages, parts, strict=True):
+        part.update[..., plan.form.noise] *= noise_scale
+    settings = {"intervals": tuple(tuple(interval) for interval in intervals), **scaled(noise_scale)}
+    return joined("restart", schedule, stages, **settings)
