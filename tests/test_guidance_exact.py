@@ -102,7 +102,7 @@ def test_a_classifier_is_differentiated_and_numpy_says_what_to_give(library: str
 
         found = np.asarray(dc.sample(guided, plan, jnp.asarray(start)))
     np.testing.assert_allclose(found, truth, rtol=2e-3 if library == "jax" else 1e-9, atol=1e-4)
-    with pytest.raises(TypeError, match="numpy arrays carry no gradients"):
+    with pytest.raises(TypeError, match="NumPy arrays carry no gradients; give `gradient`"):
         dc.sample(guided, plan, start)
 
 

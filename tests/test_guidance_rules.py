@@ -18,6 +18,7 @@ RNG = np.random.default_rng(3)
 C, U = RNG.normal(size=Z.shape), RNG.normal(size=Z.shape)
 VARIED: dict[str, guidance.Rule] = {
     "bands": guidance.bands(0.3, 1.2, octaves=2, over=-1),
+    "magnitude": guidance.magnitude(0.5),
     "projected": guidance.projected(0.2, norm=1.5, over=(-1, -2)),
     "renormed": guidance.renormed(low=0.4, over=-1),
     "tangential": guidance.tangential(),
@@ -115,6 +116,7 @@ def test_rules_are_those_of_diffusers() -> None:
     pytest.importorskip("diffusers")
     from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
     from diffusers.guiders.classifier_free_zero_star_guidance import cfg_zero_star_scale
+    from diffusers.guiders.magnitude_aware_guidance import mambo_guidance
     from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance as tangential
 
     cs, us = (torch.asarray(RNG.normal(size=(3, 2, 3, 4, 5))) for _ in range(2))  # three calls
@@ -125,6 +127,9 @@ def test_rules_are_those_of_diffusers() -> None:
         truth = normalized_guidance(c, u, 4.0, buffer, 0.3, 2.5, use_original_formulation=True)
         torch.testing.assert_close(found, truth)
     c, u = cs[0], us[0]
+    flat = c.flatten(1), u.flatten(1)  # theirs takes no more than two axes beside the batch
+    found = guided(guidance.magnitude(0.7), *flat, 4.0, prediction="flow")(flat[0], 0.0)
+    torch.testing.assert_close(found, mambo_guidance(*flat, 4.0, 0.7, use_original_formulation=True))
     s = cfg_zero_star_scale(c.flatten(1), u.flatten(1)).view(-1, 1, 1, 1)
     found = guided(guidance.zero_star(), c, u, 4.0, prediction="flow")(c, 0.0)
     torch.testing.assert_close(found, c + 4.0 * (c - s * u), rtol=1e-5, atol=1e-6)  # they add 1e-8 to ||u||^2
@@ -132,6 +137,22 @@ def test_rules_are_those_of_diffusers() -> None:
     torch.testing.assert_close(
         found, tangential(c.float(), u.float(), 4.0, use_original_formulation=True), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.torch
+def test_a_run_under_a_rule_with_momentum_is_one_graph_on_torch() -> None:
+    import torch
+
+    z = torch.asarray(START)
+    one, two = (dc.samplers.ddim(dc.schedules.Cosine(), steps=steps) for steps in (1, 2))
+    net, half = (lambda z, log_snr: torch.tanh(z)), (lambda z, log_snr: 0.5 * z)
+    rule = guidance.projected(0.5, norm=1.0, momentum=-0.5)
+    for run, plan in (
+        (guidance.classifier_free(net, half, weight=2.0), one),  # which forwards attributes that its models do not have
+        (guidance.classifier_free(net, half, weight=2.0, rule=rule, prediction="x", interval=(-9.0, 9.0)), two),
+    ):
+        whole: Any = lambda z, run=run, plan=plan: dc.sample(run, plan, z, prediction="x")  # noqa: E731
+        torch.testing.assert_close(torch.compile(whole, fullgraph=True, backend="eager")(z), whole(z))
 
 
 def test_tangential_damping_is_a_projection_on_the_first_singular_vector() -> None:

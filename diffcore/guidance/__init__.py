@@ -18,6 +18,7 @@ from diffcore.guidance.classifier import Classifier, classifier
 from diffcore.guidance.classifier_free import classifier_free
 from diffcore.guidance.composed import Composed, composed
 from diffcore.guidance.history import history
+from diffcore.guidance.magnitude import Magnitude, magnitude
 from diffcore.guidance.projected import Projected, projected
 from diffcore.guidance.renormed import Renormed, renormed
 from diffcore.guidance.tangential import Tangential, tangential
@@ -31,6 +32,7 @@ __all__ = [
     "Clip",
     "Composed",
     "DynamicThreshold",
+    "Magnitude",
     "Projected",
     "Renormed",
     "Row",
@@ -46,6 +48,7 @@ __all__ = [
     "composed",
     "dynamic_threshold",
     "history",
+    "magnitude",
     "projected",
     "renormed",
     "table",

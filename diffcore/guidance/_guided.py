@@ -48,7 +48,7 @@ class ClassifierFree:
         4.0
         """
         source = self.source.at(log_snr)
-        if self.interval is None:
+        if self.interval is None or _array.traced():  # whose numbers are not known: the call decides
             return self if source is self.source else replace(self, source=source)
         low, high = self.interval
         found = np.asarray(log_snr)
@@ -92,14 +92,7 @@ class ClassifierFree:
         return self._branch(both, alone, z, log_snr)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
-        if name in _FORWARDED or name == "with_scaling":
-            models = object.__getattribute__(self, "source").models
-            if name == "with_scaling" and any(hasattr(model, name) for model in models):
-                return self._with_scaling
-            for model in models if name in _FORWARDED else ():
-                if hasattr(model, name):
-                    return getattr(model, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return forwarded(self, name)
 
     def _with_scaling(self, scaling: str) -> ClassifierFree:
         return replace(self, source=self.source.map(lambda model: _spaces.scaled(model, scaling)))
@@ -156,6 +149,18 @@ class ClassifierFree:
         ratio = xp.sqrt(xp.where(some, wanted, one) / xp.where(some, found, one))
         ratio = xp.where(some, ratio, xp.where(positive, zero, one))
         return guided * (self.rescale * ratio + (1.0 - self.rescale))
+
+
+def forwarded(wrapper: Any, name: str) -> Any:
+    """Return an attribute that a wrapper of a source has because one of its models has it."""
+    if name in _FORWARDED or name == "with_scaling":
+        models = wrapper.__dict__["source"].models  # which torch traces, as it does no `__getattribute__`
+        if name == "with_scaling" and any(hasattr(model, name) for model in models):
+            return wrapper._with_scaling
+        for model in models if name in _FORWARDED else ():
+            if hasattr(model, name):
+                return getattr(model, name)
+    raise AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}")
 
 
 def check_alike(function: str, argument: str, denoise: Any, other: Any) -> None:

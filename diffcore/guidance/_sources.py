@@ -86,7 +86,7 @@ class Under:
 
     def __getattr__(self, name: str) -> Any:
         if name in ("prediction", "scaling", "schedule"):
-            return getattr(object.__getattribute__(self, "denoise"), name)
+            return getattr(self.__dict__["denoise"], name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from diffcore.guidance._rule import Rule
 from diffcore.guidance.bands import bands
+from diffcore.guidance.magnitude import magnitude
 from diffcore.guidance.projected import projected
 from diffcore.guidance.renormed import renormed
 from diffcore.guidance.tangential import tangential
@@ -27,11 +28,12 @@ def table() -> Mapping[str, Row]:
     """Return the rules: name -> `Row`.
 
     >>> sorted(table())
-    ['bands', 'projected', 'renormed', 'tangential', 'zero_star']
+    ['bands', 'magnitude', 'projected', 'renormed', 'tangential', 'zero_star']
     """
     return MappingProxyType(
         {
             "bands": Row(bands, "FDG", {"low": 1.0, "high": 1.0}),
+            "magnitude": Row(magnitude, "MAMBO-G", {"rate": 0.0}),
             "projected": Row(projected, "APG", {"parallel": 1.0}),
             "renormed": Row(renormed, "CFGNorm", {"low": 1.0, "high": 1.0}),
             "tangential": Row(tangential, "TCFG", None),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from diffcore import _array, _check, levels, predictions
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
@@ -64,6 +66,8 @@ class Classifier:
         from diffcore._dispatch import backend_of
 
         xp = _array.library(z)
+        if isinstance(z, np.ndarray):
+            raise TypeError(f"{FUNCTION}: NumPy arrays carry no gradients; give `gradient`, or use torch or JAX arrays")
         value, pull = backend_of(z).gradient(
             lambda at: _array.widen(xp, self.log_prob(xp.astype(at, z.dtype, copy=False), log_snr)), wide
         )

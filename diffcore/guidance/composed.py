@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
-from diffcore.guidance._guided import check_alike
+from diffcore.guidance._guided import check_alike, forwarded
 from diffcore.guidance._sources import Apart, Together, merge
 from diffcore.guidance._weights import Weight
 
 FUNCTION = "guidance.composed"
-_FORWARDED = ("prediction", "scaling")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +46,7 @@ class Composed:
         return self if source is self.source else replace(self, source=source)
 
     def __getattr__(self, name: str) -> Any:
-        models = object.__getattribute__(self, "source").models
-        if name == "with_scaling" and any(hasattr(model, name) for model in models):
-            return self._with_scaling
-        for model in models if name in _FORWARDED else ():
-            if hasattr(model, name):
-                return getattr(model, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return forwarded(self, name)
 
     def _with_scaling(self, scaling: str) -> Composed:
         return replace(self, source=self.source.map(lambda model: _spaces.scaled(model, scaling)))
