@@ -181,6 +181,10 @@ def test_what_each_rule_promises() -> None:
         coarse, fine = np.ones((1, size, 1)), (-1.0) ** np.arange(size).reshape(1, size, 1)
         found = guided(guidance.bands(2.0, 5.0, over=1), coarse + fine, 0.0 * coarse, 1.0)(coarse, 0.0)
         np.testing.assert_allclose(found, 3.0 * coarse + 6.0 * fine, rtol=1e-12)
+    middle = np.array([1.0, 0.0, -1.0, 0.0, 1.0]).reshape(1, 5, 1)  # of period 4: fine from the second octave on
+    for octaves, low in ((1, 0.25), (2, 0.0)):
+        found = guided(guidance.bands(2.0, 5.0, octaves=octaves, over=1), middle, 0.0 * middle, 1.0)(middle, 0.0)
+        np.testing.assert_allclose(found, middle * (1.0 + 2.0 * low + 5.0 * (1.0 - low)), atol=1e-12)
 
 
 class Model:
