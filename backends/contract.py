@@ -116,6 +116,15 @@ class Backend(Protocol):
             TypeError: the library has no gradients; the message says which have.
         """
 
+    def jvp(
+        self, function: Callable[..., Array], primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
+        """Return function(*primals) and its derivative along the tangents, of the shapes of the primals; both carry gradients.
+
+        Raises:
+            TypeError: the library has no gradients; the message says which have.
+        """
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function compiled (torch.compile, jax.jit), or itself where there is no compiler."""
 

@@ -112,7 +112,15 @@ class ArrayAPIBackend:
         return carry
 
     def gradient(self, function: Callable[[Array], Array], z: Array) -> tuple[Array, Callable[[Array], Array]]:
-        raise TypeError(
+        raise self._without_gradients()
+
+    def jvp(
+        self, function: Callable[..., Array], primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
+        raise self._without_gradients()
+
+    def _without_gradients(self) -> TypeError:
+        return TypeError(
             f"{self.name} arrays carry no gradients, which this needs; use torch or JAX arrays, "
             f"or a method without gradients such as replacement"
         )

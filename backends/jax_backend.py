@@ -165,6 +165,12 @@ class JAXBackend(ArrayAPIBackend):
         value, pullback = jax.vjp(function, z)
         return value, lambda cotangent: pullback(cotangent)[0]
 
+    def jvp(
+        self, function: Callable[..., jax.Array], primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        value, tangent = jax.jvp(function, primals, tangents)
+        return value, tangent
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function)
 

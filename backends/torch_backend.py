@@ -205,6 +205,11 @@ class TorchBackend(ArrayAPIBackend):
             value, pullback = torch.func.vjp(watched, z)[:2]
         return value if recorded else value.detach(), lambda cotangent: pullback(cotangent)[0]
 
+    def jvp(
+        self, function: Callable[..., torch.Tensor], primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.func.jvp(function, primals, tangents)[:2]
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = torch.compile(function, fullgraph=True)
         return compiled

@@ -16,7 +16,19 @@ from diffcore.sampling import sample, start, step
 from diffcore.state import State, load_state, save_state
 
 if TYPE_CHECKING:
-    from diffcore import backends, conditioning, exact, interop, likelihood, metrics, plots, testing, unet3d, video
+    from diffcore import (
+        backends,
+        conditioning,
+        exact,
+        interop,
+        likelihood,
+        metrics,
+        objectives,
+        plots,
+        testing,
+        unet3d,
+        video,
+    )
 
 __version__ = "0.1.0"
 
@@ -38,6 +50,7 @@ __all__ = [
     "losses",
     "metrics",
     "noise",
+    "objectives",
     "plots",
     "predictions",
     "process",
@@ -56,7 +69,19 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = ("backends", "conditioning", "exact", "interop", "likelihood", "metrics", "plots", "testing", "unet3d", "video")
+_LAZY = (
+    "backends",
+    "conditioning",
+    "exact",
+    "interop",
+    "likelihood",
+    "metrics",
+    "objectives",
+    "plots",
+    "testing",
+    "unet3d",
+    "video",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ REFERENCE = (
     "diffcore.times",
     "diffcore.weights",
     "diffcore.losses",
+    "diffcore.objectives",
     "diffcore.samplers",
     "diffcore.denoiser",
     "diffcore.noise",

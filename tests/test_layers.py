@@ -51,6 +51,7 @@ LAYERS: dict[str, list[str]] = {
         "likelihood",
         "exact",
         "metrics",
+        "objectives",
         "video",
     ],
     "the face": [""],

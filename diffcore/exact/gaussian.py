@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _streams, levels, noise
+from diffcore import _array, _check, _streams, levels, noise
 from diffcore._array import Array
+from diffcore.exact import _flow
 from diffcore.exact._conditional import check_observation, condition
 from diffcore.exact._denoiser import Denoiser
 from diffcore.exact._parts import (
@@ -106,6 +107,61 @@ class Gaussian(Denoiser):
         if isinstance(left, np.ndarray) and left.ndim == 1:
             left = left.reshape(self.event)
         return Gaussian(mean.reshape(self.event), left, scaling=self.scaling)
+
+    def flow_map(self, z: Array, log_snr: Array, next_log_snr: Array) -> Array:
+        r"""Return where the probability-flow ODE leads from z at one level to another, in either direction.
+
+            z_s = alpha_s m + (alpha_s^2 C + sigma_s^2 I)^{1/2} (alpha_t^2 C + sigma_t^2 I)^{-1/2} (z_t - alpha_t m)
+
+        Args:
+            z, log_snr: as for `denoise`.
+            next_log_snr: the level that it leads to, of a shape as `log_snr`; inf is clean data.
+
+        Raises:
+            as `denoise`; ValueError: levels that differ between elements which the covariance mixes.
+
+        >>> Gaussian(np.zeros(1), 4.0).flow_map(np.ones((1, 1)), -np.inf, np.inf)
+        array([[2.]])
+        """
+        return self._carried(_flow.flow_map, "flow_map", z, log_snr, next_log_snr)
+
+    def consistency(self, z: Array, log_snr: Array) -> Array:
+        """Return the consistency function, the clean end of z's trajectory: `flow_map` to log_snr = inf.
+
+        Args, raises: as for `flow_map`.
+
+        Source: Song et al. 2023 (arXiv 2303.01469), sec. 3.
+        """
+        return self.flow_map(z, log_snr, np.inf)
+
+    def average_velocity(self, z: Array, log_snr: Array, next_log_snr: Array) -> Array:
+        r"""Return the average velocity (z_t - z_s) / (sigma_t - sigma_s) of the ODE under "flow": what MeanFlow learns.
+
+        At equal levels it is the velocity E[eps - x | z]. As a denoiser under `samplers.flow_map`, of prediction "flow", it takes
+        any step exactly.
+
+        Args:
+            z, log_snr, next_log_snr: as for `flow_map`.
+
+        Raises:
+            as `flow_map`; ValueError: the scaling is neither "flow" nor None.
+
+        Source: Geng et al. 2025 (arXiv 2505.13447), eq. 3.
+
+        >>> Gaussian(np.ones(1), 0.0).average_velocity(np.zeros((1, 1)), -np.inf, np.inf)     # eps - x
+        array([[-1.]])
+        """
+        if self.scaling not in (None, "flow"):
+            must, hint = "be 'flow' or None for a velocity in sigma", "use with_scaling('flow')"
+            raise _check.error(ValueError, "exact.Gaussian.average_velocity", "scaling", must, self.scaling, hint)
+        flow = self._with(scaling="flow")
+        return flow._carried(_flow.average_velocity, "average_velocity", z, log_snr, next_log_snr)
+
+    def _carried(self, function: Any, method: str, z: Array, log_snr: Array, next_log_snr: Array) -> Array:
+        t, s = self._enter(method, z, log_snr), self._enter(method, z, next_log_snr)
+        parts = self._model(t, direct=True).parts
+        with _array.quiet(t.xp):
+            return t.leave(function(parts, t, s))
 
     def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return samples of the data, m + C^{1/2} eps, (count, *event), by the noise of the library.

@@ -4,7 +4,7 @@ A stage sets z' = mean + s eps, where mean is linear in the state, the memory an
 
     log p(z' | z, m) = -(1/2) sum [ ((z' - mean) / s)^2 + log(2 pi s^2) ]
 
-Source: Black et al. 2024 (arXiv 2305.13301), sec. 4.3; Liu et al. 2025 (arXiv 2505.05470), eq. 9-12.
+Source: Black et al. 2024 (arXiv 2305.13301), sec. 4.3; Liu et al. 2025 (arXiv 2505.05470), sec. 4.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def check_branch(backend: Backend, like: Array) -> None:
 
 
 def check_gradient(backend: Backend, like: Array) -> bool:
-    """Check that `gradient` gives a value and its pullback, or a TypeError that names libraries that can.
+    """Check that `gradient` gives a value and its pullback and `jvp` its derivative, or a TypeError that names libraries that can.
 
     Returns:
         Whether the library has gradients.
@@ -265,6 +265,9 @@ def check_gradient(backend: Backend, like: Array) -> bool:
     compare("gradient: value", host(value), [1.0, -8.0, 27.0], 1e-5)
     cotangent = put([1.0, 10.0, 0.0], like)
     compare("gradient: pullback", host(pullback(cotangent)), [3.0, 120.0, 0.0], 1e-4)
+    product, change = backend.jvp(lambda z, w: z * w, (z, z + 1.0), (cotangent, z))
+    compare("jvp: value", host(product), [2.0, 2.0, 12.0], 1e-5)
+    compare("jvp: derivative", host(change), [3.0, -6.0, 9.0], 1e-4)
     return True
 
 

@@ -1,0 +1,79 @@
+"""What the objectives share: checked arrays, levels as functions of which derivatives are taken, targets without gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from diffcore import _array, _check, levels
+from diffcore._array import Array
+from diffcore.levels import Level
+
+
+def check_network(function: str, network: object, takes: str = "(z, log_snr)") -> None:
+    """Raise TypeError for a network that cannot be called."""
+    _check.callable_(function, "network", network, f"a function of {takes}")
+
+
+def check(function: str, level: Level, /, **arrays: Array) -> Any:
+    """Return the namespace of data (B, ...) of equal shapes, or raise."""
+    levels.check_level(function, level=level)
+    for argument, array in arrays.items():
+        if _array.library(array) is None or not array.shape:
+            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
+    xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
+    _array.check_floating(function, **arrays)
+    _check.equal_shapes(function, **arrays)
+    return xp
+
+
+def check_scaling(function: str, argument: str, level: Level, scaling: str) -> None:
+    """Raise where the host knows that a level has another scaling."""
+    alpha, sigma = (_array.known(part) for part in level[:2])
+    if alpha is None or sigma is None:
+        return
+    total = alpha + sigma if scaling == "flow" else alpha**2 + sigma**2
+    if not np.all(np.abs(total - 1.0) < 1e-4):
+        rule = {"flow": "alpha + sigma = 1", "vp": "alpha^2 + sigma^2 = 1"}[scaling]
+        hint = f"make it by a schedule of scaling {scaling!r}"
+        raise _check.error(ValueError, function, argument, f"have {rule}", float(np.max(total)), hint)
+
+
+def log_snr_of(function: str, level: Level, like: Array) -> Array:
+    """Return the log-SNR of a level as an array (B,) or (B, T), in the library and dtype that `like` is computed in."""
+    xp = _array.library(like)
+    wide = _array.widen(xp, like)
+    found = level.log_snr
+    if _array.library(found) is not xp:
+        found = _array.table_for(np.asarray(found, dtype=np.float64), wide)
+    found = xp.astype(found, wide.dtype, copy=False)
+    _array.check_lead(function, "level", tuple(found.shape), tuple(like.shape))
+    lead = max(1, len(found.shape))
+    shape = (like.shape[0], *found.shape[1:]) if lead > 1 else (like.shape[0],)
+    return xp.broadcast_to(found, shape)
+
+
+def stopped(array: Array) -> Array:
+    """Return an array without its gradient."""
+    name = _array.name(_array.library(array))
+    if name == "torch":
+        return array.detach()
+    if name == "jax":
+        import jax
+
+        return jax.lax.stop_gradient(array)
+    return array
+
+
+def along(function: str, coefficient: Array, data: Array) -> Array:
+    """Return a coefficient of a level ready to meet data."""
+    return _array.along(function, "level", coefficient, data, _array.library(data))
+
+
+def mean(each: Array) -> Array:
+    """Return the mean over all axes but the first."""
+    xp = _array.library(each)
+    flat = xp.reshape(each, (each.shape[0], math.prod(each.shape[1:])))
+    return xp.sum(flat, axis=1) / max(flat.shape[1], 1)
