@@ -330,7 +330,7 @@ def test_the_coupling_of_least_cost() -> None:
 
 @pytest.mark.torch
 def test_the_variance_of_a_schedule_falls_to_that_of_the_best() -> None:
-    """Of N(m, c) the bound is the integral of (1/2) c e^l / (1 + c e^l); where dl/dt is in proportion to its inverse there is none."""
+    """The bound of N(m, c) integrates (1/2) c e^l / (1 + c e^l); at dl/dt in proportion to its inverse it does not vary."""
     import torch
 
     increments = torch.zeros(32, dtype=torch.float64, requires_grad=True)

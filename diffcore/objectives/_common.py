@@ -57,7 +57,8 @@ def log_snr_of(function: str, level: Level, like: Array) -> Array:
 
 def stopped(array: Array) -> Array:
     """Return an array without its gradient."""
-    name = _array.name(_array.library(array))
+    xp = _array.library(array)
+    name = "" if xp is None else _array.name(xp)
     if name == "torch":
         return array.detach()
     if name == "jax":
