@@ -11,6 +11,7 @@ import scipy.stats
 
 from diffcore import noise, schedules, times
 from diffcore._quantile import normal_quantile
+from diffcore.times import uniforms
 
 LIBRARIES = [
     "numpy",
@@ -20,11 +21,13 @@ LIBRARIES = [
 ]
 SOURCES = [times.independent, times.stratified, times.antithetic]
 DENSITIES = {
-    "uniform": times.Uniform(),
+    **times.table(),
     "part": times.Uniform(0.1, 0.7),
-    "logit normal": times.LogitNormal(),
     "logit normal, off centre": times.LogitNormal(mean=-0.8, std=0.6),
-    "lognormal": times.LogNormal(schedules.Cosine()),
+    "mode, light": times.Mode(-0.9),
+    "beta, ends": times.Beta(0.6, 0.6),
+    "beta, middle": times.Beta(30.0, 4.0),
+    "shifted": times.Shifted(times.Uniform(), 0.3),
     "lognormal, cut": times.LogNormal(schedules.LinearLogSNR(log_snr_min=-2.0, log_snr_max=5.0), mean=-0.5, std=1.5),
 }
 
@@ -61,7 +64,7 @@ def test_uniforms_are_uniform_and_never_at_an_end(source: Any, dtype: str) -> No
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_extreme_words_stay_inside_and_mirror_each_other(dtype: str) -> None:
     xp, words = namespace("array_api_compat.numpy"), np.array([0, 2**32 - 1, 2**31 - 1, 2**31], dtype=np.uint32)
-    u = times._uniforms(xp, words, np.zeros((), dtype=dtype))
+    u = uniforms._uniforms(xp, words, np.zeros((), dtype=dtype))
     assert u.dtype == dtype
     assert 0.0 < u[0] < u[2] < 0.5 < u[3] < u[1] < 1.0
     assert u[0] == 1.0 - u[1]
@@ -150,6 +153,82 @@ def test_outside_the_support_the_density_is_zero(name: str) -> None:
     assert not np.any(np.isnan(density.log_density(np.array([0.0, 1.0]))))
 
 
+def sd3(u: Any) -> dict[str, Any]:
+    """As Esser et al. 2024 have them, with 1 - u for u where theirs fall."""
+    falling = 1.0 - u
+    return {
+        "Mode": 1.0 - falling - 1.29 * (np.cos(0.5 * np.pi * falling) ** 2 - 1.0 + falling),
+        "CosMap": 1.0 - 1.0 / (np.tan(0.5 * np.pi * u) + 1.0),
+        "LogitNormal": scipy.special.expit(scipy.stats.norm.ppf(u)),
+        "Shifted": 3.0 / (2.0 + np.exp(-scipy.stats.norm.ppf(u)) + 1.0),
+    }
+
+
+@pytest.mark.parametrize("name", ["Mode", "CosMap", "LogitNormal", "Shifted"])
+def test_times_are_quantiles_in_closed_form(name: str) -> None:
+    u = np.concatenate([[1e-9, 1e-4], np.linspace(0.01, 0.99, 99), [1.0 - 1e-4, 1.0 - 1e-9]])
+    np.testing.assert_allclose(DENSITIES[name](u), sd3(u)[name], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(0.05, 0.05), (0.6, 0.6), (1.0, 2.0), (1.5, 1.0), (7.0, 0.3), (300.0, 2000.0), (1e4, 1e4)]
+)
+def test_beta_is_scipys_quantile_at_any_parameters(a: float, b: float) -> None:
+    """And its slope is 1 / p, to the fourth power of the distance of the knots."""
+    tails = np.logspace(-12, -2, 41)
+    u = np.concatenate([tails, np.linspace(0.01, 0.99, 301), 1.0 - tails])
+    t, truth = times.Beta(a, b)(u), scipy.stats.beta.ppf(u, a, b)
+    np.testing.assert_allclose(t, truth, rtol=1e-8 if min(a, b) < 0.3 else 1e-9, atol=1e-300)
+    inside = truth[(truth > 1e-6) & (truth < 1.0 - 1e-6)]
+    np.testing.assert_allclose(times.Beta(a, b).density(inside), scipy.stats.beta.pdf(inside, a, b), rtol=1e-9)
+    ends = times.Beta(a, b)(np.array([0.0, 1.0, np.nan]))
+    assert 0.0 <= ends[0] <= t[0]
+    assert t[-1] <= ends[1] <= 1.0
+    assert np.isnan(ends[2])
+
+
+def test_shifted_times_are_those_of_a_shifted_flow() -> None:
+    """t' on the flow has the log-SNR of t on the shifted flow; and the logit normal's mean moves by log s."""
+    flow, u = schedules.Flow(), np.linspace(0.01, 0.99, 33)
+    for s in (0.3, 3.0):
+        shifted = times.Shifted(times.LogitNormal(0.4, 1.2), s)
+        moved = schedules.shift(flow, -2.0 * np.log(s))
+        np.testing.assert_allclose(
+            flow.log_snr(shifted(u)), moved.log_snr(times.LogitNormal(0.4, 1.2)(u)), rtol=1e-12, atol=1e-12
+        )
+        other = times.LogitNormal(0.4 + np.log(s), 1.2)
+        np.testing.assert_allclose(shifted(u), other(u), rtol=1e-12)
+        np.testing.assert_allclose(shifted.log_density(u), other.log_density(u), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_monotone_frames_are_the_same_uniforms_in_order(library: str) -> None:
+    u = times.independent(7, 0, (6, 5))
+    found = np.asarray(times.monotone(namespace(library).asarray(u)))
+    np.testing.assert_array_equal(found, np.sort(u, axis=1))
+    many = times.monotone(times.independent(7, 1, (2000, 4), like=np.zeros(1)))
+    for k in range(4):
+        assert scipy.stats.kstest(many[:, k], scipy.stats.beta(k + 1, 4 - k).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("lag", [0.0, 0.25, 1.0, 1.5])
+def test_a_pyramid_of_times_is_its_shares(library: str, lag: float) -> None:
+    """Even u: the share of clean and of noisy levels of each frame, and frames a lag apart wherever neither waits."""
+    u, frames, whole = (np.arange(4000) + 0.5) / 4000, 4, 1.0 + 3.0 * lag
+    found = np.asarray(times.pyramid(namespace(library).asarray(u.astype(np.float32)), frames, lag=lag))
+    assert found.shape == (4000, frames)
+    step = np.diff(found, axis=1)
+    assert np.all(step >= 0.0)
+    both = (found[:, :-1] > 0.0) & (found[:, 1:] < 1.0)
+    np.testing.assert_allclose(step[both], lag, atol=1e-6)
+    for k in range(frames):
+        assert np.mean(found[:, k] == 0.0) == pytest.approx((3 - k) * lag / whole, abs=1e-3)
+        assert np.mean(found[:, k] == 1.0) == pytest.approx(k * lag / whole, abs=1e-3)
+        inner = np.sort(found[(found[:, k] > 0.0) & (found[:, k] < 1.0), k])
+        np.testing.assert_allclose(np.diff(inner), whole / 4000, atol=1e-5)
+
+
 def test_lognormal_is_the_truncated_normal_of_the_log_ratio() -> None:
     schedule = schedules.LinearLogSNR(log_snr_min=-2.0, log_snr_max=5.0)
     u = np.linspace(0.01, 0.99, 50)
@@ -169,7 +248,7 @@ def test_times_under_jit_vmap_and_grad_on_jax() -> None:
     import jax
     import jax.numpy as jnp
 
-    density, u = DENSITIES["lognormal"], jnp.linspace(0.1, 0.9, 5)
+    density, u = DENSITIES["LogNormal"], jnp.linspace(0.1, 0.9, 5)
     np.testing.assert_allclose(jax.jit(density)(u), density(u), rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(density)(u), density(u), rtol=1e-5)
     t, slope = density(u), jax.vmap(jax.grad(density))(u)  # dt/du = 1 / p(t)
@@ -201,7 +280,7 @@ def test_a_learned_schedule_gets_the_gradient_of_the_density(monkeypatch: pytest
 def test_one_graph_on_torch() -> None:
     import torch
 
-    for density in (DENSITIES["lognormal"], DENSITIES["logit normal"], DENSITIES["part"]):
+    for density in (DENSITIES["LogNormal"], DENSITIES["LogitNormal"], DENSITIES["part"]):
 
         def both(u: Any, density: Any = density) -> Any:
             t = density(u)
@@ -216,6 +295,15 @@ def test_one_graph_on_torch() -> None:
     [
         (lambda: times.Uniform(0.5, 0.5), r"times\.Uniform: `high` must be a number in \(0\.5, 1\], got 0\.5"),
         (lambda: times.LogitNormal(std=0.0), r"times\.LogitNormal: `std` must be a finite number > 0, got 0\.0"),
+        (lambda: times.Mode(2.0), r"times\.Mode: `scale` must be a number in \[-1, 1\.75"),
+        (lambda: times.Beta(0.01, 1.0), r"times\.Beta: `a` must be a number in \[0\.05, 10000\], got 0\.01"),
+        (lambda: times.Shifted(times.Uniform(), 0.0), r"times\.Shifted: `shift` must be .* > 0, got 0"),
+        (lambda: times.monotone(np.zeros(3)), r"times\.monotone: `u` must be \(B, T, \.\.\.\), .*, got shape \(3,\)"),
+        (
+            lambda: times.pyramid(np.zeros((2, 3)), 3, lag=0.5),
+            r"times\.pyramid: `u` must be \(B,\), .*, got shape \(2, 3\)",
+        ),
+        (lambda: times.pyramid(np.zeros(2), 3, lag=-0.5), r"`lag` must be a finite number >= 0, got -0\.5"),
         (lambda: times.LogNormal(schedules.Cosine(), mean=float("nan")), r"times\.LogNormal: `mean`"),
         (
             lambda: times.LogNormal(schedules.Cosine(), mean=1e3),
@@ -234,3 +322,5 @@ def test_bad_settings_are_refused(make: Any, message: str) -> None:
 def test_a_schedule_is_asked_for_by_name() -> None:
     with pytest.raises(TypeError, match=r"`schedule` must be a schedule, such as diffcore\.schedules.*, got 3\.0"):
         times.LogNormal(3.0)
+    with pytest.raises(TypeError, match=r"`base` must be a density of diffcore\.times, .*, got 3\.0"):
+        times.Shifted(3.0, 2.0)

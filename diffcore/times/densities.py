@@ -1,92 +1,15 @@
-r"""Times to train at: uniforms that are pure functions of a seed, and densities that turn them into t in [0, 1].
-
-    u = independent(seed, draw, B)      or stratified(...), or antithetic(...)
-    t = density(u)                      t has the density p(t): Uniform, LogitNormal, LogNormal
-
-`density.log_density(t)` is log p(t), so that E_{t ~ p}[f(t) / p(t)] is the integral of f over [0, 1] whatever the
-density: divide the loss by p to train with a weight that is meant for uniform t.
-
-The uniforms come from the bits of `diffcore.noise`, in a stream of their own: equal on every library and device, and
-independent of the noise that samplers draw from the same seed. They are never 0 or 1.
-"""
+"""Densities of times: uniform, logit-normal, and log-normal in the noise level."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from diffcore import _array, _check, _streams
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._quantile import normal_quantile
-
-
-def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
-    """Return independent uniforms in (0, 1), each row from its own key.
-
-    Args:
-        seed: one int, of which each row gets its own key, or one int or key per row: see `noise.keys`.
-        draw: the number of the training step; another draw, other uniforms.
-        shape: B, or (B, ...), such as (B, T) for a time per frame.
-        like: an array that gives the library and device; NumPy without one. The result is float64 if it is, else
-            float32.
-
-    Returns:
-        An array of that shape.
-
-    Raises:
-        ValueError: a bad shape or seed.
-
-    >>> float(independent(7, 0, 4)[1]) == float(independent([3, 7], 0, 2)[1])
-    False
-    """
-    from diffcore import noise
-
-    dims, like = _dims("independent", shape, like)
-    bits = noise.bits(seed, draw, dims, like=like, stream=_streams.TIMES)
-    return _uniforms(_array.library(bits), bits, like)
-
-
-def stratified(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
-    r"""Return uniforms in (0, 1) spread evenly over the batch: each one is uniform, and every B-th part holds one.
-
-        u_i = (u_0 + i / B) mod 1
-
-    The loss of a batch then varies far less than with independent times. Frames, where the shape has them, get offsets
-    of their own. For a shard of a batch, draw the times of the full batch and take your rows: it costs next to nothing.
-
-    Arguments and errors as for `independent`; the offset is drawn from the key of row 0.
-
-    Source: Kingma et al. 2021 (arXiv 2107.00630), app. I.1, "low-discrepancy sampler".
-
-    >>> import numpy as np
-    >>> np.diff(np.sort(stratified(7, 0, 4))).round(5)
-    array([0.25, 0.25, 0.25], dtype=float32)
-    """
-    xp, dims, like, first = _first_row("stratified", seed, draw, shape, like)
-    steps = np.array([(row << 32) // dims[0] for row in range(dims[0])], dtype=np.int64)
-    return _uniforms(xp, _wrapped_sum(xp, first, steps.reshape(-1, *(1,) * (len(dims) - 1))), like)
-
-
-def antithetic(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
-    r"""Return uniforms in (0, 1) in pairs, u_{B-1-i} = 1 - u_i, which cancels the part of the loss that is odd about the middle.
-
-    Arguments and errors as for `independent`. Source: Hammersley & Morton 1956, "A new Monte Carlo technique".
-
-    >>> u = antithetic(7, 0, 4)
-    >>> (u + u[::-1]).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    """
-    dims, like = _dims("antithetic", shape, like)
-    u = independent(seed, draw, dims, like=like)
-    xp = _array.library(u)
-    rows = np.arange(dims[0]).reshape(-1, *(1,) * (len(dims) - 1))
-    second = xp.asarray(2 * rows >= dims[0], device=_array.device(u))
-    return xp.where(second, 1.0 - xp.flip(u, axis=0), u) if dims[0] > 1 else u
 
 
 @dataclass(frozen=True)
@@ -256,40 +179,6 @@ class LogNormal(Density):
 
 def _log_normal_density(value: Array, mean: float, std: float) -> Array:
     return -0.5 * ((value - mean) / std) ** 2 - math.log(std * math.sqrt(2.0 * math.pi))
-
-
-def _uniforms(xp: Any, bits: Array, like: Array) -> Array:
-    """Return (k + 1/2) / 2^n of the upper n bits: exact in the dtype, symmetric about 1/2, and never 0 or 1."""
-    wide = str(like.dtype).removeprefix("torch.") == "float64"
-    kept = 32 if wide else 23
-    words = xp.bitwise_right_shift(bits, xp.asarray(32 - kept, dtype=bits.dtype, device=_array.device(bits)))
-    return (xp.astype(words, xp.float64 if wide else xp.float32) + 0.5) * 2.0**-kept
-
-
-def _wrapped_sum(xp: Any, bits: Array, steps: np.ndarray[Any, np.dtype[np.int64]]) -> Array:
-    host = steps.astype(np.uint32) if "uint32" in str(bits.dtype) else steps
-    mask = np.asarray(0xFFFFFFFF, dtype=host.dtype)
-    where = _array.device(bits)
-    added = bits + xp.asarray(host, dtype=bits.dtype, device=where)
-    return xp.bitwise_and(added, xp.asarray(mask, dtype=bits.dtype, device=where))
-
-
-def _first_row(
-    function: str, seed: Any, draw: int, shape: int | Sequence[int], like: Array | None
-) -> tuple[Any, tuple[int, ...], Array, Array]:
-    from diffcore import noise
-
-    dims, like = _dims(function, shape, like)
-    first = noise.keys(seed, dims[0])[:1, ...]
-    bits = noise.bits(first, draw, (min(1, dims[0]), *dims[1:]), like=like, stream=_streams.TIMES)
-    return _array.library(bits), dims, like, bits
-
-
-def _dims(function: str, shape: int | Sequence[int], like: Array | None) -> tuple[tuple[int, ...], Array]:
-    """Return the shape as a tuple, and the array that gives the library and device."""
-    given = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else (shape,)
-    dims = _check.shape(f"times.{function}", "shape", given, "B or (B, ...)")
-    return dims, np.zeros((), dtype=np.float32) if like is None else like
 
 
 def _check_normal(name: str, mean: float, std: float) -> None:
