@@ -1,4 +1,4 @@
-r"""Shared by the two guided denoisers: the terms they are conditioned on, and x-hat with its Jacobian.
+r"""Shared by the guided denoisers: the terms they are conditioned on, and x-hat with its Jacobian.
 
 A denoiser returns y at z. x-hat = p z + q y, so a change of x-hat by delta is a change of y by delta / q, and
 
@@ -10,7 +10,7 @@ where z alone determines it (sigma = 0) y cannot change it. In both cases y stay
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
@@ -38,18 +38,37 @@ class Term:
     mask: Any
     measure: Callable[[Array], Array] | None
     strength: Any
-    """The weight of reconstruction guidance, or the standard deviation of the observation's noise."""
+    """The weight of reconstruction guidance or DPS, or the standard deviation of the observation's noise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Guided(ABC):
-    """A denoiser (z, log_snr) -> prediction that is conditioned on terms."""
+    """A denoiser (z, log_snr) -> prediction that is conditioned on terms: a method is its `shift` of x-hat."""
 
     parts: ClassVar = ("denoise", "terms")
+    function: ClassVar[str]
+    """What messages call it."""
+    gradients: ClassVar[bool] = True
+    """Whether it takes the Jacobian of the denoiser."""
     denoise: Callable[[Array, Array], Array]
     terms: tuple[Term, ...]
     prediction: Prediction
     scaling: str | None
+
+    @abstractmethod
+    def shift(self, at: Linear) -> Array:
+        """Return what is added to x-hat."""
+
+    def __call__(self, z: Array, log_snr: Array) -> Array:
+        """Return the guided prediction at z, of its shape and dtype."""
+        return self.with_unguided(z, log_snr)[0]
+
+    def with_unguided(self, z: Array, log_snr: Array) -> tuple[Array, Array]:
+        """Return the guided prediction at z and the one without guidance, for plans that read both."""
+        at = linearise(self.function, self, z, log_snr, gradients=self.gradients)
+        xp = _array.library(z)
+        moved = at.y + at.from_x * self.shift(at)
+        return xp.astype(moved, z.dtype, copy=False), xp.astype(at.y, z.dtype, copy=False)
 
     def with_scaling(self, scaling: str) -> Self:
         """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
@@ -115,8 +134,8 @@ class Linear(NamedTuple):
     level: Level
 
 
-def linearise(function: str, guided: Guided, z: Array, log_snr: Array) -> Linear:
-    """Call the denoiser once, and return it with its Jacobian."""
+def linearise(function: str, guided: Guided, z: Array, log_snr: Array, *, gradients: bool = True) -> Linear:
+    """Call the denoiser once, and return it with its Jacobian, where that is wanted."""
     xp = _array.namespace(function, z=z)
     _array.check_floating(function, z=z)
     if guided.scaling is None:
@@ -127,7 +146,7 @@ def linearise(function: str, guided: Guided, z: Array, log_snr: Array) -> Linear
     wide = _array.widen(xp, z)
     level = levels.level(log_snr, guided.scaling)
     p, q, from_x = (along(function, part, wide) for part in _coefficients(level, guided.prediction))
-    y, pull_y = _jacobian(function, guided, z, wide, log_snr, level)
+    y, pull_y = _jacobian(function, guided, z, wide, log_snr, level, gradients)
     return Linear(y, p * wide + q * y, lambda u: p * u + pull_y(q * u), from_x, level)
 
 
@@ -153,7 +172,9 @@ def along(function: str, value: Any, data: Array) -> Any:
     return _array.along(function, "log_snr", value, data, xp)
 
 
-def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level) -> tuple[Array, Pull]:
+def _jacobian(
+    function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level, gradients: bool
+) -> tuple[Array, Pull]:
     """Return y and u -> (dy/dz)^T u: by the library's gradients, or in closed form for an exact denoiser on NumPy."""
     from diffcore._dispatch import backend_of
 
@@ -167,6 +188,8 @@ def _jacobian(function: str, guided: Guided, z: Array, wide: Array, log_snr: Arr
             )
         return _array.widen(xp, y)
 
+    if not gradients:
+        return predicted(wide), xp.zeros_like
     if not isinstance(z, np.ndarray) or not hasattr(denoise, "posterior_covariance") or guided.prediction != "x":
         found: tuple[Array, Pull] = backend_of(z).gradient(predicted, wide)
         return found
@@ -216,9 +239,3 @@ def see(function: str, term: Term, x: Array) -> Seen:
         return weighed(transposed(v))
 
     return Seen(weighed(truth - found), lambda u: pull(weighed(u)), product)
-
-
-def moved(z: Array, at: Linear, delta: Array) -> Array:
-    """Return the prediction, of the denoiser's kind, that corresponds to x-hat + delta."""
-    xp = _array.library(z)
-    return xp.astype(at.y + at.from_x * delta, z.dtype, copy=False)

@@ -1,16 +1,49 @@
-"""Measurements of x: averages over pixels and over frames, and masks of frames."""
+"""Measurements of x: what a linear one is, averages over pixels and over frames, and masks of frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from diffcore import _array, _check
 from diffcore._array import Array
+
+
+class Svd(NamedTuple):
+    """A singular value decomposition A = U S V^T of one sample, in functions: what `svd()` of a linear measurement returns.
+
+    Fields:
+        values: S >= 0, a float, or an array on the host that broadcasts to U^T y by its last axes.
+        seen: y -> U^T y.
+        into: x -> V^T x, of the shape of U^T y.
+        out: c -> V c, of the shape of x.
+        aligned: whether U is the identity, so that a mask of y is one of U^T y.
+    """
+
+    values: Any
+    seen: Callable[[Array], Array]
+    into: Callable[[Array], Array]
+    out: Callable[[Array], Array]
+    aligned: bool
+
+
+@runtime_checkable
+class LinearMeasurement(Protocol):
+    """A linear measurement A, the same for each sample: `downsample`, `frame_average`, `linear`, or one of your own.
+
+    With `adjoint` the methods that solve for what was measured need no gradient of A; with `spread` it serves `projection`,
+    and with `svd` `ddrm`, `ilvr`, `daps` and `twisted`.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        """Return y = A x, (B, ...) for x (B, ...)."""
+
+    def adjoint(self, y: Array) -> Array:
+        """Return A^T y, of the shape of x."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,10 @@ class Downsample:
     def adjoint(self, y: Array) -> Array:
         """Return A^T y."""
         return self.spread(y) / (self.factor[0] * self.factor[1])
+
+    def svd(self) -> Svd:
+        """Return its decomposition: A A^T is I / (f g)."""
+        return _of_means(self, self.factor[0] * self.factor[1])
 
     def _factors(self, rank: int) -> dict[int, int]:
         return _placed("conditioning.downsample", self.axes or (-3, -2), self.factor, rank)
@@ -87,6 +124,10 @@ class FrameAverage:
         """Return A^T y."""
         return self.spread(y) / self.count
 
+    def svd(self) -> Svd:
+        """Return its decomposition: A A^T is I / k."""
+        return _of_means(self, self.count)
+
     def _factors(self, rank: int) -> dict[int, int]:
         return _placed("conditioning.frame_average", (self.axis,), (self.count,), rank)
 
@@ -134,6 +175,12 @@ def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.N
     mask = np.zeros((count, *(1,) * after), dtype=np.bool_)
     mask[list(numbers)] = True
     return mask
+
+
+def _of_means(measure: Any, count: int) -> Svd:
+    """Return the decomposition of means over blocks of `count`, whose rows are orthogonal: S = 1 / sqrt(count), U = I."""
+    root = float(count) ** 0.5
+    return Svd(1.0 / root, lambda y: y, lambda x: root * measure(x), lambda c: measure.spread(c) / root, aligned=True)
 
 
 def _placed(function: str, axes: tuple[int, ...], factors: tuple[int, ...], rank: int) -> dict[int, int]:

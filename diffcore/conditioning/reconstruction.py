@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from diffcore import _array, _check
 from diffcore._array import Array
-from diffcore.conditioning._guided import Guided, Term, along, given, linearise, moved, see
+from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
 from diffcore.conditioning._observed import beside
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -20,14 +20,15 @@ FUNCTION = "conditioning.reconstruction"
 class Reconstruction(Guided):
     """A denoiser under reconstruction guidance: what `reconstruction` returns, which documents it."""
 
-    def __call__(self, z: Array, log_snr: Array) -> Array:
-        """Return the guided prediction at z, of its shape and dtype."""
-        at = linearise(FUNCTION, self, z, log_snr)
+    function: ClassVar[str] = FUNCTION
+
+    def shift(self, at: Linear) -> Array:
+        """Return w alpha J^T A^T (x^a - A x-hat), 0 where elements are replaced."""
         xp = _array.library(at.x)
         pulled, replaced = xp.zeros_like(at.x), None
         for term in self.terms:
             seen = see(FUNCTION, term, at.x)
-            weight = term.strength(log_snr) if callable(term.strength) else term.strength
+            weight = term.strength(at.level.log_snr) if callable(term.strength) else term.strength
             pulled = pulled + along(FUNCTION, weight, at.x) * seen.adjoint(seen.residual)
             if term.measure is None and term.mask is not None:
                 known = beside(FUNCTION, "mask", term.mask, at.x, boolean=False) == 1
@@ -35,7 +36,7 @@ class Reconstruction(Guided):
         delta = along(FUNCTION, at.level.alpha, at.x) * at.pull(pulled)
         if replaced is not None:
             delta = xp.where(replaced, xp.zeros_like(delta), delta)
-        return moved(z, at, delta)
+        return delta
 
 
 def reconstruction(

@@ -65,10 +65,10 @@ def joined(first: Any, second: Any) -> dict[str, Any]:
     }
 
 
-def noised(plan: Any, log_snr: float) -> dict[str, Any]:
+def noised(plan: Any, log_snr: npt.ArrayLike) -> dict[str, Any]:
     """Return what finally goes back to more noise; see `Plan.noised`."""
     s = plan.end
-    t = levels.level(np.broadcast_to(np.float64(log_snr), plan.lead), plan.scaling)
+    t = levels.level(np.broadcast_to(np.asarray(log_snr, dtype=np.float64), plan.lead), plan.scaling)
     if not np.all(t.log_snr < s.log_snr):
         raise ValueError(
             f"Plan.noised: `log_snr` must be below {s.log_snr}, where {plan.sampler} ends, got {log_snr!r}"

@@ -156,7 +156,7 @@ class Plan:
             return NotImplemented
         return replace(self, **parts.joined(self, other))
 
-    def noised(self, log_snr: float) -> Plan:
+    def noised(self, log_snr: npt.ArrayLike) -> Plan:
         r"""Return the plan that finally goes back to more noise, as the process does from level s to the noisier level t.
 
             z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
@@ -164,7 +164,7 @@ class Plan:
         It takes no call of the denoiser, and is part of the last stage. `plan.noised(level) + other` restarts.
 
         Args:
-            log_snr: where to, below the level that the plan ends at.
+            log_snr: where to, below the level that the plan ends at; or one for each of the leading shape of its levels.
 
         Raises:
             ValueError: a level that is not noisier than the end of the plan.

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffcore import _array, _check, conditioning, noise, sampling
 from diffcore._array import Array
-from diffcore.conditioning.moment_matching import check_iterations
+from diffcore.conditioning._solve import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction, kind_of, row_function
