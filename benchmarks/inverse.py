@@ -2,9 +2,10 @@
 
     python -m benchmarks.inverse                 # some minutes; rewrites its tables in docs/conditioning.md
 
-A call of the denoiser costs 1, a pullback through it 2. On Gaussian videos KL(drawn || p(x | y)) in nats, averaged over y, is by algebra:
-every stage is affine in z, in y and in its noises (`diffcore.testing.drawn_by`). What is not, DPS with its norm and weighted particles, is
-measured on the mixture, by samples, beside all others: the energy distance to samples of the true posterior.
+A call of the denoiser costs 1, a pullback through it 2. On Gaussian videos KL(drawn || p(x | y)) in nats, averaged over y, is by
+algebra: every stage is affine in z, in y and in its noises (`diffcore.testing.drawn_by`). What is not, DPS with its norm and
+weighted particles, is measured on the mixture, by samples, beside all others: the energy distance to samples of the true
+posterior.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
+from benchmarks.conditioning import SHAPE, problem
 from diffcore import _files, conditioning
 from diffcore.testing.affine import drawn_by
-
-from benchmarks.conditioning import SHAPE, problem
 
 Float64 = npt.NDArray[np.float64]
 
@@ -136,7 +136,7 @@ def divergence(case: Problem, method: Method, calls: int) -> float:
     drawn = drawn_by(denoise, plan, SHAPE, prediction="x", constraint=constraint)
     basis = np.concatenate([np.zeros((1, len(rows))), np.eye(len(rows))])
     denoise, plan, constraint = method.make(case, shaped(basis), steps)
-    quiet = lambda draw, shape: np.zeros(shape)  # noqa: E731, ARG005
+    quiet = lambda draw, shape: np.zeros(shape)  # noqa: E731
     ends = dc.sample(
         denoise, plan, np.zeros((len(basis), *SHAPE)), noise=quiet, prediction="x", constraint=constraint
     ).reshape(len(basis), -1)
