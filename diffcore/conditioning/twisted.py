@@ -117,7 +117,7 @@ def twisted(
     variance, batch = variance_of(FUNCTION, data_variance), sizes[0]
     _check_plan(plan)
     what = measured(FUNCTION, observed, mask, measure, deviation)
-    denoise = sampling._fitting(denoise, plan)
+    denoise = sampling.fitting(FUNCTION, denoise, plan)
     guided = _Denoiser(denoise, (), predictions.kind_of(FUNCTION, denoise, prediction), plan.scaling)
     like = np.zeros((), dtype=np.float32) if like is None else like
     xp, keys = _array.namespace(FUNCTION, like=like), noise.keys(seed, batch)
