@@ -231,7 +231,8 @@ def test_linear_measurements_keep_the_protocol(measure: Any, event: tuple[int, .
         count = int(np.prod(shape))
         return np.asarray(function(np.eye(count).reshape(count, *shape))).reshape(count, -1).T
 
-    assert isinstance(measure, conditioning.LinearMeasurement)
+    kept: bool = isinstance(measure, conditioning.LinearMeasurement)
+    assert kept
     a, seen = matrix(measure, event), measure(np.zeros((1, *event))).shape[1:]
     np.testing.assert_allclose(matrix(measure.adjoint, seen), a.T, atol=1e-12)
     np.testing.assert_allclose(matrix(measure.spread, seen), np.linalg.pinv(a), atol=1e-10)
