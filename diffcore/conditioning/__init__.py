@@ -19,8 +19,8 @@ C = (sigma^2 / alpha) J, J = d x-hat / dz:
 | `daps` | the whole state, anew from x given z_t and y | none |
 | `projection` | A x-hat | none |
 
-`twisted` is none of these: particles with weights, exact as their number grows. `observations`, `product` and `change_of_prior` compose
-the posteriors of independent observations, given by a denoiser each.
+`twisted` is none of these: particles with weights, exact as their number grows. `observations`, `product` and
+`change_of_prior` compose the posteriors of independent observations, each given by a denoiser.
 
 `frames` makes masks of whole frames; `downsample`, `frame_average` and `linear` are measurements, and so is any differentiable
 function x -> array; `LinearMeasurement` says what one of your own may have. See docs/conditioning.md for how far each is from
