@@ -211,6 +211,9 @@ def on_the_mixture(calls: int) -> dict[str, tuple[float, float]]:
         judge(name, x)
     for particles in (4, 16):
         steps = int(calls / (3 * particles))
+        if steps < 4:
+            found[f"twisted, {particles} particles"] = (np.nan, np.nan)
+            continue
         given: dict[str, Any] = {"noise_std": case.noise, "data_variance": VARIANCE, "seed": 7, "like": np.zeros(1)}
         drawn = conditioning.twisted(
             case.data, plan_of(steps), y, **case.how, shape=(COUNT, 8), particles=particles, **given
@@ -239,7 +242,8 @@ def tables() -> str:
     ]
     text += ["| | " + " | ".join(map(str, CALLS)) + " |", "|---|" + "---|" * len(CALLS)]
     for row in columns[CALLS[0]]:
-        cells = (f"{columns[c][row][0]:.3g} ({100 * columns[c][row][1]:.0f}%)" for c in CALLS)
+        pairs = [columns[calls][row] for calls in CALLS]
+        cells = ("-" if np.isnan(off) else f"{off:.3g} ({100 * up:.0f}%)" for off, up in pairs)
         text.append(f"| {row} | " + " | ".join(cells) + " |")
     text[-1] += "\n"
     return "\n".join(text)

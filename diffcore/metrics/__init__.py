@@ -1,4 +1,4 @@
-"""How good generated clips are: the Frechet distance of two sets of features, and PSNR and SSIM against known clips."""
+"""How good generated clips are: the Frechet distance of two sets of features, PSNR and SSIM, and changes at seams."""
 
 from diffcore.metrics.frechet import (
     Moments,
@@ -9,14 +9,17 @@ from diffcore.metrics.frechet import (
     moments,
 )
 from diffcore.metrics.pictures import psnr, ssim
+from diffcore.metrics.seams import Seams, seams
 
 __all__ = [
     "Moments",
+    "Seams",
     "SmallSample",
     "frechet_distance",
     "frechet_distance_unbiased",
     "frechet_gaussians",
     "moments",
     "psnr",
+    "seams",
     "ssim",
 ]

@@ -80,14 +80,21 @@ def noised(plan: Any, log_snr: npt.ArrayLike) -> dict[str, Any]:
     return {"sampler": f"{plan.sampler}, noised", "next_log_snr": after, "update": update, "settings": {}}
 
 
-def per_frame(plan: Any, stages: npt.ArrayLike) -> dict[str, Any]:
+def per_frame(
+    plan: Any, stages: npt.ArrayLike, begun: npt.ArrayLike | None = None, history: float | None = None
+) -> dict[str, Any]:
     """Return the stages that frames take at their own times; see `Plan.per_frame`."""
     order = np.asarray(stages)
     if plan.lead:
         raise ValueError(f"Plan.per_frame: the levels of the plan must have shape (), got {plan.lead}")
     if order.ndim != 2 or order.dtype.kind not in "iu" or order.size == 0:
         raise ValueError(f"Plan.per_frame: `stages` must be ints (N, T), got {order.dtype} of shape {order.shape}")
-    before = np.maximum.accumulate(np.concatenate([np.full((1, order.shape[1]), -1), order]), axis=0)
+    done = np.zeros(order.shape[1], dtype=np.int64) if begun is None else np.asarray(begun)
+    if done.shape != order.shape[1:] or done.dtype.kind not in "iu" or np.any((done < 0) | (done > len(plan))):
+        raise ValueError(
+            f"Plan.per_frame: `begun` must be ({order.shape[1]},) ints in [0, {len(plan)}], got {done.dtype} of shape {done.shape}"
+        )
+    before = np.maximum.accumulate(np.concatenate([done[None] - 1, order]), axis=0)
     wrong = (order < -1) | (order >= len(plan)) | ((order >= 0) & (order != before[:-1] + 1))
     if np.any(wrong):
         k, frame = np.argwhere(wrong)[0]
@@ -97,10 +104,14 @@ def per_frame(plan: Any, stages: npt.ArrayLike) -> dict[str, Any]:
         )
     at = np.append(plan.log_snr, plan.next_log_snr[-1])
     waits, stay = order < 0, np.eye(1 + plan.memory, plan.form.columns)
+    now, after = at[before[:-1] + 1], np.where(waits, at[before[:-1] + 1], plan.next_log_snr[order])
+    if history is not None:
+        old = done == len(plan)
+        now, after = (np.where(old, float(history), part) for part in (now, after))
     return {
         "sampler": f"{plan.sampler}, frame by frame",
-        "log_snr": at[before[:-1] + 1][:, None],
-        "next_log_snr": np.where(waits, at[before[:-1] + 1], plan.next_log_snr[order])[:, None],
+        "log_snr": now[:, None],
+        "next_log_snr": after[:, None],
         "update": np.where(waits[..., None, None], stay, plan.update[order])[:, None],
         "settings": {},
     }

@@ -177,7 +177,9 @@ class Plan:
         """
         return replace(self, **parts.noised(self, log_snr))
 
-    def per_frame(self, stages: npt.ArrayLike) -> Plan:
+    def per_frame(
+        self, stages: npt.ArrayLike, *, begun: npt.ArrayLike | None = None, history: float | None = None
+    ) -> Plan:
         """Return the plan in which every frame takes the stages of this one at its own times, and waits in between.
 
         Args:
@@ -197,7 +199,7 @@ class Plan:
         >>> plan.per_frame([[0, -1], [1, 0], [-1, 1]]).log_snr[:, 0].tolist()
         [[-10.0, -10.0], [0.0, -10.0], [inf, 0.0]]
         """
-        return replace(self, **parts.per_frame(self, stages))
+        return replace(self, **parts.per_frame(self, stages, begun, history))
 
     @property
     def lead(self) -> tuple[int, ...]:

@@ -12,7 +12,8 @@
   `check_interleaved`, `check_resumed`
 * noise, a backend: `check_noise`, `check_backend`
 
-and `drawn_by`, the exact moments of what a run draws with any affine denoiser and any constraint.
+and `drawn_by`, the exact moments of what a run draws with any affine denoiser and any constraint; `drawn_from`, of anything that is
+affine in its noise.
 
 A check raises AssertionError with a message that says which identity, where, and by how much. It needs no test runner;
 the Hypothesis strategies in `diffcore.testing.strategies`, which draw what to check it on, need diffcore[test].
@@ -21,7 +22,7 @@ the Hypothesis strategies in `diffcore.testing.strategies`, which draw what to c
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffcore.testing.affine import drawn_by
+from diffcore.testing.affine import drawn_by, drawn_from
 from diffcore.testing.conformance import check_backend
 from diffcore.testing.convergence import Convergence, check_order, order_of_convergence
 from diffcore.testing.estimates import (
@@ -98,6 +99,7 @@ __all__ = [
     "conformance",
     "convergence",
     "drawn_by",
+    "drawn_from",
     "estimates",
     "identities",
     "order_of_convergence",

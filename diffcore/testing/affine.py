@@ -22,7 +22,7 @@ from diffcore.stage import Source
 from diffcore.state import State
 from diffcore.testing._arrays import Float64, host, put
 
-__all__ = ["Drawn", "drawn_by"]
+__all__ = ["Drawn", "drawn_by", "drawn_from"]
 
 
 class Drawn(NamedTuple):
@@ -111,3 +111,38 @@ def drawn_by(
         mean = rows[0] + mean @ own
         covariance = own.T @ covariance @ own + noise.T @ noise
     return Drawn(mean[:size], covariance[:size, :size])
+
+
+def drawn_from(run: Callable[[Callable[..., Float64], int], Array]) -> Drawn:
+    """Return the exact moments of what anything draws that is affine in its noise, such as a stream of `diffcore.video`.
+
+    Args:
+        run: (noise, batch) -> samples (batch, ...), on NumPy. It takes all its noise from noise(number, draw, shape, stream),
+            and asks for the same whatever it is given. It is called twice: for one sample, to see what it asks for, and for
+            one of each entry of that noise.
+
+    >>> source = lambda noise, batch: 2.0 * noise(0, 0, (batch, 2)) + noise(0, 1, (batch, 1))
+    >>> drawn_from(source).covariance
+    array([[5., 1.],
+           [1., 5.]])
+    """
+    places: dict[tuple[int, int, int], int] = {}
+    size = 0
+
+    def counted(number: int, draw: int, shape: tuple[int, ...], stream: int = 0) -> Float64:
+        nonlocal size
+        if (int(number), int(draw), stream) not in places:
+            places[int(number), int(draw), stream] = size
+            size += math.prod(shape[1:])
+        return np.zeros(shape)
+
+    def basis(number: int, draw: int, shape: tuple[int, ...], stream: int = 0) -> Float64:
+        found = np.zeros((shape[0], math.prod(shape[1:])))
+        entries = np.arange(found.shape[1])
+        found[1 + places[int(number), int(draw), stream] + entries, entries] = 1.0
+        return found.reshape(shape)
+
+    run(counted, 1)
+    rows = host(run(basis, 1 + size)).reshape(1 + size, -1)
+    response = rows[1:] - rows[0]
+    return Drawn(rows[0], response.T @ response)

@@ -21,9 +21,21 @@ and one that was stopped between two blocks goes on from `Stream.state`.
 Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1 and 4.3.3.
 """
 
+from diffcore.video import orders
 from diffcore.video._stream import Progress, Stream
 from diffcore.video.extend import extend
 from diffcore.video.interpolate import interpolate
 from diffcore.video.upscale import upscale
+from diffcore.video.windows import Windowed, shuffled_noise, windowed
 
-__all__ = ["Progress", "Stream", "extend", "interpolate", "upscale"]
+__all__ = [
+    "Progress",
+    "Stream",
+    "Windowed",
+    "extend",
+    "interpolate",
+    "orders",
+    "shuffled_noise",
+    "upscale",
+    "windowed",
+]

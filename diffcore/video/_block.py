@@ -16,7 +16,8 @@ from diffcore.plan import Plan
 from diffcore.predictions import Prediction, kind_of, row_function
 from diffcore.state import State
 
-METHODS = ("reconstruction", "replacement", "moment_matching")
+METHODS = ("reconstruction", "replacement", "moment_matching", "forcing")
+GRADIENTS = ("reconstruction", "moment_matching")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,11 +36,15 @@ class Sampler:
     transform_x: Callable[[Array], Array] | None
     compile: bool | None
     callback: Callable[[State], object] | None
+    history: float | None = None
+    source: Callable[..., Array] | None = None
+    """Noise instead of that of the seed: (number of the block's or frame's first frame, draw, shape, stream) -> array."""
+    methods: tuple[str, ...] = METHODS
     traced: dict[Any, Callable[..., Array]] = field(default_factory=dict)
     """A run for each pattern of known frames: a stream has two or three, and its blocks share their traces."""
 
     def __post_init__(self) -> None:
-        _check.choice(self.function, "method", self.method, METHODS)
+        _check.choice(self.function, "method", self.method, self.methods)
         _check.callable_(self.function, "denoise", self.denoise, "a function of (z, log_snr)")
         _check.instance(self.function, "plan", self.plan, Plan, "a diffcore.Plan", hint="see diffcore.samplers")
         if self.transform_x is not None:
@@ -48,6 +53,18 @@ class Sampler:
         check_iterations(self.function, self.iterations)
         noise.keys(self.seed, len(self.seed) if np.ndim(self.seed) else 1)
         row_function(self.function, "prediction", kind_of(self.function, self.denoise, self.prediction))
+        if self.history is not None:
+            _check.number(self.function, "history", self.history, hint="a log-SNR, or None")
+
+    def words(self, number: int, batch: int) -> Any:
+        """Return the key words of a part of the video, by the number of its first frame."""
+        return number if self.source is not None else noise.fold_in(self.seed, number, batch, stream=self.stream)
+
+    def noise_of(self, words: Any, draw: Any, shape: tuple[int, ...], like: Array, stream: int) -> Array:
+        """Return a draw of noise for the part of these words."""
+        if self.source is not None:
+            return self.source(words, draw, shape, stream)
+        return noise.normal(words, draw, shape, like=like, stream=stream)
 
     def draw(
         self,
@@ -83,40 +100,57 @@ class Sampler:
             measured = (np.arange(shape[1]) < low.shape[1]).reshape(-1, 1, 1, 1)
             rest = (low.shape[0], shape[1] - low.shape[1], *low.shape[2:])
             low = xp.concat([low, xp.zeros(rest, dtype=low.dtype, device=_array.device(low))], axis=1)
-        start = sampling.start(
-            self.plan, shape=shape, like=like, seed=noise.fold_in(self.seed, number, shape[0], stream=self.stream)
-        )
+        plan, drawn = self._plan(which), None
+        how: dict[str, Any] = {"seed": self.words(number, shape[0])}
+        if self.source is not None:
+            drawn = lambda draw, shape, stream=0: self.noise_of(number, draw, shape, like, stream)  # noqa: E731
+            how = {"noise": drawn}
+        start = sampling.start(plan, shape=shape, like=like, **how)
+        if drawn is not None:
+            return self._sample(start, plan, mask, given, low, measured, measure, drawn)
         key = (shape, which.tobytes(), None if measured is None else measured.tobytes())
         if key not in self.traced:
 
             def run(z: Array, memory: tuple[Array, ...], keys: Array, given: Any, low: Any) -> Array:
                 state = State(z, memory, None, backend.index(0), backend.index(1), keys)
-                return self._sample(state, mask, given, low, measured, measure)
+                return self._sample(state, plan, mask, given, low, measured, measure)
 
             self.traced[key] = backend.trace(run)
         return self.traced[key](start.z, start.memory, start.keys, given, low)
 
+    def _plan(self, which: Any) -> Plan:
+        """Return the plan of a block: that in which known frames are clean from the start and wait, where the method has it so."""
+        if self.method != "forcing" or not which.any():
+            return self.plan
+        steps = len(self.plan)
+        stages = np.where(which, -1, np.arange(steps)[:, None])
+        return self.plan.per_frame(stages, begun=np.where(which, steps, 0), history=self.history)
+
     def _sample(
         self,
         state: State,
+        plan: Plan,
         mask: Any,
         given: Any,
         low: Any,
         measured: Any,
         measure: Any,
+        drawn: Callable[..., Array] | None = None,
     ) -> Array:
         denoise, constraint, transform_x = self.denoise, None, self.transform_x
         if given is not None:
             denoise = self._guided(denoise, given, mask, None, self.weight)
-            constraint = conditioning.replacement(given, mask)
-        if low is not None and self.method == "replacement":
+            variant = "posterior" if self.method == "forcing" else "marginal"
+            constraint = conditioning.replacement(given, mask, variant=variant)
+        if low is not None and self.method not in GRADIENTS:
             transform_x = conditioning.projection(low, measured, measure=measure, after=transform_x)
         elif low is not None:
             denoise = self._guided(denoise, low, measured, measure, self._weight_of_means(measure))
         return sampling.sample(
             denoise,
-            self.plan,
+            plan,
             state,
+            noise=drawn,
             prediction=self.prediction,
             transform_x=transform_x,
             constraint=constraint,
@@ -125,7 +159,7 @@ class Sampler:
         )
 
     def _guided(self, denoise: Any, observed: Array, mask: Any, measure: Any, weight: Any) -> Any:
-        if self.method == "replacement":
+        if self.method not in GRADIENTS:
             return denoise
         how: dict[str, Any] = {"measure": measure, "prediction": self.prediction}
         if self.method == "reconstruction":

@@ -17,6 +17,7 @@ class Progress(NamedTuple):
         made: how many frames were handed out.
         given: frames (B, n, ...) that were read and are needed further, or None.
         context: the last frames that were handed out (B, n, ...), as many as the next block knows, or None.
+        going: of a rolling window, its frames and the plan's memory of them, at their levels; else None.
 
     A tuple of numbers and arrays: save it with `numpy.savez`, `torch.save` or any checkpointer.
     """
@@ -25,6 +26,7 @@ class Progress(NamedTuple):
     made: int = 0
     given: Array | None = None
     context: Array | None = None
+    going: tuple[Array, ...] | None = None
 
 
 class Stream(Iterator[Array]):
@@ -106,7 +108,7 @@ def resumed(function: str, resume: Any) -> Progress:
     """Return the state that a stream begins from."""
     if resume is None:
         return Progress()
-    if not isinstance(resume, tuple) or len(resume) != len(Progress._fields):
+    if not isinstance(resume, tuple) or len(resume) not in (4, 5):
         raise _check.error(TypeError, function, "resume", "be the `state` of a video.Stream", resume)
     return Progress(*resume)
 

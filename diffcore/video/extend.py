@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from diffcore import _check, _streams
@@ -10,7 +11,8 @@ from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
-from diffcore.video._block import Sampler
+from diffcore.video._block import METHODS, Sampler
+from diffcore.video._rolling import check_moving, rolling
 from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
 
 FUNCTION = "video.extend"
@@ -32,6 +34,8 @@ def extend(
     transform_x: Callable[[Array], Array] | None = None,
     compile: bool | None = None,
     callback: Callable[[State], object] | None = None,
+    history: float | None = None,
+    noise: Callable[..., Array] | None = None,
     resume: Progress | None = None,
 ) -> Stream:
     r"""Return a video, made longer block by block: the frames given, as they are, then new ones.
@@ -46,12 +50,19 @@ def extend(
         frames: how many in total; None never ends.
         window: frames of a block, known ones included: what the denoiser was trained on.
         overlap: how many of the last frames a block knows, in [0, window); a quarter of the window if not given.
-        method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`.
+        method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`. Or, for a
+            denoiser that takes a level for each frame: "forcing", whose known frames are clean to it; or "rolling", whose
+            window of `overlap` clean frames, and others each a little noisier than the one before, moves by one frame
+            at a time. It takes a plan with a multiple of window - overlap stages.
         weight: of reconstruction guidance.
         iterations: of moment matching.
         seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.
         prediction: what the denoiser returns; may be left out where it says so.
         transform_x, compile, callback: as in `diffcore.sample`, for each block.
+        history: with "forcing" and "rolling", the log-SNR at which the denoiser sees known frames, such as 4: a small noise
+            hides the small errors of frames that it drew itself. None shows them clean, at log-SNR inf.
+        noise: a source of noise of one's own, (number, draw, shape, stream) -> array: of the block, or with "rolling" the
+            frame, by the number of its first frame in the video.
         resume: the state of a stream that was stopped, to go on after it; `video` then holds the frames from
             `resume.read` on.
 
@@ -61,7 +72,8 @@ def extend(
     Raises:
         ValueError, TypeError: an argument out of its range; blocks that do not fit together; no gradients on NumPy.
 
-    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1.
+    Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1; Chen et al. 2024 (arXiv 2407.01392) for forcing and `history`; Ruhe et al.
+    2024 (arXiv 2402.09470) and Kim et al. 2024 (arXiv 2405.11473) for rolling windows.
 
     >>> import diffcore as dc, numpy as np
     >>> data = dc.exact.Gaussian(np.zeros((4, 2, 2, 1)), 0.25)
@@ -73,6 +85,7 @@ def extend(
     wide = _check.integer(FUNCTION, "window", window, 1)
     known = overlap_of(FUNCTION, overlap, wide)
     total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
+    rolls = method == "rolling"
     sampler = Sampler(
         function=FUNCTION,
         stream=_streams.EXTEND,
@@ -86,7 +99,17 @@ def extend(
         transform_x=transform_x,
         compile=compile,
         callback=callback,
+        history=history,
+        source=noise,
+        methods=(*METHODS, "rolling"),
     )
+    if history is not None and method not in ("forcing", "rolling"):
+        must = "be None for this method"
+        raise _check.error(ValueError, FUNCTION, "history", must, history, 'it is for "forcing" and "rolling"')
+    if noise is not None:
+        _check.callable_(FUNCTION, "noise", noise, "a function of (number, draw, shape, stream)")
+    if rolls:
+        check_moving(FUNCTION, plan, wide - known)
     state = resumed(FUNCTION, resume)
     return Stream(_blocks(sampler, video, total, wide, known, state), state)
 
@@ -94,7 +117,10 @@ def extend(
 def _blocks(
     sampler: Sampler, video: Any, total: int | None, window: int, overlap: int, state: Progress
 ) -> Iterator[tuple[Array, Progress]]:
-    read, made, _, context = state
+    read, made, _, context, going = state
+    rolls = sampler.method == "rolling"
+    if rolls:
+        sampler = replace(sampler, method="forcing")  # for a first block, where there are too few frames
     like = context
     for block in blocks_of(FUNCTION, video):
         like = block if like is None else like
@@ -112,6 +138,10 @@ def _blocks(
         )
     while total is None or made < total:
         there = 0 if context is None else context.shape[1]
+        if rolls and there == overlap:
+            context = like[:, :0, ...] if context is None else context
+            yield from rolling(sampler, total, window, like, Progress(read, made, None, context, going))
+            return
         shape = (like.shape[0], window, *like.shape[2:])
         block = sampler.draw(made, shape, [] if not there else [(0, context)], like)
         new = block[:, there:, ...] if total is None else block[:, there : there + total - made, ...]

@@ -97,7 +97,7 @@ def _blocks(
 ) -> Iterator[tuple[Array, Progress]]:
     """Yield blocks. `given` begins with the frame at which the next block begins, and so does `context`, which has the
     frames of its first `done` gaps."""
-    read, made, given, context = state
+    read, made, given, context, _ = state
     gaps = (window - 1) // factor
     blocks, over = blocks_of(FUNCTION, video), False
     while True:

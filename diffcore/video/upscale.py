@@ -92,7 +92,7 @@ def _blocks(
     sampler: Sampler, video: Any, measure: conditioning.Downsample, window: int, overlap: int, state: Progress
 ) -> Iterator[tuple[Array, Progress]]:
     """Yield blocks. `given` begins with the frames that `context` has large."""
-    read, made, given, context = state
+    read, made, given, context, _ = state
     blocks, over = blocks_of(FUNCTION, video), False
     while True:
         there = 0 if context is None else context.shape[1]
