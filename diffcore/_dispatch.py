@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ def backend_of(array: Array) -> Any:
 
 @cache
 def _load(root: str) -> Any:
+    from importlib import metadata  # which loads much, and is asked for once
+
     for entry in metadata.entry_points(group=GROUP, name=root):
         found = entry.load()
         if not isinstance(found, _named("diffcore.backends.contract:Backend")):
@@ -83,5 +85,7 @@ def available() -> dict[str, str]:
     >>> "numpy" in available()
     True
     """
+    from importlib import metadata
+
     found = OWN | {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
     return dict(sorted(found.items()))

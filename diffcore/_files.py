@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +66,8 @@ def archive(function: str, path: str | os.PathLike[str], argument: str = "path")
     found = regular(function, path, argument)
     name = _check.shown(found.name)
     try:
+        import zipfile  # which, with its compressors, is slow to load
+
         with zipfile.ZipFile(found) as held:
             size = sum(info.file_size for info in held.infolist())
     except Exception as error:  # of many kinds for a damaged one
@@ -108,7 +108,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             return
         os.close(os.open(path, os.O_WRONLY))  # raises where it may not be written
     target = Path(os.path.realpath(path))
-    part = target.with_name(PART.format(target.name[:40], secrets.token_hex(8)))
+    part = target.with_name(PART.format(target.name[:40], os.urandom(8).hex()))
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, which cannot be asked for
     try:
         if mode is not None:
