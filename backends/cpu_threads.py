@@ -1,4 +1,4 @@
-"""The compiled kernel of a CPU, where there is one, and threads to run it and NumPy's passes on."""
+"""The compiled kernel of a CPU, where there is one, and threads to run it on."""
 
 from __future__ import annotations
 
@@ -63,21 +63,20 @@ def programs(shape: tuple[int, int], launch: Callable[[int, int], object], *, wh
         return
     together = max(1, ELEMENTS // min(size, tile), number // (TURNS * count()))
     parts = [range(begin, min(begin + together, number)) for begin in range(0, number, together)]
-    each(parts, lambda: lambda part: launch(part.start, part.stop))
+    each(parts, lambda part: launch(part.start, part.stop))
 
 
-def each(parts: Iterable[Any], worker: Callable[[], Callable[[Any], object]]) -> None:
-    """Call worker()(part) on each part; every thread takes the next one that is left, and calls worker() once."""
+def each(parts: Iterable[Any], work: Callable[[Any], object]) -> None:
+    """Call work(part) on each part; every thread takes the next one that is left."""
     left = deque(parts)
 
     def some() -> None:
-        work = worker()  # noqa: F821 (it is there until all is done)
         while True:
             try:
                 part = left.popleft()
             except IndexError:
                 return
-            work(part)
+            work(part)  # noqa: F821 (it is there until all is done)
 
     threads = count()
     others = min(threads, len(left)) - 1
@@ -97,7 +96,7 @@ def each(parts: Iterable[Any], worker: Callable[[], Callable[[Any], object]]) ->
         except KeyboardInterrupt:
             _finish(jobs)  # whoever called may free the memory that they work on
             raise
-        del worker  # threads let go of `some` a little later, but not of the arrays that are worked on
+        del work  # threads let go of `some` a little later, but not of the arrays that are worked on
 
 
 def _finish(jobs: list[Future[None]]) -> None:

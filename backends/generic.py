@@ -71,8 +71,9 @@ class ArrayAPIBackend:
         other: Array | None = None,
         between: tuple[Any, Any] | None = None,
     ) -> State:
-        eps = self.fresh(state, noise, between) if stochastic else None
-        return stage.advance(form, state, y, row, eps, transform_x, other)
+        with _array.recording(state.z, False):
+            eps = self.fresh(state, noise, between) if stochastic else None
+            return stage.advance(form, state, y, row, eps, transform_x, other)
 
     def run(self, run: Run, state: State) -> State:
         levels, rows = stage.levels_of(run, state.z), stage.rows_of(run.coefficients, state.z)

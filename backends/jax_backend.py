@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import io_callback
 
-from diffcore import _array, _streams, stage
+from diffcore import _array, stage
 from diffcore._array import Array
-from diffcore._philox import Region
 from diffcore._threshold import Clip
 from diffcore.backends import jax_denoiser, jax_kernel, jax_noise
 from diffcore.backends.generic import ArrayAPIBackend
@@ -64,30 +63,8 @@ class JAXBackend(ArrayAPIBackend):
         words = words if isinstance(words, jax.Array) else np.asarray(words).astype(np.uint32)
         return jnp.asarray(words, dtype=jnp.uint32)
 
-    def normal(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        dtype: Any,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> jax.Array:
-        return jax_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
-
-    def bits(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> jax.Array:
-        return jax_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
+    normal = staticmethod(jax_noise.normal)
+    bits = staticmethod(jax_noise.bits)
 
     def advance(
         self,

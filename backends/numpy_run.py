@@ -1,4 +1,4 @@
-"""The loop over the stages of a plan on memory that NumPy sees, with everything that can be worked out before it."""
+"""Stages and runs on memory that NumPy sees: the backend whose arrays the compiled kernel may read and write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import stage
+from diffcore import _array, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
 from diffcore.backends import cpu_threads, numpy_memory, numpy_noise
@@ -19,159 +19,135 @@ from diffcore.plan import Form
 from diffcore.stage import Float64, Run, Source
 from diffcore.state import State
 
-Take = Callable[[Any], Any]
-"""An array of the run's library -> the same memory as a NumPy array, or None where NumPy cannot see it."""
-
-Give = Callable[[Any], Array]
-"""The way back."""
-
 Transform = Callable[[Array], Array] | None
 
 
-def run(backend: Any, run: Run, state: State, take: Take, give: Give) -> State | None:
-    """Return the state after all stages, or None where something does not fit here at the start; where it does not later, the
-    plain loop goes on. The bits are those of the plain loop.
+class HostBackend(ArrayAPIBackend):
+    """The contract by the compiled kernel where it serves, and by the plain functions elsewhere, with equal bits."""
 
-    Args:
-        backend: the one that runs this.
-        run, state: as in `Backend.run`.
-        take, give: see `Take` and `Give`.
-    """
-    plan, source, held, callback = run.plan, run.noise, run.held, run.callback
-    if int(state.index) >= len(plan):
-        return state
-    if hasattr(run.denoise, "carrying"):
-        return None
-    walk = _begin(backend, run.form, run.coefficients, state, run.transform_x, take, give)
-    if walk is None or (plan.stochastic and source is None and walk.keys is None):
-        return None
-    watched = callback is not None or held is not None
-    before: Any = None
-    try:
-        for at, denoise, levels, noisy in stage.turns(run, walk.index, stage.levels_of(run, state.z)):
-            y, other = stage.ask(run.form, denoise, walk.current, levels)
-            drawn = None
-            if noisy and source is not None:
-                drawn = source(walk.draw, walk.z.shape, walk.current, stage.levels_between(plan, at))
-            if held is not None:
-                before = walk.state()
-            after = walk.go(at, y, other, drawn, noisy, watched)
-            if after is None and not watched:
-                continue
-            fitting, after = after is None, walk.state() if after is None else after
-            after = stage.constrained(backend, held, before, after, source)
-            if callback is not None:
-                callback(after)
-            if not fitting or not walk.moved(after.z):
-                return ArrayAPIBackend.run(backend, run, after)
-            del after  # nobody holds it now but whom the callback gave it to
-        return walk.state()
-    finally:
-        walk.room.close()
+    def take(self, array: Any) -> Any:
+        """Return the memory of an array as a NumPy array, or None where NumPy cannot see it."""
+        return array
 
+    def give(self, array: Any) -> Array:
+        """Return a NumPy array as one of this library on the same memory."""
+        return array
 
-def advance(
-    backend: Any,
-    form: Form,
-    state: State,
-    y: Array,
-    row: Any,
-    noise: Array | Source | None,
-    transform_x: Transform,
-    other: Array | None,
-    between: tuple[Any, Any] | None,
-    take: Take,
-    give: Give,
-) -> State | None:
-    """Return the state after one stage, or None where the plain function has to.
+    def run(self, run: Run, state: State) -> State:
+        plan, source, held, callback = run.plan, run.noise, run.held, run.callback
+        if int(state.index) >= len(plan):
+            return state
+        carries = hasattr(run.denoise, "carrying")
+        walk = None if carries else _begin(self, run.form, run.coefficients, state, run.transform_x)
+        if walk is None or (plan.stochastic and source is None and walk.keys is None):
+            return super().run(run, state)
+        watched = callback is not None or held is not None
+        before: Any = None
+        try:
+            for at, denoise, levels, noisy in stage.turns(run, walk.index, stage.levels_of(run, state.z)):
+                y, other = stage.ask(run.form, denoise, walk.current, levels)
+                drawn = None
+                if noisy and source is not None:
+                    drawn = source(walk.draw, walk.z.shape, walk.current, stage.levels_between(plan, at))
+                if held is not None:
+                    before = walk.state()
+                after = walk.go(at, y, other, drawn, noisy, watched)
+                if after is None and not watched:
+                    continue
+                fitting, after = after is None, walk.state() if after is None else after
+                after = stage.constrained(self, held, before, after, source)
+                if callback is not None:
+                    callback(after)
+                if not fitting or not walk.moved(after.z):
+                    return super().run(run, after)
+                del after  # nobody holds it now but whom the callback gave it to
+            return walk.state()
+        finally:
+            walk.room.close()
 
-    Args:
-        backend: the one that advances.
-        form, state, y, row, transform_x, other, between: as in `Backend.advance`.
-        noise: False where there is none; else fresh noise, a source of it, or None for the keys of the state.
-        take, give: see `Take` and `Give`.
-    """
-    if type(row) is list and (transform_x is None or type(transform_x) is Clip) and not isinstance(noise, Source):
-        small = _small(form, state, y, row, noise, transform_x, other, take, give)
-        if small is not None:
-            return small
-    table = np.array(row) if isinstance(row, (list, tuple)) else take(row)
-    if table is None or (noise is None and (state.keys is None or take(state.keys) is None)):
-        return None
-    walk = _begin(backend, form, table[None], state, transform_x, take, give, row)
-    if walk is None:
-        return None
-    drawn = None if noise is None or noise is False else noise
-    if isinstance(noise, Source):
-        drawn = noise(state.draw, walk.z.shape, state.z, between)
-    after = walk.go(0, y, other, drawn, noise is not False, True)
-    return State(*walk.arrays(), state.index + 1, state.draw + 1, state.keys) if after is None else after
+    def advance(
+        self,
+        form: Form,
+        state: State,
+        y: Array,
+        row: Any,
+        noise: Array | Source | None,
+        *,
+        stochastic: bool,
+        transform_x: Transform,
+        other: Array | None = None,
+        between: tuple[Any, Any] | None = None,
+    ) -> State:
+        if type(row) is list and (transform_x is None or type(transform_x) is Clip) and not isinstance(noise, Source):
+            found = _small(self, form, state, y, row, noise, stochastic, transform_x, other)
+            if found is not None:
+                return found
+        with _array.recording(state.z, False):
+            eps = stage.drawn(self, state, noise, between) if isinstance(noise, Source) and stochastic else noise
+            table = np.array(row) if isinstance(row, (list, tuple)) else self.take(row)
+            walk = None if table is None else _begin(self, form, table[None], state, transform_x, row)
+            if walk is None or (stochastic and eps is None and walk.keys is None):
+                settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
+                return super().advance(form, state, y, row, eps, stochastic=stochastic, **settings)
+            after = walk.go(0, y, other, eps if stochastic else None, stochastic, True)
+            return walk.state() if after is None else after
 
 
 def _small(
+    backend: HostBackend,
     form: Form,
     state: State,
     y: Array,
     row: list[float],
     noise: Any,
+    stochastic: bool,
     clip: Clip | None,
     other: Array | None,
-    take: Take,
-    give: Give,
 ) -> State | None:
     """Return what `advance` does for a few numbers, where a walk would take longer to set up than the stage takes."""
+    take, give = backend.take, backend.give
     z: Any = take(state.z)
     if not serves(z, form, ()) or z.size > cpu_threads.ELEMENTS or len(state.memory) != form.memory:
         return None
-    absent = noise is None or noise is False
     z, host = fitted(z, z), fitted(take(y), z)
     host_other = None if other is None else fitted(take(other), z)
-    eps = None if absent else fitted(take(noise), z)
+    given, made_here = stochastic and noise is not None, stochastic and noise is None
+    eps = fitted(take(noise), z) if given else None
     memory = tuple([fitted(take(array), z) for array in state.memory])
-    keys = take(state.keys) if noise is None and state.keys is not None else None
-    fitting = host is not None and (host_other is None) == (other is None) and (eps is None) == absent
-    if not fitting or any(array is None for array in memory) or (noise is None and keys is None):
+    words = take(state.keys) if made_here and state.keys is not None else None
+    fitting = host is not None and (host_other is None) == (other is None) and (eps is not None) == given
+    if not fitting or (words is not None) != made_here or any(array is None for array in memory):
         return None
     made = form.computed - form.keeps_x
     to_z, to_x, *to_memory = [np.empty(z.shape, z.dtype) for _ in range(2 + made)]
     low, high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
-    words = None if keys is None else numpy_noise.keys(keys)
+    keys = None if words is None else numpy_noise.keys(words)
     samples, draw = len(z), int(state.draw)
     size = z.size // samples
     # fmt: off
     cpu_threads.kernel.stage(  # type: ignore[union-attr]
-        to_z, to_x, tuple(to_memory), z, host, host_other, eps, None, memory, np.array([row]), 0, 0, 0, words, draw,
+        to_z, to_x, tuple(to_memory), z, host, host_other, eps, None, memory, np.array([row]), 0, 0, 0, keys, draw,
         SECOND.index(form.second), low, high, size, 0, cpu_threads.number((samples, size)),
     )
     # fmt: on
-    x = give(to_x)
-    kept = (
-        (*map(give, to_memory), *((x,) if form.keeps_x else ()), *state.memory[form.computed - 1 : -1])
-        if memory
-        else ()
-    )
-    return State(give(to_z), kept, x, state.index + 1, state.draw + 1, state.keys)
+    x, kept = give(to_x), ()
+    if memory:
+        kept = (*map(give, to_memory), *((x,) if form.keeps_x else ()), *state.memory[form.computed - 1 : -1])
+    return State(give(to_z), kept, x, backend.index(int(state.index) + 1), backend.index(draw + 1), state.keys)
 
 
 def _begin(
-    backend: Any,
-    form: Form,
-    coefficients: Float64,
-    state: State,
-    transform_x: Transform,
-    take: Take,
-    give: Give,
-    row: Any = None,
+    backend: HostBackend, form: Form, coefficients: Float64, state: State, transform_x: Transform, row: Any = None
 ) -> _Walk | None:
     """Return the walk from a state through stages with these coefficients, or None where the kernel does not serve; `row` are
     the coefficients of the only stage in the run's library."""
-    z = take(state.z)
+    z = backend.take(state.z)
     if not serves(z, form, coefficients.shape[1:-1]) or len(state.memory) != form.memory:
         return None
-    z, *memory = [fitted(take(array), z) for array in (state.z, *state.memory)]
+    z, *memory = [fitted(backend.take(array), z) for array in (state.z, *state.memory)]
     if any(array is None for array in memory):
         return None
-    return _Walk(backend, form, coefficients, state, z, tuple(memory), transform_x, take, give, row)
+    return _Walk(backend, form, coefficients, state, z, tuple(memory), transform_x, row)
 
 
 class _Walk:
@@ -179,24 +155,22 @@ class _Walk:
 
     def __init__(
         self,
-        backend: Any,
+        backend: HostBackend,
         form: Form,
         coefficients: Float64,
         state: State,
         z: Array,
         memory: tuple[Array, ...],
         transform_x: Transform,
-        take: Take,
-        give: Give,
         row: Any,
     ) -> None:
         self.backend, self.form, self.coefficients, self.row = backend, form, coefficients, row
-        self.transform_x, self.take, self.give = transform_x, take, give
+        self.transform_x, self.take, self.give = transform_x, backend.take, backend.give
         self.z, self.current, self.words = z, state.z, state.keys
         self.memory: Any = memory
         self.x: Any = None  # that of the first stage here
         self.index, self.draw = int(state.index), int(state.draw)
-        words = None if state.keys is None else take(state.keys)
+        words = None if state.keys is None else self.take(state.keys)
         self.keys = None if words is None else numpy_noise.keys(words)
         clip = transform_x if type(transform_x) is Clip else None
         self.function = transform_x if clip is None else None

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
-from diffcore import _array, _streams, stage
+from diffcore import _array, stage
 from diffcore._array import Array
-from diffcore._philox import Region
 from diffcore._threshold import Clip, DynamicThreshold
-from diffcore.backends import numpy_run, torch_noise
+from diffcore.backends import torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
+from diffcore.backends.numpy_run import HostBackend
 from diffcore.plan import Form
 from diffcore.stage import Run, Source
 from diffcore.state import State
@@ -29,7 +29,7 @@ FUSED = 1 << 12
 """Elements from which a compiled stage pays on a CPU; below, guards cost more than the stage."""
 
 
-class TorchBackend(ArrayAPIBackend):
+class TorchBackend(HostBackend):
     """The contract on torch tensors."""
 
     def keys(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
@@ -37,41 +37,37 @@ class TorchBackend(ArrayAPIBackend):
             return words.to(like.device, torch.int64)
         return torch.as_tensor(np.asarray(words).astype(np.int64), device=like.device)
 
-    def normal(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        dtype: Any,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> torch.Tensor:
-        return torch_noise.normal(words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
+    normal = staticmethod(torch_noise.normal)
+    bits = staticmethod(torch_noise.bits)
 
-    def bits(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> torch.Tensor:
-        return torch_noise.bits(words, draw, shape, device=device, stream=stream, region=region)
+    def take(self, tensor: Any) -> Any:
+        """Return a tensor's memory as a NumPy array, bfloat16 by its bits; None where NumPy cannot see it, or where it would hide a
+        gradient that is recorded."""
+        if type(tensor) is not torch.Tensor:
+            return None
+        if tensor.requires_grad:  # seen as integers, bfloat16 would hide that it does
+            if torch.is_grad_enabled():
+                return None
+            tensor = tensor.detach()
+        try:
+            return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        except (RuntimeError, TypeError):  # a gradient, a transformation, another device
+            return None
+
+    def give(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
     def index(self, value: int) -> Any:
         if torch.compiler.is_compiling():  # a run inside a graph: its stages are known while it is traced
             return value
         # on the host, whatever the default device is; an int would be a new graph for every stage of a compiled step
-        return torch.tensor(value, device="cpu")
+        return torch.from_numpy(np.array(value))
 
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
             if _is_traced() or hasattr(run.denoise, "carrying"):
-                return super().run(run, state)
+                return ArrayAPIBackend.run(self, run, state)
             fuse = state.z.is_cuda if run.compile is None else run.compile
             if fuse and state.z.numel() >= (1 if state.z.is_cuda else FUSED):
                 takes = state.z.is_cuda and run.compile is None and run.noise is None and run.held is None
@@ -79,10 +75,7 @@ class TorchBackend(ArrayAPIBackend):
                 if kernel is not None and kernel.serves(run.form, state, run.transform_x):
                     return self._run_kernel(run, state, kernel)
                 return self._run_fused(run, state)
-            reached = None
-            if not torch.is_grad_enabled():
-                reached = numpy_run.run(self, run, state, _shared, _tensor)
-            return super().run(run, state if reached is None else reached)
+            return (ArrayAPIBackend if torch.is_grad_enabled() else HostBackend).run(self, run, state)
 
     def advance(
         self,
@@ -97,13 +90,9 @@ class TorchBackend(ArrayAPIBackend):
         other: torch.Tensor | None = None,
         between: tuple[Any, Any] | None = None,
     ) -> State:
-        if not _is_traced():
-            given = noise if stochastic else False
-            found = numpy_run.advance(self, form, state, y, row, given, transform_x, other, between, _shared, _tensor)
-            if found is not None:
-                return found
         settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
-        return super().advance(form, state, y, row, noise, stochastic=stochastic, **settings)
+        way = ArrayAPIBackend if _is_traced() else HostBackend
+        return way.advance(self, form, state, y, row, noise, stochastic=stochastic, **settings)
 
     def _run_kernel(self, run: Run, state: State, kernel: Any) -> State:
         """Run with the Triton kernel; nothing is copied from the host but what `kernel` keeps from an earlier run."""
@@ -129,7 +118,9 @@ class TorchBackend(ArrayAPIBackend):
             else:
                 y = y if weight is None or other is None else y + weight * (y - other)
                 settings["other"] = other if form.second == "unguided" else None
-                state = super().advance(form, state._replace(draw=number), y, rows[turn.stage], None, **settings)
+                state = ArrayAPIBackend.advance(
+                    self, form, state._replace(draw=number), y, rows[turn.stage], None, **settings
+                )
             if watched or turn.stage + 1 == len(rows):
                 state = self._at(state, turn.stage + 1, number + 1)
             if run.callback is not None:
@@ -164,7 +155,7 @@ class TorchBackend(ArrayAPIBackend):
                 if held is not None:
                     return self._run_fused(run, state, holds=False)
                 _warn("torch.compile", error, "uncompiled, which is slower but equal")
-                return super().run(run, state)
+                return ArrayAPIBackend.run(self, run, state)
             memory = stage.remembered(form, made, state.memory)
             x = made[-1] if form.keeps_x else x
             after = State(z, memory, x, self.index(at + 1), self.index(draw + now + 1), state.keys)
@@ -299,27 +290,6 @@ def _is_traced() -> bool:
     """
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return tracing or getattr(forward_ad, "_current_level", 0) >= 0
-
-
-def _shared(tensor: Any) -> Any:
-    """Return a tensor's memory as a NumPy array, bfloat16 by its bits; None where NumPy cannot see it, or where it would hide a
-    gradient that is recorded."""
-    if type(tensor) is not torch.Tensor:
-        return None
-    if tensor.requires_grad:  # seen as integers, bfloat16 would hide that it does
-        if torch.is_grad_enabled():
-            return None
-        tensor = tensor.detach()
-    try:
-        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    except (RuntimeError, TypeError):  # a gradient, a transformation, another device
-        return None
-
-
-def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    """Return the way back."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def _is_compiler_error(error: Exception) -> bool:

@@ -180,18 +180,21 @@ def step(
         must = f"{reads.format(plan.sampler)} the prediction without guidance"
         raise _check.error(ValueError, "step", "unguided", must, unguided)
     table, at = plan.coefficients(prediction), _array.known_int(state.index)
-    row: Any
+    between: Any = None
     if at is None:  # the row stays on the device: no branch on the number
         tables = (table, plan.log_snr, plan.next_log_snr)
         row, *levels = (_array.take_row(_array.table_for(each, state.z), state.index, state.z) for each in tables)
         noisy, between = plan.stochastic, (levels[0], levels[1])
     else:
         check_place("step", plan, state, at)
-        row, noisy, between = stage.row_of(table, at, state.z), plan.noisy[at], stage.levels_between(plan, at)
+        row, noisy = stage.row_of(table, at, state.z), plan.noisy[at]
+        between = None if source is None else stage.levels_between(plan, at)
     settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
+    after = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
+    if constraint is None:
+        return cast(State, after)
     with _array.recording(state.z, False):
-        after = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
-        held = None if constraint is None else stage.hold("step", constraint, plan, state.z)
+        held = stage.hold("step", constraint, plan, state.z)
         return stage.constrained(backend, held, state, after, source)
 
 
@@ -285,15 +288,10 @@ def begin(backend: Any, held: Any, state: State, source: Source | None) -> State
 def check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
     """Raise TypeError for a wrong plan or an argument that cannot be called; return the source of noise."""
     _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
-    takes = {
-        "denoise": "(z, log_snr) -> y",
-        "noise": "(draw, shape) -> eps",
-        "transform_x": "x -> x",
-        "callback": "(state)",
-    }
     for argument, value in {"noise": noise, **given}.items():
-        if value is not None or argument == "denoise":
-            _check.callable_(function, argument, value, f"a function {takes[argument]}")
+        if not callable(value) and (value is not None or argument == "denoise"):
+            takes = {"denoise": "(z, log_snr) -> y", "noise": "(draw, shape) -> eps", "transform_x": "x -> x"}
+            _check.callable_(function, argument, value, f"a function {takes.get(argument, '(state)')}")
     return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
 
 
@@ -312,8 +310,7 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
         must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
         hint = "it belongs to another plan; begin with `start(plan, ...)`"
         raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
-    draw = _array.known_int(state.draw)
-    if draw is not None and draw <= at and plan.needs_memory[at]:
+    if plan.needs_memory[at] and (draw := _array.known_int(state.draw)) is not None and draw <= at:
         raise ValueError(
             f"{function}: `state` was moved to stage {at} by hand, but {plan.sampler} needs the memory of the stages before; "
             f"run those, or make a plan for the remaining levels"

@@ -211,7 +211,8 @@ def rows_of(coefficients: Float64, like: Array) -> Any:
 
 def row_of(coefficients: Float64, stage: int, like: Array) -> Any:
     """Return those of one stage."""
-    return rows_of(coefficients[stage : stage + 1], like)[0]
+    row = coefficients[stage]
+    return row.tolist() if row.ndim == 1 and not _array.traced() else _array.table_for(row, like)
 
 
 def advance(

@@ -11,7 +11,7 @@ import os
 import hypothesis
 import pytest
 
-from diffcore.backends import cpu_threads, numpy_memory, numpy_noise
+from diffcore.backends import cpu_threads, numpy_memory
 
 _SLOW_START = [hypothesis.HealthCheck.too_slow]  # a first example that compiles takes long, and that is no fault
 
@@ -46,18 +46,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA device")
 
 
-@pytest.fixture(params=["compiled", "sums"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the kernel, and as where it could not be compiled."""
-    if request.param == "sums":
-        monkeypatch.setattr(cpu_threads, "kernel", None)
-    return str(request.param)
-
-
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make small arrays large: several programs and passes a sample, on three threads, in memory that is used again."""
+    """Make small arrays large: several programs a sample, on three threads, in memory that is used again."""
     monkeypatch.setattr(cpu_threads, "ELEMENTS", 1)
     monkeypatch.setattr(cpu_threads, "count", lambda: 3)
-    monkeypatch.setattr(numpy_noise, "CHUNK", 256)
     monkeypatch.setattr(numpy_memory, "LARGE", 1)

@@ -41,9 +41,9 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
         done.append(part)
 
     with pytest.raises(ArithmeticError, match="five"):
-        cpu_threads.each(range(20), lambda: work)
+        cpu_threads.each(range(20), work)
     assert 5 not in done
-    cpu_threads.each(range(20, 40), lambda: work)
+    cpu_threads.each(range(20, 40), work)
     assert set(range(20, 40)) <= set(done)
 
 
@@ -70,7 +70,7 @@ def test_who_interrupts_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cpu_threads, "count", lambda: 2)
     monkeypatch.setattr(Future, "result", wait)
     with pytest.raises(KeyboardInterrupt):
-        cpu_threads.each(range(2), lambda: work)
+        cpu_threads.each(range(2), work)
     assert ends.is_set()
     assert interrupted[0].done()
 
@@ -88,7 +88,7 @@ def test_where_no_thread_can_be_started_the_caller_does_the_work(when: str, monk
         "threading.Thread.start" if when == "start" else "concurrent.futures.ThreadPoolExecutor.submit", refused
     )
     done: list[int] = []
-    cpu_threads.each(range(9), lambda: done.append)
+    cpu_threads.each(range(9), done.append)
     cpu_threads._pool.cache_clear()
     assert sorted(done) == list(range(9))
 

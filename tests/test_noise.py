@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcore import _philox, noise
-from diffcore.backends import numpy_noise
 
 LIBRARIES: dict[str, Any] = {
     "numpy": np.zeros(1, np.float32),
@@ -66,24 +65,6 @@ def test_the_counter_is_block_draw_stream(like: Any) -> None:
         (np.array([[0xA4093822]], dtype=np.uint64), np.array([[0x299F31D0]], dtype=np.uint64)),
     )
     assert int(host(noise.bits([seed], draw, (1, 1), like=like, stream=stream))[0, 0]) == int(want[0][0, 0])
-
-
-@pytest.mark.parametrize("first", [0, 256, 2**32 - 512, 2**32, 2**40 + 256])
-def test_the_passes_of_numpy_count_blocks_in_64_bits(first: int) -> None:
-    """A sample of more than 2^34 elements has more than 2^32 blocks."""
-    count, draw, stream = 512, np.uint64(7), 3
-    keys = np.array([[0x12345678, 0x9ABCDEF0]], dtype=np.uint64)
-    found = np.empty((4, count), np.uint32)
-    numpy_noise.Scratch(count)._rounds(found, first, count, keys, draw, stream)
-    block = np.arange(first, first + count, dtype=np.uint64)
-    counter = (
-        block & np.uint64(2**32 - 1),
-        block >> np.uint64(32),
-        np.full_like(block, draw),
-        np.full_like(block, stream),
-    )
-    want = _philox.rounds(_philox.multiply_wide, counter, (keys[:, 0], keys[:, 1]))
-    np.testing.assert_array_equal(found, want)
 
 
 def test_jax_refuses_samples_that_it_cannot_count() -> None:

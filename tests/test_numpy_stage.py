@@ -23,7 +23,6 @@ from diffcore.testing.conformance import plans
 @every_library
 @every_plan
 @pytest.mark.parametrize("transform", list(TRANSFORMS))
-@pytest.mark.usefixtures("way")
 def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
     state = dc.start(plan, shape=(3, 5), like=like, seed=7)
     same(*both(plan, state, transform_x=TRANSFORMS[transform]))
@@ -32,7 +31,7 @@ def test_a_small_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str
 @pytest.mark.parametrize("like", [LIKE[name] for name in ("numpy", "torch", "brain")], ids=["numpy", "torch", "brain"])
 @every_plan
 @pytest.mark.parametrize("transform", list(TRANSFORMS))
-@pytest.mark.usefixtures("way", "many")
+@pytest.mark.usefixtures("many")
 def test_a_large_run_is_the_plain_loop_bit_for_bit(plan: dc.Plan, transform: str, like: Any) -> None:
     state = dc.start(plan, shape=(2, 3, 1000), like=like, seed=[5, 2**64 - 1])
     same(*both(plan, state, transform_x=TRANSFORMS[transform]))
@@ -86,7 +85,6 @@ def test_any_plan_of_four_arrays_is_the_kernels(plan: dc.Plan, like: Any, clips:
 
 @every_library
 @pytest.mark.parametrize("second", ["raw", "unguided"])
-@pytest.mark.usefixtures("way")
 def test_a_second_estimate_is_what_its_name_says(second: Any, like: Any) -> None:
     """z' = x2 and m1' = x - x2, for x-hat beyond its clip, or of another prediction."""
     update = np.zeros((1, 2, 5))
@@ -100,7 +98,6 @@ def test_a_second_estimate_is_what_its_name_says(second: Any, like: Any) -> None
 
 
 @every_library
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("shape", [(2, 7), (2, 3, 1000)])
 def test_a_step_by_hand_and_a_resumed_run_are_the_run(
     like: Any, shape: tuple[int, ...], request: pytest.FixtureRequest
@@ -140,7 +137,7 @@ def test_a_prediction_of_another_dtype_goes_the_plain_way_and_is_asked_once(like
 
 
 @every_library
-@pytest.mark.usefixtures("way", "many")
+@pytest.mark.usefixtures("many")
 def test_ones_own_noise_and_known_elements(like: Any) -> None:
     plan = plans()["ancestral"]
     shape = (2, 3, 400)
@@ -198,9 +195,9 @@ SAMPLERS: dict[str, Callable[..., dc.Plan]] = {
 @pytest.mark.parametrize("levels", list(LEVELS))
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("width", [5, 700])
-@pytest.mark.usefixtures("way", "many")
+@pytest.mark.usefixtures("many")
 def test_levels_of_samples_and_frames_are_the_plain_loop_bit_for_bit(
-    sampler: str, levels: str, width: int, like: Any, way: str, monkeypatch: pytest.MonkeyPatch
+    sampler: str, levels: str, width: int, like: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tile of 1,024 elements holds several frames here, and parts of them."""
     grid = np.linspace(-6.0, 6.0, 5).reshape(-1, *np.ones_like(LEVELS[levels].shape)) + LEVELS[levels]
@@ -209,7 +206,7 @@ def test_levels_of_samples_and_frames_are_the_plain_loop_bit_for_bit(
     state = dc.start(plan, shape=(2, 3, width), like=like, seed=3)
     transform = TRANSFORMS["clip"]
     same(*both(plan, state, transform_x=transform))
-    if way == "compiled" and width > 64:
+    if cpu_threads.kernel is not None and width > 64:
         monkeypatch.setattr(stage, "advance", lambda *_: pytest.fail("the plain function ran"))
         clip = dc.sample(denoise, plan, state, prediction="v", transform_x=transform)
         for log_snr in plan.log_snr:
@@ -218,7 +215,6 @@ def test_levels_of_samples_and_frames_are_the_plain_loop_bit_for_bit(
 
 
 @every_library
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("wide", [True, False])
 def test_a_transform_is_called_once_a_stage(like: Any, wide: bool) -> None:
     """Whether its result fits or not; so it may count, or draw numbers."""
@@ -235,7 +231,6 @@ def test_a_transform_is_called_once_a_stage(like: Any, wide: bool) -> None:
     assert len(calls) == len(plan) + 1
 
 
-@pytest.mark.usefixtures("way")
 def test_levels_that_do_not_align_are_refused_in_every_way() -> None:
     plan = dc.samplers.ddim(dc.schedules.Cosine(), grid=np.linspace(np.full((1, 4), -2.0), np.full((1, 4), 2.0), 4))
     state = dc.start(plan, shape=(2, 4, 100), seed=1)
@@ -247,7 +242,6 @@ def test_levels_that_do_not_align_are_refused_in_every_way() -> None:
             dc.sample(denoise, plan, other, prediction="v")
 
 
-@pytest.mark.usefixtures("way")
 def test_a_row_may_be_a_tuple() -> None:
     plan = plans()["ddim"]
     state = dc.start(plan, np.ones((2, 3), np.float32), seed=1)
@@ -259,7 +253,6 @@ def test_a_row_may_be_a_tuple() -> None:
     assert raw(found.z) == raw(want.z)
 
 
-@pytest.mark.usefixtures("way")
 def test_what_is_known_may_lie_in_another_order() -> None:
     plan = plans()["ancestral"]
     observed = np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(2, 3, 4)

@@ -64,7 +64,7 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.empty().shape == (3, 4)
 
 
-@pytest.mark.usefixtures("way", "many")
+@pytest.mark.usefixtures("many")
 def test_a_start_may_lie_anywhere_in_memory_of_ones_own() -> None:
     """Memory of a caller looks much like memory that a run lends."""
     values = np.linspace(-2.0, 2.0, 1000, dtype=np.float32)
@@ -119,7 +119,7 @@ def test_a_run_stays_in_its_own_memory(like: Any) -> None:
         assert seen[0] not in seen[1:]  # the caller's
 
 
-@pytest.mark.usefixtures("way", "many")
+@pytest.mark.usefixtures("many")
 @every_library
 def test_a_prediction_may_be_the_state_itself(like: Any) -> None:
     for plan in plans().values():
@@ -138,7 +138,6 @@ def off(array: Any) -> Any:
     return moved
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_memory_that_is_not_aligned_is_taken(dtype: Any) -> None:
     plan = plans()["dpm_solver_pp"]
