@@ -34,7 +34,7 @@ demo: $(VENV)/.demo  ## draw new clips from the shipped model, in a minute or tw
 	$(BIN)/python -m diffcore.demo $(ARGS)
 
 test: lint  ## lint, type-check, run every test and doctest
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(CORES) $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from diffcore.backends import torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_run import HostBackend
 from diffcore.plan import Form
-from diffcore.stage import Run, Source
+from diffcore.stage import Run
 from diffcore.state import State
 
 FUSED = 1 << 12
@@ -77,22 +77,8 @@ class TorchBackend(HostBackend):
                 return self._run_fused(run, state)
             return (ArrayAPIBackend if torch.is_grad_enabled() else HostBackend).run(self, run, state)
 
-    def advance(
-        self,
-        form: Form,
-        state: State,
-        y: torch.Tensor,
-        row: Any,
-        noise: torch.Tensor | Source | None,
-        *,
-        stochastic: bool,
-        transform_x: Callable[[Array], Array] | None,
-        other: torch.Tensor | None = None,
-        between: tuple[Any, Any] | None = None,
-    ) -> State:
-        settings: dict[str, Any] = {"transform_x": transform_x, "other": other, "between": between}
-        way = ArrayAPIBackend if _is_traced() else HostBackend
-        return way.advance(self, form, state, y, row, noise, stochastic=stochastic, **settings)
+    def advance(self, *given: Any, **how: Any) -> State:
+        return (ArrayAPIBackend if _is_traced() else HostBackend).advance(self, *given, **how)
 
     def _run_kernel(self, run: Run, state: State, kernel: Any) -> State:
         """Run with the Triton kernel; nothing is copied from the host but what `kernel` keeps from an earlier run."""

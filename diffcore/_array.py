@@ -1,4 +1,4 @@
-"""What every function does first: find the library of its arrays, and line levels up with data.
+"""The first step of every function: find the library of its arrays, and line levels up with data.
 
 Two rules of the whole package are stated here, once.
 
@@ -24,7 +24,7 @@ Array = Any
 """An array of any library that follows the array API standard."""
 
 NUMBERS = (bool, int, float, np.generic)
-"""What counts as a number. In code that is traced types stand in tuples: torch before 2.9 cannot trace `int | float`."""
+"""The types that count as numbers."""
 
 
 def library(array: Array) -> Any:
@@ -106,10 +106,10 @@ def to_host(
 ) -> npt.NDArray[Any]:
     """Return an array of any library and device, a number or a sequence of numbers as a NumPy array, gradients left behind.
 
-    It may share memory with what it was. What NumPy has no dtype for, bfloat16 and smaller, becomes float32, which is exact.
+    It may share memory with the original. Dtypes that NumPy lacks, bfloat16 and smaller, become float32, which is exact.
 
     Raises:
-        TypeError: an array that is being traced, whose values are not known yet; what holds no numbers.
+        TypeError: an array that is being traced, whose values are not known yet; an object without numbers.
         ValueError: NaN or infinity where all must be `finite`.
 
     >>> to_host([1, 2], np.float32)
@@ -142,7 +142,7 @@ def to_host(
 
 
 def number(function: str, argument: str, value: object) -> float:
-    """Return a setting as a float, or raise TypeError for what is no number: a string, None, a bool, an array."""
+    """Return a setting as a float, or raise TypeError for a string, None, a bool, an array."""
     return _check.number(function, argument, value, finite=False)
 
 
@@ -236,12 +236,13 @@ def check_trailing(function: str, argument: str, shape: tuple[int, ...], of: tup
             else "a mask of T frames takes trailing axes, (T, 1, 1, 1): see diffcore.conditioning.frames"
         )
         raise ValueError(
-            f"{function}: `{argument}` has shape {shape}, which does not broadcast to data of shape {of}; {way_out}"
+            f"{function}: `{argument}` must broadcast to data of shape {of} by its last axes, got shape {shape}; {way_out}"
         )
     if 0 < len(shape) < min(3, len(of)) and shape[-1] > 1 and leads:
         raise ValueError(
-            f"{function}: `{argument}` has shape {shape}, which fits both the first and the last axes of data of shape "
-            f"{of}; reshape it to {shape + rest} for one of each sample or frame, or to {rest + shape} for the last axes"
+            f"{function}: `{argument}` must fit the last axes alone, got shape {shape}, which fits both the first and the last "
+            f"axes of data of shape {of}; reshape it to {shape + rest} for one of each sample or frame, or to {rest + shape} "
+            f"for the last axes"
         )
 
 

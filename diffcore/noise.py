@@ -37,9 +37,13 @@ def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) 
         must = f"be (first index, size) for each axis of the shape {shape}"
         raise _check.error(ValueError, function, "region", must, region)
     found = []
-    for (first, size), extent in zip(region, shape, strict=True):
-        count = counted(function, "region", size, extent)
-        found.append((counted(function, "region", first, extent - count), count))
+    for axis, ((first, size), extent) in enumerate(zip(region, shape, strict=True)):
+        try:
+            count = counted(function, "region", size, extent)
+            found.append((counted(function, "region", first, extent - count), count))
+        except (TypeError, ValueError) as error:
+            must = f"be (first index, size) with first + size <= {extent} on axis {axis} of the shape {shape}"
+            raise _check.error(type(error), function, "region", must, (first, size)) from None
     return tuple(found)
 
 
@@ -135,7 +139,7 @@ def bits(
     stream: int = _streams.SAMPLER,
     region: Region | None = None,
 ) -> Array:
-    """Return the 32-bit words, uniform in [0, 2^32), of each element: what `normal` is made from.
+    """Return the 32-bit words, uniform in [0, 2^32), of each element, from which `normal` is computed.
 
     Args, raises: as for `normal`.
 

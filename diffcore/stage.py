@@ -1,4 +1,4 @@
-"""One stage of a plan: the plain function that every kernel is held to, and what all loops over stages share."""
+"""One stage of a plan: the plain function that every kernel is held to, and the parts that all loops over stages share."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def turns(run: Run, first: int, levels: Sequence[tuple[Array, ...]]) -> Iterator
 
 
 def levels_of(run: Run, like: Array, convert: Callable[[Float64, Array], Array] = _array.table_for) -> Any:
-    """Return what the denoiser gets at each stage: (level,), or (level, next level), for `turns`."""
+    """Return the levels that the denoiser gets at each stage, (level,) or (level, next level), for `turns`."""
     tables = [run.plan.levels_of(like.shape[0])]
     if run.plan.ahead:
         tables.append(run.plan.next_levels_of(like.shape[0]))
@@ -117,8 +117,8 @@ def check_prediction(y: Array, z: Array) -> None:
 
 
 class Source:
-    """A caller's source of noise, (draw, shape) -> eps, called in one way: with what it takes by name, the levels, the stream, and
-    an array `like` what it returns.
+    """A caller's source of noise, (draw, shape) -> eps, called in one way: with the levels, the stream and an
+    example array `like`, each if it has a parameter of that name.
 
     A source that does not take the stream gets the draws of other streams than the sampler's from `OTHER` on.
     """
@@ -129,7 +129,7 @@ class Source:
         self.function = function
         try:
             names = set(inspect.signature(function).parameters)
-        except (TypeError, ValueError):  # what was not written in Python
+        except (TypeError, ValueError):  # a function that is not written in Python
             names = set()
         self.takes_levels = {"log_snr", "next_log_snr"} <= names
         self.takes_stream, self.takes_like = "stream" in names, "like" in names
@@ -198,7 +198,7 @@ def constrained(backend: Any, held: Held | None, before: State, state: State, so
     if held is None:
         return state
     z = held.after(before, state, known_noise(backend, before, source))
-    return State(z, *state[1:])  # torch before 2.13 does not trace `_replace` of what a trace made
+    return State(z, *state[1:])  # torch before 2.13 does not trace `_replace` of a traced state
 
 
 def rows_of(coefficients: Float64, like: Array) -> Any:

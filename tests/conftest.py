@@ -7,6 +7,7 @@ is red again on the same code, and `thorough` for a long search: `pytest --hypot
 import functools
 import importlib.util
 import os
+from typing import Any
 
 import hypothesis
 import pytest
@@ -35,6 +36,17 @@ def _cuda() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file to one process, so that they share what they compile and build.
+
+    The groups of pytest-xdist 3.8 are suffixes of test ids, which pytest 9.2 ignores.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -36,11 +36,7 @@ def example(library: str, dtype: str = "float32") -> Iterator[Any]:
 def _wide() -> Any:
     import jax
 
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # type: ignore[attr-defined, unused-ignore]
-
-    return enable_x64()
+    return jax.enable_x64(True)
 
 
 def host(array: Any) -> Any:

@@ -17,7 +17,7 @@ from diffcore.plan import Form
 jax.config.update("jax_platforms", "cpu")
 pytestmark = pytest.mark.jax
 
-WITH_MEMORY = ["dpm_solver_pp", "dpm_solver_pp order=3", "unipc", "unipc order=3", "dpm_solver_pp order=3 eta=1.0"]
+WITH_MEMORY = ["dpm_solver_pp order=3", "unipc order=3", "dpm_solver_pp order=3 eta=1.0"]
 FORMS = [
     Form(0, 0, False, "unguided"),
     Form(0, 0, False, "raw"),
@@ -66,10 +66,10 @@ def alike(found: dc.State, want: dc.State) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("transform_x", [None, CLIP], ids=["none", "clip"])
 @every_form
-def test_so_is_a_plan_of_any_form(form: Form, transform_x: Any) -> None:
+def test_so_is_a_plan_of_any_form(form: Form) -> None:
     """Every state of it, in a run and by hand: rows that move up are renamed, and noise comes into any row."""
+    transform_x = (None, CLIP)[FORMS.index(form) % 2]
     plan, call, settings = made_up(form), Guided(), {"prediction": "v", "transform_x": transform_x}
     states: list[dc.State] = []
     clip = dc.sample(call, plan, jnp.asarray(start()), seed=3, callback=states.append, **settings)

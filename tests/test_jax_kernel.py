@@ -39,9 +39,10 @@ def make(name: str, steps: int = 4) -> dc.Plan:
 
 
 @needs_kernel
-@pytest.mark.parametrize("transform_x", [None, CLIP], ids=["none", "clip"])
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_is_numpys_bit_for_bit(name: str, transform_x: Any) -> None:
+def test_a_run_is_numpys_bit_for_bit(name: str) -> None:
+    """With x-hat clipped and without, in turn: both, of every form, are in test_jax_forms."""
+    transform_x = (None, CLIP)[list(RUNS).index(name) % 2]
     assert jax_kernel.works()
     settings: dict[str, Any] = {"seed": [3, 2**64 - 1], "prediction": "v", "transform_x": transform_x}
     want = dc.sample(denoise, make(name), start(), **settings)
@@ -97,7 +98,7 @@ def test_what_the_denoiser_returns_may_be_anything(name: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "dpm_solver_pp order=3 eta=1.0", "unipc"])
+@pytest.mark.parametrize("name", ["ancestral gamma=0.3", "dpm_solver_pp order=3 eta=1.0"])
 def test_it_goes_under_jit_vmap_and_grad(name: str) -> None:
     plan, z = make(name), jnp.asarray(start())
 
@@ -179,8 +180,6 @@ def test_ones_own_noise_may_be_of_another_dtype(data: str, drawn: str) -> None:
 @pytest.mark.parametrize("name", ["ancestral gamma=0.3", "unipc"])
 def test_types_that_tell_of_devices_are_kept(name: str) -> None:
     """In a shard_map, and on a mesh with explicit axes, also where there is one device."""
-    if not hasattr(jax.sharding, "AxisType") or not hasattr(jax, "set_mesh") or not hasattr(jax, "shard_map"):
-        pytest.skip("an older jax")
     spec, z = jax.sharding.PartitionSpec("b"), jnp.asarray(start())
     kinds = jax.sharding.AxisType
     want = np.asarray(dc.sample(denoise, make(name), z, seed=3, prediction="v"))
@@ -205,8 +204,6 @@ def test_types_that_tell_of_devices_are_kept(name: str) -> None:
 @needs_kernel
 def test_whether_it_works_does_not_depend_on_who_asks_first() -> None:
     mesh, spec = jax.sharding.Mesh(jax.devices(), ("b",)), jax.sharding.PartitionSpec()
-    if not hasattr(jax, "shard_map"):
-        pytest.skip("an older jax")
     found = []
 
     def ask(z: Any) -> Any:
@@ -220,7 +217,7 @@ def test_whether_it_works_does_not_depend_on_who_asks_first() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("size", [1, 3, 255, SIZE, SIZE + 1, SIZE + 255, 3 * SIZE + 700])
+@pytest.mark.parametrize("size", [3, 255, SIZE + 1, 3 * SIZE + 700])
 def test_noise_is_numpys_bit_for_bit_whatever_the_batch(size: int) -> None:
     seeds = [7, 2**64 - 1, 2**32]
     for like in (np.zeros(1, np.float32), np.zeros(1, np.float16), np.zeros(1, np.float64)):
@@ -238,12 +235,13 @@ def test_slots_turn_into_order_and_back() -> None:
     for form in (Form(1, 0), Form(3, 0), Form(2, 1), Form(4, 2), Form(4, 3)):
         fixed, count = ("fixed",) * (form.computed - 1), form.shifted + 1
         slots: list[Any] = [-1] * count
+        jitted = jax.jit(partial(jax_kernel.ring, form))
         for stage in range(12):
             ordered = jax_kernel.ring(form, (*fixed, *slots), stage)
             assert ordered[form.computed - 1 :] == tuple(max(stage - 1 - back, -1) for back in range(count))
             assert jax_kernel.ring(form, ordered, stage) == (*fixed, *slots)
             numbers = tuple(map(jnp.asarray, (*[0] * len(fixed), *slots)))
-            traced = jax.jit(partial(jax_kernel.ring, form))(numbers, jnp.int32(stage))
+            traced = jitted(numbers, jnp.int32(stage))
             assert tuple(map(int, traced))[len(fixed) :] == ordered[len(fixed) :]
             slots[stage % count] = stage
 

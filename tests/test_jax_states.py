@@ -217,7 +217,7 @@ def test_a_source_of_noise_is_asked_with_the_levels_of_its_stage() -> None:
 def test_no_function_of_a_caller_is_kept_for_long(way: str) -> None:
     """Closures over arrays, a fresh one each time: as many arrays are alive after many runs as after few."""
     plan, z, alive = dc.samplers.ddim(schedule_of("vp"), steps=2), jnp.ones((1, 2, 4, 4, 1)), []
-    few = 4 * int(jax_backend._kept.cache_info().maxsize or 0)
+    few = 2 + int(jax_backend._kept.cache_info().maxsize or 0)
     for run in range(few + 4):
         held = jnp.full((1, 2, 2, 2, 1), float(run))
         transform_x: Any = lambda x, held=held: 0.9 * x + held.mean()  # noqa: E731

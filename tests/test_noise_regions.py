@@ -38,7 +38,7 @@ def block(whole: Any, region: Region) -> Any:
     return np.asarray(whole)[tuple(slice(first, first + size) for first, size in region)]
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(case=regions(), kernel=st.booleans(), dtype=st.sampled_from(["float16", "float32", "float64"]))
 def test_a_region_is_that_block_of_the_whole_on_numpy(case: tuple[Any, Region], kernel: bool, dtype: str) -> None:
     (shape, region), like = case, np.zeros(1, dtype)
@@ -48,7 +48,7 @@ def test_a_region_is_that_block_of_the_whole_on_numpy(case: tuple[Any, Region], 
             np.testing.assert_array_equal(found, block(draw(2**64 - 9, 5, shape, like=like), region))
 
 
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(case=regions(most=9000))
 @pytest.mark.parametrize("library", EVERY)
 def test_a_region_is_that_block_of_the_whole_on_every_library(library: str, case: tuple[Any, Region]) -> None:

@@ -20,7 +20,6 @@ import pytest
 from diffcore.backends import cpu_threads
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.xdist_group("packaging")  # one process builds, once
 
 PLACES = {"diffcore": "diffcore", "diffcore.backends": "backends", "diffcore.unet3d": "unet3d"}
 SOURCES = ("diffcore", "backends", "unet3d", "tests", "benchmarks")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from libraries import both_dtypes, every_framework, every_library, every_scaling, example, host, put
 
@@ -87,6 +87,7 @@ def test_the_reverse_variance_to_clean_data_is_no_nan(gamma: float) -> None:
 
 
 @every_library
+@settings(max_examples=10)
 @given(drawn=st.data())
 def test_everything_keeps_shape_and_dtype_for_every_lead(library: str, drawn: st.DataObject) -> None:
     shape = drawn.draw(strategies.shapes())
@@ -119,6 +120,7 @@ def test_levels_align_with_the_leading_axes(library: str) -> None:
 
 
 @every_library
+@settings(max_examples=8)
 @given(drawn=st.data())
 def test_two_levels_of_different_rank_align_by_their_leading_axes(library: str, drawn: st.DataObject) -> None:
     """Sample by sample and frame by frame, each result is that of two numbers."""

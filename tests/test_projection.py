@@ -105,7 +105,7 @@ def test_it_traces() -> None:
 def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(TypeError, match="a method `spread`"):
         projection(np.zeros(1), measure=lambda x: x)
-    with pytest.raises(ValueError, match="does not broadcast"):
+    with pytest.raises(ValueError, match="must broadcast to data"):
         projection(np.zeros((2, 3, 3, 1)), measure=downsample(2))(clip())
     with pytest.raises(ValueError, match="must be finite"):
         projection(np.full((2, 2, 2, 1), np.nan), measure=downsample(2))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from sampler_cases import SAMPLERS, every_run, schedule_of
+from sampler_cases import RUNS, SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore.backends import cpu_threads
@@ -24,6 +24,16 @@ LIBRARIES: dict[str, Callable[[Any], Any]] = {
     "jax": lambda a: jnp.asarray(a),
 }
 every_library = pytest.mark.parametrize("to", LIBRARIES.values(), ids=LIBRARIES.keys())
+ON_JAX = ("ddim", "heun churn=4.0 noise_scale=1.003", "dpm_solver_pp order=3 eta=1.0", "unipc")
+run_on_library = pytest.mark.parametrize(
+    ("make", "to"),
+    [
+        pytest.param(make, to, id=f"{name}-{library}")
+        for library, to in LIBRARIES.items()
+        for name, make in RUNS.items()
+        if library != "jax" or name in ON_JAX  # all forms are compiled in test_jax_forms
+    ],
+)
 
 
 def denoise(z: Any, log_snr: Any) -> Any:
@@ -44,7 +54,7 @@ def host(array: Any) -> np.ndarray[Any, Any]:
     return np.asarray(array.detach().float().numpy() if isinstance(array, torch.Tensor) else array)
 
 
-@every_run
+@pytest.mark.parametrize("make", [RUNS[name] for name in ON_JAX], ids=ON_JAX)
 def test_one_seed_is_one_clip_on_every_library(make: Callable[..., dc.Plan]) -> None:
     plan = make(schedule_of("vp"), steps=6)
     clips = [
@@ -58,8 +68,7 @@ def test_one_seed_is_one_clip_on_every_library(make: Callable[..., dc.Plan]) -> 
             np.testing.assert_array_equal(clip, clips[0])
 
 
-@every_library
-@every_run
+@run_on_library
 def test_a_step_by_hand_is_the_run(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=5)
     state = dc.start(plan, start_of(to), seed=7)
@@ -95,8 +104,7 @@ def test_a_plan_of_ones_own_may_remember_much(memory: int, to: Callable[[Any], A
     np.testing.assert_allclose(host(state.z), z, rtol=1e-4, atol=1e-5)
 
 
-@every_library
-@every_run
+@run_on_library
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=5)
     states: list[dc.State] = []
@@ -109,8 +117,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(make: Callable[..., dc.Pl
         np.testing.assert_array_equal(host(sample(denoise, plan, state, prediction="v", to=to)), host(clip))
 
 
-@every_library
-@every_run
+@run_on_library
 def test_a_batch_is_its_samples_bit_for_bit(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=4)
     seeds = [5, 2**63, 2**64 - 1]
@@ -155,7 +162,7 @@ def test_the_last_step_returns_the_estimate_exactly(to: Callable[[Any], Any]) ->
     def known(z: Any, log_snr: Any) -> Any:
         return target
 
-    for name, make in SAMPLERS.items():
+    for name, make in ({name: RUNS[name] for name in ON_JAX} if to is LIBRARIES["jax"] else SAMPLERS).items():
         plan = make(schedule_of("vp"), steps=4)
         clip = sample(known, plan, start_of(to), seed=1, prediction="x", to=to)
         np.testing.assert_array_equal(host(clip), host(target), err_msg=name)
@@ -207,8 +214,7 @@ def test_what_a_callback_returns_does_not_matter(result: Any, to: Callable[[Any]
     assert seen == [1, 2]
 
 
-@every_library
-@every_run
+@run_on_library
 def test_a_run_that_is_over_is_returned_as_it_is(make: Callable[..., dc.Plan], to: Callable[[Any], Any]) -> None:
     plan = make(schedule_of("vp"), steps=2)
     states: list[dc.State] = []
@@ -425,8 +431,7 @@ def test_settings_make_the_plan_again_on_another_grid() -> None:
         assert again == make(schedule, grid=grid), name
 
 
-@every_library
-@every_run
+@run_on_library
 def test_the_estimate_is_in_the_state_and_in_the_callback(
     make: Callable[..., dc.Plan], to: Callable[[Any], Any]
 ) -> None:

@@ -121,9 +121,9 @@ def test_each_row_of_the_page_is_run() -> None:
 
 def plans(library: str, row: str) -> dict[str, dc.Plan]:
     """Return a sampler of every form; on JAX, where each run is traced, all of them only for the row that is about them."""
-    few = ("ancestral gamma=0.3", "unipc")
-    fewer = (library == "jax" and row != next(iter(RUNS))) or "video" in row or "same" in row
-    names = few if fewer else FORMS
+    video = "video" in row or "same" in row
+    few = ("ancestral gamma=0.3", "unipc")[video and library == "jax" :]
+    names = few if video or (library == "jax" and row != next(iter(RUNS))) else FORMS
     return {name: SAMPLERS[name](SCHEDULE, steps=3) for name in names}
 
 

@@ -177,9 +177,7 @@ def _wide() -> Any:
     """Let JAX compute in float64."""
     import jax
 
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return importlib.import_module("jax.experimental").enable_x64()
+    return jax.enable_x64(True)
 
 
 class _InBfloat16:

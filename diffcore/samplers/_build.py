@@ -1,4 +1,4 @@
-"""What every sampler starts from: the grid as pairs of levels t -> s, and an empty table to fill."""
+"""The start of every sampler: the grid as pairs of levels t -> s, and an empty table to fill."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@ A run is linear in its start z_0 and in the inputs u_k of its stages (eps, x-hat
 
     z_k = response_k (z_0, u_0, ..., u_{k-1})
 
-What is remembered before stage k must contain what every state from z_k on owes to the inputs before u_k. So the rows k, k + 1,
-... of the responses, cut off at u_k, span the smallest state there is, and their rank beyond z_k itself is the memory of that
+Every state from z_k on depends on the inputs before u_k through the memory before stage k and z_k alone. So the rows k, k + 1,
+... of the responses, cut off at u_k, span the smallest possible state, and their rank beyond z_k itself is the memory of that
 stage: the Hankel rank of a linear system. `realise` finds these spans from the last stage backwards, then walks forward and picks
-arrays that span them: past estimates where they do, since copies cost no arithmetic, else copies of what is there, else new ones.
+arrays that span them: past estimates where possible, since copies cost no arithmetic, else copies of other arrays, else new ones.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def realise(response: Float64, inputs: int, heads: Sequence[Float64] = ()) -> Fl
     Args:
         response: (stages + 1, P, 1 + inputs * stages), as `responses` returns them, of P systems that share one M.
         inputs: how many inputs a stage has, eps first.
-        heads: what a chain of memory may start with besides an estimate itself: (stages, P, 1 + inputs) each, rows over (z,
+        heads: first rows that a chain of memory may have besides an estimate itself: (stages, P, 1 + inputs) each, rows over (z,
             inputs), such as eps-hat. A chain is a row m_1' = head, then copies m_2' = m_1, ..., the last rows of the table.
 
     Raises:
@@ -133,14 +133,14 @@ class _System(NamedTuple):
         return self.values[:, k : k + 1, : self.width(k)]
 
     def step(self, rows: Float64, state: Float64, k: int) -> Float64:
-        """Return what rows (P, R, len(state) + inputs) of stage k make of the arrays before it (P, ., columns)."""
+        """Apply rows (P, R, len(state) + inputs) of stage k to the arrays before it (P, ., columns)."""
         first = self.width(k)
         units = np.eye(self.inputs) / self.scale[:, None, first : first + self.inputs]
         kept = state.shape[1]
         return np.concatenate([rows[..., :kept] @ state, rows[..., kept:] @ units], axis=2)
 
     def chain(self, head: Float64 | None, length: int, k: int) -> Float64:
-        """Return what the last `length` stages before stage k kept, newest first, as (P, length, columns before stage k)."""
+        """Return the arrays kept by the last `length` stages before stage k, newest first: (P, length, columns before stage k)."""
         found = np.zeros((len(self.values), length, self.width(k)))
         for back in range(min(length, k)):
             stage = k - 1 - back
@@ -159,7 +159,7 @@ def _off(rows: Float64, chosen: Float64) -> Float64:
     """Return the parts of `rows` (P, R, columns) that are orthogonal to those chosen; nearly dependent ones do not count twice."""
     _, size, axes = np.linalg.svd(_unit(chosen), full_matrices=False)
     axes = axes * (size > 1e-7)[..., None]
-    for _ in range(2):  # the second time for what the first leaves by rounding
+    for _ in range(2):  # the second time for the rounding of the first
         rows = rows - (rows @ axes.mT) @ axes
     return rows
 
@@ -205,7 +205,7 @@ class _Built(NamedTuple):
     error: float
     """The largest error of a response, relative to its row and column."""
     growth: float
-    """The largest sum of the sizes of the terms of a row, relative to the size of what they add up to."""
+    """The largest sum of the sizes of the terms of a row, relative to the size of their sum."""
 
 
 def _build(
@@ -226,7 +226,7 @@ def _build(
         kept = [0, *range(size - length, size)]
         needs = _off(spans[k + 1], system.step(row[:, kept], state, k))
         free = list(range(1, 1 + others))
-        for source in [*free, *range(1 + others, size), 0]:  # a copy of what is there, in its own place first
+        for source in [*free, *range(1 + others, size), 0]:  # a copy of an array of before, in its own place first
             slot = source if source in free else next(iter(free), 0)
             rank = _rank(needs, tolerance)
             if not rank or not slot:

@@ -1,4 +1,4 @@
-r"""The plan of a run that is known by its responses: z at every call, as a combination of what went into the run."""
+r"""The plan of a run from its responses: z at every call, as a combination of the inputs of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffcore.plan.form import Second
 from diffcore.samplers._least import realise
 
 ROUNDING = 1e-12
-"""What counts as equal, relative to coefficients of size 1."""
+"""The rounding allowed, relative to coefficients of size 1."""
 
 
 def plan_of(
@@ -95,7 +95,7 @@ def plan_of(
 
 
 def place(row: int, stages: int) -> str:
-    """Return what a row of responses is, for messages."""
+    """Return the name of a row of responses, for messages."""
     return f"the z of call {row}" if row < stages else "what the loop returns"
 
 
@@ -115,7 +115,7 @@ def _merged(function: str, columns: Float64, size: Float64, call: int) -> Float6
 
 
 def _slopes(scaling: str, log_snr: Float64, kinds: int) -> list[Float64]:
-    """Return what multistep methods keep besides estimates, as rows over (z, inputs) for each stage: eps-hat, and under "flow" the
+    """Return the slopes that multistep methods keep, as rows over (z, inputs) for each stage: eps-hat, and under "flow" the
     velocity eps-hat - x-hat."""
     level = levels.level(log_snr, scaling)
     sigma = np.where(level.sigma > 0.0, level.sigma, 1.0)

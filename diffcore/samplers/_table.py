@@ -33,7 +33,7 @@ from diffcore.schedules import Schedule
 
 
 class Variant(NamedTuple):
-    """Settings that are worth a test of their own, and what they promise.
+    """Settings that deserve tests of their own, and the properties that they have.
 
     Fields:
         settings: of the sampler.
@@ -59,8 +59,8 @@ class Sampler(NamedTuple):
     Fields:
         make: (schedule, steps, *, grid, **settings) -> Plan.
         calls: the number of steps to clean data -> how often the denoiser is called.
-        variants: what is tested and timed: the default settings first, and those that do most last.
-        ranges: what random tests draw settings from: ints or names to choose from, or two floats to draw between.
+        variants: the settings that are tested and timed, from the default ones to the most general.
+        ranges: of settings in random tests: ints or names to choose from, or two floats to draw between.
     """
 
     make: Callable[..., Plan]
@@ -82,7 +82,7 @@ def _thrice(steps: int) -> int:
 
 
 def table() -> dict[str, Sampler]:
-    """Return the table of samplers, name -> what makes it, its calls, and its variants with their orders.
+    """Return the table of samplers, by name: the function of each, its calls, and its variants with their orders.
 
     >>> table()["heun"].calls(10)
     19
@@ -222,7 +222,7 @@ def table() -> dict[str, Sampler]:
 
 
 def others() -> dict[str, Callable[..., Plan]]:
-    """Return, by name, what makes the plans that ask more of a denoiser than a prediction at (z, log_snr).
+    """Return, by name, the samplers whose plans need more of a denoiser than a prediction at (z, log_snr).
 
     >>> sorted(others())[-1]
     'flow_map'
@@ -244,7 +244,7 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
         settings: of that sampler; they come before those of an alias.
 
     Raises:
-        ValueError: an unknown name; what the sampler raises.
+        ValueError: an unknown name; errors of the sampler itself.
 
     >>> import diffcore as dc
     >>> schedule = dc.schedules.Cosine()

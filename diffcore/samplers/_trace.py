@@ -1,9 +1,8 @@
-r"""Read a sampler that is written as a loop: run it on unit vectors, and its coefficients stand in what it computes."""
+r"""Read a sampler that is written as a loop: run on unit vectors, it computes its own coefficients."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import sys
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from diffcore.plan.form import Second
 from diffcore.samplers._recorded import place, plan_of
 
 SIZES = (1.0, -1.0, 1e-3, -1e-3, 30.0, -30.0, 1e4, -1e4)
-"""Sizes of the random numbers on which a loop must do what it did on unit vectors: limits and branches show at the large ones."""
+"""Sizes of the random numbers on which a loop must agree with its coefficients: clipping and branches show at the large ones."""
 
 LINEAR = 1e-9
-"""How far it may be off, relative to the sum of the sizes of the terms; what is rounded to float32 is further off."""
+"""The error allowed, relative to the sum of the sizes of the terms; rounding to float32 exceeds it."""
 
 Loop = Callable[[Callable[..., Any], Array, Callable[[], Array]], Array]
 """A sampler as a loop: (denoise, z, draw) -> z."""
@@ -40,18 +39,18 @@ def trace(
 
         loop(denoise, z, draw) -> z
 
-    `denoise(z, log_snr)` returns x-hat, `draw()` fresh standard normal noise of the shape of z. What the loop makes of them must
-    be linear, and the same for every element; step sizes may depend on the grid, not on the data. It is run twice, on float64
-    arrays (1, D) for D up to twice the number of calls: on unit vectors, which show its coefficients, and on random numbers,
-    which show whether it is linear. Noise that is drawn between two calls belongs to the stage of the first.
+    `denoise(z, log_snr)` returns x-hat, `draw()` fresh standard normal noise of the shape of z. The loop must be linear in them,
+    and the same for every element; step sizes may depend on the grid, not on the data. It is run twice, on float64 arrays (1, D)
+    for D up to twice the number of calls: on unit vectors, which yield its coefficients, and on random numbers, which test whether
+    it is linear. Noise that is drawn between two calls belongs to the stage of the first.
 
     Args:
         loop: the sampler; it gets z at the level of its first call. Where it calls `denoise(z, log_snr, next_log_snr)`, the
             denoiser of the plan gets the next level too.
         scaling: "vp", "ve" or "flow": how z is scaled.
         like: an array of the library, and on the device, that the loop computes with; NumPy without one.
-        end: the log-SNR of what the loop returns, where that is not the last x-hat itself.
-        second: "unguided" or "raw" where `denoise` returns two estimates, x-hat and what `Plan` calls the second.
+        end: the log-SNR of the result, unless that is the last x-hat itself.
+        second: "unguided" or "raw" where `denoise` returns two estimates, x-hat and the second one of `Plan`.
         name: of the plan; the name of the loop without one.
 
     Raises:
@@ -130,11 +129,11 @@ def read(
 
 
 Label = tuple[int, int]
-"""What a run gives to its loop: (0, 0) is z, (1, k) and (2, k) the estimates of call k, (3, n) draw n."""
+"""An input of a loop: (0, 0) is z, (1, k) and (2, k) are the estimates of call k, (3, n) is draw n."""
 
 
 class _Run:
-    """One run of a loop on given numbers, a row of them for each label, which keeps what the loop did."""
+    """One run of a loop on given numbers, a row of them for each label, and a record of its calls and draws."""
 
     def __init__(self, function: str, like: Array, second: Second, numbers: Callable[[Label], Float64]) -> None:
         self.function, self.like, self.second, self.numbers = function, like, second, numbers
@@ -183,7 +182,7 @@ class _Run:
 
 
 def _check_same(function: str, probe: _Run, found: _Run) -> None:
-    """Raise ValueError unless a run on random numbers did what the coefficients of the run on unit vectors say."""
+    """Raise ValueError unless a run on random numbers agrees with the coefficients from the run on unit vectors."""
     numbers = np.stack([probe.given[label] for label in sorted(probe.given)])
     calls = min(len(probe.levels), len(found.levels))
     for k, (random, units) in enumerate(zip(probe.rows, found.rows, strict=False)):
@@ -222,6 +221,4 @@ def _float64(like: Array) -> contextlib.AbstractContextManager[Any]:
     """Let JAX compute in float64, as every other library does."""
     if _array.name(_array.library(like)) != "jax":
         return contextlib.nullcontext()
-    jax = sys.modules["jax"]
-    where = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    return cast("contextlib.AbstractContextManager[Any]", where.enable_x64(True))
+    return cast("contextlib.AbstractContextManager[Any]", sys.modules["jax"].enable_x64(True))

@@ -1,6 +1,6 @@
 """Samplers written as their papers have them: one step as a function, or weights of past estimates. The table follows.
 
-A step computes with `Vector`s, combinations of what it is given: run once on unit vectors, for all steps of the grid at once, it
+A step computes with `Vector`s, combinations of its inputs: run once on unit vectors, for all steps of the grid at once, it
 shows its coefficients, and `_least.realise` gives it the least memory between its calls.
 """
 
@@ -61,12 +61,12 @@ class Point(NamedTuple):
 
     @property
     def norm(self) -> Float64:
-        """What z is divided by: alpha, or 1 under "flow"."""
+        """The divisor of z: alpha, or 1 under "flow"."""
         return np.ones_like(self.alpha) if self.scaling == "flow" else self.alpha
 
     @property
     def rho(self) -> Float64:
-        """What z / norm moves over: sigma / alpha, or sigma under "flow"."""
+        """The variable of integration: sigma / alpha, or sigma under "flow"."""
         return self.sigma if self.scaling == "flow" else self.ratio
 
     def at_half(self, half: Float64) -> Point:
@@ -171,7 +171,7 @@ def written(name: str, schedule: Schedule, pairs: Steps, step: Step) -> Part:
     if not steps:
         return Part(pairs.t.log_snr, pairs.s.log_snr, empty(0, lead))
     t, s = flat(pairs.t, scaling), flat(pairs.s, scaling)
-    columns = 1 + 2 * 16  # more than any step has calls; cut to what it has below
+    columns = 1 + 2 * 16  # more than any step has calls; cut off below
     calls: list[tuple[Vector, Point]] = []
     drawn: set[int] = set()
 
@@ -187,7 +187,7 @@ def written(name: str, schedule: Schedule, pairs: Steps, step: Step) -> Part:
         drawn.add(len(calls))
         return unit(2 * len(calls) - 1)
 
-    with np.errstate(all="ignore"):  # what has no value is refused below
+    with np.errstate(all="ignore"):  # undefined coefficients are refused below
         end = step(unit(0), t, s, denoise, draw)
     count = len(calls)
     response = np.stack([z.rows for z, _ in calls] + [end.rows])[..., : 1 + 2 * count]
@@ -240,7 +240,7 @@ def multistep(
     t = point(pairs.t, schedule.scaling)
     head = np.zeros((len(pairs), *pairs.lead, form.columns))
     update = empty(len(pairs), pairs.lead, form.memory)
-    with np.errstate(all="ignore"):  # what has no value is refused below
+    with np.errstate(all="ignore"):  # undefined coefficients are refused below
         head[..., form.x] = 1.0 if keeps == "x" else -1.0 / t.rho
         head[..., 0] = 0.0 if keeps == "x" else 1.0 / (t.norm * t.rho)
         update[..., 0, :] = weights[..., :1] * head

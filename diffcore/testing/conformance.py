@@ -9,7 +9,8 @@ Each part is a function of its own, so that a failure can be looked into alone; 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,8 @@ __all__ = [
 ]
 
 
-def plans(steps: int = 4) -> dict[str, Plan]:
-    """Return the plans that the battery runs: samplers of the table, under the three scalings in turn, of each the variant that
-    remembers most, where it is of a form, or of a form with noise, that none before it has.
-
-    >>> sorted(plans())[:3]
-    ['ancestral', 'ddim', 'dpm2']
-    """
+@cache
+def _plans(steps: int) -> Mapping[str, Plan]:
     vp = dc.schedules.Cosine(log_snr_min=-8.0, log_snr_max=8.0)
     flow = dc.schedules.truncate(dc.schedules.Flow(), -8.0, 8.0)
     ve = dc.schedules.Karras(sigma_min=0.02, sigma_max=20.0)
@@ -60,6 +56,16 @@ def plans(steps: int = 4) -> dict[str, Plan]:
                 found[name] = plan
                 break
     return found
+
+
+def plans(steps: int = 4) -> dict[str, Plan]:
+    """Return the plans that the battery runs: samplers of the table, under the three scalings in turn, of each the variant that
+    remembers most, where it is of a form, or of a form with noise, that none before it has.
+
+    >>> sorted(plans())[:3]
+    ['ancestral', 'ddim', 'dpm2']
+    """
+    return dict(_plans(steps))
 
 
 def _bounded(z: Array, log_snr: Array) -> Array:
