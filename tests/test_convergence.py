@@ -18,23 +18,19 @@ def schedule_of(scaling: str) -> Any:
     return dc.schedules.LinearLogSNR(scaling=scaling)
 
 
-def steps_of(order: Any) -> dict[str, Any]:
-    """Return fewer steps for a low order; a high one is reached later, or ends in rounding."""
-    return {"steps": (64, 128, 256)} if order <= 2 else {}
-
-
 @each
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.order is not None])
 def test_a_deterministic_sampler_has_its_order(name: str, scaling: str) -> None:
     make, order = SAMPLERS[name], VARIANTS[name].order
-    check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.15, **steps_of(order))
+    few: Any = {"steps": (64, 128, 256)} if order <= 2 else {}  # a high order is reached later, or ends in rounding
+    check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.15, **few)
 
 
 @each
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.weak is not None])
 def test_a_noisy_sampler_has_its_weak_order(name: str, scaling: str) -> None:
     make, order = SAMPLERS[name], VARIANTS[name].weak
-    check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.3, **steps_of(order))
+    check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.3)
 
 
 def test_every_sampler_is_in_the_table_under_its_name() -> None:
