@@ -13,7 +13,7 @@ A **denoiser** is any callable. What it says of itself, it says by attributes, w
 | `apart(z, log_snr)` | method | (c, u, w) where it is c + w (c - u) and nothing else, for kernels that work it out; or None |
 | `begin(z)` | method | the arrays that it carries before the first stage, where it carries some, such as a running average |
 | `carrying(z, log_snr, carried)` | method | (prediction, that without guidance, what the next stage gets); see `State.carried` |
-| `posterior_covariance(z, log_snr)` | method | Cov[x given z], which an exact denoiser knows in closed form |
+| `posterior_covariance(z, log_snr)`, `posterior_variance` | methods | Cov[x given z], or its diagonal, known in closed form |
 
 A **wrapper** is a denoiser round another one: a frozen dataclass that names its fields of arrays and denoisers in `parts`. On
 JAX it is then a pytree: a compiled run that is kept takes those parts as arguments, and reads what they hold now.

@@ -38,7 +38,8 @@ def test_of_independent_observations_it_is_the_posterior_at_every_level(scaling:
     covariances = None if way == "closed form" else [part.covariance for part in (*EACH, PRIOR)]
     found = conditioning.observations(EACH, PRIOR, covariances=covariances).with_scaling(scaling)
     truth = WHOLE.with_scaling(scaling)
-    for log_snr in (-30.0, -3.0, 0.0, 4.0, 25.0, np.array([-2.0, 0.0, 3.0])):
+    of_elements = np.array([[-2.0, 1.0], [0.0, 3.0], [2.0, 2.0]])
+    for log_snr in (-30.0, -3.0, 0.0, 4.0, 25.0, np.array([-2.0, 0.0, 3.0]), of_elements):
         np.testing.assert_allclose(found(Z, log_snr), truth(Z, log_snr), rtol=1e-9, atol=1e-11)
         want = truth.posterior_covariance(Z, log_snr) * np.ones((3, 1, 1))
         np.testing.assert_allclose(found.posterior_covariance(Z, log_snr), want, rtol=1e-8, atol=1e-14)

@@ -149,35 +149,36 @@ def ode(
 
 
 class _Rows:
-    """What stage k reads of a plan; k is an int, or traced."""
+    """What stage k reads of a plan, on the device of the data; k is an int, or traced."""
 
     def __init__(self, plan: Plan, prediction: Prediction, like: Array) -> None:
         self.plan, self.like = plan, like
-        self.coefficients = plan.coefficients(prediction)
-        self.levels = plan.levels_of(like.shape[0])
-        self.sigmas = np.asarray(plan.levels.sigma)
-        unit = levels.level(plan.log_snr, "vp")
-        self.bases = np.asarray(unit.alpha * unit.sigma)  # e^{-lambda/2} sigmoid(lambda)
+        coefficients, unit = plan.coefficients(prediction), levels.level(plan.log_snr, "vp")
+        self.host = stage.rows_of(coefficients, like)
+        given = plan.levels_of(like.shape[0]), plan.log_snr, plan.levels.sigma, unit.alpha * unit.sigma, coefficients
+        self.levels, self.log_snrs, self.sigmas, self.bases, self.rows = (
+            _array.table_for(np.array(table), like)
+            for table in given  # copies: torch warns of what is read-only
+        )
 
     def at(self, k: Any) -> tuple[Any, Array, Array, Array]:
         """Return the coefficients, the log-SNR that the denoiser gets, sigma, and the slope of unit Gaussian data."""
         known = _array.known_int(k)
-        row = self._take(self.coefficients, k) if known is None else stage.row_of(self.coefficients, known, self.like)
+        row = self._take(self.rows, k) if known is None else self.host[known]
         return row, self._take(self.levels, k), self._take(self.sigmas, k), self._take(self.bases, k)
 
     def log_snr(self, k: Any) -> Array:
-        return self._take(self.plan.log_snr, k)
+        """Return the log-SNR of the plan, of its leading shape."""
+        return self._take(self.log_snrs, k)
 
     def denoiser(self, denoise: Any, k: Any) -> Any:
         """Return the denoiser of a stage, where it has one for each level."""
         known = _array.known_int(k)
         return denoise if known is None or not hasattr(denoise, "at") else denoise.at(self.plan.log_snr[known])
 
-    def _take(self, table: Any, k: Any) -> Array:
+    def _take(self, table: Array, k: Any) -> Array:
         known = _array.known_int(k)
-        if known is None:
-            return _array.take_row(_array.table_for(table, self.like), k, self.like)
-        return _array.table_for(table[known], self.like)
+        return _array.take_row(table, k, self.like) if known is None else table[known, ...]
 
 
 def _posterior_variance(denoise: Any, z: Array, log_snr: Array) -> Array | None:
