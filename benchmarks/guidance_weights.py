@@ -1,6 +1,6 @@
 """What a weight of guidance does to the samples: Table 5 of the paper in small.
 
-    python -m benchmarks.guidance_weights FOLDER --out benchmarks/results/guidance-weights.json    # 15 minutes of one core
+    python -m benchmarks.guidance_weights FOLDER --out FILE.json      # a quarter of an hour on one core
 
 The shipped model draws the digits asked for at each weight, with the same noise. The measures: the Frechet distance to
 held-out clips in the space of `unet3d.digits.features`; how sure a classifier is and how often it finds the digit; how long
@@ -84,7 +84,10 @@ def main(given: list[str] | None = None) -> None:
     numbers = range(wanted.count // TOGETHER)
     labels = np.arange(len(numbers) * TOGETHER) % 10
     paths = {
-        row: [wanted.folder / f"{row.replace(' ', '-')}-{wanted.steps}-{number:03}.npy" for number in numbers]
+        row: [
+            wanted.folder / f"{row.replace(',', '').replace(' ', '-')}-{wanted.steps}-{number:03}.npy"
+            for number in numbers
+        ]
         for row in ROWS
     }
     for number in numbers:

@@ -134,6 +134,7 @@ def test_pictures_of_schedules_grids_plans_and_runs(tmp_path: Path) -> None:
 def test_a_schedule_of_a_long_table_prints_its_ends_and_a_short_one_all() -> None:
     assert repr(dc.schedules.Table(log_snrs=(8.0, -4.0))) == "Table(log_snrs=(8.0, -4.0), scaling='vp')"
     assert len(repr(dc.schedules.from_betas(np.linspace(1e-4, 0.02, 1000)))) < 80
+    assert repr(dc.samplers.table()["unipc"]).startswith("<unipc(schedule, steps, ")
 
 
 def test_its_arrays_are_read_only() -> None:

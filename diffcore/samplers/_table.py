@@ -68,6 +68,11 @@ class Sampler(NamedTuple):
     variants: tuple[Variant, ...]
     ranges: Mapping[str, tuple[float, ...] | tuple[str, ...]]
 
+    def __repr__(self) -> str:
+        """Return the call that it stands for, with the names of its settings."""
+        settings = dict.fromkeys([name for variant in self.variants for name in variant.settings])
+        return f"<{getattr(self.make, '__name__', self.make)}({', '.join(['schedule, steps', *settings])})>"
+
 
 def _once(steps: int) -> int:
     return steps
