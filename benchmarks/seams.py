@@ -85,7 +85,7 @@ def windowed(steps: int) -> Float64:
     denoise = dc.video.windowed(Exact(), WINDOW, stride=WINDOW - OVERLAP)
 
     def run(noise: Any, batch: int) -> Any:
-        source = lambda draw, shape, stream=0: noise(0, draw, shape, stream)  # noqa: E731
+        source = lambda draw, shape, stream: noise(0, draw, shape, stream)  # noqa: E731
         shape = (batch, FRAMES, 1, 1, 1)
         return dc.sample(denoise, plan_of(steps), shape=shape, like=np.zeros(1), noise=source)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import diffcore as dc
-from diffcore import predictions
+from diffcore import _streams, predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -129,14 +129,14 @@ def drawn_from(run: Callable[[Callable[..., Float64], int], Array]) -> Drawn:
     places: dict[tuple[int, int, int], int] = {}
     size = 0
 
-    def counted(number: int, draw: int, shape: tuple[int, ...], stream: int = 0) -> Float64:
+    def counted(number: int, draw: int, shape: tuple[int, ...], stream: int = _streams.SAMPLER) -> Float64:
         nonlocal size
         if (int(number), int(draw), stream) not in places:
             places[int(number), int(draw), stream] = size
             size += math.prod(shape[1:])
         return np.zeros(shape)
 
-    def basis(number: int, draw: int, shape: tuple[int, ...], stream: int = 0) -> Float64:
+    def basis(number: int, draw: int, shape: tuple[int, ...], stream: int = _streams.SAMPLER) -> Float64:
         found = np.zeros((shape[0], math.prod(shape[1:])))
         entries = np.arange(found.shape[1])
         found[1 + places[int(number), int(draw), stream] + entries, entries] = 1.0

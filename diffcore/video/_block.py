@@ -103,7 +103,7 @@ class Sampler:
         plan, drawn = self._plan(which), None
         how: dict[str, Any] = {"seed": self.words(number, shape[0])}
         if self.source is not None:
-            drawn = lambda draw, shape, stream=0: self.noise_of(number, draw, shape, like, stream)  # noqa: E731
+            drawn = lambda draw, shape, stream: self.noise_of(number, draw, shape, like, stream)  # noqa: E731
             how = {"noise": drawn}
         start = sampling.start(plan, shape=shape, like=like, **how)
         if drawn is not None:
