@@ -235,16 +235,17 @@ def denoiser(model: Model, labels: list[int] | None, guidance: float | None) -> 
 def plan(
     sampler: str, steps: int, settings: list[str] | None = None, schedule: Any = None, grid: str | None = None
 ) -> Any:
-    """Return the plan of a sampler by its name, on the schedule that a model was trained on, or the paper's."""
+    """Return the plan of a sampler by its name, here or elsewhere, on the schedule that a model was trained on, or the paper's."""
     from diffcore import samplers as there
     from diffcore.schedules import Cosine
 
+    sampler, known = there.aliases().get(sampler, (sampler, {}))
     if sampler not in samplers():
         usage(f"--sampler must be one of {', '.join(samplers())}, got {sampler}")
     make = getattr(there, sampler)
     takes = [name for name, given in inspect.signature(make).parameters.items() if given.kind is given.KEYWORD_ONLY]
     takes = [name for name in takes if name not in {"grid", "churn_range"}]
-    given: dict[str, float] = {}
+    given: dict[str, Any] = dict(known)
     for text in settings or []:
         name, _, value = text.partition("=")
         if name not in takes:
