@@ -8,9 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from diffcore import grids, guidance, levels, losses, noise, predictions, process, samplers, schedules, times, weights
-from diffcore.adaptive import Adapted, sample_adaptive
 from diffcore.levels import Gaussian, Level
-from diffcore.parallel import sample_parallel
 from diffcore.plan import Plan
 from diffcore.sampling import sample, start, step
 from diffcore.state import State, load_state, save_state
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
         unet3d,
         video,
     )
+    from diffcore.adaptive import Adapted, sample_adaptive
+    from diffcore.parallel import sample_parallel
 
 __version__ = "0.1.0"
 
@@ -84,9 +84,14 @@ _LAZY = (
 )
 
 
+_DRIVERS = {"Adapted": "adaptive", "sample_adaptive": "adaptive", "sample_parallel": "parallel"}
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f"diffcore.{name}")
+    if name in _DRIVERS:
+        return getattr(import_module(f"diffcore.{_DRIVERS[name]}"), name)
     raise AttributeError(f"module 'diffcore' has no attribute {name!r}")
 
 
