@@ -281,14 +281,15 @@ def test_ilvr_is_replacement_for_a_mask_and_ends_on_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, NOISE])
-def test_daps_draws_from_the_posterior_of_independent_elements_in_any_number_of_steps(noise: float) -> None:
-    for steps in (1, 5):
-        plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=steps)
-        held = daps(Y[None], measure=A, noise_std=noise, data_variance=0.3)
-        found = drawn_by(data(0.3), plan, (6,), constraint=held)
-        mean, covariance = posterior(0.3 * np.eye(6), ROWS, Y, max(noise, 1e-5))
-        np.testing.assert_allclose(found.mean, mean, atol=1e-4)  # the start is at log-SNR -20
-        np.testing.assert_allclose(found.covariance, covariance, atol=1e-4)
+def test_daps_draws_every_state_from_the_posterior_of_independent_elements(noise: float) -> None:
+    plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=6)
+    held = daps(Y[None], measure=A, noise_std=noise, data_variance=0.3)
+    mean, covariance = posterior(0.3 * np.eye(6), ROWS, Y, max(noise, 1e-5))
+    for part in (plan[:1], plan[:3], plan, dc.samplers.ddim(dc.schedules.Cosine(), steps=1)):
+        found, level = drawn_by(data(0.3), part, (6,), constraint=held), part.end
+        np.testing.assert_allclose(found.mean, level.alpha * mean, atol=1e-4)  # the start is at log-SNR -20
+        want = level.alpha**2 * covariance + level.sigma**2 * np.eye(6)
+        np.testing.assert_allclose(found.covariance, want, atol=1e-4)
 
 
 def test_repaint_comes_to_the_joint_law_and_keeps_the_marginals() -> None:
