@@ -213,6 +213,46 @@ def test_a_denoiser_serves_any_plan_of_its_scaling() -> None:
         dc.sample(denoise, dc.samplers.ddim(dc.schedules.Flow(), steps=2), torch.zeros(2, 3))
 
 
+def test_guidance_by_two_embeddings_is_one_call() -> None:
+    scheduler = diffusers.EulerDiscreteScheduler()
+    calls = []
+
+    def model(x: Any, timestep: Any, encoder_hidden_states: Any) -> Any:
+        calls.append(len(x))
+        return network(x, timestep) + encoder_hidden_states
+
+    text, null = torch.ones(1, 5, dtype=torch.float64), torch.zeros(1, 5, dtype=torch.float64)
+    plan = interop.plan(scheduler, 3)
+    denoise = interop.denoiser(model, scheduler)
+    cond, nothing = {"encoder_hidden_states": text}, {"encoder_hidden_states": null}
+    guided = dc.guidance.classifier_free(denoise, cond=cond, null=nothing, scale=7.5)
+    ours = dc.sample(guided, plan, 10.0 * NOISES[0])
+    assert calls == [6, 6, 6]
+    u = interop.denoiser(lambda x, t: network(x, t) + 7.5, scheduler)  # u + 7.5 (c - u)
+    np.testing.assert_allclose(ours, dc.sample(u, plan, 10.0 * NOISES[0]), rtol=1e-12)
+
+
+def test_the_timesteps_of_a_run_are_worked_out_on_the_host() -> None:
+    """So that nothing waits for a device: the run reads no value of a tensor."""
+
+    class Reads(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert func not in (torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.tolist)
+            assert func is not torch.Tensor.__array__
+            return func(*args, **(kwargs or {}))
+
+    scheduler = diffusers.DDIMScheduler()
+    plan = interop.plan(scheduler, 3)
+    seen = []
+    denoise = interop.denoiser(lambda x, t: seen.append(t) or network(x, t), scheduler)
+    level = torch.full((3,), float(plan.log_snr[1]))
+    at = denoise.at(plan.log_snr[1])
+    with Reads():
+        found = at(NOISES[0], level)
+    assert torch.equal(found, denoise(NOISES[0], level))
+    assert [t.tolist() for t in seen] == [[333] * 3] * 2
+
+
 def test_what_cannot_be_a_plan_is_refused() -> None:
     with pytest.raises(TypeError, match=r"`scheduler` must be a scheduler of diffusers .* got a int"):
         interop.plan(3)

@@ -191,3 +191,31 @@ def test_loading_it_imports_no_library() -> None:
     code += "('torch', 'diffusers', 'k_diffusion') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_a_function_of_comfyui_finds_its_model_callback_and_noise() -> None:
+    """Their samplers ask the model for its sampling, call back, and make a noise sampler of a seed."""
+
+    class Sampling:
+        sigma_max = 80.0
+
+    class Inner:
+        model_sampling = Sampling()
+
+    def sample_comfy(
+        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
+    ) -> Any:
+        top = model.inner_model.model_sampling.sigma_max
+        generator = torch.Generator().manual_seed(extra_args.get("seed", 0))
+        for i in range(len(sigmas) - 1):
+            denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
+            if callback is not None:
+                callback({"x": x, "i": i, "denoised": denoised})
+            x = denoised + (x - denoised) * sigmas[i + 1] / sigmas[i]
+            x = x + torch.randn(x.shape, generator=generator, dtype=x.dtype) * sigmas[i + 1] / top
+        return x
+
+    plan = k_diffusion.plan(sample_comfy, [80.0, 8.0, 0.0], inner_model=Inner())
+    np.testing.assert_allclose(plan.update[0, 0], [0.1, 0.1, 0.9], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"^interop\.k_diffusion\.plan: .* is not linear"):
+        k_diffusion.plan(lambda model, x, sigmas: model(x, sigmas[0]).tanh(), [80.0, 8.0])

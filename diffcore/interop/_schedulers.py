@@ -153,6 +153,37 @@ def timesteps(scheduler: Any, log_snr: Float64) -> Float64:
     return np.asarray(np.where(np.abs(best - found) < near, best, found))
 
 
+def table_of(scheduler: Any) -> Any:
+    """Return the log-SNRs of a scheduler's table of training, a tensor, or None where it has none."""
+    if kind(scheduler) in ("flow", "edm", "circle"):
+        return None
+    return scheduler.alphas_cumprod.new_tensor(from_alphas_cumprod(_host(scheduler.alphas_cumprod))).double()
+
+
+def timesteps_traced(scheduler: Any, log_snr: Any, table: Any) -> Any:
+    """Return what `timesteps` does for a tensor (B,) in traced code, which reads no values."""
+    import torch
+
+    of, near, level = kind(scheduler), 1e-3, log_snr.double()
+    if of == "circle":
+        at = levels.level(level, "vp")
+        found = torch.atan2(at.sigma, at.alpha) / torch.pi * 2.0
+    elif of == "edm":
+        found = scheduler.precondition_noise(torch.exp(-0.5 * level))
+    elif scheduler.config.get("timestep_type") == "continuous":
+        found = -0.125 * level
+    elif of == "flow":
+        found, near = levels.level(level, "flow").sigma * scheduler.config["num_train_timesteps"], 1.0
+    else:
+        rising = -table.to(level.device)
+        after = torch.searchsorted(rising, -level).clamp(1, len(rising) - 1)
+        low, high = rising[after - 1], rising[after]
+        found, near = after - 1 + ((-level - low) / (high - low)).clamp(0.0, 1.0), 1.0
+    own = scheduler.timesteps.to(level.device).double()
+    best = own[(own - found[:, None]).abs().argmin(-1)]
+    return torch.where((best - found).abs() < near, best, found)
+
+
 def _host(tensor: Any) -> Float64:
     return np.asarray(tensor.double().cpu())
 

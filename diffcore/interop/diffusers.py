@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +16,10 @@ from diffcore.interop import _reading, _schedulers
 from diffcore.plan import Plan
 from diffcore.schedules import Schedule
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-def plan(
-    scheduler: Any, steps: int | None = None, *, step: Mapping[str, Any] = MappingProxyType({}), **set_timesteps: Any
-) -> Plan:
+
+def plan(scheduler: Any, steps: int | None = None, *, step: Mapping[str, Any] = NOTHING, **set_timesteps: Any) -> Plan:
     """Return the plan of a scheduler, so that `sample(denoiser(model, scheduler), plan, latents)` is their loop.
 
     The loop of `scheduler.step` is run in float64 on unit vectors, as `samplers.trace` does, on a copy. x-hat is theirs, and
@@ -82,6 +82,9 @@ class _Denoiser:
     model: Any
     scheduler: Any
     inputs: Any
+    table: Any
+    known: dict[Any, Any] = field(default_factory=dict)
+    """The timesteps of levels that were asked for, beside those of the scheduler then, so that none is at their place."""
 
     @property
     def scaling(self) -> str:
@@ -91,16 +94,49 @@ class _Denoiser:
     def prediction(self) -> predictions.Prediction:
         return _schedulers.prediction(self.scheduler)
 
-    def __call__(self, z: Array, log_snr: Array, /) -> Array:
+    def __call__(self, z: Array, log_snr: Array, /, cond: Mapping[str, Any] = NOTHING) -> Array:
+        if _compiles():
+            times = _schedulers.timesteps_traced(self.scheduler, log_snr, self.table)
+            return self._network(z, log_snr, times.to(log_snr.dtype), cond)
+        return self._call(z, log_snr, _schedulers.timesteps(self.scheduler, _array.to_host(log_snr, np.float64)), cond)
+
+    def at(self, log_snr: Any) -> Callable[..., Array]:
+        """Return the denoiser for a level that is known on the host, where nothing has to wait for the device."""
+        if _compiles():
+            return self
+        level = np.asarray(log_snr, dtype=np.float64)
+        key = id(self.scheduler.timesteps), level.tobytes()
+        if key not in self.known:
+            self.known[key] = self.scheduler.timesteps, _schedulers.timesteps(self.scheduler, level)
+        timesteps = self.known[key][1]
+
+        def denoise(z: Array, log_snr: Array, /, cond: Mapping[str, Any] = NOTHING) -> Array:
+            return self._call(z, log_snr, timesteps, cond)
+
+        return denoise
+
+    def _call(self, z: Array, log_snr: Array, timesteps: Any, cond: Mapping[str, Any]) -> Array:
+        like = self.scheduler.timesteps
+        whole = not like.is_floating_point() and bool(np.all(timesteps == np.round(timesteps)))
+        dtype = like.dtype if whole else log_snr.dtype
+        if timesteps.ndim:
+            times = log_snr.new_tensor(timesteps, dtype=dtype)
+        else:
+            times = log_snr.new_full((z.shape[0],), timesteps.item(), dtype=dtype)
+        return self._network(z, log_snr, times, cond)
+
+    def _network(self, z: Array, log_snr: Array, times: Array, cond: Mapping[str, Any]) -> Array:
         scale = _schedulers.input_scale(self.scheduler, log_snr)
         if scale is not None:
             z = z * scale.reshape(-1, *(1,) * (z.ndim - 1)).to(z.dtype)
-        timestep = _schedulers.timesteps(self.scheduler, _array.to_host(log_snr, np.float64))
-        like = self.scheduler.timesteps
-        whole = not like.is_floating_point() and bool(np.all(timestep == np.round(timestep)))
-        dtype = like.dtype if whole else log_snr.dtype
-        found = self.model(z, log_snr.new_tensor(timestep, dtype=dtype), **self.inputs)
+        found = self.model(z, times, **self.inputs, **cond)
         return getattr(found, "sample", found)
+
+
+def _compiles() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
@@ -115,7 +151,8 @@ def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
         inputs: what the network gets at every call, such as encoder_hidden_states.
 
     Returns:
-        A denoiser with `prediction` and `scaling`.
+        A denoiser with `prediction` and `scaling`. It takes a third argument, a dict of further inputs, so that guidance by two
+        embeddings is one call: guidance.classifier_free(denoise, cond={"encoder_hidden_states": text}, null={...}, scale=7.5).
 
     Raises:
         TypeError, ValueError: as for `plan`.
@@ -126,4 +163,4 @@ def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
     ('eps', 'vp')
     """
     _schedulers.prediction(scheduler)
-    return _Denoiser(model, scheduler, inputs)
+    return _Denoiser(model, scheduler, inputs, _schedulers.table_of(scheduler))

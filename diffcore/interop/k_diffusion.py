@@ -33,6 +33,7 @@ def plan(
     *,
     scaling: str = "ve",
     name: str | None = None,
+    inner_model: Any = None,
     **settings: Any,
 ) -> Plan:
     """Return the plan of a function `sample(model, x, sigmas, extra_args, callback, disable, noise_sampler, **settings)`.
@@ -46,6 +47,7 @@ def plan(
         sigmas: (N + 1,), falling noise levels, the last of which may be 0.
         scaling: "ve", or "flow" for the rectified flows of ComfyUI.
         name: what the plan is called; the name of the function without one.
+        inner_model: what functions of ComfyUI find at `model.inner_model`, such as an object with its `model_sampling`.
         settings: further arguments of the function, such as eta=0.5.
 
     Raises:
@@ -94,6 +96,8 @@ def plan(
                 )
             return denoise(x, _log_snr(torch, torch.as_tensor(sigma, dtype=torch.float64), scaling))
 
+        if inner_model is not None:
+            model.inner_model = inner_model  # type: ignore[attr-defined]
         offered: dict[str, Any] = {
             "extra_args": {},
             "callback": None,
