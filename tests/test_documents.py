@@ -22,7 +22,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for library in ("torch", "jax"):
+    for library in ("torch", "jax", "diffusers"):
         if re.search(rf"^\s*(?:import|from) {library}\b", text, re.MULTILINE):
             pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)  # a block may write files
