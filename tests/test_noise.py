@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcore import _philox, noise
+from diffcore.backends import cpu_threads
 
 LIBRARIES: dict[str, Any] = {
     "numpy": np.zeros(1, np.float32),
@@ -65,6 +66,23 @@ def test_the_counter_is_block_draw_stream(like: Any) -> None:
         (np.array([[0xA4093822]], dtype=np.uint64), np.array([[0x299F31D0]], dtype=np.uint64)),
     )
     assert int(host(noise.bits([seed], draw, (1, 1), like=like, stream=stream))[0, 0]) == int(want[0][0, 0])
+
+
+def test_without_the_compiled_kernel_the_plain_function_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NumPy and on eager torch: equal bits, and normals to a few ulp."""
+    for like, atol in (
+        (np.zeros(1, np.float32), 2e-6),
+        (torch.zeros(1), 2e-6),
+        (np.zeros(1), 1e-14),
+        (np.zeros(1, np.float16), 2e-3),
+    ):
+        with monkeypatch.context() as patch:
+            want = noise.normal(7, 2**32 - 1, (2, 1300), like=like), noise.bits(7, 5, (2, 1300), like=like, stream=3)
+            patch.setattr(cpu_threads, "kernel", None)
+            found = noise.normal(7, 2**32 - 1, (2, 1300), like=like), noise.bits(7, 5, (2, 1300), like=like, stream=3)
+        assert [part.dtype for part in found] == [part.dtype for part in want]
+        np.testing.assert_allclose(host(found[0]), host(want[0]), rtol=0, atol=atol)
+        np.testing.assert_array_equal(host(found[1]), host(want[1]))
 
 
 def test_jax_refuses_samples_that_it_cannot_count() -> None:
