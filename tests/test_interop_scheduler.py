@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_a_step_that_is_not_linear_is_refused() -> None:
-    class Odd(diffusers.EulerDiscreteScheduler):
+    class Odd(diffusers.EulerDiscreteScheduler):  # type: ignore[name-defined, misc]
         def step(self, *args: Any, **kwargs: Any) -> Any:
             found = super().step(*args, **kwargs)
             return (found[0].tanh(), *found[1:]) if isinstance(found, tuple) else found

@@ -216,10 +216,10 @@ def test_a_meanflow_network_reaches_the_average_velocity() -> None:
         optimizer.step()
         decay.step()
     z = torch.linspace(-1.5, 2.0, 5)[:, None]
-    for t, s in ((0.95, 0.05), (0.8, 0.5), (0.5, 0.5), (0.6, 0.1)):
-        at = [schedule(torch.full((5,), value)).log_snr for value in (t, s)]
+    for times in ((0.95, 0.05), (0.8, 0.5), (0.5, 0.5), (0.6, 0.1)):
+        at = [schedule(torch.full((5,), value)).log_snr for value in times]
         truth = DATA.average_velocity(z, *at)
-        assert float((network(z, *at) - truth).detach().abs().max()) < 0.1 * float(truth.abs().max()), (t, s)
+        assert float((network(z, *at) - truth).detach().abs().max()) < 0.1 * float(truth.abs().max()), times
 
 
 def test_a_pair_with_clean_data_is_denoising() -> None:
