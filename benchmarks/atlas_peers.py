@@ -183,7 +183,7 @@ def azula(name: str, settings: dict[str, Any]) -> Make:
                     return types.SimpleNamespace(mean=denoise(z, float(grid[int(time)])))
 
             theirs = type(name, (sampler,), {"timesteps": torch.arange(len(grid))})
-            with reading(draw, z.shape):
+            with reading(lambda _: draw(), z.shape):
                 return theirs(Denoiser(), silent=True, **settings)(z)
 
         return dc.samplers.trace(loop, scaling, torch.zeros(1), end=float(grid[-1]), name=name)
