@@ -153,6 +153,17 @@ def test_another_class_keeps_the_training_of_the_network() -> None:
     assert ours.config.beta_schedule == "scaled_linear"
 
 
+def test_what_pipelines_change_in_a_config_counts() -> None:
+    """Those of Stable Diffusion put another config in the place of a scheduler's, with steps_offset 1 and no clipping."""
+    for scheduler in (stock := diffusers.DDIMScheduler(), ours := Scheduler.from_config(diffusers.DDIMScheduler())):
+        changed = dict(scheduler.config) | {"steps_offset": 1, "clip_sample": False}
+        scheduler._internal_dict = diffusers.configuration_utils.FrozenDict(changed)
+    again = Scheduler.from_config(stock)  # whose config still says that nobody gave these two
+    theirs, *_ = loop(stock)
+    for scheduler in (ours, again):
+        np.testing.assert_allclose(loop(scheduler)[0], theirs, rtol=0.0, atol=1e-12 * float(theirs.abs().max()))
+
+
 def test_copies_run_apart_in_threads() -> None:
     scheduler = Scheduler.from_config(diffusers.UniPCMultistepScheduler())
     scheduler.set_timesteps(STEPS)

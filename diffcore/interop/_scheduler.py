@@ -249,7 +249,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if stage.draws:
             arrays[_stages.NOISE] = self._noise(stage, model_output, sample, generator, variance_noise).to(z.dtype)
         after = _stages.total(stage.rows[0], arrays)
-        if len(stage.rows) > 1:
+        if stage.keeps_x and len(stage.rows) == 2:
+            self._memory = (x,)
+        elif len(stage.rows) > 1:
             rows = stage.rows[1:]
             self._memory = tuple([x if row is stage.x else _stages.total(row, arrays) for row in rows])
         if self._index is not None:

@@ -85,7 +85,17 @@ def stages(function: str, read: Read, prediction: predictions.Prediction) -> Sta
             rows.append(UNREAD if unread else x if row == x and not fold.clips else row)
         given = read.second[k]
         second = None if given is None else fold(*given)
-        found.append(Stage(tuple(rows), x, fold.clips, x in rows[1:], second, read.draws[k], float(plan.log_snr[k])))
+        found.append(
+            Stage(
+                tuple(rows),
+                x,
+                fold.clips,
+                not fold.clips and x in rows[1:],
+                second,
+                read.draws[k],
+                float(plan.log_snr[k]),
+            )
+        )
     return Stages(tuple(found), plan.memory, read.output, read.length)
 
 
@@ -132,10 +142,10 @@ def made(plan: Plan, clips: bool) -> Read:
 
 def total(terms: Terms, arrays: Sequence[Any]) -> Any:
     """Return the sum of tensors; one that stands alone with the coefficient 1 is returned itself."""
-    if not terms:
-        return arrays[Z] * 0.0
-    place, value = terms[0]
-    found = arrays[place] if value == 1.0 else arrays[place] * value
-    for place, value in terms[1:]:
-        found = found.add(arrays[place], alpha=value)
-    return found
+    found: Any = None
+    for place, value in terms:
+        if found is not None:
+            found = found.add(arrays[place], alpha=value)
+        else:
+            found = arrays[place] if value == 1.0 else arrays[place] * value
+    return arrays[Z] * 0.0 if found is None else found
