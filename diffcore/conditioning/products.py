@@ -173,6 +173,12 @@ def product(
     array([[ True]])
     """
     function = "conditioning.product"
+    for argument, value in (("denoisers", denoisers), ("powers", powers)):
+        if not isinstance(value, list | tuple | np.ndarray):
+            raise _check.error(TypeError, function, argument, "be a list", value)
+    if not (covariances is None or isinstance(covariances, list | tuple | np.ndarray | str)):
+        must = "be None, 'equal' or a list, one for each denoiser"
+        raise _check.error(TypeError, function, "covariances", must, covariances)
     denoisers = tuple(
         _check.callable_(function, f"denoisers[{k}]", part, "a function of (z, log_snr)")
         for k, part in enumerate(denoisers)
@@ -236,6 +242,9 @@ def observations(
     >>> bool(abs(found - dc.exact.Gaussian(np.array([0.75]), 0.25)(z, 0.0)) < 1e-12)
     True
     """
+    if not isinstance(posteriors, list | tuple):
+        must = "be a list of denoisers, one for each observation"
+        raise _check.error(TypeError, "conditioning.observations", "posteriors", must, posteriors)
     found = list(posteriors)
     if not found:
         raise _check.error(ValueError, "conditioning.observations", "posteriors", "be at least one denoiser", found)

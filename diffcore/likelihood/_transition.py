@@ -59,7 +59,10 @@ def transition(
     _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     _check.instance(function, "before", before, State, "a diffcore.State, from diffcore.start")
     to = after.z if isinstance(after, State) else after
+    _check_transform(function, transform_x)
     _array.namespace(function, before=before.z, after=to, y=y)
+    if _array.library(to) is None:
+        raise _check.error(TypeError, function, "after", "be a diffcore.State, or z' of one, an array (B, ...)", to)
     _check.equal_shapes(function, before=before.z, after=to)
     stage.check_prediction(y, before.z)
     _refuse_second(function, plan)
@@ -125,11 +128,19 @@ def trajectory(
     _refuse_second(function, plan)
     denoise = sampling.fitting(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)
+    _check_transform(function, transform_x)
+    if not isinstance(states, list | tuple):
+        raise _check.error(TypeError, function, "states", "be a list of states, or of their z", states)
     found = [state.z if isinstance(state, State) else state for state in states]
     if not 2 <= len(found) <= len(plan) + 1:
         must = f"be the states of at least one of the {len(plan)} stages of {plan.sampler}, and the start"
         raise _check.error(ValueError, function, "states", must, len(found))
     _array.namespace(function, **{f"states[{k}]": z for k, z in enumerate(found)})
+    for z in found:
+        number = _array.library(z) is None
+        if number or tuple(z.shape) != tuple(found[0].shape):
+            kind = TypeError if number else ValueError
+            raise _check.error(kind, function, "states", "be states, or arrays (B, ...), of one shape", z)
     noisy = [k for k in range(len(found) - 1) if plan.noisy[k]]
     if not noisy:
         hint = "use a plan with noise, such as samplers.ancestral or samplers.flow_grpo"
@@ -181,6 +192,11 @@ def _drawn(plan: Plan, before: State, y: Array, row: Any, to: Array | None, tran
     dtype = z.dtype
     memory = tuple(xp.astype(part, dtype, copy=False) for part in after.memory)
     return _Drawn(log_prob, after._replace(z=xp.astype(exact, dtype, copy=False), memory=memory))
+
+
+def _check_transform(function: str, transform_x: object) -> None:
+    if transform_x is not None:
+        _check.callable_(function, "transform_x", transform_x, "a function x -> x")
 
 
 def _refuse_second(function: str, plan: Plan) -> None:

@@ -12,18 +12,21 @@ from diffcore._array import Array
 from diffcore.levels import Level
 
 
-def check_network(function: str, network: object, takes: str = "(z, log_snr)") -> None:
-    """Raise TypeError for a network that cannot be called."""
+def check_network(function: str, network: object, takes: str = "(z, log_snr)", **others: object) -> None:
+    """Raise TypeError for a network that cannot be called, or another one that can be left out."""
     _check.callable_(function, "network", network, f"a function of {takes}")
+    for argument, other in others.items():
+        if other is not None:
+            _check.callable_(function, argument, other, "a function of (z, log_snr), or None")
 
 
 def check(function: str, level: Level, /, **arrays: Array) -> Any:
     """Return the namespace of data (B, ...) of equal shapes, or raise."""
     levels.check_level(function, level=level)
+    xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
     for argument, array in arrays.items():
         if _array.library(array) is None or not array.shape:
             raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
-    xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
     _array.check_floating(function, **arrays)
     _check.equal_shapes(function, **arrays)
     return xp

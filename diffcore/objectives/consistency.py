@@ -59,7 +59,7 @@ def consistency(
     torch.Size([1])
     """
     function = "objectives.consistency"
-    check_network(function, network)
+    check_network(function, network, velocity=velocity)
     xp = check(function, level, x=x, eps=eps)
     check_scaling(function, "level", level, "vp")
     r = _check.number(function, "warmup", warmup, 0.0, 1.0)
@@ -125,7 +125,7 @@ def consistency_pair(
     """
     function = "objectives.consistency_pair"
     arrays = {"x": x, "eps": eps} if z_s is None else {"x": x, "eps": eps, "z_s": z_s}
-    check_network(function, network)
+    check_network(function, network, teacher=teacher)
     xp = check(function, t, **arrays)
     levels.check_level(function, s=s)
     c = _check.number(function, "huber", huber, 0.0)
@@ -133,7 +133,7 @@ def consistency_pair(
     z = process.diffuse(x, eps, t)
     before = process.diffuse(x, eps, s) if z_s is None else z_s
     found = predictions.convert(network(z, log_snr_of(function, t, x)), z, t, source=prediction, target="x")
-    y = stopped((teacher or network)(before, log_snr_of(function, s, x)))
+    y = stopped((network if teacher is None else teacher)(before, log_snr_of(function, s, x)))
     clean = along(function, s.sigma, x) * xp.ones_like(x) == 0.0
     target = xp.where(clean, before, predictions.convert(y, before, s, source=prediction, target="x"))
     error = mean((_array.widen(xp, found) - stopped(_array.widen(xp, target))) ** 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffcore import _array, _check, losses, weights
 from diffcore._array import Array
 from diffcore.levels import Level
+from diffcore.objectives._common import check
 from diffcore.predictions import Prediction
 
 
@@ -50,6 +51,7 @@ def contrastive(
     """
     function = "objectives.contrastive"
     _check.number(function, "share", share, 0.0, 1.0, open_high=True)
+    check(function, level, y=y, x=x, eps=eps)
     loss = losses.denoising(y, x, eps, level, prediction=prediction, weight=weight)
     if other is None:
         if x.shape[0] < 2:
@@ -57,4 +59,6 @@ def contrastive(
             raise _check.error(ValueError, function, "x", "have at least two samples", x.shape[0], hint)
         xp = _array.library(x)
         other = (xp.roll(x, 1, axis=0), xp.roll(eps, 1, axis=0))
+    if not isinstance(other, tuple) or len(other) != 2:
+        raise _check.error(TypeError, function, "other", "be two arrays (x, eps) of other samples, or None", other)
     return loss - share * losses.denoising(y, *other, level, prediction=prediction, weight=weight)

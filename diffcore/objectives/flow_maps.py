@@ -65,7 +65,7 @@ def meanflow(
     """
     function = "objectives.meanflow"
     _check.number(function, "power", power, 0.0)
-    z, wide_x, wide_eps = _noised(function, network, x, eps, t, s)
+    z, wide_x, wide_eps = _noised(function, network, x, eps, t, s, velocity)
     xp, log_snr, after = _array.library(z), log_snr_of(function, t, x), log_snr_of(function, s, x)
     v = wide_eps - wide_x if velocity is None else stopped(_array.widen(xp, velocity(_like(z, x), log_snr)))
 
@@ -143,7 +143,7 @@ def lagrangian(
     Source: Boffi et al. 2025 (arXiv 2505.18825), sec. 3; Boffi et al. 2024 (arXiv 2406.07507), sec. 3.
     """
     function = "objectives.lagrangian"
-    z, _, _ = _noised(function, network, x, eps, t, s)
+    z, _, _ = _noised(function, network, x, eps, t, s, velocity)
     xp, log_snr, after = _array.library(z), log_snr_of(function, t, x), log_snr_of(function, s, x)
     time = along(function, levels.level(log_snr, "flow").sigma, z)
 
@@ -157,9 +157,11 @@ def lagrangian(
     return mean((moves - stopped(_array.widen(xp, v))) ** 2)
 
 
-def _noised(function: str, network: Any, x: Array, eps: Array, t: Level, s: Level) -> tuple[Array, Array, Array]:
+def _noised(
+    function: str, network: Any, x: Array, eps: Array, t: Level, s: Level, velocity: Any = None
+) -> tuple[Array, Array, Array]:
     """Return z at t, x and eps, widened, of checked arguments."""
-    check_network(function, network, "(z, log_snr, next_log_snr)")
+    check_network(function, network, "(z, log_snr, next_log_snr)", velocity=velocity)
     xp = check(function, t, x=x, eps=eps)
     levels.check_level(function, s=s)
     for argument, level in (("t", t), ("s", s)):

@@ -98,8 +98,8 @@ def hybrid(
     function = "objectives.hybrid"
     steps = _check.integer(function, "steps", steps, 1)
     _check.number(function, "share", share, 0.0)
-    first = losses.denoising(y, x, eps, t, prediction=prediction, weight=weight)
-    return first + share * steps * variance_bound(y, rho, x, eps, s=s, t=t, prediction=prediction)
+    bound = variance_bound(y, rho, x, eps, s=s, t=t, prediction=prediction)
+    return losses.denoising(y, x, eps, t, prediction=prediction, weight=weight) + share * steps * bound
 
 
 def sample_learned_variance(
