@@ -23,7 +23,7 @@ from diffcore import _check
 Array = Any
 """An array of any library that follows the array API standard."""
 
-NUMBERS = (bool, int, float, np.generic)
+NUMBERS = (bool, int, float, np.number, np.bool_)
 """The types that count as numbers."""
 
 

@@ -53,7 +53,7 @@ class _Short(reprlib.Repr):
 
 
 def _is_array(x: object) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
+    return isinstance(getattr(x, "shape", None), tuple) and hasattr(x, "dtype") and not isinstance(x, type)
 
 
 def shown(value: object) -> str:
@@ -130,6 +130,18 @@ def integer(
     found = int(value)
     if (low is not None and found < low) or (high is not None and found > high):
         raise error(ValueError, function, argument, f"be {_within('an int', low, high)}", value, hint)
+    return found
+
+
+MANY = 100_000
+"""Of whatever a table is worked out for on the host: steps, points. A slip of the keyboard would not end."""
+
+
+def count(function: str, argument: str, value: object, low: int = 1, *, hint: str = "") -> int:
+    """Return a number of steps or points as an int, in [low, MANY]; see `integer`."""
+    found = integer(function, argument, value, low, hint=hint)
+    if found > MANY:
+        raise error(ValueError, function, argument, f"be {_within('an int', low, MANY)}", value, hint)
     return found
 
 

@@ -32,9 +32,7 @@ def regular(function: str, path: str | os.PathLike[str], argument: str = "path")
     Traceback (most recent call last):
     ValueError: Plan.load: `path` must be the name of a regular file, got '/dev/null', which is a device
     """
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise _check.error(TypeError, function, argument, "be the name of a file, a str or a pathlib.Path", path)
-    name = os.fspath(path)
+    name = named(function, path, argument)
     try:
         mode = os.stat(name).st_mode
     except FileNotFoundError:
@@ -46,6 +44,15 @@ def regular(function: str, path: str | os.PathLike[str], argument: str = "path")
         must = f"must be the name of a regular file, got {_check.shown(name)}, which is {kind}"
         raise ValueError(f"{function}: `{argument}` {must}")
     return Path(name)
+
+
+def named(function: str, path: object, argument: str = "path") -> str:
+    """Return the name of a file as text, or raise TypeError for what is none, ValueError for the empty one."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(name := os.fspath(path), str):
+        raise _check.error(TypeError, function, argument, "be the name of a file, a str or a pathlib.Path", path)
+    if not name or "\0" in name:
+        raise _check.error(ValueError, function, argument, "be the name of a file", name)
+    return name
 
 
 UNPACKED = 2**26
@@ -63,6 +70,8 @@ def archive(function: str, path: str | os.PathLike[str], argument: str = "path")
     Raises:
         ValueError: no archive, or one that unpacks to more; beside what `regular` raises.
     """
+    import zipfile  # which takes its time, and is for few
+
     found = regular(function, path, argument)
     name = _check.shown(found.name)
     try:
@@ -100,7 +109,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     Path(folder, "a.txt").read_text()
     'whole'
     """
-    mode = None
+    mode, path = None, named("", path)
     if os.path.exists(path):
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -108,6 +117,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             return
         os.close(os.open(path, os.O_WRONLY))  # raises where it may not be written
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {_check.shown(str(target.parent))} for {_check.shown(target.name)}"
+        )
     part = target.with_name(PART.format(target.name[:40], os.urandom(8).hex()))
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, which cannot be asked for
     try:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, levels, predictions, samplers, stage
+from diffcore import _array, _check, _explained, levels, predictions, samplers, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.plan import Plan
@@ -229,3 +229,6 @@ def _below(at: Float64, to: Float64, end: Float64, eta: float) -> tuple[Float64,
         return to, np.zeros_like(to)
     below = np.minimum(end, to - np.log((1.0 - eta**2) + eta**2 * np.exp(at - to)))
     return below, np.exp(-0.5 * to) * np.sqrt(-np.expm1(to - below))
+
+
+_explained.face(__name__)

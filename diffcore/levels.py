@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _explained
 from diffcore._array import Array
 
 
@@ -144,3 +144,6 @@ def level(log_snr: Array, scaling: str = "vp") -> Level:
     with _array.quiet(xp):
         alpha, sigma = scalings()[scaling](xp, log_snr)
     return Level(_array.scalar(alpha), _array.scalar(sigma), _array.scalar(log_snr))
+
+
+_explained.face(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _streams
+from diffcore import _array, _check, _explained, _streams
 from diffcore._array import Array
 from diffcore._brownian import brownian
 from diffcore._dispatch import backend_of
@@ -201,3 +201,6 @@ def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int,
     raise _check.error(
         TypeError, "noise.native", "like", "be an array of NumPy, torch or JAX", like, "use noise.normal"
     )
+
+
+_explained.face(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, levels, predictions, stage
+from diffcore import _array, _check, _explained, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint
@@ -142,3 +142,6 @@ def _moved(xp: Any, one: Array, other: Array) -> Array:
     """Return the largest root mean square of a difference over the samples, in the dtype it is computed in."""
     difference = _array.widen(xp, one) - _array.widen(xp, other)
     return xp.sqrt(xp.max(xp.mean(xp.reshape(difference * difference, (one.shape[0], -1)), axis=1)))
+
+
+_explained.face(__name__)

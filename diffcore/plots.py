@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _explained
 from diffcore.plan import Plan, plot
 from diffcore.schedules import Schedule
 from diffcore.state import State
@@ -215,3 +215,6 @@ def _named(function: str, given: Any, kind: type[Any], what: str) -> list[tuple[
 def _name(entry: Any) -> str:
     text = f"{entry.sampler}, {entry.scaling}" if isinstance(entry, Plan) else repr(entry)
     return text if len(text) <= 40 else type(entry).__name__ if not isinstance(entry, Plan) else text[:40]
+
+
+_explained.face(__name__)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, levels
+from diffcore import _array, _check, _explained, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
@@ -274,3 +274,6 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
         + _array.along(function, "level", q, wide_y, xp) * wide_y
     )
     return _array.scalar(xp.astype(mixed, dtype, copy=False))
+
+
+_explained.face(__name__)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, levels
+from diffcore import _array, _check, _explained, levels
 from diffcore._array import Array
 from diffcore.levels import Gaussian, Level
 
@@ -307,3 +307,6 @@ def ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
         must = f"have a log-SNR >= {_check.shown(t.log_snr)}, that of `t`, the noisier level"
         raise _check.error(ValueError, function, "s", must, s.log_snr, "exchange them")
     return s, t
+
+
+_explained.face(__name__)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from diffcore import _array, _check, noise, predictions, stage
+from diffcore import _array, _check, _explained, noise, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint
@@ -364,3 +364,6 @@ def _bar(total: int, state: State) -> Any:
     except ImportError as error:
         raise ImportError("sample: `progress` needs tqdm; install diffcore[progress]") from error
     return tqdm(total=total, initial=int(state.index), unit="stage")
+
+
+_explained.face(__name__)

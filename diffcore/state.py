@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _files
+from diffcore import _array, _check, _explained, _files
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 
@@ -121,3 +121,6 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
     estimate = None if x is None else give(x)
     counts = backend.index(index), backend.index(draw)
     return State(give(z), tuple(map(give, memory)), estimate, *counts, words, tuple(map(give, carried)))
+
+
+_explained.face(__name__)

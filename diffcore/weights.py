@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _explained
 from diffcore._array import Array
 from diffcore._weight import At, Split, Weight, raised
 from diffcore.predictions import check_sigma_data
@@ -313,3 +313,6 @@ def _descent(name: str, at: At) -> Array:
 
 def _check_positive(name: str, argument: str, value: float) -> None:
     _check.number(f"weights.{name}", argument, value, 0, open_low=True)
+
+
+_explained.face(__name__)

@@ -15,6 +15,7 @@ LAYERS: dict[str, list[str]] = {
     "leaves": [
         "_array",
         "_check",
+        "_explained",
         "_dispatch",
         "_files",
         "_philox",

@@ -14,6 +14,7 @@ if __name__ != "diffcore.unet3d":
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diffcore import _explained
 from diffcore.unet3d.build import build
 from diffcore.unet3d.config import PRESETS, UNet3DConfig, preset
 from diffcore.unet3d.pretrained import MODELS, pretrained
@@ -43,3 +44,6 @@ def __getattr__(name: str) -> Any:
     if name in {"data", "digits", "training"}:
         return import_module(f"diffcore.unet3d.{name}")
     raise AttributeError(f"module 'diffcore.unet3d' has no attribute {name!r}")
+
+
+_explained.face(__name__)

@@ -29,6 +29,7 @@ the truth.
 Source: Daras et al. 2024 (arXiv 2410.00083) for a survey; each file names its own.
 """
 
+from diffcore import _explained
 from diffcore.conditioning.daps import daps
 from diffcore.conditioning.ddrm import ddrm, ilvr
 from diffcore.conditioning.diffpir import DiffPIR, diffpir
@@ -91,3 +92,5 @@ __all__ = [
     "tmpd",
     "twisted",
 ]
+
+_explained.face(__name__)

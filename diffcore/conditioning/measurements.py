@@ -148,7 +148,7 @@ def frame_average(count: int, *, axis: int = 1) -> FrameAverage:
     """
     function = "conditioning.frame_average"
     place = _check.integer(function, "axis", axis, None)
-    return FrameAverage(_check.integer(function, "count", count, 1), place)
+    return FrameAverage(_check.count(function, "count", count, 1), place)
 
 
 def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.NDArray[np.bool_]:

@@ -56,7 +56,7 @@ def by_components(model: Model, at: Entered, want: str) -> tuple[Array, Array]:
     for which in _components.turns(parts, levels_differ=at.alpha.shape[1] != 1 or at.sigma.shape[1] != 1):
         found = _components.solve(xp, _components.some(parts, which), at.z, at.alpha, at.sigma, want)
         reference = _reference(xp, found) if reference is None else reference
-        logits = model.log_weights[which, None] + _relative(found, reference)
+        logits = model.log_weights[which, None] + _relative(xp, found, reference)
         part_density, part_vector = logits[0, :], found.vector[0, ...]
         if logits.shape[0] > 1:
             weights, part_density = softmax(xp, logits, axis=0)
@@ -81,7 +81,7 @@ def joint(model: Model, at: Entered) -> Array:
         for which in _components.turns(parts, levels_differ=at.alpha.shape[1] != 1 or at.sigma.shape[1] != 1)
     ]
     reference = _reference(xp, found[0])
-    each = [_relative(part, reference) for part in found]
+    each = [_relative(xp, part, reference) for part in found]
     return model.log_weights[:, None] + (each[0] if len(each) == 1 else xp.concat(each, axis=0))
 
 
@@ -90,8 +90,10 @@ def _reference(xp: Any, found: Solved) -> tuple[Array, Array]:
     return xp.min(found.quadratic, axis=0, keepdims=True), found.log_determinant[:1, :]
 
 
-def _relative(found: Solved, reference: tuple[Array, Array]) -> Array:
-    return -0.5 * ((found.quadratic - reference[0]) + (found.log_determinant - reference[1]))
+def _relative(xp: Any, found: Solved, reference: tuple[Array, Array]) -> Array:
+    nearest = found.quadratic == reference[0]  # also where all are infinitely far
+    further = xp.where(nearest, xp.zeros_like(found.quadratic), found.quadratic - reference[0])
+    return -0.5 * (further + (found.log_determinant - reference[1]))
 
 
 def softmax(xp: Any, logits: Array, axis: int) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ Starts and ends may be arrays of shape (B,) or (B, T), the lead axes: a level fo
 `table()` has all grids by name, `by_name` makes one.
 """
 
+from diffcore import _explained
 from diffcore.grids._base import check
 from diffcore.grids._table import by_name, table
 from diffcore.grids.curves import beta, bong_tangent, smoothstep
@@ -57,3 +58,6 @@ __all__ = [
     "uniform",
     "uniform_log_snr",
 ]
+
+
+_explained.face(__name__)

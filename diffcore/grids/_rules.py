@@ -36,7 +36,7 @@ def by_rule(
 ) -> Float64:
     """Return the grid through the timesteps of a rule, and the clean point or the level at the end; see `timesteps.leading`."""
     scaling_of(function, "schedule", schedule)
-    count = _check.integer(function, "steps", steps, 1)
+    count = _check.count(function, "steps", steps, 1)
     whole = _entries(schedule) if timesteps is None else _check.integer(function, "timesteps", timesteps, 2)
 
     def make(first: float, last: float, in_data: bool) -> Float64:

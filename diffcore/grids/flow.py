@@ -57,7 +57,7 @@ def flow_match(
     """
     function = "grids.flow_match"
     scaling_of(function, "schedule", schedule)
-    count = _check.integer(function, "steps", steps, 1)
+    count = _check.count(function, "steps", steps, 1)
     move = 2.0 * math.log(_check.number(function, "shift", shift, 0, open_low=True))
     if terminal is not None:
         terminal = _check.number(function, "terminal", terminal, 0, 1, open_low=True, open_high=True)

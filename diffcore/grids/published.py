@@ -82,7 +82,7 @@ def align_your_steps(
     """
     function = "grids.align_your_steps"
     listed = _ALIGN_YOUR_STEPS[_check.choice(function, "model", model, _ALIGN_YOUR_STEPS)]
-    count = _check.integer(function, "steps", steps, 1)
+    count = _check.count(function, "steps", steps, 1)
     return _through(function, schedule, count, (start, end, clean), listed, "ve")
 
 
@@ -110,7 +110,7 @@ def optimal_steps(
     """
     function = "grids.optimal_steps"
     listed = _OPTIMAL_STEPS[_check.choice(function, "model", model, _OPTIMAL_STEPS)]
-    count = _check.integer(function, "steps", steps, 1)
+    count = _check.count(function, "steps", steps, 1)
     return _through(function, schedule, count, (start, end, clean), listed, "flow")
 
 
@@ -133,7 +133,7 @@ def gits(
     >>> np.exp(-0.5 * gits(Karras(), 3)).round(3)
     array([14.615,  1.563,  0.524,  0.   ])
     """
-    count = _check.integer("grids.gits", "steps", steps, 1)
+    count = _check.count("grids.gits", "steps", steps, 1)
     listed = tuple(_GITS_LEVELS[_PLACES.index(place)] for place in _GITS[min(max(count, 2), 20) - 2])
     return _through("grids.gits", schedule, count, (start, end, clean), listed, "ve")
 

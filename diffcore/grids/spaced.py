@@ -40,7 +40,7 @@ def uniform(
     array([-20.,   0.,  inf])
     """
     function = "grids.uniform"
-    count, (first, last) = _check.integer(function, "steps", steps, 1), check_ends(function, start, end)
+    count, (first, last) = _check.count(function, "steps", steps, 1), check_ends(function, start, end)
     part = column(np.arange(count + 1.0), first) / count
     return of_times(function, schedule, first * (1.0 - part) + last * part, clean)
 
@@ -256,7 +256,7 @@ def linear_quadratic(
     function = "grids.linear_quadratic"
     scaling_of(function, "schedule", schedule)
     levels.check_scaling(function, scaling)
-    count, (first, last) = _check.integer(function, "steps", steps, 1), check_ends(function, start, end)
+    count, (first, last) = _check.count(function, "steps", steps, 1), check_ends(function, start, end)
     theta = _check.number(function, "threshold", threshold, 0, 1, open_low=True, open_high=True)
     if linear_steps is None:
         linear_steps = max(count // 2, 1)
@@ -326,7 +326,7 @@ def _spaced(
     scaling_of(function, "schedule", schedule)
     levels.check_scaling(function, scaling)
     start, end, clean = ends
-    count, (first, last) = _check.integer(function, "steps", steps, 1), check_ends(function, start, end)
+    count, (first, last) = _check.count(function, "steps", steps, 1), check_ends(function, start, end)
     low, high = (np.asarray(schedule.log_snr(time), dtype=np.float64) for time in (first, last))
     from_, upto = _into(low, scaling), _into(high, scaling)
     if not np.all(np.isfinite(from_) & np.isfinite(upto)):

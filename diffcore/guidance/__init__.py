@@ -7,6 +7,7 @@ frames of a video. `clip` and `dynamic_threshold` are a `transform_x` for `diffc
 Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6; Ho et al. 2022 (arXiv 2204.03458), eq. 6.
 """
 
+from diffcore import _explained
 from diffcore._threshold import Clip, DynamicThreshold, clip, dynamic_threshold
 from diffcore.guidance._guided import ClassifierFree
 from diffcore.guidance._rule import At, Rule
@@ -55,3 +56,5 @@ __all__ = [
     "tangential",
     "zero_star",
 ]
+
+_explained.face(__name__)

@@ -139,12 +139,12 @@ class ClassifierFree:
         if self.rescale == 0.0:
             return guided
         axes = tuple(range(1, guided.ndim))
-        wanted, found = (
-            xp.mean((part - xp.mean(part, axis=axes, keepdims=True)) ** 2, axis=axes, keepdims=True)
-            for part in (c, guided)
-        )
+        centred = [part - xp.mean(part, axis=axes, keepdims=True) for part in (c, guided)]
+        top = xp.max(xp.maximum(*(xp.abs(part) for part in centred)), axis=axes, keepdims=True)
+        zero, one = xp.zeros_like(top), xp.ones_like(top)
+        top = xp.where(top > 0, top, one)  # a unit in which no square overflows
+        wanted, found = (xp.mean((part / top) ** 2, axis=axes, keepdims=True) for part in centred)
         # the square root has no slope at 0, so it is not taken there
-        zero, one = xp.zeros_like(found), xp.ones_like(found)
         positive, some = found > 0, (found > 0) & (wanted > 0)
         ratio = xp.sqrt(xp.where(some, wanted, one) / xp.where(some, found, one))
         ratio = xp.where(some, ratio, xp.where(positive, zero, one))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, predictions
+from diffcore import _array, _explained, predictions
 from diffcore._array import Array
 from diffcore.interop import _reading, _schedulers
 from diffcore.plan import Plan
@@ -164,3 +164,6 @@ def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
     """
     _schedulers.prediction(scheduler)
     return _Denoiser(model, scheduler, inputs, _schedulers.table_of(scheduler))
+
+
+_explained.face(__name__)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, levels, predictions
+from diffcore import _array, _check, _explained, levels, predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.samplers import _trace
@@ -192,3 +192,6 @@ def model(
         return predictions.convert(fitted(z, log_snr), z, at, source=source, target="x")
 
     return call
+
+
+_explained.face(__name__)

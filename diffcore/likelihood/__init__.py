@@ -10,6 +10,7 @@ r"""How likely data is, and how likely a sampler is to draw what it drew, in nat
 See docs/likelihood.md.
 """
 
+from diffcore import _explained
 from diffcore.likelihood._bound import (
     Bound,
     bits_per_dim,
@@ -39,3 +40,5 @@ __all__ = [
     "trajectory",
     "transition",
 ]
+
+_explained.face(__name__)

@@ -135,7 +135,7 @@ def diffusion_discrete(
         which = np.broadcast_to(np.arange(count)[:, None], (count, batch))
         share = 1.0
     else:
-        intervals = _check.integer(function, "intervals", intervals, 1)
+        intervals = _check.count(function, "intervals", intervals, 1)
         u = _spread(seed, intervals, batch)
         which = np.minimum((u * count).astype(np.int64), count - 1)
         share = count / intervals
@@ -186,7 +186,7 @@ def diffusion_continuous(
     """
     function = "likelihood.diffusion_continuous"
     xp = _check_estimate(function, denoise, x, schedule)
-    points = _check.integer(function, "points", points, 1)
+    points = _check.count(function, "points", points, 1)
     noisy, clean = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
     check_finite(function, np.array([noisy, clean]))
     nats = xp.zeros((x.shape[0],), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
@@ -320,7 +320,7 @@ def _on_device(xp: Any, values: np.ndarray[Any, Any], like: Array) -> Array:
 
 def _check_times(function: str, steps: int | Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
     if isinstance(steps, int | np.integer):
-        count = _check.integer(function, "steps", steps, 1, hint="or give times in rising order")
+        count = _check.count(function, "steps", steps, 1, hint="or give times in rising order")
         return np.linspace(0.0, 1.0, count + 1)
     times = _array.to_host(steps, np.float64, function=function, argument="steps")
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) > 0) or times[0] < 0.0 or times[-1] > 1.0:

@@ -1,5 +1,6 @@
 """How good generated clips are: the Frechet distance of two sets of features, PSNR and SSIM, and changes at seams."""
 
+from diffcore import _explained
 from diffcore.metrics.frechet import (
     Moments,
     SmallSample,
@@ -23,3 +24,5 @@ __all__ = [
     "seams",
     "ssim",
 ]
+
+_explained.face(__name__)

@@ -173,7 +173,7 @@ def frechet_distance_unbiased(
     (True, True)
     """
     function = "metrics.frechet_distance_unbiased"
-    _check.integer(function, "points", points, 2)
+    _check.count(function, "points", points, 2)
     _check.number(function, "smallest", smallest, 0, 1, open_low=True, open_high=True)
     sets = [_featured(function, name, given, features, batch) for name, given in (("real", real), ("fake", fake))]
     rng = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ sample, (B,), a mean over its elements, that carries gradients. Targets carry no
 `diffcore.exact.Gaussian`: `average_velocity`, `flow_map`, `consistency`.
 """
 
+from diffcore import _explained
 from diffcore.objectives.consistency import consistency, consistency_pair
 from diffcore.objectives.contrastive import contrastive
 from diffcore.objectives.coupling import optimal_transport
@@ -38,3 +39,5 @@ __all__ = [
     "split_meanflow",
     "variance_bound",
 ]
+
+_explained.face(__name__)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _files
+
 Float64 = npt.NDArray[np.float64]
 
 SPIKE = 4.0
@@ -104,7 +106,7 @@ def _lead(shape: tuple[int, ...], lead: tuple[int, ...]) -> str:
 def save(found: Any, path: str | os.PathLike[str] | None) -> Any:
     """Return the figure, after writing it where a path is given."""
     if path is not None:
-        found.savefig(path, dpi=120)
+        found.savefig(_files.named("", path), dpi=120)
     return found
 
 

@@ -28,6 +28,7 @@
 | `res_2s`, `res_3s`, `res_multistep` | ODE, exponential, the last with noise | 2, 3, 2 | 2 N - 1, 3 N - 2, N |
 """
 
+from diffcore import _explained
 from diffcore.samplers._aliases import aliases
 from diffcore.samplers._table import Sampler, Variant, make, table
 from diffcore.samplers._trace import trace
@@ -99,3 +100,5 @@ __all__ = [
     "trace",
     "unipc",
 ]
+
+_explained.face(__name__)

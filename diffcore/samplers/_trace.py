@@ -91,6 +91,7 @@ def read(
     like = np.zeros(1) if like is None else like
     if _array.library(like) is None:
         raise _check.error(TypeError, function, "like", "be an array, such as numpy.zeros(1) or torch.zeros(1)", like)
+    _check.choice(function, "second", second, ("unguided", "raw", None))
     random = np.random.default_rng(0)
     with _float64(like):
         probe = _Run(function, like, second, lambda _: np.repeat(random.normal(size=len(SIZES) // 2), 2) * SIZES)

@@ -51,8 +51,8 @@ def restart(
     for low, high, inner, times in intervals:
         if not 0.0 < low < high < np.inf:
             raise _check.error(ValueError, function, "intervals", "have 0 < low < high, finite", (low, high))
-        _check.integer(function, "intervals", inner, 1)
-        _check.integer(function, "intervals", times, 1)
+        _check.count(function, "intervals", inner, 1)
+        _check.count(function, "intervals", times, 1)
     _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
     pairs = steps_of(function, schedule, steps, grid)
     points = np.concatenate([pairs.t.log_snr, pairs.s.log_snr[-1:]])

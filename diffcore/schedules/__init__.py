@@ -3,6 +3,7 @@
 A schedule is a frozen dataclass of Python floats; `schedule(t)` is a `diffcore.Level`. Any goes with any scaling.
 """
 
+from diffcore import _explained
 from diffcore.schedules._base import Schedule
 from diffcore.schedules._table import from_dict, table, to_dict
 from diffcore.schedules.combinators import Shifted, Truncated, shift, truncate
@@ -50,3 +51,5 @@ __all__ = [
     "truncate",
     "zero_terminal_snr",
 ]
+
+_explained.face(__name__)

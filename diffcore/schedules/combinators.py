@@ -45,8 +45,6 @@ def shift(schedule: Schedule, delta: float) -> Schedule:
     a schedule that suits images of side d_0 has the same effect on images of side d, seen at the old scale: -1.386
     from 64 pixels to 128.
 
-    The shift s of a flow, sigma' = s sigma / (1 + (s - 1) sigma), is delta = -2 log s.
-
     Args:
         schedule: any.
         delta: finite; negative is noisier.

@@ -52,7 +52,7 @@ def betas(
     function = "schedules.betas"
     ends = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "sigmoid": (1e-4, 0.02)}
     kind = _check.choice(function, "kind", kind, (*ends, "squaredcos_cap_v2", "exp"))
-    count = _check.integer(function, "steps", steps, 2)
+    count = _check.count(function, "steps", steps, 2)
     if kind not in ends:
         for argument, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             if value is not None:

@@ -11,6 +11,7 @@ independent of the noise that samplers draw from the same seed. They are never 0
 (B, T), or make one of the draws with `monotone` or `pyramid`.
 """
 
+from diffcore import _explained
 from diffcore.times._table import table
 from diffcore.times.curves import Beta, CosMap, Mode, Shifted
 from diffcore.times.densities import Density, LogitNormal, LogNormal, Uniform
@@ -32,3 +33,5 @@ __all__ = [
     "stratified",
     "table",
 ]
+
+_explained.face(__name__)

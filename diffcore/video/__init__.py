@@ -21,6 +21,7 @@ and one that was stopped between two blocks goes on from `Stream.state`.
 Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3.1 and 4.3.3.
 """
 
+from diffcore import _explained
 from diffcore.video import orders
 from diffcore.video._stream import Progress, Stream
 from diffcore.video.extend import extend
@@ -39,3 +40,5 @@ __all__ = [
     "upscale",
     "windowed",
 ]
+
+_explained.face(__name__)

@@ -82,7 +82,7 @@ def extend(
     >>> [block.shape[1] for block in extend(data, plan, clip, frames=9, window=4, overlap=1, seed=7)]
     [4, 3, 2]
     """
-    wide = _check.integer(FUNCTION, "window", window, 1)
+    wide = _check.count(FUNCTION, "window", window, 1)
     known = overlap_of(FUNCTION, overlap, wide)
     total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
     rolls = method == "rolling"

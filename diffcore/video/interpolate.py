@@ -69,7 +69,7 @@ def interpolate(
     array([0., 1., 2., 3.])
     """
     times = _check.integer(FUNCTION, "factor", factor, 1)
-    wide = max(_check.integer(FUNCTION, "window", window, 1), times + 1)
+    wide = max(_check.count(FUNCTION, "window", window, 1), times + 1)
     gaps = (wide - 1) // times
     kept = min(overlap_of(FUNCTION, overlap, wide) // times, gaps - 1)
     if overlap is None:

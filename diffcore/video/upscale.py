@@ -67,7 +67,7 @@ def upscale(
     >>> large.shape, bool(np.allclose(dc.conditioning.downsample(2)(large), small))
     ((1, 3, 4, 4, 1), True)
     """
-    wide = _check.integer(FUNCTION, "window", window, 1)
+    wide = _check.count(FUNCTION, "window", window, 1)
     known = overlap_of(FUNCTION, overlap, wide)
     measure = conditioning.downsample(factor)
     sampler = Sampler(

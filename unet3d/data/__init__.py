@@ -7,6 +7,7 @@
 `Source` is what they have in common, and what data of one's own has to offer.
 """
 
+from diffcore import _explained
 from diffcore.unet3d.data.arrays import Arrays, array_file
 from diffcore.unet3d.data.batches import Batch, batch
 from diffcore.unet3d.data.source import Source
@@ -21,3 +22,5 @@ __all__ = [
     "Batch",
     "batch",
 ]
+
+_explained.face(__name__)

@@ -103,8 +103,8 @@ class Videos(Source):
     ) -> None:
         function = "data.videos"
         self._frames, self._every = (
-            _check.integer(function, "frames", frames, 1),
-            _check.integer(function, "every", every, 1),
+            _check.count(function, "frames", frames, 1),
+            _check.count(function, "every", every, 1),
         )
         height, width = _check.shape(function, "size", size, "(height, width)", least=1)
         self._size = height, width

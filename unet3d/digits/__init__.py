@@ -6,6 +6,7 @@
   `unet3d.pretrained("moving_digits")` returns it; docs/moving_digits.md is its card.
 """
 
+from diffcore import _explained
 from diffcore.unet3d.digits.data import MovingDigits, moving_digits, moving_digits_truth
 from diffcore.unet3d.digits.features import Legibility, features, identity_held, legibility, speed, straightness
 
@@ -20,3 +21,5 @@ __all__ = [
     "speed",
     "straightness",
 ]
+
+_explained.face(__name__)

@@ -137,6 +137,9 @@ def _side(frames: int, size: int, count: int, split: str, seed: int, digits: int
     for argument, value in (("frames", frames), ("count", count), ("digits", digits)):
         _check.integer(function, argument, value, 1)
     _check.integer(function, "size", size, 8)
+    if frames * count * digits * size * size > 2**36:
+        must = f"be a number of clips, of {frames} frames of {size}x{size}, that take no more than 64 GB"
+        raise _check.error(ValueError, function, "count", must, count)
     seed_of(function, seed)
     _check.choice(function, "split", split, SPLITS)
     return max(8, size // 2) if digit_size is None else _check.integer(function, "digit_size", digit_size, 8, size)
