@@ -59,6 +59,24 @@ def guided(plan: dc.Plan, like: Any, denoise: Any) -> None:
         sample(plan, like, dc.guidance.classifier_free(net, cond=one, null=0.0 * one, **options))
 
 
+def ruled(plan: dc.Plan, like: Any, denoise: Any) -> None:
+    one = put(np.ones((1,) * len(SHAPE)), like)
+    rule, schedule = dc.guidance.projected(momentum=-0.5), dc.schedules.LinearLogSNR(scaling=plan.scaling)
+    free = dc.guidance.classifier_free(
+        net, cond=one, null=0.0 * one, weight=2.0, rule=rule, prediction="x", schedule=schedule
+    )
+    sample(plan, like, free)
+    sample(plan, like, dc.guidance.composed(net, conds=[one, 2.0 * one], null=0.0 * one, scales=(1.5, 3.0)))
+    worse = dc.guidance.autoguidance(net, lambda z, l, c: 0.9 * net(z, l, c), cond=one, weight=1.0)
+    sample(plan, like, worse)
+
+
+def classified(plan: dc.Plan, like: Any, denoise: Any) -> None:
+    schedule = dc.schedules.LinearLogSNR(scaling=plan.scaling)
+    led = dc.guidance.classifier(denoise, gradient=lambda z, l: -0.1 * z, weight=1.0, prediction="x", schedule=schedule)
+    sample(plan, like, led)
+
+
 def clipped(plan: dc.Plan, like: Any, denoise: Any) -> None:
     for transform_x in (dc.guidance.clip(-1.0, 1.0), dc.guidance.dynamic_threshold(0.9)):
         sample(plan, like, denoise, transform_x=transform_x)
@@ -105,6 +123,8 @@ def video(*methods: str) -> Callable[[dc.Plan, Any, Any], None]:
 RUNS: dict[str, Callable[[dc.Plan, Any, Any], None]] = {
     "every sampler of `dc.samplers`": sample,
     "`guidance.classifier_free`, by level, in an interval, rescaled": guided,
+    "its rules, with momentum too; `guidance.composed`, `autoguidance`, `history`": ruled,
+    "`guidance.classifier`": classified,
     "`guidance.clip`, `guidance.dynamic_threshold`": clipped,
     "`conditioning.replacement`, both variants": replaced,
     "`conditioning.projection`": projected,
@@ -134,7 +154,7 @@ def test_a_cell_of_the_page_is_true(row: str, column: int, library: str) -> None
     said, run = ROWS[row][column], RUNS[row]
     with example(library) as like:
         for plan in plans(library, row).values():
-            if said == "yes":
+            if said in ("yes", "by a gradient that you give"):
                 run(plan, like, net)
             else:
                 assert said == "exact denoisers"
