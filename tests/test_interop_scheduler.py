@@ -230,6 +230,14 @@ def test_a_sampler_by_name_starts_in_the_middle_and_adds_noise_there() -> None:
     np.testing.assert_allclose(x, ours, rtol=1e-6)
 
 
+def test_a_setting_that_a_class_ignores_is_ignored() -> None:
+    """CogVideoX's DDIM has `clip_sample` and does not clip."""
+    stock = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    theirs, *_ = loop(stock)
+    ours, *_ = loop(Scheduler.from_config(stock, sampler="ddim"))
+    np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6 * float(theirs.abs().max()))
+
+
 def test_noise_is_theirs_to_give() -> None:
     scheduler = Scheduler.from_config(diffusers.DDPMScheduler(), sampler="ancestral")
     scheduler.set_timesteps(STEPS)
@@ -302,6 +310,11 @@ def test_what_does_not_fit_is_refused() -> None:
         unipc.step(x, t, x)
     with pytest.raises(ValueError, match="all 2 steps are done; call set_timesteps"):
         unipc.step(x, t, x)
+    named = Scheduler.from_config(
+        diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True), sampler="ddim"
+    )
+    with pytest.raises(ValueError, match="the plan of ddim needs timesteps; call set_timesteps"):
+        _ = named.plan
     plms = Scheduler.from_config(diffusers.PNDMScheduler(skip_prk_steps=True))
     plms.set_timesteps(4)
     plms.step(x, plms.timesteps[0], x)

@@ -29,7 +29,7 @@ class Loop:
         sampler: the name of ours that takes its place; None for its own method.
         settings: of ours.
         device: of the timesteps.
-        grid: of ours; None for the levels of the scheduler's own timesteps.
+        grid: of ours; None before timesteps are set.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Loop:
         """Whether its steps may be read one by one; it turns out in the first whether they have no memory."""
         self.timesteps = stock.timesteps
         self.plan: Plan | None = None
-        if sampler is not None and self.timesteps is not None:
-            self.grid = _schedulers.grid(stock) if grid is None else grid
+        if sampler is not None and grid is not None:
+            self.grid = grid
             self.plan = self._made(self.grid)
             times = _schedulers.timesteps(stock, self.plan.log_snr)
             whole = np.abs(times - times.round()) < 1e-6
@@ -66,7 +66,7 @@ class Loop:
         unknown = [] if every else [name for name in given if name not in takes]
         if not unknown:
             stock.set_timesteps(**given, **({"device": device} if "device" in takes else {}))
-            return Loop(stock, self.sampler, self.settings, device)
+            return Loop(stock, self.sampler, self.settings, device, _schedulers.grid(stock) if self.sampler else None)
         if self.sampler is None or unknown[0] not in ("timesteps", "sigmas"):
             raise ValueError(
                 f"{FUNCTION}.set_timesteps: a {type(stock).__name__} takes no `{unknown[0]}`; give num_inference_steps, or use a "
@@ -83,7 +83,13 @@ class Loop:
             return self
         stock = copy.copy(self.stock)
         stock.register_to_config(**new)
-        return Loop(stock, self.sampler, self.settings)
+        return Loop(
+            stock,
+            self.sampler,
+            self.settings,
+            self.timesteps.device if self.plan else None,
+            self.grid if self.plan else None,
+        )
 
     @property
     def order(self) -> int:
@@ -94,6 +100,8 @@ class Loop:
 
     def whole(self) -> Plan:
         """Return the plan of all timesteps."""
+        if self.plan is None and self.sampler is not None:
+            raise ValueError(f"{FUNCTION}: the plan of {self.sampler} needs timesteps; call set_timesteps")
         return self.plan or _reading.read(FUNCTION, self.stock, self.timesteps).plan
 
     def place(self, timestep: Any) -> int | None:
@@ -144,6 +152,8 @@ class Loop:
         return self._known[key]
 
     def _read(self, first: int, options: Mapping[str, Any]) -> _reading.Read:
+        if self.plan is None and self.sampler is not None:
+            raise ValueError(f"{FUNCTION}.step: a run by {self.sampler} needs timesteps; call set_timesteps")
         if self.plan is None:
             own = self.now(first, None)
             times = own.timesteps[first:]
@@ -154,7 +164,15 @@ class Loop:
             plan = self._made(self.grid[first // self.order :], **options)
             if not np.array_equal(plan.log_snr, self.plan.log_snr[first:]):
                 raise ValueError(f"{FUNCTION}.step: {plan.sampler} cannot begin at timestep number {first}")
-        return _stages.made(plan, any(self.stock.config.get(switch) for switch in _reading.SWITCHES))
+        return _stages.made(plan, self._clips())
+
+    def _clips(self) -> bool:
+        """Return whether the class clips: some have the setting and ignore it."""
+        if not any(self.stock.config.get(switch) for switch in _reading.SWITCHES):
+            return False
+        own = copy.copy(self.stock)
+        own.set_timesteps(2)
+        return _reading.read(FUNCTION, own, own.timesteps[-1:], apart=True).clips[0] is not None
 
     def _made(self, grid: Any, **options: Any) -> Plan:
         assert self.sampler is not None
