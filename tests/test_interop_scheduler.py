@@ -200,6 +200,9 @@ def test_a_sampler_by_name_is_its_plan(stock: str, given: dict[str, Any], sample
     assert plan.sampler.startswith(sampler)
     assert len(scheduler.timesteps) == len(plan) == {"unipc": 3, "heun": 5}[sampler]
     assert scheduler.order == {"unipc": 1, "heun": 2}[sampler]
+    if stock != "DDIMScheduler":  # which has none
+        assert len(scheduler.sigmas) == len(plan) + 1
+        np.testing.assert_allclose(scheduler.sigmas[:-1], plan.levels.sigma, rtol=1e-6)
     x = start = STARTS * float(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
         x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x).prev_sample
@@ -219,9 +222,9 @@ def test_a_sampler_by_name_starts_in_the_middle_and_adds_noise_there() -> None:
     scheduler.set_timesteps(STEPS)
     scheduler.set_begin_index(6)
     noised = scheduler.add_noise(STARTS, torch.ones_like(STARTS), scheduler.timesteps[6:7])
-    sigma = float(scheduler.sigmas[3])
+    sigma = float(scheduler.sigmas[6])
     np.testing.assert_allclose(noised - STARTS, sigma, rtol=1e-6)
-    grid = [-2.0 * np.log(float(sigma)) for sigma in scheduler.sigmas[3:-1]] + [np.inf]
+    grid = [-2.0 * np.log(float(sigma)) for sigma in scheduler.sigmas[6:-1:2]] + [np.inf]
     expected = dc.samplers.heun(dc.interop.diffusers.schedule(diffusers.EulerDiscreteScheduler()), grid=grid)
     x = noised
     for t in scheduler.timesteps[6:]:

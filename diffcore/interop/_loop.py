@@ -98,6 +98,18 @@ class Loop:
             return int(getattr(self.stock, "order", 1))
         return round(samplers.table()[self.sampler].calls(1000) / 1000)
 
+    def has(self, name: str) -> bool:
+        """Return whether the scheduler of diffusers has an attribute, without asking for it."""
+        return name in vars(self.stock) or hasattr(type(self.stock), name)
+
+    def get(self, name: str) -> Any:
+        """Return an attribute of the scheduler of diffusers; `sigmas` are those of our plan, one for each timestep and the end."""
+        if name != "sigmas" or self.plan is None:
+            return getattr(self.stock, name)
+        log_snr = np.append(self.plan.log_snr, self.plan.next_log_snr[-1])
+        sigmas = levels.level(log_snr, "flow").sigma if self.kind == "flow" else np.exp(-0.5 * log_snr)
+        return self.stock.sigmas.new_tensor(sigmas)
+
     def whole(self) -> Plan:
         """Return the plan of all timesteps."""
         if self.plan is None and self.sampler is not None:

@@ -141,12 +141,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __getattr__(self, name: str) -> Any:
         """Return what the scheduler of the config has, such as `sigmas`, `betas` or `alphas_cumprod`."""
         loop = self.__dict__.get("_loop")
-        if (
-            loop is not None
-            and not name.startswith("__")
-            and (name in vars(loop.stock) or hasattr(type(loop.stock), name))
-        ):
-            return getattr(loop.stock, name)
+        if loop is not None and not name.startswith("__") and loop.has(name):
+            return loop.get(name)
         return super().__getattr__(name)
 
     def __len__(self) -> int:
