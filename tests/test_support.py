@@ -61,20 +61,27 @@ def guided(plan: dc.Plan, like: Any, denoise: Any) -> None:
 
 def ruled(plan: dc.Plan, like: Any, denoise: Any) -> None:
     one = put(np.ones((1,) * len(SHAPE)), like)
-    rule, schedule = dc.guidance.projected(momentum=-0.5), dc.schedules.LinearLogSNR(scaling=plan.scaling)
-    free = dc.guidance.classifier_free(
-        net, cond=one, null=0.0 * one, weight=2.0, rule=rule, prediction="x", schedule=schedule
-    )
-    sample(plan, like, free)
-    sample(plan, like, dc.guidance.composed(net, conds=[one, 2.0 * one], null=0.0 * one, scales=(1.5, 3.0)))
-    worse = dc.guidance.autoguidance(net, lambda z, l, c: 0.9 * net(z, l, c), cond=one, weight=1.0)
-    sample(plan, like, worse)
+    both: dict[str, Any] = {"cond": one, "null": 0.0 * one}
+    for rule in (dc.guidance.projected(momentum=-0.5), *(row.make() for row in dc.guidance.table().values())):
+        sample(plan, like, dc.guidance.classifier_free(net, **both, weight=2.0, rule=rule, prediction="x"))
+    sample(plan, like, dc.guidance.composed(net, conds=[one, 2.0 * one], null=0.0 * one, scales=(2.0, 1.0)))
+    sample(plan, like, dc.guidance.autoguidance(net, lambda z, log_snr: 0.5 * z, weight=1.0))
+    known = dc.guidance.history(net, put(CLIP, like), (True, False, False, False), scale=2.0, prediction="x")
+    sample(plan, like, known)
 
 
 def classified(plan: dc.Plan, like: Any, denoise: Any) -> None:
-    schedule = dc.schedules.LinearLogSNR(scaling=plan.scaling)
-    led = dc.guidance.classifier(denoise, gradient=lambda z, l: -0.1 * z, weight=1.0, prediction="x", schedule=schedule)
-    sample(plan, like, led)
+    schedule: dict[str, Any] = {"prediction": "x", "schedule": dc.schedules.LinearLogSNR(scaling=plan.scaling)}
+
+    def log_prob(z: Any, log_snr: Any) -> Any:
+        return -0.5 * (z**2).sum((1, 2, 3, 4))
+
+    if isinstance(like, np.ndarray):
+        with pytest.raises(TypeError, match="gradient"):
+            sample(plan, like, dc.guidance.classifier(denoise, log_prob, **schedule))
+    else:
+        sample(plan, like, dc.guidance.classifier(denoise, log_prob, **schedule))
+    sample(plan, like, dc.guidance.classifier(denoise, gradient=lambda z, log_snr: -z, **schedule))
 
 
 def clipped(plan: dc.Plan, like: Any, denoise: Any) -> None:
@@ -100,6 +107,26 @@ def reconstructed(plan: dc.Plan, like: Any, denoise: Any) -> None:
 
 def matched(plan: dc.Plan, like: Any, denoise: Any) -> None:
     sample(plan, like, dc.conditioning.moment_matching(denoise, CLIP, MASK, iterations=2, prediction="x"))
+
+
+def sensed(plan: dc.Plan, like: Any, denoise: Any) -> None:
+    for make in (dc.conditioning.dps, dc.conditioning.pigdm, dc.conditioning.tmpd):
+        sample(
+            plan,
+            like,
+            make(denoise, CLIP, MASK, prediction="x", schedule=dc.schedules.LinearLogSNR(scaling=plan.scaling)),
+        )
+
+
+def restored(plan: dc.Plan, like: Any, denoise: Any) -> None:
+    schedule = dc.schedules.LinearLogSNR(scaling=plan.scaling)
+    sample(plan, like, dc.conditioning.diffpir(denoise, CLIP, MASK, noise_std=0.1, prediction="x", schedule=schedule))
+    for constraint in (
+        dc.conditioning.ddrm(CLIP, MASK),
+        dc.conditioning.ilvr(CLIP, MASK),
+        dc.conditioning.daps(CLIP, MASK),
+    ):
+        sample(dc.samplers.ddim(schedule, steps=3), like, denoise, constraint=constraint)
 
 
 def video(*methods: str) -> Callable[[dc.Plan, Any, Any], None]:
@@ -130,6 +157,8 @@ RUNS: dict[str, Callable[[dc.Plan, Any, Any], None]] = {
     "`conditioning.projection`": projected,
     "`conditioning.reconstruction`": reconstructed,
     "`conditioning.moment_matching`": matched,
+    "`conditioning.dps`, `pigdm`, `tmpd`": sensed,
+    "`conditioning.diffpir`; `ddrm`, `ilvr`, `daps` for plans with one call a step": restored,
     "`video.extend`, `interpolate`, `upscale` by replacement": video("replacement"),
     "the same by reconstruction or moment matching": video("reconstruction", "moment_matching"),
 }
@@ -141,9 +170,9 @@ def test_each_row_of_the_page_is_run() -> None:
 
 def plans(library: str, row: str) -> dict[str, dc.Plan]:
     """Return a sampler of every form; on JAX, where each run is traced, all of them only for the row that is about them."""
-    video = "video" in row or "same" in row
-    few = ("ancestral gamma=0.3", "unipc")[video and library == "jax" :]
-    names = few if video or (library == "jax" and row != next(iter(RUNS))) else FORMS
+    many = RUNS[row] in (ruled, classified, sensed, restored) or "video" in row or "same" in row  # runs of their own
+    few = ("ancestral gamma=0.3", "unipc")[many and library == "jax" :]
+    names = few if many or (library == "jax" and row != next(iter(RUNS))) else FORMS
     return {name: SAMPLERS[name](SCHEDULE, steps=3) for name in names}
 
 
