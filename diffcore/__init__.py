@@ -7,7 +7,7 @@ table, and noise is a pure function. Start with `schedules`, `samplers` and `sam
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffcore import grids, guidance, levels, losses, noise, predictions, process, samplers, schedules, times, weights
+from diffcore import grids, levels, noise, predictions, process, samplers, schedules
 from diffcore.levels import Gaussian, Level
 from diffcore.plan import Plan
 from diffcore.sampling import sample, start, step
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
         backends,
         conditioning,
         exact,
+        guidance,
         interop,
         likelihood,
+        losses,
         metrics,
         objectives,
         plots,
         testing,
+        times,
         unet3d,
         video,
+        weights,
     )
     from diffcore.adaptive import Adapted, sample_adaptive
     from diffcore.parallel import sample_parallel
@@ -73,14 +77,18 @@ _LAZY = (
     "backends",
     "conditioning",
     "exact",
+    "guidance",
     "interop",
     "likelihood",
+    "losses",
     "metrics",
     "objectives",
     "plots",
     "testing",
+    "times",
     "unet3d",
     "video",
+    "weights",
 )
 
 
