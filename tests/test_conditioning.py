@@ -301,8 +301,16 @@ BAD: list[tuple[Callable[[dc.Plan], Any], type[Exception], str]] = [
         ValueError,
         "must be 'marginal' or 'posterior', got 'transition'",
     ),
-    (lambda p: run(p, replacement(0.0, np.ones((5, 1, 1)))), ValueError, r"`mask` has shape \(5, 1, 1\)"),
-    (lambda p: run(p, replacement(np.zeros((3, 1, 1, 1)), True)), ValueError, r"`observed` has shape \(3, 1, 1, 1\)"),
+    (
+        lambda p: run(p, replacement(0.0, np.ones((5, 1, 1)))),
+        ValueError,
+        r"`mask` must broadcast .* got shape \(5, 1, 1\)",
+    ),
+    (
+        lambda p: run(p, replacement(np.zeros((3, 1, 1, 1)), True)),
+        ValueError,
+        r"`observed` must broadcast .* got shape \(3, 1, 1, 1\)",
+    ),
     (lambda p: run(p, replacement(torch.from_numpy(CLIP), MASK)), TypeError, "torch.*numpy"),
     (lambda p: run(p, MASK), TypeError, "`constraint` must be .*replacement.*ndarray"),
     (lambda p: dc.start(p, CLIP, constraint=3.0), TypeError, "start: `constraint` must be "),

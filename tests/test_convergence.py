@@ -22,6 +22,7 @@ def schedule_of(scaling: str) -> Any:
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.order is not None])
 def test_a_deterministic_sampler_has_its_order(name: str, scaling: str) -> None:
     make, order = SAMPLERS[name], VARIANTS[name].order
+    assert order is not None
     few: Any = {"steps": (64, 128, 256)} if order <= 2 else {}  # a high order is reached later, or ends in rounding
     check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.15, **few)
 

@@ -244,7 +244,12 @@ def test_the_timesteps_of_a_run_are_worked_out_on_the_host() -> None:
     scheduler = diffusers.DDIMScheduler()
     plan = interop.plan(scheduler, 3)
     seen = []
-    denoise = interop.denoiser(lambda x, t: seen.append(t) or network(x, t), scheduler)
+
+    def watched(x: Any, t: Any) -> Any:
+        seen.append(t)
+        return network(x, t)
+
+    denoise = interop.denoiser(watched, scheduler)
     level = torch.full((3,), float(plan.log_snr[1]))
     at = denoise.at(plan.log_snr[1])
     with Reads():

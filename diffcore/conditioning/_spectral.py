@@ -126,6 +126,7 @@ def measured(function: str, observed: Any, mask: Any, measure: Any, noise_std: A
 
 def check_plan(function: str, plan: Plan) -> None:
     """Raise for a plan whose levels differ between samples or frames: directions need not stay within one."""
+    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     if plan.lead:
         raise _check.error(ValueError, function, "plan", "have levels of shape ()", plan.lead)
 

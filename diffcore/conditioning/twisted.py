@@ -163,7 +163,6 @@ def twisted(
 
 
 def _check_plan(plan: Any) -> None:
-    _check.instance(FUNCTION, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     check_plan(FUNCTION, plan)
     if plan.memory or plan.second is not None or plan.ahead:
         raise _check.error(ValueError, FUNCTION, "plan", "have no memory", plan, "such as samplers.ancestral")
