@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diffcore.adaptive import Adapted, sample_adaptive
     from diffcore.parallel import sample_parallel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Adapted",
