@@ -326,7 +326,7 @@ def test_a_level_given_as_numbers_fits_every_library_and_is_exact() -> None:
         (
             {"mask": np.ones((2, 3))},
             ValueError,
-            r"`mask` has shape \(2, 3\), which does not.*to \(2, 3, 1, 1\) for one",
+            r"`mask` must broadcast .* got shape \(2, 3\); reshape it to \(2, 3, 1, 1\) for one",
         ),
         (
             {"level": level(np.zeros((2, 3))), "weight": weights.VariationalBound(), "slope": np.zeros(3)},

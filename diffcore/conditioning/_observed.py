@@ -98,6 +98,8 @@ def known_of(function: str, observed: Any, mask: Any, like: Array) -> tuple[Arra
     given = beside(function, "observed", observed, like, boolean=False)
     if mask is None:
         return given, xp.ones_like(given, dtype=xp.bool)
+    if isinstance(mask, HOST) and _array.traced():  # torch's compiler knows no dtype of a NumPy array
+        mask = xp.asarray(np.array(mask), device=_array.device(like))
     if soft(mask):
         weight = beside(function, "mask", mask, like, boolean=False)
         return xp.where(weight > 0, given, xp.zeros_like(given)), weight

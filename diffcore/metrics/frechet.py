@@ -270,7 +270,7 @@ def _distance(function: str, real: Moments, fake: Moments, *, warn: bool = True)
                 f"distance biased upwards; give more samples than features, ten times as many if you can, or fewer "
                 f"features, and compare only distances of equally many samples",
                 SmallSample,
-                stacklevel=3,
+                stacklevel=4,
             )
     roots = (part.factor / math.sqrt(part.samples - 1) for part in sets.values())
     return _squared(real.mean - fake.mean, *roots)
