@@ -296,6 +296,7 @@ def check_given(function: str, plan: object, noise: object = None, **given: obje
 
 
 def refuse_seed(function: str, seed: object) -> None:
+    """Raise ValueError for a seed beside a state, which has keys of its own."""
     if seed is not None:
         hint = "or replace them: state._replace(keys=...)"
         raise _check.error(ValueError, function, "seed", "be left out for a State, which has its own keys", seed, hint)
@@ -318,6 +319,7 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
 
 
 def check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
+    """Raise for a state that a run of the plan cannot go on from."""
     _array.check_floating("sample", state=state.z)
     at = _array.known_int(state.index)
     if at is not None and at < len(plan):

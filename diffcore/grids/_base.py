@@ -48,6 +48,7 @@ def check(function: str, grid: Any) -> Float64:
 
 
 def of_times(function: str, schedule: Schedule, times: Float64, clean: bool | None) -> Float64:
+    """Return the checked grid at the times of a schedule, its last point clean where `clean` says so."""
     scaling_of(function, "schedule", schedule)
     found = np.array(schedule.log_snr(times), dtype=np.float64)
     found[-1] = np.where(ends_clean(function, times[0], times[-1], clean), np.inf, found[-1])
@@ -55,6 +56,7 @@ def of_times(function: str, schedule: Schedule, times: Float64, clean: bool | No
 
 
 def ends_clean(function: str, first: Float64, last: Float64, clean: bool | None) -> npt.NDArray[np.bool_]:
+    """Return where a grid ends on clean data; None says: at t = 0, reached from noise."""
     if clean is None:
         return np.asarray((last == 0.0) & (first > last))
     flag = _check.flag(function, "clean", clean, hint="or None: clean where the grid ends at t = 0")
@@ -67,6 +69,7 @@ def ends_clean(function: str, first: Float64, last: Float64, clean: bool | None)
 
 
 def check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tuple[Float64, Float64]:
+    """Return the times of both ends with one shape, (), (B,) or (B, T); raise for times beyond [0, 1], or equal."""
     ends = {
         "start": to_host(start, np.float64, function=function, argument="start"),
         "end": to_host(end, np.float64, function=function, argument="end"),
@@ -83,6 +86,7 @@ def check_ends(function: str, start: npt.ArrayLike, end: npt.ArrayLike) -> tuple
 
 
 def check_shape(function: str, argument: str, what: str, values: Any) -> Float64:
+    """Return a copy of points on the host in float64; raise for a shape that no grid has."""
     points = to_host(values, np.float64, function=function, argument=argument).copy()
     if points.ndim not in (1, 2, 3) or points.shape[0] < 2 or points.size == 0:
         raise shape_error(function, argument, f"{what} (N + 1,), (N + 1, B) or (N + 1, B, T), N >= 1", points)
@@ -90,10 +94,12 @@ def check_shape(function: str, argument: str, what: str, values: Any) -> Float64
 
 
 def shape_error(function: str, argument: str, must: str, points: Float64) -> ValueError:
+    """Return the error for points of another shape."""
     return ValueError(f"{function}: `{argument}` must be {must}, got shape {points.shape}")
 
 
 def check_monotone(function: str, argument: str, points: Float64) -> None:
+    """Raise ValueError, with the place, for points that do not strictly increase or strictly decrease."""
     start = (0,) * (points.ndim - 1)
     rising = points[(-1, *start)] > points[(0, *start)]
     good = points[1:] > points[:-1] if rising else points[1:] < points[:-1]
@@ -113,6 +119,7 @@ def column(values: Float64, like: Float64) -> Float64:
 
 
 def at(index: Any) -> str:
+    """Return an index as it is written after an array."""
     return "[" + ", ".join(str(int(i)) for i in index) + "]"
 
 
