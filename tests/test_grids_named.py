@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 from diffcore import grids, schedules
+from diffcore.grids import _gits
 from diffcore.schedules import Cosine, Flow, Karras, LinearLogSNR, from_betas
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
@@ -230,19 +231,40 @@ def test_align_your_steps_is_near_what_diffusers_rounds_to_timesteps_and_three_d
         np.testing.assert_allclose(found, [*listed[:-1], 0.0], rtol=2e-2)
 
 
-def test_gits_and_optimal_steps_are_their_published_lists() -> None:
+def test_gits_are_their_published_lists() -> None:
     """Some of the lists, written out as they are published; the others have as many points as steps, and fall."""
-    for listed in (
-        [14.61464119, 0.803307, 0.02916753],
-        [14.61464119, 5.85520077, 2.84484982, 1.67050016, 1.08895338, 0.74807048, 0.50118381, 0.32104823, 0.19894916,
-         0.09824532, 0.02916753],
-        [14.61464119, 7.49001646, 4.65472794, 3.07277966, 2.19988537, 1.61558151, 1.24153244, 0.95350921, 0.74807048,
-         0.59516323, 0.50118381, 0.41087446, 0.34370604, 0.29807833, 0.25053367, 0.22545385, 0.19894916, 0.17026083,
-         0.13792117, 0.09824532, 0.02916753],
+    for coefficient, listed in (
+        (0.8, [14.61464119, 13.76078796, 12.96784878, 12.2308979, 11.54541874, 10.90732002, 10.31284904, 9.75859547, 9.24142551,
+               8.75849152, 8.30717278, 7.88507891, 7.49001646, 6.77309084, 5.85520077, 4.86714602, 3.75677586, 2.84484982,
+               1.78698075, 0.803307, 0.02916753]),
+        (0.95, [14.61464119, 11.54541874, 7.49001646, 4.86714602, 3.07277966, 1.91321158, 1.08895338, 0.50118381, 0.02916753]),
+        (1.2, [14.61464119, 0.803307, 0.02916753]),
+        (1.2, [14.61464119, 5.85520077, 2.84484982, 1.67050016, 1.08895338, 0.74807048, 0.50118381, 0.32104823, 0.19894916,
+               0.09824532, 0.02916753]),
+        (1.5, [14.61464119, 2.45070267, 1.41535246, 0.95350921, 0.72133851, 0.57119018, 0.4783645, 0.43325692, 0.38853383,
+               0.36617002, 0.34370604, 0.32104823, 0.29807833, 0.27464288, 0.25053367, 0.22545385, 0.19894916, 0.17026083,
+               0.13792117, 0.09824532, 0.02916753]),
     ):  # fmt: skip
-        np.testing.assert_allclose(sigmas(grids.gits(TABLE, len(listed) - 1)), [*listed[:-1], 0.0], rtol=1e-12)
-    np.testing.assert_allclose(sigmas(grids.gits(TABLE, 33)), comfy_list(listed, 33), rtol=1e-12)
+        found = sigmas(grids.gits(TABLE, len(listed) - 1, coefficient=coefficient))
+        np.testing.assert_allclose(found, [*listed[:-1], 0.0], rtol=1e-12)
+    np.testing.assert_allclose(sigmas(grids.gits(TABLE, 33, coefficient=1.5)), comfy_list(listed, 33), rtol=1e-12)
     assert [len(grids.gits(TABLE, n)) for n in range(1, 25)] == list(range(2, 26))
+
+
+def test_the_lists_of_gits_are_levels_of_stable_diffusion_and_fall() -> None:
+    """15 coefficients, N = 2 .. 20; each level that of a hundredth of the timesteps, which float32 made at its source."""
+    lists = _gits.lists()
+    assert list(lists) == list(range(80, 155, 5))
+    for rows in lists.values():
+        assert [len(row) for row in rows] == list(range(3, 22))
+        assert all(np.all(np.diff(row) < 0.0) and (row[0], row[-1]) == (14.61464119, 0.02916753) for row in rows)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    ratio = np.sqrt(1.0 / np.cumprod(1.0 - betas) - 1.0)
+    levels = np.exp(np.interp(9.99 * np.arange(101), np.arange(1000), np.log(ratio)))
+    np.testing.assert_allclose([levels[k] for k in _gits.SIGMAS], list(_gits.SIGMAS.values()), rtol=3e-5)
+
+
+def test_optimal_steps_are_their_published_lists() -> None:
     flux = [0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001]
     for steps in (4, 10, 20):
         found = sigmas(grids.optimal_steps(Flow(), steps), "flow")
@@ -334,6 +356,11 @@ def test_a_text_of_sigmas_is_its_numbers(text: str) -> None:
             r"`linear_steps` must be an int in \[1, 3\]",
         ),
         (lambda: grids.align_your_steps(TABLE, 4, model="sd3"), ValueError, r"`model` must be 'sd1', .*, got 'sd3'"),
+        (
+            lambda: grids.gits(TABLE, 4, coefficient=1.21),
+            ValueError,
+            r"`coefficient` must be a multiple of 0.05 in \[0.8, 1.5\]",
+        ),
         (lambda: grids.gits(LinearLogSNR(), 4, start=0.1), ValueError, r"levels within the list, sigma in \[0\.029"),
         (lambda: grids.flow_match(Flow(), 4, shift=0.0), ValueError, r"`shift` must be .* > 0, got 0"),
         (lambda: grids.flow_match(Flow(), 4, terminal=1.0), ValueError, r"`terminal` must be a number in \(0, 1\)"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -121,3 +123,35 @@ def test_a_circle_and_an_import_inside_a_function_are_seen(tmp_path: Path) -> No
     path = tmp_path / "wrong.py"
     path.write_text("def f():\n    from diffcore import sampling\n\nif TYPE_CHECKING:\n    import diffcore.video\n")
     assert set(imported(path)) == {"diffcore.sampling", "diffcore.video"}
+
+
+def lines_of_code(text: str) -> int:
+    """How many lines hold code: no docstrings, comments or blank lines."""
+    said = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            said |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in blank:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - said)
+
+
+def test_lines_of_code_leave_out_what_is_said() -> None:
+    assert (
+        lines_of_code(
+            '"""Said\n\ntwice."""\n\n# a note\nx = """two\nlines"""\n\n\ndef f():\n    "said"\n    return (\n        1)\n'
+        )
+        == 5
+    )
+
+
+def test_the_file_of_a_sampler_has_under_60_lines_of_code() -> None:
+    """What several samplers share stands in modules whose names begin with an underscore."""
+    counts = {
+        path.name: lines_of_code(path.read_text(encoding="utf-8")) for path in ROOT.glob("diffcore/samplers/[a-z]*.py")
+    }
+    assert {"ddim.py", "heun.py", "pndm.py"} <= set(counts)
+    assert {name: count for name, count in counts.items() if count >= 60} == {}

@@ -16,7 +16,7 @@ from sampler_cases import SAMPLERS, every_sampler, every_scaling, schedule_of
 
 import diffcore as dc
 from diffcore.plan import Plan
-from diffcore.samplers.exponential import exponential_moments, interpolation_weights
+from diffcore.samplers._exponential import exponential_moments, interpolation_weights
 
 Z, NOISE, X = 0, 1, 2  # columns of a plan without memory
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import diffcore as dc
-from diffcore.samplers.exponential import interpolation_weights
+from diffcore.samplers._exponential import interpolation_weights
 
 Loop = Callable[[Any, Any, Any], Any]
 

@@ -28,22 +28,6 @@ _OPTIMAL_STEPS = {
                0.832, 0.802, 0.769, 0.731, 0.69, 0.646, 0.599, 0.55, 0.501, 0.451, 0.402, 0.355, 0.311, 0.27, 0.232, 0.199, 0.169,
                0.143, 0.12, 0.101, 0.084, 0.07, 0.058, 0.048, 0.001),
 }  # fmt: skip
-# sigma / alpha: the levels of the lists for 2 to 20 steps, coefficient 1.20, and each list by the places of its levels in
-# _PLACES; Chen et al. 2024, https://github.com/zju-pi/diff-sampler/tree/main/gits-main
-_GITS_LEVELS = (
-    14.61464119, 7.49001646, 6.77309084, 5.85520077, 4.65472794, 3.46139455, 3.07277966, 2.95596409, 2.84484982, 2.45070267,
-    2.36326075, 2.19988537, 2.12350607, 2.05039096, 1.98035145, 1.84880662, 1.67050016, 1.61558151, 1.56271636, 1.51179266,
-    1.36964464, 1.24153244, 1.20157266, 1.162866, 1.08895338, 0.95350921, 0.92192322, 0.86115354, 0.83188516, 0.803307,
-    0.74807048, 0.72133851, 0.69515091, 0.64427125, 0.59516323, 0.57119018, 0.52423614, 0.50118381, 0.4783645, 0.45573691,
-    0.41087446, 0.38853383, 0.36617002, 0.34370604, 0.32104823, 0.29807833, 0.27464288, 0.25053367, 0.22545385, 0.19894916,
-    0.17026083, 0.13792117, 0.09824532, 0.02916753,
-)  # fmt: skip
-_PLACES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqr"
-_GITS = (
-    "0Tr", "0Iar", "0AQgr", "08LYlr", "03DPdor", "039LXjqr", "039KTdlqr", "038HPYgnqr", "038GOUbinqr", "037FLSYekoqr",
-    "036EKPWbgloqr", "025AIOTYdhloqr", "0259HNRXbfjmoqr", "0146CJOSXbfjmoqr", "0146CJOSXbeilnpqr", "0146CJOSXbehkmopqr",
-    "0146BHMQVZdgjlnopqr", "0146BHLPUYcfikmnopqr", "0146BHLPUYbehjlmnopqr",
-)  # fmt: skip
 
 
 def align_your_steps(
@@ -118,14 +102,18 @@ def gits(
     schedule: Schedule,
     steps: int,
     *,
+    coefficient: float = 1.2,
     start: npt.ArrayLike = 1.0,
     end: npt.ArrayLike = 0.0,
     clean: bool | None = None,
 ) -> Float64:
-    r"""Return the grid of GITS, levels of Stable Diffusion 1.5 found from the shape of its trajectories, coefficient 1.20.
+    r"""Return the grid of GITS, levels of Stable Diffusion 1.5 found from the shape of its trajectories.
 
-    There is a list for each N from 2 to 20; a longer one is log-linear in sigma through the last. Arguments and errors as for
-    `align_your_steps`.
+    For each coefficient there is a list for each N from 2 to 20; a longer one is log-linear in sigma through the last. Other
+    arguments and errors as for `align_your_steps`.
+
+    Args:
+        coefficient: 0.80, 0.85, ..., 1.50, a setting of the search: the larger, the more steps are at small sigma.
 
     Source: Chen et al. 2024 (arXiv 2405.11326), and its repository; ComfyUI, "GITSScheduler".
 
@@ -133,9 +121,16 @@ def gits(
     >>> np.exp(-0.5 * gits(Karras(), 3)).round(3)
     array([14.615,  1.563,  0.524,  0.   ])
     """
-    count = _check.count("grids.gits", "steps", steps, 1)
-    listed = tuple(_GITS_LEVELS[_PLACES.index(place)] for place in _GITS[min(max(count, 2), 20) - 2])
-    return _through("grids.gits", schedule, count, (start, end, clean), listed, "ve")
+    from diffcore.grids._gits import lists  # 266 lists, parsed where they are asked for
+
+    function = "grids.gits"
+    count = _check.count(function, "steps", steps, 1)
+    _check.number(function, "coefficient", coefficient, 0.8, 1.5, hint="the lists are for 0.80, 0.85, ..., 1.50")
+    found = lists().get(round(100 * coefficient)) if abs(20 * coefficient - round(20 * coefficient)) < 1e-6 else None
+    if found is None:
+        must = "be a multiple of 0.05 in [0.8, 1.5]"
+        raise _check.error(ValueError, function, "coefficient", must, coefficient, "there is no list for others")
+    return _through(function, schedule, count, (start, end, clean), found[min(max(count, 2), 20) - 2], "ve")
 
 
 def _through(

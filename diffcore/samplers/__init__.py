@@ -38,11 +38,12 @@ from diffcore.samplers.cfg_pp import dpm_solver_pp_2m_cfg_pp, dpm_solver_pp_2s_c
 from diffcore.samplers.ddim import ddim
 from diffcore.samplers.deis import deis
 from diffcore.samplers.dpm_solver import dpm_solver, dpm_solver_pp_2s, dpm_solver_pp_3s
-from diffcore.samplers.edm import euler, heun
+from diffcore.samplers.dpm_solver_pp import dpm_solver_pp
 from diffcore.samplers.er_sde import er_sde
-from diffcore.samplers.exponential import dpm_solver_pp
+from diffcore.samplers.euler import euler
 from diffcore.samplers.fast import dpm_solver_fast
 from diffcore.samplers.flow_sde import cps, flow_grpo
+from diffcore.samplers.heun import heun
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
 from diffcore.samplers.pndm import plms, pndm

@@ -16,8 +16,8 @@ import numpy as np
 
 from diffcore.plan import Float64, Form
 from diffcore.samplers._build import Steps, empty
+from diffcore.samplers._exponential import interpolation_weights, nodes_of
 from diffcore.samplers._written import refuse_pure_noise
-from diffcore.samplers.exponential import interpolation_weights, nodes_of
 
 
 class Corrected(NamedTuple):

@@ -14,7 +14,7 @@ from diffcore import levels
 from diffcore.plan import Float64, Form, Plan
 from diffcore.samplers._build import steps_of
 from diffcore.samplers._written import refuse_pure_noise, split_clean
-from diffcore.samplers.edm import euler
+from diffcore.samplers.euler import euler
 from diffcore.schedules import Schedule
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from diffcore import _check
 from diffcore.plan import Float64, Plan
 from diffcore.samplers._build import steps_of
+from diffcore.samplers._exponential import interpolation_weights
 from diffcore.samplers.adams import adams_plan
-from diffcore.samplers.exponential import interpolation_weights
 from diffcore.schedules import Schedule
 
 

@@ -10,8 +10,8 @@ from diffcore import _check
 from diffcore.plan import Float64, Plan
 from diffcore.samplers._build import steps_of
 from diffcore.samplers._down import check_noise, down, up
+from diffcore.samplers._exponential import phi
 from diffcore.samplers._written import Denoise, Draw, Point, Vector, single_step
-from diffcore.samplers.exponential import exponential_moments
 from diffcore.schedules import Schedule
 
 
@@ -76,11 +76,6 @@ def solver_step(z: Vector, t: Point, s: Point, denoise: Denoise, order: int, mid
     second = eps(to(1.0 / 3.0, m), m)
     third = eps(to(2.0 / 3.0, n, second, -2.0 * phi(-2.0 * h / 3.0)), n)
     return to(1.0, s, third, -1.5 * phi(-h))
-
-
-def phi(h: Float64) -> Float64:
-    """Return (e^{-h} - 1) / h + 1."""
-    return exponential_moments(h, 2)[..., 1]
 
 
 def dpm_solver_pp_2s(

@@ -10,8 +10,8 @@ import numpy as np
 from diffcore import _check
 from diffcore.plan import Float64, Plan
 from diffcore.samplers._build import steps_of
+from diffcore.samplers._exponential import check_order
 from diffcore.samplers._written import multistep, point
-from diffcore.samplers.exponential import check_order
 from diffcore.schedules import Schedule
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from diffcore.plan import Plan
 from diffcore.samplers._build import steps_of
 from diffcore.samplers._down import check_noise, down
+from diffcore.samplers._exponential import interpolation_weights, phi
 from diffcore.samplers._written import Denoise, Draw, Point, Vector, multistep, point, single_step
-from diffcore.samplers.dpm_solver import phi, toward
-from diffcore.samplers.exponential import interpolation_weights
+from diffcore.samplers.dpm_solver import toward
 from diffcore.schedules import Schedule
 
 

@@ -11,7 +11,7 @@ from diffcore import _check
 from diffcore.plan import Plan
 from diffcore.samplers._build import scaled, steps_of
 from diffcore.samplers._written import Part, joined
-from diffcore.samplers.edm import heun
+from diffcore.samplers.heun import heun
 from diffcore.schedules import Schedule
 
 

@@ -9,14 +9,7 @@ from diffcore import _check
 from diffcore.plan import Float64, Plan
 from diffcore.samplers._build import steps_of
 from diffcore.samplers._tableaux import Tableau, checked
-from diffcore.samplers._written import (
-    Denoise,
-    Draw,
-    Point,
-    Vector,
-    single_step,
-    slope,
-)
+from diffcore.samplers._written import Denoise, Draw, Point, Vector, single_step, slope
 from diffcore.schedules import Schedule
 
 

@@ -11,7 +11,7 @@ from diffcore import _check
 from diffcore.plan import Plan
 from diffcore.samplers._build import finish, steps_of
 from diffcore.samplers._corrected import Corrected
-from diffcore.samplers.exponential import check_order
+from diffcore.samplers._exponential import check_order
 from diffcore.schedules import Schedule
 
 

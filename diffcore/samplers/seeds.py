@@ -13,8 +13,9 @@ from diffcore import _check
 from diffcore.plan import Float64, Plan
 from diffcore.samplers._build import steps_of
 from diffcore.samplers._down import check_noise, down, up
+from diffcore.samplers._exponential import phi
 from diffcore.samplers._written import Denoise, Draw, Point, Vector, single_step
-from diffcore.samplers.dpm_solver import phi, toward
+from diffcore.samplers.dpm_solver import toward
 from diffcore.schedules import Schedule
 
 
