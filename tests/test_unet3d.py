@@ -99,7 +99,7 @@ def _swapped(block: Any) -> Callable[..., Any]:
 
 
 def _together(time: Any) -> Callable[..., Any]:
-    return lambda self, name, h, sizes: time(self, name, h, sizes._replace(images=0))
+    return lambda self, name, h, sizes, *rest: time(self, name, h, sizes._replace(images=0), *rest)
 
 
 def _shifted(conv: Any) -> Callable[..., Any]:
@@ -259,9 +259,9 @@ def test_temporal_attention_in_parts_is_the_same(backend: str, monkeypatch: pyte
     rows: list[int] = []
     mixed = module.TimeAttention._mixed
 
-    def counted(self: Any, tokens: Any, video: int) -> Any:
+    def counted(self: Any, tokens: Any, *rest: Any) -> Any:
         rows.append(tokens.shape[0] * tokens.shape[2] // self.head_dim)
-        return mixed(self, tokens, video)
+        return mixed(self, tokens, *rest)
 
     monkeypatch.setattr(module.TimeAttention, "_mixed", counted)
     monkeypatch.setattr(module, "MOST_ROWS", 40)

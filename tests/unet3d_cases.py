@@ -53,7 +53,11 @@ CASES = {
     "all frames are images, every level attends": Case({"attention": (8, 4)}, (1, 3, 5, 4), [0.0], images=3),
     "no level attends, two blocks": Case({"attention": (), "blocks": 2}, (1, 2, 6, 6), -2.0, images=1),
     "three levels, no multiple of their stride": Case({"multipliers": (1, 2, 1), "frames": 2}, (1, 3, 5, 7), [1.0]),
-    "one level": Case({"multipliers": (1,), "attention": (8,), "mlp_layers": 3}, (2, 2, 3, 3), [1.0, -1.0]),
+    "one level, causal, longer than it reaches": Case(
+        {"multipliers": (1,), "attention": (8,), "mlp_layers": 3, "causal": True, "frames": 2},
+        (2, 4, 3, 2),
+        [1.0, -1.0],
+    ),
     "labels, one of them the null condition": Case(CLASS, (2, 3, 4, 4), [1.0, 2.0], np.array([2, 3])),
     "labels per frame": Case({**CLASS, "mlp_layers": 3}, (2, 3, 4, 4), 1.0, np.array([[0, 1, 3], [2, 2, 0]]), images=1),
     "no label": Case(CLASS, (2, 2, 4, 4), np.array(PER_FRAME)[:, :2]),
@@ -67,7 +71,7 @@ BUSY = "tokens, none of them in a sample"
 SLOPES = [  # every kind of weight and of call
     BUSY,
     "some frames are images, both ends",
-    "one level",
+    "one level, causal, longer than it reaches",
     "three levels, no multiple of their stride",
     "labels per frame",
 ]

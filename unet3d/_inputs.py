@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffcore import _array, _check
+from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig
 
 FUNCTION = "unet3d"
@@ -20,6 +21,11 @@ class Sizes(NamedTuple):
     images: int
     height: int
     width: int
+
+    @property
+    def of_past(self) -> tuple[int, int, int]:
+        """Batch, height and width, which frames and those before them have in common."""
+        return self.batch, self.height, self.width
 
 
 def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *arrays: type) -> Sizes:
@@ -55,6 +61,31 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
     if cond is not None:
         _check_condition(config, cond, (batch,), (batch, frames))
     return Sizes(batch, frames, int(images), height, width)
+
+
+def check_past(config: UNet3DConfig, past: Any, batch: int, height: int, width: int) -> None:
+    """Raise unless the network is causal and `past`, where there is one, is what its `past` returned for this batch and size."""
+    if not config.causal:
+        raise ValueError(
+            f"{FUNCTION}: `past` is for networks whose frames see none after them; make one with UNet3DConfig(causal=True)"
+        )
+    if past is None:
+        return
+    pixels = [-(-height // 2**row.level) * -(-width // 2**row.level) for row in structure.rows(config) if row.attends]
+    fits = isinstance(past, tuple | list) and len(past) == len(pixels)
+    for pair, count in zip(past, pixels, strict=True) if fits else ():
+        shapes = [tuple(getattr(part, "shape", ())) for part in pair]
+        fits = (
+            fits
+            and len(shapes) == 2
+            and all(
+                len(shape) == 5 and (shape[0], shape[2], shape[4]) == (batch, count, config.head_dim)
+                for shape in shapes
+            )
+        )
+    if not fits:
+        must = f"be what model.past returned for {batch} clips of {height}x{width} pixels"
+        raise _check.error(ValueError, FUNCTION, "past", must, past)
 
 
 def _check_log_snr(log_snr: Any) -> None:

@@ -45,13 +45,22 @@ def build(
 ) -> Any:
     r"""Return a new model, with weights drawn from a seed.
 
-        y = model(z, log_snr, cond=None, images=0)
+        y = model(z, log_snr, cond=None, images=0, past=None)
 
     `z` is (B, T, H, W, C), of any number of frames and any height and width; `log_snr` (), (B,) or (B, T), infinities
     included; `cond` the condition: labels (B,) or (B, T), or a pair of tokens (B, L, D) and their mask (B, L), or None,
     which says nothing; `images` how many of the last frames are independent images, which see no other frame. `y` has
     the shape and dtype of `z`, and is what `config.prediction` says. `model.null(cond)` is the condition that says
     nothing, in the structure of `cond`.
+
+    A causal network keeps what it computed of past frames, and then takes new ones alone:
+
+        past = model.past(z[:, :n], log_snr, cond, past=None)
+        y[:, n:] = model(z[:, n:], log_snr, cond, past=past)                 to rounding
+
+    `past` is a tuple of pairs of arrays, keys and values (B, P, pixels, heads, head_dim) of each temporal attention, of the last
+    P = frames - 1 frames at most, which is as far as it sees: so it stays as small however long the video is. Take it at the
+    levels and under the condition at which the network is to see those frames. It carries no gradient on torch.
 
     Args:
         config: what the network is.
@@ -71,6 +80,10 @@ def build(
     >>> model = build(preset("tiny"))
     >>> model(np.zeros((2, 4, 8, 8, 1), dtype=np.float32), np.zeros(2)).shape
     (2, 4, 8, 8, 1)
+    >>> model = build(preset("tiny", causal=True))
+    >>> past = model.past(np.zeros((2, 7, 8, 8, 1), dtype=np.float32), np.inf)
+    >>> past[0][0].shape, model(np.zeros((2, 1, 8, 8, 1), dtype=np.float32), 0.5, past=past).shape
+    ((2, 3, 16, 2, 8), (2, 1, 8, 8, 1))
     """
     _check.instance("unet3d.build", "config", config, UNet3DConfig, "a UNet3DConfig", hint="see unet3d.preset")
     return assemble("unet3d.build", config, initial(config, seed), backend, dtype, device, checkpointing)

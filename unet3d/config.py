@@ -10,6 +10,8 @@ from diffcore.schedules import Schedule
 
 NAME = "UNet3DConfig"
 CONDITIONS = ("none", "class", "tokens")
+LATER: dict[str, Any] = {"causal": False}
+"""Fields that were added later, and what files without them mean: they are written only where they say something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class UNet3DConfig:
         condition: "none", "class" (labels), or "tokens" (vectors of a text encoder, pooled by attention).
         classes: how many labels there are, where condition is "class".
         token_width: of a token vector, where condition is "tokens"; 1024 for BERT-large.
+        causal: temporal attention of a frame sees that frame and the frames - 1 before it, none after. The weights have the same
+            names and shapes as without. Such a network can keep what it computed of past frames: `model.past`.
         prediction: what the network is trained to predict: "x", "eps", "v", "score", "flow" or "edm".
         schedule: what it is trained on, of `diffcore.schedules`; None where that is not known.
 
@@ -61,6 +65,7 @@ class UNet3DConfig:
     condition: str = "none"
     classes: int = 0
     token_width: int = 0
+    causal: bool = False
     prediction: str = "v"
     schedule: Schedule | None = None
 
@@ -81,6 +86,7 @@ class UNet3DConfig:
             if getattr(self, name) and not wanted:
                 must = f"be 0 where `condition` is {self.condition!r}"
                 raise _check.error(ValueError, NAME, name, must, getattr(self, name), f'give condition="{kind}"')
+        self._set("causal", _check.flag(NAME, "causal", self.causal))
         _check.choice(NAME, "prediction", self.prediction, predictions.table())
         if self.schedule is not None:
             what = "a schedule, such as schedules.Cosine(), or None"
@@ -114,7 +120,8 @@ class UNet3DConfig:
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in fields(self)
         }
-        return plain | {"schedule": self.schedule and schedules.to_dict(self.schedule)}
+        plain |= {"schedule": self.schedule and schedules.to_dict(self.schedule)}
+        return {name: value for name, value in plain.items() if name not in LATER or value != LATER[name]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNet3DConfig:

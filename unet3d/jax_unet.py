@@ -7,7 +7,7 @@ and the embedding compute in that of the parameters. A call is one compiled func
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial, reduce
 from typing import Any
 
@@ -20,7 +20,8 @@ from jax import lax
 from diffcore._array import to_host
 from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
-from diffcore.unet3d.config import UNet3DConfig, groups
+from diffcore.unet3d.config import UNet3DConfig
+from diffcore.unet3d.jax_layers import CONDITIONS, Conv, Linear, Norm, Take
 
 MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
@@ -64,7 +65,7 @@ class UNet3D(nnx.Module):
         for layer in range(config.mlp_layers):
             _place(self, f"embed.{layer}", Linear(take, f"embed.{layer}"))
         if config.condition != "none":
-            self.condition = _CONDITIONS[config.condition](config, take)
+            self.condition = CONDITIONS[config.condition](config, take)
         self.input = Conv(take, "input")
         for row in structure.rows(config):
             _place(self, row.name, Block(config, row, take) if row.kind == "block" else Conv(take, row.name))
@@ -94,14 +95,25 @@ class UNet3D(nnx.Module):
         found = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(self))}
         return {name: to_host(found[name][...]) for name in structure.arrays(self.config)}
 
-    def __call__(self, z: Any, log_snr: Any, cond: Any = None, images: int = 0, rngs: Any = None) -> jax.Array:
+    def __call__(
+        self, z: Any, log_snr: Any, cond: Any = None, images: int = 0, past: Any = None, rngs: Any = None
+    ) -> jax.Array:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments.
 
         `rngs`, an `nnx.Rngs` or a key, turns dropout on.
         """
         sizes = _inputs.check(self.config, z, log_snr, cond, images, jax.Array, np.ndarray)
+        if past is not None:
+            _inputs.check_past(self.config, past, *sizes.of_past)
         key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else rngs
-        return _forward(self, jnp.asarray(z), log_snr, cond, key if self.config.dropout else None, sizes=sizes)
+        key = key if self.config.dropout else None
+        return _forward(self, jnp.asarray(z), log_snr, cond, key, past, sizes=sizes)[0]
+
+    def past(self, z: Any, log_snr: Any, cond: Any = None, past: Any = None) -> structure.Past:
+        """Return what a causal network keeps of the frames z (B, T, H, W, C), after those of `past`; see `unet3d.build`."""
+        sizes = _inputs.check(self.config, z, log_snr, cond, 0, jax.Array, np.ndarray)
+        _inputs.check_past(self.config, past, *sizes.of_past)
+        return _forward(self, jnp.asarray(z), log_snr, cond, None, past, sizes=sizes, keeps=True)[1]
 
     def embedding(self, log_snr: jax.Array, cond: Any) -> jax.Array:
         """Return what log-SNR and condition are turned into, (..., embedding), the leading axes those of both."""
@@ -121,27 +133,30 @@ class UNet3D(nnx.Module):
         return reduce(getattr, name.split("."), self)
 
 
-@partial(jax.jit, static_argnames="sizes")
-def _forward(model: UNet3D, z: Any, log_snr: Any, cond: Any, key: Any, *, sizes: _inputs.Sizes) -> jax.Array:
+@partial(jax.jit, static_argnames=("sizes", "keeps"))
+def _forward(
+    model: UNet3D, z: Any, log_snr: Any, cond: Any, key: Any, past: Any, *, sizes: _inputs.Sizes, keeps: bool = False
+) -> tuple[jax.Array | None, structure.Past]:
     e = _per_frame(model.embedding(jnp.asarray(log_snr, model.dtype), cond), sizes)
     e = jax.nn.silu(e).astype(model.compute_dtype)
     h = model.input(z.astype(model.compute_dtype).reshape(-1, *z.shape[2:]))
-    skips = [h]
+    skips, pairs, kept = [h], iter(past or ()), list[structure.Pair]()
     for number, row in enumerate(structure.rows(model.config)):
         part = model.part(row.name)
         if row.pops:
             h = jnp.concatenate([h, skips.pop()], axis=-1)
         if row.kind == "block":
-            run = lambda part, *given: part(*given, sizes)  # noqa: E731
-            run = nnx.remat(run) if model.checkpointing else run
-            h = run(part, h, e, None if key is None else jax.random.fold_in(key, number))
+            run = lambda part, *given: part(*given, sizes, kept if keeps else None)  # noqa: E731
+            run = nnx.remat(run) if model.checkpointing and not keeps else run
+            pair = next(pairs, None) if row.attends else None
+            h = run(part, h, e, None if key is None else jax.random.fold_in(key, number), pair)
         elif row.kind == "down":
             h = part(h, stride=2)
         else:
             h = part(resize(h, skips[-1].shape[1:3]))
         if row.pushes:
             skips.append(h)
-    return model.output(h).reshape(z.shape).astype(z.dtype)
+    return None if keeps else model.output(h).reshape(z.shape).astype(z.dtype), tuple(kept)
 
 
 def _place(root: nnx.Module, name: str, part: nnx.Module) -> None:
@@ -152,49 +167,6 @@ def _place(root: nnx.Module, name: str, part: nnx.Module) -> None:
             setattr(root, step, nnx.Module())
         root = getattr(root, step)
     setattr(root, last, part)
-
-
-Take = Callable[[str], nnx.Param[jax.Array]]
-"""Canonical name -> parameter."""
-
-
-class Affine(nnx.Module):
-    """A weight and a bias."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
-
-
-class Linear(Affine):
-    """h W + b over the last axis."""
-
-    def __call__(self, h: jax.Array) -> jax.Array:
-        return h @ self.weight[...].astype(h.dtype) + self.bias[...].astype(h.dtype)
-
-
-class Conv(Affine):
-    """A 3x3 convolution of each frame."""
-
-    def __call__(self, h: jax.Array, stride: int = 1) -> jax.Array:
-        weight, layouts = self.weight[...].astype(h.dtype), ("NHWC", "HWIO", "NHWC")
-        out = lax.conv_general_dilated(h, weight, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layouts)
-        return out + self.bias[...].astype(h.dtype)
-
-
-class Norm(Affine):
-    """The group norm of each frame, in the dtype of the parameters."""
-
-    def __call__(self, h: jax.Array) -> jax.Array:
-        wide, weight = h.astype(self.weight.dtype), self.weight[...]
-        centred = wide - self._mean(wide)
-        normed = centred * (lax.rsqrt(self._mean(centred**2) + structure.EPSILON) * weight) + self.bias[...]
-        return normed.astype(h.dtype)
-
-    def _mean(self, h: jax.Array) -> jax.Array:
-        """Return the mean of each group for each of its channels: over pixels first, which XLA does three times as fast."""
-        size = h.shape[-1] // groups(h.shape[-1])
-        means = h.mean(axis=(1, 2)).reshape(len(h), -1, size).mean(axis=-1)
-        return jnp.repeat(means, size, axis=-1)[:, None, None, :]
 
 
 class Block(nnx.Module):
@@ -210,13 +182,15 @@ class Block(nnx.Module):
         self.space = SpaceAttention(config, take, f"{name}.space") if row.attends else None
         self.time = TimeAttention(config, take, f"{name}.time") if row.attends else None
 
-    def __call__(self, h: jax.Array, e: jax.Array, key: Any, sizes: _inputs.Sizes) -> jax.Array:
+    def __call__(
+        self, h: jax.Array, e: jax.Array, key: Any, past: Any, sizes: _inputs.Sizes, kept: Any = None
+    ) -> jax.Array:
         inner = self.conv1(jax.nn.silu(self.norm1(h)))
         inner = inner + self.embed(e)[:, None, None, :]
         inner = self.conv2(drop(jax.nn.silu(self.norm2(inner)), self.dropout, key))
         h = inner + (h if self.skip is None else self.skip(h))
         if self.space is not None and self.time is not None:
-            h = self.time(self.space(h), sizes)
+            h = self.time(self.space(h), sizes, past, kept)
         return h
 
 
@@ -264,73 +238,43 @@ class TimeAttention(Attention):
         super().__init__(config, take, name)
         self.key_positions = take(f"{name}.key_positions")
         self.value_positions = take(f"{name}.value_positions")
-        self.far = config.frames - 1
+        self.far, self.causal = config.frames - 1, config.causal
 
-    def __call__(self, h: jax.Array, sizes: _inputs.Sizes) -> jax.Array:
+    def __call__(self, h: jax.Array, sizes: _inputs.Sizes, past: Any = None, kept: Any = None) -> jax.Array:
         batch, frames, channels = sizes.batch, sizes.frames, h.shape[-1]
         tokens = self.norm(h).reshape(batch, frames, -1, channels).swapaxes(1, 2).reshape(-1, frames, channels)
         step = max(1, MOST_ROWS // (channels // self.head_dim))
-        parts = [tokens[start : start + step] for start in range(0, len(tokens), step)] or [tokens]
-        mixed = jnp.concatenate([self._mixed(part, frames - sizes.images) for part in parts])
+        starts = range(0, max(1, len(tokens)), step)
+        old = None if past is None else [_folded(part).astype(tokens.dtype) for part in past]
+        found = []
+        for start in starts:
+            some = slice(start, start + step)
+            given = None if old is None else [part[some] for part in old]
+            found.append(self._mixed(tokens[some], frames - sizes.images, given))
+        mixed = jnp.concatenate([part for part, *_ in found])
+        if kept is not None:
+            pairs = (jnp.concatenate(parts) for parts in list(zip(*found, strict=True))[1:])
+            kept.append(tuple(_unfolded(part, batch, self.far) for part in pairs))
         mixed = mixed.reshape(batch, -1, frames, channels).swapaxes(1, 2)
         return h + self.out(mixed.reshape(h.shape))
 
-    def _mixed(self, tokens: jax.Array, video: int) -> jax.Array:
+    def _mixed(self, tokens: jax.Array, video: int, past: Any = None) -> tuple[jax.Array, ...]:
         q, k, v = self.heads(tokens)
         keys, values = self.key_positions[...], self.value_positions[...]
         alone = v[:, video:] + values[self.far].astype(v.dtype)
         q, k, v = q[:, :video], k[:, :video], v[:, :video]
-        at = jnp.arange(video)
-        at = jnp.clip(at[None, :] - at[:, None], -self.far, self.far) + self.far
+        if past is not None:
+            k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
+        apart = structure.distances(video, k.shape[1] - video)
+        at = np.clip(apart, -self.far, self.far) + self.far
         logits = jnp.einsum("nihd,njhd->nhij", q, k) + jnp.einsum("nihd,ijd->nhij", q, keys[at].astype(q.dtype))
+        if self.causal:
+            logits = jnp.where((apart > 0) | (apart < -self.far), -jnp.inf, logits)
         share = jax.nn.softmax(logits.astype(keys.dtype) * self.head_dim**-0.5, axis=-1).astype(v.dtype)
         mixed = jnp.einsum("nhij,njhd->nihd", share, v) + jnp.einsum(
             "nhij,ijd->nihd", share, values[at].astype(v.dtype)
         )
-        return jnp.concatenate([mixed, alone], axis=1).reshape(tokens.shape)
-
-
-class ClassCondition(nnx.Module):
-    """A vector per class; the last one is that of the null condition."""
-
-    def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        self.classes = take("condition.classes")
-
-    def __call__(self, cond: Any) -> jax.Array:
-        classes = self.classes[...]
-        if cond is None:
-            return classes[-1]
-        inside = jnp.where(cond < 0, len(classes), cond)  # a negative label would count from the end
-        return jnp.take(classes, inside, axis=0, mode="fill")  # NaN where out of range
-
-
-class LayerNorm(Affine):
-    """The norm of each token."""
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return jax.nn.standardize(tokens, epsilon=structure.EPSILON) * self.weight[...] + self.bias[...]
-
-
-class TokenCondition(nnx.Module):
-    """Tokens pooled by attention with a learned query; a learned vector where no token counts."""
-
-    def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        self.norm = LayerNorm(take, "condition.norm")
-        self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
-        self.query, self.null = take("condition.query"), take("condition.null")
-
-    def __call__(self, cond: Any) -> jax.Array:
-        query, null = self.query[...], self.null[...]
-        if cond is None:
-            return null
-        normed, mask = self.norm(jnp.asarray(cond[0], null.dtype)), jnp.asarray(cond[1], bool)
-        logits = self.keys(normed) @ query / len(query) ** 0.5
-        share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
-        pooled = jnp.einsum("...l,...ld->...d", share, self.values(normed))
-        return jnp.where(mask.any(axis=-1)[..., None], pooled, null)
-
-
-_CONDITIONS: dict[str, Any] = {"class": ClassCondition, "tokens": TokenCondition}
+        return jnp.concatenate([mixed, alone], axis=1).reshape(tokens.shape), k, v
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -350,6 +294,17 @@ def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:
 def drop(h: jax.Array, rate: float, key: Any) -> jax.Array:
     """Return h with a share of its entries zero and the others scaled up; h itself without a key."""
     return h if key is None else jnp.where(jax.random.bernoulli(key, 1.0 - rate, h.shape), h / (1.0 - rate), 0.0)
+
+
+def _folded(part: jax.Array) -> jax.Array:
+    """Return keys or values that are kept, (B, P, pixels, heads, d), as (B * pixels, P, heads, d)."""
+    return part.swapaxes(1, 2).reshape(-1, part.shape[1], *part.shape[3:])
+
+
+def _unfolded(part: jax.Array, batch: int, most: int) -> jax.Array:
+    """Return the last keys or values, of (B * pixels, P, heads, d), as they are kept."""
+    last = part[:, max(0, part.shape[1] - most) :]
+    return last.reshape(batch, -1, *last.shape[1:]).swapaxes(1, 2)
 
 
 def _lead(part: jax.Array, other: jax.Array) -> jax.Array:

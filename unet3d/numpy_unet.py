@@ -8,7 +8,8 @@ canonical name (`structure.arrays`).
     space      h + W_o softmax(q k^T / sqrt(d)) v                   over the pixels of a frame
     time       h + W_o sum_j a_ij (v_j + V_{j-i}),  a = softmax_j(q_i (k_j + K_{j-i}) / sqrt(d))    over the frames of a pixel
 
-The last `images` frames of a clip are independent images: for them a is the identity matrix.
+The last `images` frames of a clip are independent images: for them a is the identity matrix. In a causal network a_ij is 0
+for j > i and for j <= i - `frames`; k_j and v_j of past frames, which depend on no later one, may then be given.
 
 Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3; Shaw et al. 2018 (arXiv 1803.02155), eq. 3-4.
 """
@@ -66,11 +67,24 @@ class UNet3D:
         """Return the weights by canonical name."""
         return dict(self.weights)
 
-    def __call__(self, z: Floats, log_snr: Any, cond: Any = None, images: int = 0) -> Floats:
+    def __call__(self, z: Floats, log_snr: Any, cond: Any = None, images: int = 0, past: Any = None) -> Floats:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments."""
+        return self._run(z, log_snr, cond, images, past, None)
+
+    def past(self, z: Floats, log_snr: Any, cond: Any = None, past: Any = None) -> structure.Past:
+        """Return what a causal network keeps of the frames z (B, T, H, W, C), after those of `past`; see `unet3d.build`."""
+        _inputs.check_past(self.config, past, *_inputs.check(self.config, z, log_snr, cond, 0, np.ndarray).of_past)
+        kept: list[structure.Pair] = []
+        self._run(z, log_snr, cond, 0, past, kept)
+        return tuple(kept)
+
+    def _run(self, z: Floats, log_snr: Any, cond: Any, images: int, past: Any, kept: Any) -> Floats:
         w = self.weights
         dtype = w["input.weight"].dtype
         sizes = _inputs.check(self.config, z, log_snr, cond, images, np.ndarray)
+        if past is not None:
+            _inputs.check_past(self.config, past, *sizes.of_past)
+        pairs = iter(past or ())
         e = silu(_per_frame(self.embed(np.asarray(log_snr, dtype=dtype), cond), sizes))
         h = conv(z.astype(dtype, copy=False).reshape(-1, *z.shape[2:]), w["input.weight"], w["input.bias"])
         skips = [h]
@@ -78,7 +92,7 @@ class UNet3D:
             if row.pops:
                 h = np.concatenate([h, skips.pop()], axis=-1)
             if row.kind == "block":
-                h = self.block(row, h, e, sizes)
+                h = self.block(row, h, e, sizes, next(pairs, None) if row.attends else None, kept)
             elif row.kind == "down":
                 h = conv(h, w[f"{row.name}.weight"], w[f"{row.name}.bias"], stride=2)
             else:
@@ -117,7 +131,9 @@ class UNet3D:
         pooled = np.einsum("...l,...ld->...d", share, self.linear("condition.values", normed))
         return np.where(np.any(mask, axis=-1, keepdims=True), pooled, w["condition.null"])
 
-    def block(self, row: structure.Row, h: Floats, e: Floats, sizes: _inputs.Sizes) -> Floats:
+    def block(
+        self, row: structure.Row, h: Floats, e: Floats, sizes: _inputs.Sizes, past: Any = None, kept: Any = None
+    ) -> Floats:
         """Return a residual block, and the attention after it, of h (B * T, H, W, inputs); e is (B * T, embedding)."""
         w, name = self.weights, row.name
         inner = conv(silu(self.norm(f"{name}.norm1", h)), w[f"{name}.conv1.weight"], w[f"{name}.conv1.bias"])
@@ -126,7 +142,7 @@ class UNet3D:
         h = inner + (self.linear(f"{name}.skip", h) if row.inputs != row.outputs else h)
         if row.attends:
             h = self.space(f"{name}.space", h)
-            h = self.time(f"{name}.time", h, sizes)
+            h = self.time(f"{name}.time", h, sizes, past, kept)
         return h
 
     def space(self, name: str, h: Floats) -> Floats:
@@ -136,27 +152,37 @@ class UNet3D:
         share = softmax(q @ np.swapaxes(k, -1, -2) / np.sqrt(self.config.head_dim))
         return h + self.linear(f"{name}.out", np.swapaxes(share @ v, 1, 2).reshape(h.shape))
 
-    def time(self, name: str, h: Floats, sizes: _inputs.Sizes) -> Floats:
-        """Return attention over the frames of each pixel; independent images attend to themselves alone."""
+    def time(self, name: str, h: Floats, sizes: _inputs.Sizes, past: Any = None, kept: Any = None) -> Floats:
+        """Return attention over the frames of each pixel; independent images attend to themselves alone.
+
+        `past` are keys and values of frames before these; those of both together are appended to `kept`.
+        """
         batch, frames, channels = sizes.batch, sizes.frames, h.shape[-1]
         video = frames - sizes.images
         tokens = self.norm(f"{name}.norm", h).reshape(batch, frames, -1, channels)
         q, k, v = self.heads(name, np.swapaxes(tokens, 1, 2).reshape(-1, frames, channels))
-        keys, values = (self.positions(f"{name}.{part}_positions", video) for part in ("key", "value"))
-        logits = q[:, :, :video] @ np.swapaxes(k[:, :, :video], -1, -2)
-        logits = logits + np.einsum("nhid,ijd->nhij", q[:, :, :video], keys)
-        share = softmax(logits / np.sqrt(self.config.head_dim))
-        mixed = share @ v[:, :, :video] + np.einsum("nhij,ijd->nhid", share, values)
         alone = v[:, :, video:] + self.weights[f"{name}.value_positions"][self.config.frames - 1]
+        q, k, v = q[:, :, :video], k[:, :, :video], v[:, :, :video]
+        if past is not None:
+            k, v = (np.concatenate([_folded(old), new], axis=2) for old, new in zip(past, (k, v), strict=True))
+        if kept is not None:
+            kept.append(tuple(_unfolded(part, batch, self.config.frames - 1) for part in (k, v)))
+        before = k.shape[2] - video
+        keys, values = (self.positions(f"{name}.{part}_positions", video, before) for part in ("key", "value"))
+        logits = q @ np.swapaxes(k, -1, -2)
+        logits = logits + np.einsum("nhid,ijd->nhij", q, keys)
+        if self.config.causal:
+            logits = np.where(structure.seen(self.config.frames, video, before), logits, -np.inf)
+        share = softmax(logits / np.sqrt(self.config.head_dim))
+        mixed = share @ v + np.einsum("nhij,ijd->nhid", share, values)
         mixed = np.swapaxes(np.concatenate([mixed, alone], axis=2), 1, 2)  # (B * pixels, frames, heads, d)
         mixed = np.swapaxes(mixed.reshape(batch, -1, frames, channels), 1, 2)
         return h + self.linear(f"{name}.out", mixed.reshape(h.shape))
 
-    def positions(self, name: str, frames: int) -> Floats:
-        """Return the vector of each distance j - i, (frames, frames, d); beyond the longest known it stays the same."""
+    def positions(self, name: str, frames: int, before: int = 0) -> Floats:
+        """Return the vector of each distance j - i, (frames, before + frames, d); beyond the longest known it stays the same."""
         far = self.config.frames - 1
-        steps = np.arange(frames)
-        return self.weights[name][np.clip(steps[None, :] - steps[:, None], -far, far) + far]
+        return self.weights[name][np.clip(structure.distances(frames, before), -far, far) + far]
 
     def heads(self, name: str, tokens: Floats) -> tuple[Floats, ...]:
         """Return queries, keys and values, (N, heads, tokens, d), of tokens (N, tokens, C)."""
@@ -208,6 +234,18 @@ def softmax(logits: Floats) -> Floats:
         return logits
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _folded(part: Floats) -> Floats:
+    """Return keys or values that are kept, (B, P, pixels, heads, d), as (B * pixels, heads, P, d)."""
+    return part.transpose(0, 2, 3, 1, 4).reshape(-1, part.shape[3], part.shape[1], part.shape[4])
+
+
+def _unfolded(part: Floats, batch: int, most: int) -> Floats:
+    """Return the last keys or values, of (B * pixels, heads, P, d), as they are kept."""
+    n, heads, length, width = part.shape
+    first = max(0, length - most)
+    return part[:, :, first:].reshape(batch, n // batch, heads, length - first, width).transpose(0, 3, 1, 2, 4)
 
 
 def _lead(part: Floats, other: Floats) -> Floats:

@@ -8,7 +8,7 @@ r"""The network as a table: every implementation walks these rows, and the weigh
 
 A "block" is a residual block, then spatial attention, then temporal attention where its level attends; "down" halves a
 frame's height and width (rounding up), "up" doubles them and crops to the size of the next skip. Nothing but temporal
-attention looks beyond a frame, so that all else works on B * T frames.
+attention looks beyond a frame, so that all else works on B * T frames, and a network is causal where its mask is.
 
 Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3 and fig. 1; Ho et al. 2020 (arXiv 2006.11239), app. B.
 """
@@ -16,7 +16,10 @@ Source: Ho et al. 2022 (arXiv 2204.03458), sec. 3 and fig. 1; Ho et al. 2020 (ar
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from diffcore.unet3d.config import UNet3DConfig, groups
 
@@ -97,6 +100,32 @@ def least(config: UNet3DConfig) -> int:
     return 10 * (len(config.widths) * (2 * config.blocks + 1) + 2) + 2 * config.mlp_layers
 
 
+Pair = tuple[Any, Any]
+"""Keys and values of past frames in one temporal attention, each (B, P, pixels, heads, d), in the library of the network."""
+
+Past = tuple[Pair, ...]
+"""What a causal network keeps of past frames: a pair for each row that attends, of the last frames - 1 at most."""
+
+
+def distances(frames: int, before: int = 0) -> npt.NDArray[np.int64]:
+    """Return j - i of each frame i to each j, those before included, (frames, before + frames).
+
+    >>> distances(2, before=1).tolist()
+    [[-1, 0, 1], [-2, -1, 0]]
+    """
+    return np.arange(before + frames)[None, :] - before - np.arange(frames)[:, None]
+
+
+def seen(reach: int, frames: int, before: int = 0) -> npt.NDArray[np.bool_]:
+    """Return which frames j a frame i of a causal network sees: itself and the reach - 1 before it.
+
+    >>> seen(2, 3).astype(int).tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    apart = distances(frames, before)
+    return (apart <= 0) & (apart > -reach)
+
+
 class Array(NamedTuple):
     """A weight: its shape, and the standard deviation it starts with; 0 starts at `fill`."""
 
@@ -169,4 +198,18 @@ def arrays(config: UNet3DConfig) -> dict[str, Array]:
     return found
 
 
-__all__ = ["Array", "EPSILON", "FREQUENCIES", "LOG_SNR_LIMIT", "Row", "arrays", "groups", "least", "rows"]
+__all__ = [
+    "Array",
+    "EPSILON",
+    "FREQUENCIES",
+    "LOG_SNR_LIMIT",
+    "Pair",
+    "Past",
+    "Row",
+    "arrays",
+    "distances",
+    "groups",
+    "least",
+    "rows",
+    "seen",
+]

@@ -7,7 +7,7 @@ B * H * W * heads rows, at most 65,535 at once, which is what a CUDA grid takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from diffcore._array import to_host
 from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
-from diffcore.unet3d.config import UNet3DConfig, groups
+from diffcore.unet3d.config import UNet3DConfig
+from diffcore.unet3d.torch_layers import CONDITIONS, Conv, Linear, Norm, Take
 
 MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
@@ -51,7 +52,7 @@ class UNet3D(nn.Module):
         self.checkpointing = checkpointing
         take: Take = lambda name: _parameter(name, np.asarray(weights[name]), dtype, device)  # noqa: E731
         self.embed = nn.ModuleList(Linear(take, f"embed.{layer}") for layer in range(config.mlp_layers))
-        self.condition = _CONDITIONS[config.condition](config, take)
+        self.condition = CONDITIONS[config.condition](config, take)
         self.input = Conv(take, "input")
         self.rows = structure.rows(config)
         self.parts = [_KINDS[row.kind](config, row, take) for row in self.rows]
@@ -84,9 +85,25 @@ class UNet3D(nn.Module):
         """Return the weights by canonical name in the canonical layouts, on the host; those in bfloat16 in float32."""
         return {name: to_host(canonical(name, value)) for name, value in self.state_dict().items()}
 
-    def forward(self, z: torch.Tensor, log_snr: Any, cond: Any = None, images: int = 0) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, log_snr: Any, cond: Any = None, images: int = 0, past: Any = None
+    ) -> torch.Tensor:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments."""
+        return self._run(z, log_snr, cond, images, past, None)
+
+    def past(self, z: torch.Tensor, log_snr: Any, cond: Any = None, past: Any = None) -> structure.Past:
+        """Return what a causal network keeps of the frames z (B, T, H, W, C), after those of `past`; see `unet3d.build`."""
+        _inputs.check_past(self.config, past, *_inputs.check(self.config, z, log_snr, cond, 0, torch.Tensor).of_past)
+        kept: list[structure.Pair] = []
+        with torch.no_grad():
+            self._run(z, log_snr, cond, 0, past, kept)
+        return tuple(kept)
+
+    def _run(self, z: torch.Tensor, log_snr: Any, cond: Any, images: int, past: Any, kept: Any) -> torch.Tensor:
         sizes = _inputs.check(self.config, z, log_snr, cond, images, torch.Tensor)
+        if past is not None:
+            _inputs.check_past(self.config, past, *sizes.of_past)
+        pairs = iter(past or ())
         dtype = self.frequencies.dtype
         with torch.autocast(z.device.type, enabled=False):
             e = F.silu(_per_frame(self._embedding(torch.as_tensor(log_snr, device=z.device).to(dtype), cond), sizes))
@@ -96,8 +113,9 @@ class UNet3D(nn.Module):
             if row.pops:
                 h = torch.cat([h, skips.pop()], dim=-1)
             if row.kind == "block":
-                kept = self.checkpointing and torch.is_grad_enabled()
-                h = checkpoint(part, h, e, sizes, use_reentrant=False) if kept else part(h, e, sizes)
+                given = (h, e, sizes, next(pairs, None) if row.attends else None, kept)
+                again = self.checkpointing and torch.is_grad_enabled()
+                h = checkpoint(part, *given, use_reentrant=False) if again else part(*given)
             else:
                 h = part(h, skips[-1].shape[1:3]) if row.kind == "up" else part(h)
             if row.pushes:
@@ -127,10 +145,6 @@ def _place(root: nn.Module, name: str, part: nn.Module) -> None:
     root.add_module(last, part)
 
 
-Take = Callable[[str], nn.Parameter]
-"""Canonical name -> parameter."""
-
-
 def _parameter(name: str, array: np.ndarray[Any, Any], dtype: torch.dtype, device: Any) -> nn.Parameter:
     value = torch.from_numpy(np.array(array)).to(dtype=dtype)
     if array.ndim == 4:  # (height, width, in, out) to (out, in, height, width), channels last in memory
@@ -147,54 +161,6 @@ def canonical(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.detach().T.contiguous() if name.endswith("weight") and value.ndim == 2 else value.detach()
 
 
-class Linear(nn.Module):
-    """h W + b over the last axis."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        super().__init__()
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return F.linear(h, self.weight, self.bias)
-
-
-class Conv(nn.Module):
-    """A 3x3 convolution of each frame."""
-
-    def __init__(self, take: Take, name: str, stride: int = 1) -> None:
-        super().__init__()
-        self.weight, self.bias, self.stride = take(f"{name}.weight"), take(f"{name}.bias"), stride
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        out = F.conv2d(h.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, padding=1)
-        return out.permute(0, 2, 3, 1)
-
-
-class Norm(nn.Module):
-    """The group norm of each frame, in float32 at least."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        super().__init__()
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
-        self.groups = groups(len(self.weight))
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        wide = h.to(self.weight.dtype).permute(0, 3, 1, 2)
-        out = F.group_norm(wide, self.groups, self.weight, self.bias, structure.EPSILON)
-        return out.permute(0, 2, 3, 1).to(h.dtype)
-
-
-class LayerNorm(nn.Module):
-    """The norm of each token."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        super().__init__()
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(tokens, tokens.shape[-1:], self.weight, self.bias, structure.EPSILON)
-
-
 class Block(nn.Module):
     """A residual block, then attention over space and over time where the level has it."""
 
@@ -209,13 +175,15 @@ class Block(nn.Module):
         self.space = SpaceAttention(config, take, f"{name}.space") if row.attends else None
         self.time = TimeAttention(config, take, f"{name}.time") if row.attends else None
 
-    def forward(self, h: torch.Tensor, e: torch.Tensor, sizes: _inputs.Sizes) -> torch.Tensor:
+    def forward(
+        self, h: torch.Tensor, e: torch.Tensor, sizes: _inputs.Sizes, past: Any = None, kept: Any = None
+    ) -> torch.Tensor:
         inner = self.conv1(F.silu(self.norm1(h)))
         inner = inner + self.embed(e)[:, None, None, :]
         inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
         h = self.skip(h) + inner
         if self.space is not None and self.time is not None:
-            h = self.time(self.space(h), sizes)
+            h = self.time(self.space(h), sizes, past, kept)
         return h
 
 
@@ -285,76 +253,60 @@ class TimeAttention(Attention):
         super().__init__(config, take, name)
         self.key_positions = take(f"{name}.key_positions")
         self.value_positions = take(f"{name}.value_positions")
-        self.far = config.frames - 1
+        self.far, self.causal = config.frames - 1, config.causal
 
-    def forward(self, h: torch.Tensor, sizes: _inputs.Sizes) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, sizes: _inputs.Sizes, past: Any = None, kept: Any = None) -> torch.Tensor:
         batch, frames, channels = sizes.batch, sizes.frames, h.shape[-1]
         tokens = self.norm(h).reshape(batch, frames, -1, channels).transpose(1, 2).reshape(-1, frames, channels)
         step = max(1, MOST_ROWS // (channels // self.head_dim))
-        mixed = torch.cat([self._mixed(part, frames - sizes.images) for part in tokens.split(step)])
+        video = frames - sizes.images
+        if past is None and kept is None:
+            parts = [self._mixed(part, video) for part in tokens.split(step)]
+        else:
+            olds = tokens.new_zeros(2, len(tokens), channels // self.head_dim, 0, self.head_dim)
+            if past is not None:
+                olds = torch.stack([_folded(part) for part in past]).to(tokens.dtype)
+            own: list[torch.Tensor] = []
+            pieces = zip(tokens.split(step), olds.split(step, dim=1), strict=True)
+            parts = [self._mixed(part, video, old, own) for part, old in pieces]
+            if kept is not None:
+                kept.append(tuple(_unfolded(part, batch, self.far) for part in torch.cat(own, dim=1)))
+        mixed = torch.cat(parts)
         mixed = mixed.reshape(batch, -1, frames, channels).transpose(1, 2)
         return h + self.out(mixed.reshape(h.shape))
 
-    def _mixed(self, tokens: torch.Tensor, video: int) -> torch.Tensor:
+    def _mixed(self, tokens: torch.Tensor, video: int, past: Any = None, kept: Any = None) -> torch.Tensor:
         q, k, v = self.heads(tokens)
         alone = v[:, :, video:] + self.value_positions[self.far].to(v.dtype)
         if video == 0:
             return alone.transpose(1, 2).reshape(tokens.shape)
         q, k, v = q[:, :, :video], k[:, :, :video], v[:, :, :video]
-        at = torch.arange(video, device=q.device)
-        at = (at[None, :] - at[:, None]).clamp(-self.far, self.far) + self.far
+        if past is not None:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(past, (k, v), strict=True))
+            kept.append(torch.stack([k, v]))
+        before = k.shape[2] - video
+        at = torch.arange(-before, video, device=q.device)
+        apart = at[None, :] - at[before:, None]
+        at = apart.clamp(-self.far, self.far) + self.far
         keys, values = self.key_positions[at].to(q.dtype), self.value_positions[at].to(q.dtype)
         logits = q @ k.transpose(-1, -2) + torch.einsum("nhid,ijd->nhij", q, keys)
+        if self.causal:
+            logits = logits.masked_fill((apart > 0) | (apart < -self.far), -torch.inf)
         share = (logits.to(self.key_positions.dtype) * self.head_dim**-0.5).softmax(dim=-1).to(v.dtype)
         mixed = share @ v + torch.einsum("nhij,ijd->nhid", share, values)
         return torch.cat([mixed, alone], dim=2).transpose(1, 2).reshape(tokens.shape)
 
 
-class NoCondition(nn.Module):
-    """No condition."""
-
-    def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        super().__init__()
-
-    def forward(self, cond: Any) -> torch.Tensor | None:
-        return None
+def _folded(part: torch.Tensor) -> torch.Tensor:
+    """Return keys or values that are kept, (B, P, pixels, heads, d), as (B * pixels, heads, P, d)."""
+    return part.permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
-class ClassCondition(nn.Module):
-    """A vector per class; the last one is that of the null condition."""
-
-    def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        super().__init__()
-        self.config = config
-        self.classes = take("condition.classes")
-
-    def forward(self, cond: Any) -> torch.Tensor:
-        if cond is not None and cond.device.type == "cpu" and not torch.compiler.is_compiling():
-            _inputs.check_labels(self.config, cond)
-        return self.classes[-1] if cond is None else F.embedding(cond, self.classes)
+def _unfolded(part: torch.Tensor, batch: int, most: int) -> torch.Tensor:
+    """Return the last keys or values, of (B * pixels, heads, P, d), as they are kept."""
+    return part[:, :, max(0, part.shape[2] - most) :].unflatten(0, (batch, -1)).permute(0, 3, 1, 2, 4).contiguous()
 
 
-class TokenCondition(nn.Module):
-    """Tokens pooled by attention with a learned query; a learned vector where no token counts."""
-
-    def __init__(self, config: UNet3DConfig, take: Take) -> None:
-        super().__init__()
-        self.norm = LayerNorm(take, "condition.norm")
-        self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
-        self.query, self.null = take("condition.query"), take("condition.null")
-
-    def forward(self, cond: Any) -> torch.Tensor:
-        if cond is None:
-            return self.null
-        tokens, mask = cond[0].to(self.null.dtype), cond[1].bool()
-        normed = self.norm(tokens)
-        logits = self.keys(normed) @ self.query / len(self.query) ** 0.5
-        share = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim=-1)
-        pooled = (share[..., None] * self.values(normed)).sum(dim=-2)
-        return torch.where(mask.any(dim=-1)[..., None], pooled, self.null)
-
-
-_CONDITIONS: dict[str, type[nn.Module]] = {"none": NoCondition, "class": ClassCondition, "tokens": TokenCondition}
 _KINDS: dict[str, type[nn.Module]] = {"block": Block, "down": Down, "up": Up}
 
 

@@ -1,0 +1,99 @@
+"""The layers of the network in JAX that see one frame or token at a time, and the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from diffcore.unet3d import structure
+from diffcore.unet3d.config import UNet3DConfig, groups
+
+Take = Callable[[str], nnx.Param[jax.Array]]
+"""Canonical name -> parameter."""
+
+
+class Affine(nnx.Module):
+    """A weight and a bias."""
+
+    def __init__(self, take: Take, name: str) -> None:
+        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
+
+
+class Linear(Affine):
+    """h W + b over the last axis."""
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h @ self.weight[...].astype(h.dtype) + self.bias[...].astype(h.dtype)
+
+
+class Conv(Affine):
+    """A 3x3 convolution of each frame."""
+
+    def __call__(self, h: jax.Array, stride: int = 1) -> jax.Array:
+        weight, layouts = self.weight[...].astype(h.dtype), ("NHWC", "HWIO", "NHWC")
+        out = lax.conv_general_dilated(h, weight, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layouts)
+        return out + self.bias[...].astype(h.dtype)
+
+
+class Norm(Affine):
+    """The group norm of each frame, in the dtype of the parameters."""
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        wide, weight = h.astype(self.weight.dtype), self.weight[...]
+        centred = wide - self._mean(wide)
+        normed = centred * (lax.rsqrt(self._mean(centred**2) + structure.EPSILON) * weight) + self.bias[...]
+        return normed.astype(h.dtype)
+
+    def _mean(self, h: jax.Array) -> jax.Array:
+        """Return the mean of each group for each of its channels: over pixels first, which XLA does three times as fast."""
+        size = h.shape[-1] // groups(h.shape[-1])
+        means = h.mean(axis=(1, 2)).reshape(len(h), -1, size).mean(axis=-1)
+        return jnp.repeat(means, size, axis=-1)[:, None, None, :]
+
+
+class ClassCondition(nnx.Module):
+    """A vector per class; the last one is that of the null condition."""
+
+    def __init__(self, config: UNet3DConfig, take: Take) -> None:
+        self.classes = take("condition.classes")
+
+    def __call__(self, cond: Any) -> jax.Array:
+        classes = self.classes[...]
+        if cond is None:
+            return classes[-1]
+        inside = jnp.where(cond < 0, len(classes), cond)  # a negative label would count from the end
+        return jnp.take(classes, inside, axis=0, mode="fill")  # NaN where out of range
+
+
+class LayerNorm(Affine):
+    """The norm of each token."""
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jax.nn.standardize(tokens, epsilon=structure.EPSILON) * self.weight[...] + self.bias[...]
+
+
+class TokenCondition(nnx.Module):
+    """Tokens pooled by attention with a learned query; a learned vector where no token counts."""
+
+    def __init__(self, config: UNet3DConfig, take: Take) -> None:
+        self.norm = LayerNorm(take, "condition.norm")
+        self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
+        self.query, self.null = take("condition.query"), take("condition.null")
+
+    def __call__(self, cond: Any) -> jax.Array:
+        query, null = self.query[...], self.null[...]
+        if cond is None:
+            return null
+        normed, mask = self.norm(jnp.asarray(cond[0], null.dtype)), jnp.asarray(cond[1], bool)
+        logits = self.keys(normed) @ query / len(query) ** 0.5
+        share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
+        pooled = jnp.einsum("...l,...ld->...d", share, self.values(normed))
+        return jnp.where(mask.any(axis=-1)[..., None], pooled, null)
+
+
+CONDITIONS: dict[str, Any] = {"class": ClassCondition, "tokens": TokenCondition}
