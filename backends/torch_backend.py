@@ -83,34 +83,38 @@ class TorchBackend(HostBackend):
     def _run_kernel(self, run: Run, state: State, kernel: Any) -> State:
         """Run with the Triton kernel; nothing is copied from the host but what `kernel` keeps from an earlier run."""
         form, where, watched = run.form, state.z.device, run.callback is not None
-        first, draw = int(state.index), int(state.draw)
+        first, stages = int(state.index), len(run.plan)
+        counter = state.draw if _on_device(state.draw) else None  # a graph's, which is read when it is replayed
+        draw = 0 if counter is not None else int(state.draw)
         levels = stage.levels_of(run, state.z, lambda table, like: kernel.constant(table, like.device).unbind(0))
-        rows = kernel.constant(run.coefficients, where).unbind(0)
-        for turn in stage.turns(run, first, levels):
-            number = draw + turn.stage - first
-            y, other, weight = _apart(form, turn.denoise, state.z, turn.levels)
-            settings: dict[str, Any] = {"stochastic": turn.noisy, "transform_x": run.transform_x}
-            if all(kernel.takes(array, where) for array in (y, other) if array is not None):
-                settings |= {"other": None if other is None else other.contiguous(), "weight": weight}
-                try:
-                    state = kernel.stage(
-                        form, state, y.contiguous(), rows[turn.stage], number, wants_x=watched, **settings
+        table = kernel.constant(run.coefficients, where)
+        advance = kernel.stages(form, state, run.plan.lead, run.transform_x)
+        with torch.cuda.device_of(state.z):  # where Triton launches
+            for turn in stage.turns(run, first, levels):
+                number = draw + turn.stage - first
+                y, other, weight = _apart(form, turn.denoise, state.z, turn.levels)
+                if kernel.takes(y, where) and (other is None or kernel.takes(other, where)):
+                    other, at = None if other is None else other.contiguous(), kernel.signed(number)
+                    given = (state, y.contiguous(), table, turn.stage, at, counter, turn.noisy, other, weight, watched)
+                    try:
+                        state = advance(*given)
+                    except Exception as error:
+                        if not _is_compiler_error(error):
+                            raise
+                        _warn("the Triton kernel", error, "compiled by torch.compile")
+                        return self._run_fused(run, self._at(state, turn.stage, number, counter))
+                else:
+                    y = y if weight is None or other is None else y + weight * (y - other)
+                    other = other if form.second == "unguided" else None
+                    settings: dict[str, Any] = {"transform_x": run.transform_x, "other": other}
+                    before = self._at(state, turn.stage, number, counter)
+                    state = ArrayAPIBackend.advance(
+                        self, form, before, y, table[turn.stage], None, stochastic=turn.noisy, **settings
                     )
-                except Exception as error:
-                    if not _is_compiler_error(error):
-                        raise
-                    _warn("the Triton kernel", error, "compiled by torch.compile")
-                    return self._run_fused(run, self._at(state, turn.stage, number))
-            else:
-                y = y if weight is None or other is None else y + weight * (y - other)
-                settings["other"] = other if form.second == "unguided" else None
-                state = ArrayAPIBackend.advance(
-                    self, form, state._replace(draw=number), y, rows[turn.stage], None, **settings
-                )
-            if watched or turn.stage + 1 == len(rows):
-                state = self._at(state, turn.stage + 1, number + 1)
-            if run.callback is not None:
-                run.callback(state)
+                if watched or turn.stage + 1 == stages:
+                    state = self._at(state, turn.stage + 1, number + 1, counter)
+                if run.callback is not None:
+                    run.callback(state)
         return state
 
     def _run_fused(self, run: Run, state: State, *, holds: bool = True) -> State:
@@ -150,8 +154,9 @@ class TorchBackend(HostBackend):
                 run.callback(state)
         return state
 
-    def _at(self, state: State, stage: int, draw: int) -> State:
-        return state._replace(index=self.index(stage), draw=self.index(draw))
+    def _at(self, state: State, stage: int, draw: int, counter: torch.Tensor | None = None) -> State:
+        number = self.index(draw) if counter is None else counter + draw
+        return state._replace(index=self.index(stage), draw=number)
 
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
@@ -266,6 +271,11 @@ def _warn(what: str, error: Exception, instead: str) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
+
+
+def _on_device(number: Any) -> bool:
+    """Return whether a number is held by a device, which the host does not wait for."""
+    return isinstance(number, torch.Tensor) and number.is_cuda
 
 
 def _is_traced() -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from diffcore.state import State
 
 TILE = tl.constexpr(_philox.TILE)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_empty = torch.empty_like
 MEMORY = 4
 """How many arrays of memory the kernel takes; more are better served by a graph of their own."""
 
@@ -109,15 +110,16 @@ def _sum(row, first, z, past, eps, x, second, mask, LEAD: tl.constexpr, NOISY: t
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["row_p", "keys_p", "draw", "tiles", "stride", "frame_size"])
+@triton.jit(do_not_specialize=["row_p", "keys_p", "counter_p", "draw", "tiles", "stride", "frame_size"])
 def _stage(
-    z_p, y_p, other_p, memory_p, to_z, to_memory, to_x, row_p, keys_p, draw,
+    z_p, y_p, other_p, memory_p, to_z, to_memory, to_x, row_p, keys_p, counter_p, draw,
     size, tiles, stride, frame_size, weight, low, high,
-    COLUMNS: tl.constexpr, LEAD: tl.constexpr, NOISY: tl.constexpr, CLIPS: tl.constexpr, GUIDED: tl.constexpr,
-    SECOND: tl.constexpr, WRITES_X: tl.constexpr, WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr, LEAD: tl.constexpr, NOISY: tl.constexpr, COUNTED: tl.constexpr, CLIPS: tl.constexpr,
+    GUIDED: tl.constexpr, SECOND: tl.constexpr, WRITES_X: tl.constexpr, WIDTH: tl.constexpr,
 ):
     """One tile of one sample: `diffcore.stage.advance`. `row_p` are the coefficients of the stage, `stride` is how many rows of
-    them a sample has. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
+    them a sample has; the draw is number `draw`, counted from what `counter_p` holds. A tensor is (WIDTH, TILE / WIDTH), so that
+    a thread makes the noise of the WIDTH neighbours it reads.
     """
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
@@ -129,6 +131,8 @@ def _stage(
     if NOISY:
         k0, k1 = tl.load(keys_p + 2 * sample).to(tl.uint32), tl.load(keys_p + 2 * sample + 1).to(tl.uint32)
         block = tile * TILE + neighbours + each
+        if COUNTED:
+            draw += tl.load(counter_p)
         zero = tl.zeros((WIDTH, TILE // WIDTH), tl.uint32)
         w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), zero + draw.to(tl.uint32), zero, k0, k1)
         e0, e1 = _pair(w0, w1)
@@ -170,6 +174,113 @@ def _stage(
 # fmt: on
 
 
+class Stages:
+    """The stages of runs on arrays of one kind: what all their launches share is worked out once.
+
+    Triton's launcher looks at every argument anew, to compile a kernel for its kind. Here that is known: after the first launch
+    the compiled kernel itself is called, as in Triton's tutorials, with addresses as arguments.
+    """
+
+    def __init__(
+        self, form: Form, shape: tuple[int, ...], dtype: torch.dtype, lead: tuple[int, ...], transform_x: Clip | None
+    ) -> None:
+        size = math.prod(shape[1:])
+        frames = lead[1] if len(lead) > 1 else 1
+        frame_size = max(size // frames, 1)
+        tiles = -(-size // (4 * _philox.TILE))
+        self.form, self.dtype = form, dtype
+        self.grid = (shape[0] * tiles, 1, 1)
+        self.rows = 1 + form.computed - form.keeps_x
+        self.row_bytes = 4 * math.prod(lead) * form.width
+        clip = (0.0, 0.0) if transform_x is None else (transform_x.low, transform_x.high)
+        self.clip = tuple(map(float, clip))
+        self.numbers = (size, tiles, 0 if not lead or lead[0] == 1 else frames, frame_size)
+        self.shared: dict[str, Any] = {
+            "COLUMNS": form.columns,
+            "LEAD": 2 if frames > 1 else 1,
+            "CLIPS": transform_x is not None,
+        }
+        self.shared |= {"SECOND": form.second, "WIDTH": 16 // dtype.itemsize if frame_size % 16 == 0 else 1}
+        self.ready: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
+        """Which there are -> the launch of the compiled kernel, and the constants that it was compiled with."""
+        self.direct = True
+
+    def __call__(
+        self,
+        state: State,
+        y: torch.Tensor,
+        table: torch.Tensor,
+        at: int,
+        draw: int,
+        counter: torch.Tensor | None,
+        stochastic: bool,
+        other: torch.Tensor | None = None,
+        weight: float | None = None,
+        wants_x: bool = True,
+    ) -> State:
+        """Return the state after stage number `at` of a table of coefficients, see `stage`, on the current device.
+
+        `draw` is a number below 2^31, see `signed`, counted from what `counter` holds where there is one.
+        """
+        form, (z, memory, _, index, drawn, keys, *_) = self.form, cast(tuple[Any, ...], state)
+        to_z, *to_memory = [_empty(z) for _ in range(self.rows)]
+        to_x = _empty(z) if wants_x or form.keeps_x else None
+        kind = (stochastic, counter is not None, weight is not None, to_x is not None)
+        scale = 0.0 if weight is None else float(weight)  # of an int, Triton would make a kernel of its own
+        scale = 0.0 if weight is None else float(weight)  # of an int, Triton would make a kernel of its own
+        arguments = lambda: (  # noqa: E731
+            z, y, z if other is None else other, memory, to_z, tuple(to_memory), z if to_x is None else to_x, table[at],
+            keys if stochastic else table, table if counter is None else counter, draw, *self.numbers, scale, *self.clip,
+        )  # fmt: skip
+        z_at, y_at = z.data_ptr(), y.data_ptr()
+        other_at = z_at if other is None else other.data_ptr()
+        places, past = z_at | y_at | other_at, []
+        for array in memory:
+            past.append(place := array.data_ptr())
+            places |= place
+        alike = y.dtype is self.dtype and (other is None or other.dtype is self.dtype)
+        whole = alike and not places & 15  # as the kernels are compiled that read 16 bytes at once
+        ready = self.ready.get(kind) if whole else None
+        if ready is None:
+            self._launch(kind, whole, arguments())
+        else:
+            launch, constants = ready
+            base = table.data_ptr()
+            try:
+                launch(
+                    z_at, y_at, other_at, tuple(past), to_z.data_ptr(), tuple([array.data_ptr() for array in to_memory]),
+                    z_at if to_x is None else to_x.data_ptr(), base + at * self.row_bytes,
+                    keys.data_ptr() if stochastic else base, base if counter is None else counter.data_ptr(),
+                    draw, *self.numbers, scale, *self.clip, *constants,
+                )  # fmt: skip
+            except (TypeError, ValueError):  # a Triton that takes them in another form, and has launched nothing
+                self.direct = False
+                self.ready.clear()
+                self._launch(kind, whole, arguments())
+        if form.memory:
+            memory = remembered(form, [*to_memory, to_x] if form.keeps_x else to_memory, memory)
+        return State(to_z, memory, to_x, index, drawn, keys)
+
+    def _launch(self, kind: tuple[bool, ...], whole: bool, arguments: tuple[Any, ...]) -> None:
+        """Launch a stage by Triton's own launcher, and keep how to launch the next one of the kind."""
+        constants = self.shared | dict(zip(("NOISY", "COUNTED", "GUIDED", "WRITES_X"), kind, strict=True))
+        warps = 2 if self.dtype.itemsize == 4 else 1  # TILE elements are WIDTH for each thread
+        found = _stage[self.grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
+        if whole and self.direct and found is not None:  # None where it is interpreted
+            self.ready[kind] = found[self.grid], tuple(constants[name] for name in _stage.arg_names[len(arguments) :])
+
+
+@lru_cache(maxsize=64)
+def _stages(*kind: Any) -> Stages:
+    return Stages(*kind[:5])
+
+
+def stages(form: Form, state: State, lead: tuple[int, ...], transform_x: Clip | None) -> Stages:
+    """Return the stages of a run from a state, with coefficients of a leading shape."""
+    z, keys = state.z, state.keys
+    return _stages(form, tuple(z.shape), z.dtype, lead, transform_x, z.device, None if keys is None else keys.dtype)
+
+
 def stage(
     form: Form,
     state: State,
@@ -177,11 +288,8 @@ def stage(
     row: torch.Tensor,
     draw: int,
     *,
-    stochastic: bool,
     transform_x: Clip | None = None,
-    other: torch.Tensor | None = None,
-    weight: float | None = None,
-    wants_x: bool = True,
+    **settings: Any,
 ) -> State:
     """Return the state after a stage; index and draw stay as they are.
 
@@ -191,42 +299,17 @@ def stage(
         y: the prediction, or the conditional one where there is a weight: then y + weight (y - other) is used.
         row: the coefficients of the stage, (*lead, form.width) in float32, in one piece.
         draw: the number of the draw of its noise.
-        stochastic: whether the stage may add noise.
         transform_x: a clip of x-hat.
-        other: the unguided prediction, where there is a weight or the plan reads it.
-        weight: see y.
-        wants_x: whether x-hat is written out though the memory does not keep it.
+        settings: `stochastic`, whether the stage may add noise; `other`, the unguided prediction, where there is a weight or
+            the plan reads it; `weight`, see y; `wants_x`, whether x-hat is written out though the memory does not keep it
+            (True unless given).
     """
-    z, lead = state.z, row.shape[:-1]
-    size = math.prod(z.shape[1:])
-    frames = lead[1] if len(lead) > 1 else 1
-    frame_size = max(size // frames, 1)
-    to_z, *to_memory = (torch.empty_like(z) for _ in range(1 + form.computed - form.keeps_x))
-    to_x = torch.empty_like(z) if wants_x or form.keeps_x else None
-    tiles = -(-size // (4 * _philox.TILE))
-    with torch.cuda.device_of(z):  # Triton launches where the process is, not where the tensors are
-        _stage[(z.shape[0] * tiles,)](
-            z, y, z if other is None else other, tuple(state.memory), to_z, tuple(to_memory), z if to_x is None else to_x,
-            row, row if state.keys is None else state.keys, _signed(draw),
-            size, tiles, 0 if not lead or lead[0] == 1 else frames, frame_size,
-            0.0 if weight is None else float(weight),
-            0.0 if transform_x is None else transform_x.low, 0.0 if transform_x is None else transform_x.high,
-            COLUMNS=form.columns,
-            LEAD=2 if frames > 1 else 1,
-            NOISY=stochastic,
-            CLIPS=transform_x is not None,
-            GUIDED=weight is not None,
-            SECOND=form.second,
-            WRITES_X=to_x is not None,
-            WIDTH=16 // z.element_size() if frame_size % 16 == 0 else 1,
-            num_warps=2 if z.element_size() == 4 else 1,  # TILE elements are WIDTH for each thread
-            enable_fp_fusion=True,
-        )  # fmt: skip
-    made = [*to_memory, to_x] if form.keeps_x else to_memory
-    return State(to_z, remembered(form, made, state.memory), to_x, state.index, state.draw, state.keys)
+    with torch.cuda.device_of(state.z):  # Triton launches where the process is, not where the tensors are
+        advance = stages(form, state, tuple(row.shape[:-1]), transform_x)
+        return advance(state, y, row[None], 0, signed(draw), None, **settings)
 
 
-def _signed(draw: int) -> int:
+def signed(draw: int) -> int:
     """Return the number of a draw as 32 bits with a sign, so that one kernel takes all."""
     return (draw + (1 << 31)) % (1 << 32) - (1 << 31)
 

@@ -11,7 +11,7 @@ import re
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -48,10 +48,30 @@ CASES = [("ancestral", 80, torch.float32), ("ancestral", 80, torch.bfloat16), ("
 CASES += [(kind, 90, dtype) for kind in KINDS for dtype in (torch.float32, torch.bfloat16)]
 
 
+class Sent:
+    """Where a launch ends: what would be sent to the device is kept in a list."""
+
+    launches: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        pass
+
+    def __call__(self, *given: Any) -> None:
+        self.launches.append(given)
+
+    def load_binary(self, *given: Any) -> tuple[Any, ...]:
+        return (None, 0, 0, 0, 1024)  # of no module, which would be unloaded at the end
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 20}
+
+
 class Target(NamedTuple):
-    """What Triton asks of a driver before a launch; the architecture stands for the number of the device."""
+    """What Triton asks of a driver; the architecture stands for the number of the device."""
 
     arch: int
+    launcher_cls: Any = Sent
+    utils: Any = Sent(None, None)
 
     def get_current_device(self) -> int:
         return self.arch
@@ -78,9 +98,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = torch_triton._stage
     monkeypatch.setattr(found, "device_caches", type(found.device_caches)(found.create_binder))
-    run = type(found).run
-    monkeypatch.setattr(type(found), "run", lambda *given, **settings: run(*given, **{**settings, "warmup": True}))
-    return torch_triton
+    torch_triton._stages.cache_clear()
+    monkeypatch.setattr(Sent, "launches", [])
+    yield torch_triton
+    torch_triton._stages.cache_clear()
 
 
 def compiled(
@@ -157,3 +178,58 @@ def test_another_stage_or_batch_compiles_nothing_anew(kernel: Any, monkeypatch: 
     for number, shape in enumerate([(2, 4096), (1, 4096), (3, 16), (16, 16384), (5, 1040)]):
         found = compiled(kernel, monkeypatch, shape=shape, number=number, lead=(shape[0],))
     assert len(found) == 1
+
+
+def test_a_prepared_launch_sends_what_tritons_own_does(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses instead of tensors, and nothing else differs; what is not aligned has a kernel of its own."""
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    form = Form(1)
+    advance = kernel.stages(form, state := given(form), (), dc.guidance.clip())
+    calls = (7, 0, None, False, None), (8, 1, torch.zeros(1, dtype=torch.int64), True, 2)
+    table, y, other = torch.zeros(3, form.width), torch.zeros_like(state.z), torch.ones_like(state.z)
+    for draw, at, counter, noisy, weight in calls * 2:
+        advance(state, y, table, at, draw, counter, noisy, other, weight)
+    outputs = [4, 5, 6]  # z, a row of memory and x-hat, made anew by each stage
+    for own, prepared in zip(Sent.launches[:2], Sent.launches[2:], strict=True):
+        assert own[:6] == prepared[:6]
+        both = zip(flat(own[9:]), flat(prepared[9:]), strict=True)  # after the grid, the kernel and Triton's hooks
+        differ = [k for k, (a, b) in enumerate(both) if a != b]
+        assert differ == outputs
+    advance(state, torch.zeros(y.numel() + 1)[1:].view(y.shape), table, 0, 7, None, False)
+    assert len(kernel._stage.device_caches[90][0]) == 3
+
+
+def test_a_prepared_launch_that_triton_refuses_is_left_to_tritons_own(
+    kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    advance, table = kernel.stages(Form(), state := given(Form()), (), None), torch.zeros(1, Form().width)
+    runs: list[int] = []
+
+    class Refusing:
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*given: Any) -> None:
+                runs.append(1)
+                raise TypeError("function takes exactly 10 arguments (36 given)")
+
+            return launch
+
+    launcher = type(kernel._stage).run
+    monkeypatch.setattr(type(kernel._stage), "run", lambda *a, **b: (launcher(*a, **b), Refusing())[1])
+    for draw in range(4):
+        advance(state, torch.zeros_like(state.z), table, 0, draw, None, False)
+    assert len(runs) == 1
+    assert len(Sent.launches) == 4
+
+
+def given(form: Form) -> dc.State:
+    z, *memory = (torch.zeros(2, 4096) for _ in range(1 + form.memory))
+    return dc.State(z, tuple(memory), None, 0, 1, torch.zeros(2, 2, dtype=torch.int64))
+
+
+def flat(launch: tuple[Any, ...]) -> list[Any]:
+    """Return what was sent, tensors by their addresses."""
+    parts: list[Any] = []
+    for part in launch:
+        parts += flat(part) if isinstance(part, tuple) else [part]
+    return [part.data_ptr() if isinstance(part, torch.Tensor) else part for part in parts]

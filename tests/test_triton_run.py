@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -30,16 +31,16 @@ def test_the_cases_interpreted() -> None:
     interpret(__file__)
 
 
-def calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that grows by what the kernel was called with, a dict for every stage."""
-    calls: list[Any] = []
-    called = getattr(kernel(), name)
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return a list that grows by what the kernel was called with, for every stage."""
+    calls: list[dict[str, Any]] = []
+    called = kernel().Stages.__call__
 
-    def taken(*args: Any, **settings: Any) -> Any:
-        calls.append(settings)
-        return called(*args, **settings)
+    def taken(*given: Any) -> Any:
+        calls.append(inspect.signature(called).bind(*given).arguments)
+        return called(*given)
 
-    monkeypatch.setattr(kernel(), name, taken)
+    monkeypatch.setattr(kernel().Stages, "__call__", taken)
     return calls
 
 
@@ -79,7 +80,7 @@ def test_a_run_with_the_kernel_is_the_plain_run(name: str, watched: bool) -> Non
 )
 def test_guidance_in_a_run_is_combined_by_the_kernel(plan: dc.Plan, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
-    calls = calls_of("stage", monkeypatch)
+    calls = calls_of(monkeypatch)
     if form == "two":
         guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: 0.25 * z.sin(), weight=1.5)
     else:
@@ -96,7 +97,7 @@ def test_guidance_in_a_run_is_combined_by_the_kernel(plan: dc.Plan, form: str, m
 def test_guidance_that_is_more_than_a_weight_is_not_taken_apart(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plans()["ancestral"]
     state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
-    calls = calls_of("stage", monkeypatch)
+    calls = calls_of(monkeypatch)
     settings: dict[str, Any] = {"weight": 0.0 if how == "off" else 1.5}
     if how == "function":
         settings["weight"] = lambda log_snr: 0.0 * log_snr + 1.5
@@ -144,14 +145,14 @@ def test_a_kernel_that_is_not_compiled_hands_over_to_the_graph(
 ) -> None:
     plan = plans()["ancestral"]
     state = dc.start(plan, shape=(2, 40), like=torch.zeros(1, device=DEVICE), seed=1)
-    works, seen = kernel().stage, list[int]()
+    works, seen = kernel().Stages.__call__, list[int]()
 
     def fails(*args: Any, **settings: Any) -> Any:
         if len(seen) == at:
             exec(statement, {"__name__": module})
         return works(*args, **settings)
 
-    monkeypatch.setattr(kernel(), "stage", fails)
+    monkeypatch.setattr(kernel().Stages, "__call__", fails)
     monkeypatch.setattr(torch_backend, "_fused", lambda *_: torch_backend._stage)
     run = run_of(plan, lambda z, at: -0.5 * z, callback=lambda reached: seen.append(int(reached.index)))
     with pytest.warns(RuntimeWarning, match=f"the Triton kernel does not work here .*{said}"):
