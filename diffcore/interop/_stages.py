@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,36 @@ def stages(function: str, read: Read, prediction: predictions.Prediction) -> Sta
                 float(plan.log_snr[k]),
             )
         )
-    return Stages(tuple(found), plan.memory, read.output, read.length)
+    return Stages(_ahead(found), plan.memory, read.output, read.length)
+
+
+def _ahead(found: list[Stage]) -> tuple[Stage, ...]:
+    """Return the stages, where z' alone reads the memory with that part of z' worked out a stage before, if that is less work.
+
+    The second stage of Heun's method then adds its slope to what the first has left, a z + b m, and multiplies nothing.
+    """
+    for k, (here, after) in enumerate(itertools.pairwise(found)):
+        reads = dict(after.rows[0])
+        if max(reads, default=Z) <= NOISE or any(place > NOISE for row in after.rows[1:] for place, _ in row):
+            continue
+        left: dict[int, float] = {}
+        for row, factor in [
+            (here.rows[0], reads.pop(Z, 0.0)),
+            *[(here.rows[m - 3], reads.pop(m)) for m in sorted(reads) if m > NOISE],
+        ]:
+            for place, value in row:
+                left[place] = left.get(place, 0.0) + factor * value
+        kept, new = _terms(left), _terms({**reads, NOISE + 1: 1.0})
+        rows = sum(_work(row) for row in here.rows[1:] if not (here.keeps_x and row is here.x))
+        if _work(kept) + _work(new) < rows + _work(after.rows[0]):
+            found[k] = here._replace(rows=(here.rows[0], kept), keeps_x=False)
+            found[k + 1] = after._replace(rows=(new, *after.rows[1:]))
+    return tuple(found)
+
+
+def _work(row: Terms) -> float:
+    """Return how long a sum takes, in additions: a product with a number takes about two."""
+    return len(row) - 1.0 if row and row[0][1] == 1.0 else len(row) + 1.0
 
 
 class _Fold(NamedTuple):
@@ -108,10 +138,18 @@ class _Fold(NamedTuple):
 
     def __call__(self, z: Any, noise: Any, x: Any, raw: Any, memory: Any = ()) -> Terms:
         x, raw = (x, raw) if self.clips else (0.0, x + raw)
-        scale = 1.0 if abs(z + raw * self.p - 1.0) < ROUNDING else z + raw * self.p
+        scale = z + raw * self.p
         scale = 0.0 if abs(scale) < ROUNDING * abs(z) else scale
-        terms = {Z: scale, Y: raw * self.q, X: x, NOISE: noise, **{4 + m: value for m, value in enumerate(memory)}}
-        return tuple((place, float(value)) for place, value in terms.items() if value != 0.0)
+        found = {Z: scale, Y: raw * self.q, X: x, NOISE: noise, **{4 + m: value for m, value in enumerate(memory)}}
+        return _terms(found)
+
+
+def _terms(found: Mapping[int, Any]) -> Terms:
+    """Return a sum, with what is rounding next to 1 left out, one of the arrays with the coefficient 1 first."""
+    left = [
+        (place, 1.0 if abs(value - 1.0) < ROUNDING else float(value)) for place, value in found.items() if value != 0.0
+    ]
+    return tuple(sorted(left, key=lambda term: term[1] != 1.0))
 
 
 def single(function: str, read: Alone, prediction: predictions.Prediction, scaling: str) -> Stages:
