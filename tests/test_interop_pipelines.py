@@ -162,6 +162,7 @@ PIPELINES: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
     (ltx, "FlowMatchEulerDiscreteScheduler", {**DYNAMIC, "shift_terminal": 0.1, "base_shift": 0.95, "max_shift": 2.05}),
     (sd3, "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     (sd3, "UniPCMultistepScheduler", FLOW),
+    (sd3, "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
     (flux, "FlowMatchEulerDiscreteScheduler", DYNAMIC),
 ]
 

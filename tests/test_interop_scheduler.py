@@ -241,6 +241,85 @@ def test_a_setting_that_a_class_ignores_is_ignored() -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6 * float(theirs.abs().max()))
 
 
+def test_a_sampler_by_name_leads_to_the_next_timestep() -> None:
+    """DDIM of diffusers goes 1000 // N down, which is the next timestep where N divides 1000; there both are the same."""
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    stock = diffusers.CogVideoXDDIMScheduler(**zero)
+    theirs, *_ = loop(stock)
+    ours, *_ = loop(Scheduler.from_config(stock, sampler="ddim"))
+    np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-12 * float(theirs.abs().max()))
+    named = Scheduler.from_config(stock, sampler="ddim")
+    named.set_timesteps(3)
+    assert named.timesteps.tolist() == [999, 666, 332]
+    table = dc.interop.diffusers.schedule(stock)
+    np.testing.assert_allclose(named.plan.next_log_snr[:-1], table.log_snr(np.array([666, 332]) / 999), rtol=1e-12)
+
+
+def test_two_stages_round_no_more_than_one() -> None:
+    """In float32 by 3e-7 of the result in float64, where the last of these steps leads from sigma = 0.75 to 0.009."""
+    scheduler, found = Scheduler.from_config(diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)), []
+    for dtype in (torch.float32, torch.float64):
+        scheduler.set_timesteps(3)
+        x = STARTS.to(dtype)
+        for t in scheduler.timesteps:
+            x = scheduler.step((0.8 * torch.tanh(1.1 * x)).to(dtype), t, x).prev_sample
+        found.append(x.double())
+    assert (found[0] - found[1]).abs().max() < 3e-7 * found[1].abs().max()
+    assert len([term for stage in scheduler._run.rows for term in stage.rows[0]]) == 10  # no sum of three
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "within"),
+    [
+        ("DDPMScheduler", {"variance_type": "learned_range"}, 1e-12),
+        ("DDPMScheduler", {"variance_type": "learned", "thresholding": True}, 1e-12),
+        ("UnCLIPScheduler", {"variance_type": "learned_range"}, 1e-12),
+        ("DPMSolverMultistepScheduler", {"variance_type": "learned_range"}, 1e-6),
+    ],
+)
+def test_networks_that_predict_variances(name: str, settings: dict[str, Any], within: float) -> None:
+    found = []
+    for scheduler in (stock := made(name, settings), Scheduler.from_config(stock)):
+        generator = torch.Generator().manual_seed(0)
+        scheduler.set_timesteps(4)
+        x = STARTS
+        for t in scheduler.timesteps:
+            y = torch.cat([torch.tanh(x), 0.5 + 0.4 * torch.cos(7.0 * x)], dim=1)
+            x = scheduler.step(y, t, x, generator=generator).prev_sample
+        found.append(x)
+    np.testing.assert_allclose(found[1], found[0], rtol=0.0, atol=within * float(found[0].abs().max()))
+    named = Scheduler.from_config(stock, sampler="ddim")
+    named.set_timesteps(4)
+    assert named.step(y, named.timesteps[0], x).prev_sample.shape == x.shape
+    network = dc.interop.diffusers.denoiser(lambda sample, timestep: torch.cat([sample, sample], dim=1), stock)
+    assert network(x, torch.zeros(2)).shape == x.shape
+    if name != "DPMSolverMultistepScheduler":  # which leaves them unused
+        with pytest.raises(
+            ValueError, match=r"variance its network predicts.*read it with variance_type='fixed_small'"
+        ):
+            dc.interop.diffusers.plan(stock, 4)
+        with pytest.raises(
+            ValueError, match=r"must have twice the channels of `sample`, \(2, 6, 4, 4\), got \(2, 3, 4, 4\)"
+        ):
+            Scheduler.from_config(stock).step(x, 500, x)
+
+
+def test_a_timestep_for_each_token_is_theirs_to_step() -> None:
+    flow, found = diffusers.FlowMatchEulerDiscreteScheduler(), []
+    tokens = torch.tensor([[1000.0, 500.0, 250.0]])
+    for scheduler in (flow, Scheduler.from_config(flow)):
+        scheduler.set_timesteps(4)
+        x = STARTS[:1, 0, :3].float()
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.1 * x, t, x, per_token_timesteps=torch.minimum(tokens, t)).prev_sample
+        found.append(x)
+    assert torch.equal(*found)
+    named = Scheduler.from_config(flow, sampler="heun")
+    named.set_timesteps(4)
+    with pytest.raises(ValueError, match=r"heun takes no `per_token_timesteps`; .* plan.per_frame"):
+        named.step(x, named.timesteps[0], x, per_token_timesteps=tokens)
+
+
 def test_noise_is_theirs_to_give() -> None:
     scheduler = Scheduler.from_config(diffusers.DDPMScheduler(), sampler="ancestral")
     scheduler.set_timesteps(STEPS)
@@ -301,7 +380,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ddim.set_timesteps(4)
     with pytest.raises(TypeError, match="step: a DDIMScheduler takes no `s_churn`"):
         ddim.step(x, ddim.timesteps[0], x, s_churn=1.0)
-    with pytest.raises(ValueError, match="split off a learned variance"):
+    with pytest.raises(ValueError, match=r"that also predicts variances needs a config that says so"):
         ddim.step(torch.cat([x, x], 1), ddim.timesteps[0], x)
     with pytest.raises(ValueError, match="give `generator` or `variance_noise`"):
         ddim.step(x, ddim.timesteps[0], x, eta=1.0, generator=torch.Generator(), variance_noise=x)

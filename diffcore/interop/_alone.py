@@ -44,7 +44,12 @@ DRAWS = 3
 
 
 def alone(
-    function: str, scheduler: Any, timestep: Any, step: Mapping[str, Any], output: tuple[Any, int] | None = None
+    function: str,
+    scheduler: Any,
+    timestep: Any,
+    step: Mapping[str, Any],
+    output: tuple[Any, int] | None = None,
+    variance: float | None = None,
 ) -> Alone | None:
     """Return what a single step does, or None where the scheduler remembers something of it for the next one.
 
@@ -54,6 +59,7 @@ def alone(
         timestep: of the step.
         step: further arguments of `scheduler.step`.
         output: `output` and `length`, where they are known.
+        variance: what the other half of the network's output is everywhere; None where it has none.
 
     Raises:
         ValueError: a step that is not linear.
@@ -66,6 +72,7 @@ def alone(
     numbers = np.random.default_rng(0).normal(size=(units, units + len(SIZES)))
     numbers[:, :units], numbers[:, units:] = np.eye(units), numbers[:, units:] * SIZES
     z, y, x, *noises = (torch.tensor(row)[None] for row in numbers)
+    y = y if variance is None else torch.cat([y, torch.full_like(y, variance)], dim=1)
     name, clipped, drawn = type(scheduler).__name__, [], []
 
     def draw(dtype: Any, *between: Any) -> Any:

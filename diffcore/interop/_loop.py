@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.overrides import TorchFunctionMode
 
 from diffcore import levels, samplers
-from diffcore.interop import _alone, _reading, _schedulers, _stages
+from diffcore.interop import _alone, _learned, _reading, _schedulers, _stages
 from diffcore.interop._stages import Stage, Stages
 from diffcore.plan import Plan
 
@@ -38,6 +38,7 @@ class Loop:
         self.stock, self.sampler, self.settings = stock, sampler, settings
         self.kind, self.prediction = _schedulers.kind(stock), _schedulers.prediction(stock)
         self.takes = {name: one.default for name, one in inspect.signature(stock.step).parameters.items()}
+        self.variances = _learned.kind(stock, unused=sampler is not None)
         self.counts = hasattr(stock, "_step_index")
         """Whether it counts its steps; others go by their timesteps."""
         self.in_order = self.counts or sampler is not None
@@ -182,7 +183,7 @@ class Loop:
         """Return whether the class clips: some have the setting and ignore it."""
         if not any(self.stock.config.get(switch) for switch in _reading.SWITCHES):
             return False
-        own = copy.copy(self.stock)
+        own = _learned.fixed(self.stock) if self.variances else copy.copy(self.stock)
         own.set_timesteps(2)
         return _reading.read(FUNCTION, own, own.timesteps[-1:], apart=True).clips[0] is not None
 
@@ -198,14 +199,50 @@ class Loop:
         key = (time if index is None else at, options, "alone")
         if key not in self._known:
             own = self.stock if index is None else self.now(index, None)
-            kept = self.stock.timesteps.dtype
-            read = _alone.alone(FUNCTION, own, torch.tensor(time, dtype=kept), dict(options), self._output)
-            if read is None:
+            at_time, more = torch.tensor(time, dtype=self.stock.timesteps.dtype), dict(options)
+            more |= (
+                {"prev_timestep": None} if "prev_timestep" in self.takes.keys() - more.keys() else {}
+            )  # UnCLIP: t - 1
+            ends = (1.0, -1.0 if self.variances == "learned_range" else 1.0) if self.predicts else (None,)
+            reads = [_alone.alone(FUNCTION, own, at_time, more, self._output, end) for end in ends]
+            if (read := reads[0]) is None:
                 self.apart = False
                 return None
             self._output = read.output, read.length
-            self._known[key] = _stages.single(FUNCTION, read, self.prediction, _schedulers.SCALINGS[self.kind])
+            scaling = _schedulers.SCALINGS[self.kind]
+            self._known[key] = _stages.single(FUNCTION, read, self.prediction, scaling, *reads[1:])
         return self._known[key]
+
+    @property
+    def predicts(self) -> bool:
+        """Whether its network predicts the variances of its noise."""
+        return self.variances in _learned.LEARNED
+
+    def input_scale(self, index: int, log_snr: float | None) -> float:
+        """Return by what the input of the network is multiplied in a step, whose level may be known."""
+        if log_snr is None:
+            log_snr = float(self.plan.log_snr[index]) if self.plan else -2.0 * np.log(float(self.stock.sigmas[index]))
+        scale: Any = _schedulers.input_scale(self.stock, np.float64(log_snr))
+        return float(scale)
+
+    def split(self, output: Any, sample: Any) -> tuple[Any, Any]:
+        """Return the prediction, and the variances beside it or None, of a network that has them."""
+        return _learned.split(f"{FUNCTION}.step", str(self.variances), output, sample)
+
+    def of_tokens(self, begin: int | None, index: int | None, **step: Any) -> tuple[Any, int]:
+        """Return what a step with a timestep for each token returns, which the class itself makes, and the next index."""
+        if self.sampler is not None:
+            raise ValueError(
+                f"{FUNCTION}.step: {self.sampler} takes no `per_token_timesteps`; use the scheduler without `sampler`, or "
+                f"plan.per_frame with dc.sample"
+            )
+        own = self.now(begin, index)
+        return own.step(**step), own._step_index
+
+    def deviation(self, stage: Stage, variances: Any) -> Any:
+        """Return by what the noise of a stage is multiplied, given what its network predicts."""
+        assert stage.ends is not None
+        return _learned.deviation(str(self.variances), stage.ends, variances)
 
     def now(self, begin: int | None, index: int | None) -> Any:
         """Return the scheduler of diffusers as it would be in a run that began somewhere and is somewhere."""
@@ -236,7 +273,7 @@ class Loop:
         if self.sampler is not None:
             return sample, output
         if (sample, output) not in self._dtypes:
-            own, seen = copy.deepcopy(self.stock), _Asked()
+            own, seen = copy.deepcopy(_reading.on_host(self.stock)), _Asked()
             x = torch.zeros(1, 1, 1, 1, device=own.timesteps.device)
             left = {"timestep_back": None, "old_pred_original_sample": None, "prev_timestep": 0}
             more: dict[str, Any] = {name: value for name, value in left.items() if name in self.takes}
@@ -245,9 +282,8 @@ class Loop:
             if hasattr(own, "noise_sampler"):
                 own.noise_sampler = lambda *_: x.to(output)
             with seen:
-                found = own.step(
-                    x.to(output), timestep=own.timesteps[0], sample=x.to(sample), return_dict=False, **more
-                )
+                y = torch.cat([x.to(output)] * (1 + self.predicts), dim=1)
+                found = own.step(y, timestep=own.timesteps[0], sample=x.to(sample), return_dict=False, **more)
             self._dtypes[sample, output] = found[0].dtype, seen.dtype or output
         return self._dtypes[sample, output]
 

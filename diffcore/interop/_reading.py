@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffcore import levels, predictions
-from diffcore.interop import _schedulers
+from diffcore.interop import _learned, _schedulers
 from diffcore.plan import Float64, Plan
 from diffcore.samplers import _trace
 from diffcore.samplers._least import responses
@@ -85,8 +85,13 @@ def read(
 
     from diffcore.interop._torch import Reading
 
+    if _learned.kind(scheduler) in _learned.LEARNED:
+        raise ValueError(
+            f"{function}: `scheduler` adds noise whose variance its network predicts, variance_type="
+            f"{scheduler.config['variance_type']!r}, which is no number of a plan; read it with variance_type='fixed_small', step "
+            f"with interop.diffusers.Scheduler, or sample with objectives.sample_learned_variance"
+        )
     scheduler = on_host(scheduler)
-
     scaling = _schedulers.SCALINGS[_schedulers.kind(scheduler)]
     target = _schedulers.prediction(scheduler)
     clips = any(scheduler.config.get(switch) for switch in SWITCHES)
@@ -176,10 +181,10 @@ def kept(output: type) -> type | None:
 
 
 def on_host(scheduler: Any) -> Any:
-    """Return a copy of a scheduler with its tables on the CPU."""
+    """Return a copy of a scheduler with its tables on the CPU, and without variances that it leaves unused."""
     import torch
 
-    found = copy.copy(scheduler)
+    found = _learned.fixed(scheduler) if _learned.kind(scheduler) == "unused" else copy.copy(scheduler)
     for name, value in vars(found).items():
         if isinstance(value, torch.Tensor):
             setattr(found, name, value.cpu())

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.outputs import BaseOutput
 
 from diffcore import _check, samplers
-from diffcore.interop import _config, _schedulers, _stages
+from diffcore.interop import _config, _learned, _stages
 from diffcore.interop._loop import FUNCTION, Loop
 from diffcore.interop._stages import Stage, Stages
 
@@ -148,9 +148,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
 
-    compatibles = property(
-        lambda self: self._loop.stock.compatibles, doc="The classes of diffusers that take this config."
-    )
+    compatibles = property(lambda self: self._loop.stock.compatibles, doc="The classes of diffusers for this config.")
 
     order = property(lambda self: self._loop.order, doc="How many timesteps an interval between two levels has.")
 
@@ -221,15 +219,28 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             generator: of the noise; one, or a list with one for each sample.
             variance_noise: noise instead of drawn noise.
             return_dict: whether to return an object with `prev_sample` and `pred_original_sample`, or a tuple.
-            more: further arguments of the class, such as s_churn.
+            more: further arguments of the class, such as s_churn; with per_token_timesteps, the class takes the step.
 
         Raises:
-            ValueError: the run is over; another timestep than the next one, where the class has a memory; a model output that
-                also predicts variances.
+            ValueError: the run is over; another timestep than the next one, where the class has a memory; a model output of
+                another shape, but for variances that the config says are learned.
         """
         options: Any = ()
+        if more.get("per_token_timesteps") is not None and "per_token_timesteps" in self._loop.takes:
+            given = {
+                "model_output": model_output,
+                "timestep": timestep,
+                "sample": sample,
+                "generator": generator,
+                **more,
+            }
+            found, self._index = self._loop.of_tokens(self._begin_index, self._index, return_dict=return_dict, **given)
+            return found
         if eta is not None or use_clipped_model_output is not None or more:
             options = self._loop.options(eta, use_clipped_model_output, more)
+        variances: Any = None
+        if self._loop.variances is not None:
+            model_output, variances = self._loop.split(model_output, sample)
         stages, stage = self._stage(timestep, options, model_output, sample)
         z, y = sample, model_output
         if z.dtype is not y.dtype or z.dtype in HALF:
@@ -244,6 +255,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             x = arrays[_stages.X] = self._loop.clip(x)
         if stage.draws:
             arrays[_stages.NOISE] = self._noise(stage, model_output, sample, generator, variance_noise).to(z.dtype)
+            if stage.ends is not None:
+                arrays[_stages.NOISE] = self._loop.deviation(stage, variances.to(z.dtype)) * arrays[_stages.NOISE]
         after = _stages.total(stage.rows[0], arrays)
         if stage.keeps_x and len(stage.rows) == 2:
             self._memory = (x,)
@@ -280,11 +293,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             at = self._index - self._first
             if at < len(run.rows):
                 return run, run.rows[at]
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"{FUNCTION}.step: `model_output` must have the shape of `sample`, {tuple(sample.shape)}, got "
-                f"{tuple(model_output.shape)}; split off a learned variance, whose noise is no part of a plan"
-            )
+        _learned.check_shape(f"{FUNCTION}.step", model_output, sample)
         if loop.apart and not loop.counts and (found := loop.stage(None, timestep, options)):
             return found, found.rows[0]
         if self._index is None:
@@ -322,12 +331,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if loop.kind not in ("ve", "edm"):
             return sample
         index = self._begin(timestep) if self._index is None else self._index
-        if self._run is not None:
-            log_snr = self._run.rows[min(index - self._first, len(self._run.rows) - 1)].log_snr
-        else:
-            log_snr = float(loop.plan.log_snr[index]) if loop.plan else -2.0 * np.log(float(loop.stock.sigmas[index]))
-        scale: Any = _schedulers.input_scale(loop.stock, np.float64(log_snr))
-        return sample * float(scale)
+        run = self._run and self._run.rows[min(index - self._first, len(self._run.rows) - 1)]
+        return sample * loop.input_scale(index, run.log_snr if run else None)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """Return data with noise, alpha x + sigma eps at timesteps (B,)."""

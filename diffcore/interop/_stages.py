@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ class Stage(NamedTuple):
         second: what is returned beside z', where that is not x-hat.
         draws: of noise.
         log_snr: of the call.
+        ends: the deviations of the noise where a network predicts variances of -1 and 1; None where it predicts none.
     """
 
     rows: tuple[Terms, ...]
@@ -48,6 +49,7 @@ class Stage(NamedTuple):
     second: Terms | None
     draws: tuple[Draw, ...]
     log_snr: float
+    ends: tuple[float, float] | None = None
 
 
 class Stages(NamedTuple):
@@ -105,23 +107,29 @@ def _ahead(found: list[Stage]) -> tuple[Stage, ...]:
 
     The second stage of Heun's method then adds its slope to what the first has left, a z + b m, and multiplies nothing.
     """
-    for k, (here, after) in enumerate(itertools.pairwise(found)):
+    for k in range(len(found) - 1):
+        here, after = found[k : k + 2]
         reads = dict(after.rows[0])
         if max(reads, default=Z) <= NOISE or any(place > NOISE for row in after.rows[1:] for place, _ in row):
             continue
-        left: dict[int, float] = {}
-        for row, factor in [
-            (here.rows[0], reads.pop(Z, 0.0)),
-            *[(here.rows[m - 3], reads.pop(m)) for m in sorted(reads) if m > NOISE],
-        ]:
+        parts = [(here.rows[0], reads.pop(Z, 0.0))]
+        parts += [(here.rows[place - NOISE], reads.pop(place)) for place in sorted(reads) if place > NOISE]
+        sums: dict[int, list[float]] = {}
+        for row, factor in parts:
             for place, value in row:
-                left[place] = left.get(place, 0.0) + factor * value
-        kept, new = _terms(left), _terms({**reads, NOISE + 1: 1.0})
+                sums.setdefault(place, []).append(factor * value)
+        kept, new = _terms({place: _sum(values) for place, values in sums.items()}), _terms({**reads, NOISE + 1: 1.0})
         rows = sum(_work(row) for row in here.rows[1:] if not (here.keeps_x and row is here.x))
         if _work(kept) + _work(new) < rows + _work(after.rows[0]):
             found[k] = here._replace(rows=(here.rows[0], kept), keeps_x=False)
             found[k + 1] = after._replace(rows=(new, *after.rows[1:]))
     return tuple(found)
+
+
+def _sum(values: Sequence[float]) -> float:
+    """Return a sum, 0 or 1 where it is that but for the rounding of its parts."""
+    found, rounding = math.fsum(values), ROUNDING * sum(map(abs, values))
+    return next((near for near in (0.0, 1.0) if abs(found - near) < rounding), found)
 
 
 def _work(row: Terms) -> float:
@@ -138,22 +146,26 @@ class _Fold(NamedTuple):
 
     def __call__(self, z: Any, noise: Any, x: Any, raw: Any, memory: Any = ()) -> Terms:
         x, raw = (x, raw) if self.clips else (0.0, x + raw)
-        scale = z + raw * self.p
-        scale = 0.0 if abs(scale) < ROUNDING * abs(z) else scale
-        found = {Z: scale, Y: raw * self.q, X: x, NOISE: noise, **{4 + m: value for m, value in enumerate(memory)}}
+        found = {
+            Z: _sum([z, raw * self.p]),
+            Y: raw * self.q,
+            X: x,
+            NOISE: noise,
+            **{4 + m: value for m, value in enumerate(memory)},
+        }
         return _terms(found)
 
 
 def _terms(found: Mapping[int, Any]) -> Terms:
-    """Return a sum, with what is rounding next to 1 left out, one of the arrays with the coefficient 1 first."""
-    left = [
-        (place, 1.0 if abs(value - 1.0) < ROUNDING else float(value)) for place, value in found.items() if value != 0.0
-    ]
+    """Return a sum of arrays, with one whose coefficient is 1 first."""
+    left = [(place, float(value)) for place, value in found.items() if value != 0.0]
     return tuple(sorted(left, key=lambda term: term[1] != 1.0))
 
 
-def single(function: str, read: Alone, prediction: predictions.Prediction, scaling: str) -> Stages:
-    """Return a step that was read alone."""
+def single(
+    function: str, read: Alone, prediction: predictions.Prediction, scaling: str, low: Alone | None = None
+) -> Stages:
+    """Return a step that was read alone; with a network that predicts variances, at 1, and at -1 as `low`."""
     with np.errstate(all="ignore"):
         level = levels.level(np.float64(read.log_snr), scaling)
         row = predictions.row_function(function, "prediction", prediction)
@@ -167,7 +179,11 @@ def single(function: str, read: Alone, prediction: predictions.Prediction, scali
     after, estimate, returned = rows
     assert after is not None
     assert estimate is not None
-    stage = Stage((after,), estimate, read.clipped is not None, False, returned, read.draws, read.log_snr)
+    ends = None
+    if low is not None and read.draws:
+        ends = float(low.after[NOISE]), float(read.after[NOISE])
+        after = tuple((place, 1.0 if place == NOISE else value) for place, value in after)
+    stage = Stage((after,), estimate, read.clipped is not None, False, returned, read.draws, read.log_snr, ends)
     return Stages((stage,), 0, read.output, read.length)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffcore import _array, _explained, predictions
 from diffcore._array import Array
-from diffcore.interop import _reading, _schedulers
+from diffcore.interop import _learned, _reading, _schedulers
 from diffcore.plan import Plan
 from diffcore.schedules import Schedule
 
@@ -130,7 +130,9 @@ class _Denoiser:
         if scale is not None:
             z = z * scale.reshape(-1, *(1,) * (z.ndim - 1)).to(z.dtype)
         found = self.model(z, times, **self.inputs, **cond)
-        return getattr(found, "sample", found)
+        found = getattr(found, "sample", found)
+        learned = _learned.kind(self.scheduler) is not None and found.shape[1] == 2 * z.shape[1]
+        return found[:, : z.shape[1]] if learned else found
 
 
 def _compiles() -> bool:
