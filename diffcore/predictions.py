@@ -206,6 +206,7 @@ def kind_of(function: str, denoise: Any, prediction: Prediction | None) -> Predi
             raise _check.error(TypeError, function, "prediction", must, None)
         return own
     rows: dict[Any, RowFunction] = {**table()}  # "edm" is edm(0.5)
+    row_function(function, "prediction", prediction)
     if isinstance(own, (str, EDM)) and rows.get(own, own) != rows.get(prediction, prediction):
         must = f"be {own!r}, the attribute of the denoiser, or left out"
         raise _check.error(ValueError, function, "prediction", must, prediction)

@@ -194,6 +194,7 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
     """Return the arguments of functions whose names mean something else than `SOUND` has; None leaves a function out."""
     x = give.array([[0.3, -0.4, 0.1], [0.2, 0.5, -0.7]])
     clip = give.array(np.linspace(-0.5, 0.5, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8, 1))
+    shown = give.array(np.linspace(-1.0, 1.0, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16, 1))
     config = dc.unet3d.preset("tiny")
     two = [dc.exact.Gaussian(np.zeros(3), 1.0), dc.exact.Gaussian(np.ones(3), 2.0)]
     video = {
@@ -235,7 +236,21 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
         ),
         **dict.fromkeys(("conditioning.Reconstruction", "conditioning.Replacement", "guidance.ClassifierFree")),
         **dict.fromkeys(("guidance.Clip", "guidance.DynamicThreshold")),
-        "conditioning.downsample": None,
+        "conditioning.downsample": {"factor": 2},
+        "conditioning.linear": {"matrix": np.ones((2, 3)), "event": (3,)},
+        "conditioning.twisted": {
+            "denoise": net,
+            "plan": PLAN,
+            "observed": x[:1, ...],
+            "mask": give.array([1.0, 0.0, 0.0]) > 0.0,
+            "shape": (1, 3),
+            "particles": 2,
+            "noise_std": 0.1,
+            "prediction": "v",
+        },
+        "metrics.seams": {"clips": clip, "at": [2]},
+        "video.Windowed": None,
+        "video.windowed": {"denoise": net, "window": 2},
         "grids.from_sigmas": {"sigmas": [10.0, 1.0, 0.0], "scaling": "ve"},
         "losses.factor": {"level": give.level(), "prediction": "v", "weight": dc.weights.V()},
         "weights.Sigmoid.__call__": {"level": give.level(), "slope": -40.0},
@@ -397,9 +412,10 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
         "unet3d.training.Settings": {"steps": 3},
         "unet3d.digits.moving_digits": {"frames": 2, "size": 16, "count": 4},
         "unet3d.digits.moving_digits_truth": {"frames": 2, "size": 16, "count": 4},
-        **dict.fromkeys(
-            f"unet3d.digits.{name}" for name in ("features", "identity_held", "legibility", "speed", "straightness")
-        ),
+        **{
+            f"unet3d.digits.{name}": {"clips": shown} for name in ("features", "identity_held", "speed", "straightness")
+        },
+        "unet3d.digits.legibility": {"clips": shown, "labels": np.asarray([1, 2])},
         "interop.diffusers.plan": None,
         "interop.diffusers.schedule": None,
         "interop.diffusers.denoiser": None,
@@ -410,7 +426,7 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
         "predictions.solve": None,
         "predictions.check_solvable": None,
         "predictions.row_function": None,
-        "predictions.kind_of": None,
+        "predictions.kind_of": {"function": "name", "denoise": net, "prediction": "v"},
         "predictions.check_sigma_data": None,
         "process.check_gamma": None,
         "levels.check_scaling": None,

@@ -185,6 +185,16 @@ def test_moments_in_parts_are_the_moments_of_the_whole(sizes: list[int], d: int)
     assert np.isnan(metrics.moments(whole[:1]).covariance).all()
 
 
+def test_what_is_beyond_float64_is_infinite_or_refused_and_never_nan() -> None:
+    x, clips = vectors(40, 2), np.random.default_rng(0).normal(size=(2, 4, 8, 8, 1))
+    with np.errstate(over="ignore"):
+        assert metrics.frechet_distance_unbiased(x, 1e300 * x, points=3) == np.inf
+    with np.errstate(over="raise"):
+        assert metrics.seams(1e300 * clips, [2]).ratio == pytest.approx(metrics.seams(clips, [2]).ratio, rel=1e-12)
+    with pytest.raises(ValueError, match=r"`x` must have entries whose fourth powers float64 holds.*; scale them"):
+        metrics.ssim(clips, 1e300 * clips)
+
+
 def test_the_extrapolated_distance_has_lost_the_bias() -> None:
     """E of the estimate is d + c / N + ...: from 400 samples of 30 features, d = 30 * 0.2^2."""
     rng, truth = np.random.default_rng(0), 30 * 0.2**2

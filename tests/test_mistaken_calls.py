@@ -41,4 +41,4 @@ def test_a_mistake_is_accepted_or_refused_in_words(library: str) -> None:
                 what, where = outcome(target, argument, value, seconds=60)
             if what not in ("accepted", "refused", "of the caller"):
                 bad.append(f"{what}: {target.name}({argument}={name}) {where}")
-    assert len(bad) <= 2 + 0.003 * made, bad
+    assert len(bad) <= 1 + 0.001 * made, bad

@@ -313,6 +313,9 @@ def test_a_contrastive_loss_has_its_least_value_in_closed_form() -> None:
         objectives.contrastive(y, x, eps, at, prediction=prediction, share=share).sum().backward()
         assert y.grad is not None
         assert float(y.grad.abs().max()) < 1e-12
+    with np.errstate(over="ignore"):
+        huge = objectives.contrastive(1e200 * X, X, EPS, levels.level(0.0, "flow"), prediction="flow")
+    assert np.all(huge == np.inf)
 
 
 def test_the_coupling_of_least_cost() -> None:

@@ -82,6 +82,12 @@ def test_it_draws_itself(tmp_path: Path) -> None:
     assert (tmp_path / "plan.png").stat().st_size > 1000
     labels = figure.axes[1].get_legend_handles_labels()[1]
     assert labels == [*NAMES, "m1: x", "m2: m1"]
+    plan_of(steps=5).plot(tmp_path / "bare")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.png", "plan.png"]
+    with pytest.raises(ValueError, match=r"`path` must end in one of \..*, got '.*plan\.docx'"):
+        plan_of(steps=5).plot(tmp_path / "plan.docx")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        plan_of(steps=5).plot(tmp_path / "nowhere" / "plan.png")
 
 
 def test_a_spike_is_clipped_and_told_and_the_legend_covers_nothing() -> None:

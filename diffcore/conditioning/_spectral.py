@@ -92,6 +92,9 @@ class Measured:
     def spectrum(self, function: str, z: Array) -> Spectrum:
         """Return what was observed for states like z."""
         xp = _array.namespace(function, z=z)
+        if _array.library(z) is None:
+            raise _check.error(TypeError, function, "z", "be an array (B, ...)", z)
+        _array.check_floating(function, z=z)
         svd, wide = svd_of(function, self.measure), _array.widen(xp, z)
         found = wide if self.measure is None else self.measure(wide)
         if self.mask is not None and not svd.aligned:

@@ -169,11 +169,13 @@ def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.N
     """
     function = "conditioning.frames"
     count, after = _check.integer(function, "of", of, 1), _check.integer(function, "trailing", trailing, 0)
-    numbers = range(count)[which] if isinstance(which, slice) else list(which)
-    for number in numbers:
-        _check.integer(function, "which", number, -count, count - 1, hint=f"the clip has {count} frames")
+    if not isinstance(which, slice):
+        which = [
+            _check.integer(function, "which", number, -count, count - 1, hint=f"the clip has {count} frames")
+            for number in which
+        ]
     mask = np.zeros((count, *(1,) * after), dtype=np.bool_)
-    mask[list(numbers)] = True
+    mask[which] = True
     return mask
 
 

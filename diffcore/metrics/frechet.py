@@ -183,6 +183,8 @@ def frechet_distance_unbiased(
         parts = (rng.permutation(whole)[: max(2, round(fraction * len(whole)))] for whole in sets)
         first, second = (_moments(function, name, part) for name, part in zip(("real", "fake"), parts, strict=True))
         found.append(_distance(function, first, second, warn=fraction == smallest))
+    if not np.all(np.isfinite(found)):
+        return float("inf")  # the squares of some features are beyond float64
     return float(np.polynomial.polynomial.polyfit(1.0 / fractions, found, 1)[0])
 
 

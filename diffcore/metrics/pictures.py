@@ -71,7 +71,13 @@ def ssim(x: Array, y: Array, data_range: float = 2.0, *, win_size: int = 7) -> F
         must = f"be an odd number from 3 to the lesser side of a frame, {side}"
         raise _check.error(ValueError, "metrics.ssim", "win_size", must, win_size, fits)
     settings: dict[str, Any] = {"data_range": float(data_range), "win_size": win_size, "channel_axis": -1}
-    return _by_frame(skimage.structural_similarity, first, second, **settings)
+    with np.errstate(all="ignore"):
+        found = _by_frame(skimage.structural_similarity, first, second, **settings)
+    if not np.all(np.isfinite(found)):
+        greatest = max(float(np.abs(part).max()) for part in (first, second))
+        hint = f"scale them, for example by 1 / {greatest:g}"
+        raise _check.error(ValueError, "metrics.ssim", "x", "have entries whose fourth powers float64 holds", x, hint)
+    return found
 
 
 def _skimage(function: str) -> ModuleType:

@@ -57,7 +57,8 @@ def seams(clips: Array, at: Iterable[int], *, order: int = 1, axis: int = 1) -> 
     frames = values.shape[1]
     places = [_check.integer(function, "at", seam, 1, frames - 1) for seam in at]
     change = np.diff(values, n=order, axis=1).reshape(len(values), frames - order, -1)
-    squares = np.mean(change**2, axis=-1)
+    greatest = float(np.abs(change).max(initial=0.0)) or 1.0
+    squares = np.mean((change / greatest) ** 2, axis=-1)  # a ratio has no unit, and no square overflows
     over = np.zeros(frames - order, dtype=np.bool_)
     for seam in places:
         over[max(0, seam - order) : seam] = True

@@ -61,4 +61,6 @@ def contrastive(
         other = (xp.roll(x, 1, axis=0), xp.roll(eps, 1, axis=0))
     if not isinstance(other, tuple) or len(other) != 2:
         raise _check.error(TypeError, function, "other", "be two arrays (x, eps) of other samples, or None", other)
-    return loss - share * losses.denoising(y, *other, level, prediction=prediction, weight=weight)
+    away = losses.denoising(y, *other, level, prediction=prediction, weight=weight)
+    xp = _array.library(loss)
+    return loss - share * xp.where(xp.isinf(loss), xp.zeros_like(away), away)  # beyond the dtype inf, not inf - inf

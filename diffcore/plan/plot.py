@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _files
+from diffcore import _check, _files
 
 Float64 = npt.NDArray[np.float64]
 
@@ -106,7 +107,14 @@ def _lead(shape: tuple[int, ...], lead: tuple[int, ...]) -> str:
 def save(found: Any, path: str | os.PathLike[str] | None) -> Any:
     """Return the figure, after writing it where a path is given."""
     if path is not None:
-        found.savefig(_files.named("", path), dpi=120)
+        name = Path(_files.named("", path))
+        kinds = found.canvas.get_supported_filetypes()
+        if (kind := name.suffix[1:].lower() or "png") not in kinds:
+            raise _check.error(
+                ValueError, "", "path", f"end in one of {', '.join(f'.{one}' for one in kinds)}", str(path)
+            )
+        with _files.replacing(name if name.suffix else name.with_suffix(".png")) as part:
+            found.savefig(part, dpi=120, format=kind)
     return found
 
 
