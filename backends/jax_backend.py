@@ -15,7 +15,7 @@ from jax.experimental import io_callback
 from diffcore import _array, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import jax_denoiser, jax_kernel, jax_noise
+from diffcore.backends import jax_denoiser, jax_kernel, jax_noise, jax_shards
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.jax_denoiser import Rest
 from diffcore.backends.jax_kernel import Kind, Made, Stage, ring
@@ -248,10 +248,10 @@ def _varied(carry: Carry, given: Any, body: Callable[..., Any], each: At) -> Car
     manual = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
     if not manual:
         return carry
-    axes = jax_kernel.varying((carry, given))
+    axes = jax_shards.varying((carry, given))
     if axes != manual:
-        axes = jax_kernel.varying(jax.eval_shape(body, carry, jax.tree.map(lambda table: table[0], each))[0])
-    varied: Carry = jax.tree.map(lambda array: jax_kernel.vary(array, axes), carry)
+        axes = jax_shards.varying(jax.eval_shape(body, carry, jax.tree.map(lambda table: table[0], each))[0])
+    varied: Carry = jax.tree.map(lambda array: jax_shards.vary(array, axes), carry)
     return varied
 
 

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffcore import _streams
+from diffcore import _philox, _streams
 from diffcore._array import is_half
 from diffcore._threshold import Clip
-from diffcore.backends import cpu_threads, numpy_noise
+from diffcore.backends import cpu_threads, jax_shards, numpy_noise
+from diffcore.backends.jax_shards import Part, spec_of, vary, varying
 from diffcore.plan import Form
 
 NOISE, STAGE = "diffcore_noise", "diffcore_stage"
@@ -90,48 +91,18 @@ def takes(stage: Stage) -> bool:
     alike = all(
         array is None or (array.shape, array.dtype) == (z.shape, z.dtype) for array in (*optional, *stage.memory)
     )
-    return alike and len(stage.memory) <= cpu_threads.MEMORY and whole(*jax.tree.leaves(stage))
-
-
-def whole(*arrays: Any) -> bool:
-    """Return whether the types of arrays say nothing of devices, as they do in a `shard_map` and on a mesh with explicit axes,
-    where the results of a call would be of another type than those of XLA's operations."""
-    kinds = [getattr(array, "aval", None) for array in arrays]
-    specs = [getattr(getattr(kind, "sharding", None), "spec", ()) for kind in kinds]
-    return not varying(arrays) and all(axis is None for spec in specs for axis in spec)
-
-
-def varying(arrays: Any) -> frozenset[Any]:
-    """Return the axes of a `shard_map` over which arrays vary, as their types have it."""
-    axes: list[frozenset[Any]] = []
-    for array in jax.tree.leaves(arrays):
-        kind = getattr(array, "aval", array)
-        said = getattr(kind, "mat", None) or getattr(
-            kind, "manual_axis_type", None
-        )  # before jax 0.10 the type has `vma` itself
-        axes.append(getattr(said, "varying", None) or getattr(kind, "vma", None) or frozenset())
-    return frozenset[Any]().union(*axes)
-
-
-def vary(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
-    """Return an array whose type varies over these axes too."""
-    more = tuple(axes - varying(array))
-    return jax.lax.pcast(array, more, to="varying") if more else array
+    same = all(spec_of(array) == spec_of(z) for array in (*optional, *stage.memory) if array is not None)
+    return alike and same and len(stage.memory) <= cpu_threads.MEMORY and jax_shards.divides(*jax.tree.leaves(stage))
 
 
 @cache
 def works() -> bool:
-    """Return whether XLA can call the kernel here, by trying it; say so once where it should and cannot.
-
-    With several CPU devices XLA divides arrays among them, but not those of a call, so there the kernel is not used.
-    """
+    """Return whether XLA can call the kernel here, by trying it; say so once where it should and cannot."""
     if cpu_threads.kernel is None:
         return False
     try:
         devices = jax.devices("cpu")
     except RuntimeError:  # left out by JAX_PLATFORMS
-        return False
-    if len(devices) > 1:
         return False
     try:
         jax.ffi.register_ffi_target(NOISE, cpu_threads.kernel.xla_noise)
@@ -164,12 +135,12 @@ def noise(
     """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0, of whole samples or of the runs of
     each that begin at `starts`; see `diffcore.noise`."""
     begin = jnp.zeros((0,), jnp.uint32) if starts is None else starts
+    axes = jax_shards.most(shape) if starts is None else 1  # of what runs belong to, nothing is known here
 
     @jax.custom_jvp
     def made(seeds: jax.Array, draw: jax.Array, begin: jax.Array) -> jax.Array:
-        call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
-        halves = jnp.stack([begin, jnp.zeros_like(begin)], axis=1)
-        found: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]), halves)
+        call = partial(_noise, stream, shape, dtype)
+        found: jax.Array = jax_shards.everywhere(call, shape, (), (seeds, draw, begin), axes, seeds)
         return found
 
     still: Any = jnp.zeros(shape, dtype) if jnp.issubdtype(dtype, jnp.floating) else np.zeros(shape, jax.dtypes.float0)
@@ -178,8 +149,23 @@ def noise(
     return found
 
 
+def _noise(stream: int, shape: tuple[int, ...], dtype: Any, part: Part | None, _: Any, given: Any) -> jax.Array:
+    """Return a part of the noise, or all of it."""
+    seeds, draw, begin = given
+    if part is not None:
+        seeds, shape = part.of(seeds, 1), part.shape
+        if any(part.divided[1:]):
+            begin = _philox.runs(jnp, part.whole, part.region(), np.uint32)[0]
+    call: Any = jax.ffi.ffi_call(NOISE, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    halves = jnp.stack([begin, jnp.zeros_like(begin)], axis=1)
+    found: jax.Array = call(seeds, jnp.stack([jnp.asarray(draw, jnp.uint32), jnp.uint32(stream)]), halves)
+    return found
+
+
 def stage(plain: Callable[[Kind, Stage], Made], kind: Kind, stage: Stage) -> Made:
     """Return what a stage makes, on a CPU by the kernel, elsewhere and for derivatives by the plain function."""
+    axes = varying(stage)
+    stage = jax.tree.map(lambda array: vary(array, axes), stage)
 
     @jax.custom_jvp
     def made(stage: Stage) -> Made:
@@ -208,10 +194,28 @@ def ring(form: Form, memory: tuple[Any, ...], turn: Any) -> tuple[Any, ...]:
 
 
 def _call(kind: Kind, stage: Stage) -> Made:
+    nothing = dict.fromkeys(Stage._fields)
+    small = {"keys": stage.keys, "row": stage.row, "draw": stage.draw, "turn": stage.turn}
+    large = {name: array for name, array in stage._asdict().items() if name not in small}
+    call: Any = lambda part, large, small: _part(kind, part, Stage(**(nothing | large | small)))  # noqa: E731
+    shape = stage.z.shape
+    after: Made = jax_shards.everywhere(call, shape, large, small, jax_shards.most(shape), stage.z)
+    return after
+
+
+def _part(kind: Kind, part: Part | None, stage: Stage) -> Made:
+    """Return what a stage makes of a part of its arrays, or of all."""
     z, memory, y, x, other, eps, keys, row, draw, turn = stage
     form, clip, none = kind.form, kind.clip, jnp.zeros((0,), z.dtype)
     wide = jnp.float32 if is_half(z.dtype) else z.dtype
-    bounds = jnp.asarray([-math.inf, math.inf] if clip is None else [clip.low, clip.high], wide)
+    if part is not None:
+        row = part.of(row, row.ndim - 1)
+        if keys is not None and any(part.divided[1:]):  # the kernel makes noise itself for whole samples alone
+            eps = _noise(_streams.SAMPLER, part.whole, wide, part, None, (keys, draw, jnp.zeros((0,), jnp.uint32)))
+            eps, keys = eps.astype(z.dtype), None
+        keys = None if keys is None else part.of(keys, 1)
+    low, high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
+    bounds = jnp.stack([jnp.full((), low, wide), jnp.full((), high, wide)])
     read = y if x is None or form.second == "raw" else None
     optional = [none if array is None else array for array in (read, x, other, eps)]
     fixed = (form.shifted, form.keeps_x, SECONDS[form.second])

@@ -13,7 +13,7 @@ import numpy as np
 from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
 from diffcore._philox import Finish, Region
-from diffcore.backends import jax_kernel
+from diffcore.backends import jax_kernel, jax_shards
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +98,7 @@ def _made(
         element = _philox.elements(jnp, starts, size // starts.shape[0])
         return jnp.reshape(_philox.draw_some(jnp, blocks, finish, element), sizes)
 
-    kernel = jax_kernel.whole(words, draw, starts) and jax_kernel.works()
+    kernel = jax_shards.divides(words, draw, starts) and jax_kernel.works()
     on_cpu = by_kernel if kernel else partial(by_operations, True)
     found: jax.Array = jax.lax.platform_dependent(
         words, draw, starts, cpu=on_cpu, default=partial(by_operations, False)
