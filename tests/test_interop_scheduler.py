@@ -68,7 +68,8 @@ def loop(scheduler: Any, *, first: int = 0, dtype: Any = torch.float64, **step: 
             old, last = found[1], t
         else:
             following = {"prev_timestep": times[k + 1] if k + 1 < len(times) else None}
-            found = own.step(y, t, x, return_dict=False, **step, **(following if "prev_timestep" in takes else {}))
+            unclip = "UnCLIPScheduler" in (type(own).__name__, own.config.get("scheduler"))
+            found = own.step(y, t, x, return_dict=False, **step, **(following if unclip else {}))
         x = found[0]
         others.append(found[1] if len(found) > 1 else None)
     return x, others, generator.get_state()

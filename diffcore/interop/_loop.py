@@ -200,9 +200,8 @@ class Loop:
         if key not in self._known:
             own = self.stock if index is None else self.now(index, None)
             at_time, more = torch.tensor(time, dtype=self.stock.timesteps.dtype), dict(options)
-            more |= (
-                {"prev_timestep": None} if "prev_timestep" in self.takes.keys() - more.keys() else {}
-            )  # UnCLIP: t - 1
+            if "prev_timestep" in self.takes:  # UnCLIP's, which takes t - 1 where none is given
+                more.setdefault("prev_timestep", None)
             ends = (1.0, -1.0 if self.variances == "learned_range" else 1.0) if self.predicts else (None,)
             reads = [_alone.alone(FUNCTION, own, at_time, more, self._output, end) for end in ends]
             if (read := reads[0]) is None:
