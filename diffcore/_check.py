@@ -312,3 +312,12 @@ def _either(choices: Collection[object]) -> str:
 def cut(text: str, longest: int = 200) -> str:
     """Return the beginning of a text that came from elsewhere, such as another library's message."""
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "frame"), counted(0, "clip")
+    ('1 frame', '0 clips')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -43,7 +43,6 @@ def write(
     pixels: str = "yuv420p",
     picture: Picture = stripes,
     times: Callable[[int], int] = lambda number: number,
-    rotation: int = 0,
     aspect: int = 1,
     options: dict[str, str] | None = None,
     **settings: Any,
@@ -55,8 +54,6 @@ def write(
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         if aspect != 1:
             stream.codec_context.sample_aspect_ratio = Fraction(aspect)
-        if rotation:
-            stream.set_display_rotation(rotation)
         for name, value in settings.items():
             setattr(stream.codec_context, name, value)
         for number in range(count):
@@ -131,18 +128,18 @@ def test_every_start_of_a_short_video_is_as_likely(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [40, 300])
 def test_at_a_constant_rate_frame_k_is_frame_k(count: int, tmp_path: Path) -> None:
     """Whether its time is from the header or from the packets: frame k of 25 a second begins at k / 25."""
-    module = importlib.import_module("diffcore.unet3d.data.videos")
+    module = importlib.import_module("diffcore.unet3d.data._windows")
     write(tmp_path / "even.mp4", count=count, gop_size=10)
-    file = module._probe(tmp_path / "even.mp4", 3)
+    file = module.probe(tmp_path / "even.mp4", 3)
     assert file.length == count
     assert (file.times is None) == (count == 300)
     for k in (0, 1, 9, 10, 11, count - 4, count - 3):
-        run, _ = module._read(file, k, 3)
+        run, _ = module.read(file, k, 3)
         assert [frame.time for frame in run] == pytest.approx([k / 25, (k + 1) / 25, (k + 2) / 25])
 
 
 def test_decoding_that_began_after_the_frame_or_between_key_frames_is_not_taken() -> None:
-    window = importlib.import_module("diffcore.unet3d.data.videos")._window
+    window = importlib.import_module("diffcore.unet3d.data._windows").window
     frames = [SimpleNamespace(pts=k, key_frame=k % 5 == 0) for k in range(3, 13)]
     assert window(iter(frames), 4.5, 2, timed=True, sought=True) is None
     assert [frame.pts for frame in window(iter(frames), 5.5, 2, timed=True, sought=True)] == [5, 6]
@@ -153,8 +150,8 @@ def test_decoding_that_began_after_the_frame_or_between_key_frames_is_not_taken(
 
 def test_a_long_file_is_entered_near_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "long.mp4", count=900, gop_size=20)
-    module = importlib.import_module("diffcore.unet3d.data.videos")
-    window, decoded = module._window, 0
+    module = importlib.import_module("diffcore.unet3d.data._windows")
+    window, decoded = module.window, 0
 
     def counting(frames: Any, *arguments: Any, **options: Any) -> Any:
         def counted() -> Any:
@@ -166,7 +163,7 @@ def test_a_long_file_is_entered_near_the_frames(tmp_path: Path, monkeypatch: pyt
         return window(counted(), *arguments, **options)
 
     source = data.videos(tmp_path, frames=4, size=(32, 48), every=1)
-    monkeypatch.setattr(module, "_window", counting)
+    monkeypatch.setattr(module, "window", counting)
     for k in range(20):
         source.clip(0, np.random.default_rng(k))
     assert decoded < 20 * (20 + 4 + 4)
@@ -218,15 +215,6 @@ def test_a_crop_covers_and_keeps_the_aspect_ratio(
         assert ends.min() < 20.0
         assert ends.max() > 235.0
     assert np.ptp(crops[..., 2]) <= 2.0
-
-
-@pytest.mark.parametrize("turn", [90, 180, -90])
-def test_a_rotated_video_stands_upright(turn: int, tmp_path: Path) -> None:
-    """A display matrix of 90 degrees says: turn counterclockwise, so that the right edge is on top."""
-    write(tmp_path / "turned.mp4", "libx264", size=(48, 96), picture=ramp, count=3, rotation=turn, pixels="yuv444p")
-    shown = np.rot90(ramp(0, 48, 96), turn // 90).astype(np.float64)
-    source = data.videos(tmp_path, frames=1, size=shown.shape[:2], every=1)
-    assert np.abs(pixels_of(source.frame(0, np.random.default_rng(0))) - shown)[..., :2].mean() < 8.0
 
 
 def test_a_name_with_a_colon_is_a_file_and_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,10 @@ def evaluate(
         str, typer.Option(metavar="FOLDER|digits", help='Real videos: a folder, or "digits" (held-out ones).')
     ] = sources.DIGITS,
     count: Annotated[int, typer.Option("--count", "-n", min=2, help="How many clips.")] = 64,
-    every: Annotated[int, typer.Option(min=1, help="Keep one frame of so many, of a folder of videos.")] = 2,
+    every: options.Every = None,
+    rate: options.Rate = None,
+    labels: options.Labels = None,
+    background: options.Background = "black",
     samples: Annotated[
         bool, typer.Option("--samples/--no-samples", help="Draw clips too, and compare: Frechet distance, legibility.")
     ] = True,
@@ -84,7 +87,8 @@ def evaluate(
             plan = models.plan(sampler, steps, settings, model.config.schedule, grid)
             if data == sources.DIGITS:
                 _check_digits(model.config)
-            source = sources.data(data, model.config, every=every, split="test", count=max(count, HELD_OUT))
+            taken = sources.Taken(every, rate, labels, background)
+            source = sources.data(data, model.config, taken=taken, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
                    "device": model.device}  # fmt: skip
             row["loss"] = _losses(model, source, count, batch, seed)

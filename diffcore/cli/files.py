@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ BLOCK = 16
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Of ITU-R BT.601: what a grey model sees of a colour."""
 _SLACK = 1e-4
+ZOOMED = "diffcore zoom={}"
+"""The comment of a file whose pixels were written as squares of so many."""
 
 
 class Video(NamedTuple):
@@ -29,10 +31,15 @@ class Video(NamedTuple):
     Fields:
         path: of the file.
         clips: how many it holds, side by side in time.
-        frames: of each, as far as the file says.
-        size: (H, W) of a frame, upright and with square pixels.
+        frames: of each that are read, as far as the file says.
+        size: (H, W) of a frame, upright and with square pixels, without the zoom that it was written with here.
         channels: 1 or 3, or what a .npy file has.
-        fps: frames per second, or None.
+        fps: at how many a second they are read, or None.
+        times: when the frames of the file show, for a coded one.
+        evenly: whether frames are read at equal times, rather than each once.
+        colours: how they are coded, in words.
+        alpha: whether it has transparency.
+        background: what lies under it, (red, green, blue) from 0 to 255.
     """
 
     path: Path
@@ -41,12 +48,22 @@ class Video(NamedTuple):
     size: Size
     channels: int
     fps: float | None
+    times: Any = None
+    evenly: bool = False
+    colours: str = ""
+    alpha: bool = False
+    background: tuple[int, int, int] = (0, 0, 0)
 
 
-def look(path: Path) -> Video:
-    """Return the properties of a video file; refuse any other file."""
-    from diffcore.unet3d.data.videos import SUFFIXES
+def look(path: Path, fps: float | None = None, background: str = "black") -> Video:
+    """Return the properties of a video file; refuse any other file.
 
+    With `fps`, or where its rate varies, frames are read at equal times; with a varying rate and without `fps`, as many
+    a second as there are on average.
+    """
+    from diffcore.unet3d.data._coded import SUFFIXES
+
+    under = colour(background)
     if not path.exists():
         usage(f"there is no file {path}")
     if path.is_dir():
@@ -59,13 +76,44 @@ def look(path: Path) -> Video:
         usage(f"{path} must have the suffix of a video, one of {known}, got {kind or 'none'}")
     if path.stat().st_size == 0:
         raise Failure(f"{path} is empty, 0 bytes; make it again")
+    if kind in {".npy", ".png"} and fps is not None:
+        usage(
+            f"{path} has no frame rate, so that no frames at {fps:g} a second can be taken from it; leave --in-fps out"
+        )
     if kind == ".npy":
         clips = _array(path)
         return Video(path, clips.shape[0], clips.shape[1], (clips.shape[2], clips.shape[3]), clips.shape[4], None)
     if kind == ".png":
-        count, frames, height, width, channels = sheets.read(path).shape
-        return Video(path, count, frames, (height, width), channels, None)
-    return _look_at_coded(path)
+        found = sheets.read(path, under)
+        (count, frames, height, width, channels), alpha = found.clips.shape, found.alpha
+        return Video(path, count, frames, (height, width), channels, None, alpha=alpha, background=under)
+    return _look_at_coded(path, fps, under)
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    """Return the background that "white" or "255,128,0" says."""
+    from diffcore.unet3d.data._coded import BACKGROUNDS, background_of
+
+    parts = [part.strip() for part in text.split(",")]
+    given: Any = [int(part) for part in parts] if all(part.isdecimal() for part in parts) else text
+    try:
+        return background_of("", given)
+    except ValueError:
+        usage(f"--background must be one of {', '.join(BACKGROUNDS)}, or red,green,blue such as 255,128,0, got {text}")
+
+
+def say(video: Video) -> None:
+    """Say on stderr what is not read as it is in the file."""
+    from diffcore.unet3d.data._times import rates_of
+
+    if video.times is not None and video.times.rates is not None:
+        note(
+            f"note: {video.path} has a variable rate, {rates_of(video.times.rates)}; it is read at equal times, {video.fps:.4g} a "
+            f"second (--in-fps says otherwise)"
+        )
+    if video.alpha:
+        name = {(0, 0, 0): "black", (255, 255, 255): "white"}.get(video.background, str(video.background))
+        note(f"note: {video.path} has transparency, which lies over {name} (--background says otherwise)")
 
 
 def fitted(video: Video, size: str | None, default: Size | None) -> Size:
@@ -138,45 +186,66 @@ def _av() -> Any:
     return av
 
 
-def _look_at_coded(path: Path) -> Video:
-    from diffcore.unet3d.data.videos import check_pixels, stream_of
+def _look_at_coded(path: Path, fps: float | None, background: tuple[int, int, int]) -> Video:
+    from diffcore.unet3d.data import _coded, _times
 
-    av = _av()
+    _av()
     try:
-        with av.open(os.path.abspath(path)) as container:  # else FFmpeg takes "10:30.mp4" for a URL
-            stream = stream_of(container, path)
-            rate = stream.average_rate
-            count = int(stream.frames)
-            first = next(container.decode(stream), None)
+        times = _times.times_of(path)
+        with _coded.opened(path) as container:
+            stream = _coded.stream_of(container, path)
+            first = next(_coded.frames_of(container, stream), None)
             if first is None:
                 raise Failure(f"{path} holds no frame")
-            aspect = float(stream.sample_aspect_ratio or 1)
-            size = (first.height, max(1, round(first.width * aspect)))
-            check_pixels(*size)
-            size = size[::-1] if round(first.rotation / 90) % 2 else size
-        if not count:
-            with av.open(os.path.abspath(path)) as container:
-                count = sum(packet.size > 0 for packet in container.demux(stream_of(container, path)))
-    except (av.FFmpegError, OSError, EOFError, ValueError, IndexError) as error:
+            size = _coded.sides(first, float(stream.sample_aspect_ratio or 1))
+            _coded.check_pixels(*size)
+            zoom = writers_zoom(container.metadata.get("comment", ""), size)
+            colours, alpha = _coded.colours(first), _coded.alpha_of(first)
+            if _coded.hdr(first):
+                colours += ", HDR, shown without tone mapping"
+    except _coded.broken() as error:
         raise Failure(f"{path} cannot be read as a video: {_reason(error)}; it is damaged or not a video") from error
-    return Video(path, 1, count, size, 3, float(rate) if rate else None)
+    if fps is not None and not times.seconds:
+        raise Failure(
+            f"{path} does not say when its frames show, so that none at {fps:g} a second can be taken from it"
+        )
+    evenly = times.rates is not None or fps is not None
+    rate = times.fps if fps is None else fps
+    count = _times.counted(times.seconds, rate or 1.0, times.fps) if evenly else times.frames
+    size = size[0] // zoom, size[1] // zoom
+    return Video(path, 1, count, size, 3, rate, times, evenly, colours, alpha, background)
+
+
+def writers_zoom(comment: str, size: Size) -> int:
+    """Return the zoom that the comment of a file says it was written with, 1 for any other file."""
+    found = re.fullmatch(ZOOMED.format(r"(\d{1,2})"), comment)
+    zoom = int(found[1]) if found else 1
+    return zoom if zoom > 1 and size[0] % zoom == size[1] % zoom == 0 else 1
 
 
 def _decoded(video: Video, size: Size) -> Iterator[Float32]:
-    from diffcore.unet3d.data.videos import stream_of, upright
+    from diffcore.unet3d.data import _coded, _times
 
-    av, taken, read = _av(), [], 0
+    taken, read, last, pixels = [], 0, None, None
     try:
-        with av.open(os.path.abspath(video.path)) as container:
-            stream = stream_of(container, video.path)
+        with _coded.opened(video.path) as container:
+            stream = _coded.stream_of(container, video.path)
             aspect = float(stream.sample_aspect_ratio or 1)
-            for frame in container.decode(stream):
-                taken.append(upright(frame, aspect, size, [0.5, 0.5]))
-                read += 1
+            frames = _coded.frames_of(container, stream)
+            if video.evenly:
+                own, unit = video.times.fps, float(stream.time_base)
+                shown = ((frame.pts * unit, frame) for frame in frames if frame.pts is not None)
+                lasts = video.times.seconds - (video.times.frames - 1) / own
+                frames = _times.evenly(shown, video.fps or own, own, lasts)
+            for frame in frames:
+                if pixels is None or frame is not last:
+                    pixels = _coded.upright(frame, aspect, size, (0.5, 0.5), video.background)
+                taken.append(pixels)
+                last, read = frame, read + 1
                 if len(taken) == BLOCK:
                     yield _scaled(np.stack(taken)[None])
                     taken = []
-    except (av.FFmpegError, OSError, EOFError, ValueError, IndexError) as error:
+    except _coded.broken() as error:
         raise Failure(
             f"{video.path} breaks off after {read} frames: {_reason(error)}; repair it or make it anew"
         ) from error
@@ -211,7 +280,9 @@ def _array(path: Path) -> npt.NDArray[Any]:
 
 
 def _slices(video: Video, size: Size) -> Iterator[Float32]:
-    clips = _array(video.path) if video.path.suffix.lower() == ".npy" else sheets.read(video.path)
+    clips = (
+        _array(video.path) if video.path.suffix.lower() == ".npy" else sheets.read(video.path, video.background).clips
+    )
     for first in range(0, clips.shape[1], BLOCK):
         piece = np.asarray(clips[:, first : first + BLOCK])
         if piece.dtype != np.uint8:
@@ -237,7 +308,7 @@ def _resized(clips: Float32, size: Size) -> Float32:
         return clips
     from PIL import Image
 
-    from diffcore.unet3d.data.videos import PIXELS
+    from diffcore.unet3d.data._coded import PIXELS
 
     scale = max(size[0] / height, size[1] / width)
     high, wide = max(size[0], round(height * scale)), max(size[1], round(width * scale))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from diffcore import _check
 from diffcore.cli import files, models, options, report
 
 EXAMPLES = (
@@ -206,6 +206,8 @@ def _plan(plan: Any, as_json: bool) -> None:
 
 
 def _video(path: Path, as_json: bool) -> None:
+    from diffcore.unet3d.data._times import rates_of
+
     video = files.look(path)
     height, width = video.size
     row = {
@@ -215,7 +217,18 @@ def _video(path: Path, as_json: bool) -> None:
         "size": [height, width],
         "channels": video.channels,
         "fps": video.fps,
+        "seconds": None if video.times is None else video.times.seconds or None,
+        "rates": None if video.times is None else video.times.rates,
+        "colours": video.colours or None,
+        "transparency": video.alpha,
     }
-    rate = "" if video.fps is None or math.isnan(video.fps) else f", {video.fps:g} frames a second"
-    text = f"{path}: {video.clips} x {video.frames} frames of {height}x{width}, {video.channels} channels{rate}"
+    clips = "" if video.clips == 1 else f"{video.clips} clips of "
+    text = f"{path}: {clips}{_check.counted(video.frames, 'frame')} of {height}x{width} (height x width), "
+    text += _check.counted(video.channels, "channel")
+    if video.times is not None and video.fps is not None:
+        text += f", {video.fps:.4g} a second"
+        text += "" if video.times.rates is None else f" on average ({rates_of(video.times.rates)}: a variable rate)"
+        text += f", {video.times.seconds:.4g} s"
+    text += f", {video.colours}" if video.colours else ""
+    text += ", with transparency" if video.alpha else ""
     report.result(row, text, as_json=as_json)

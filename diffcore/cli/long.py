@@ -53,6 +53,8 @@ class Job(NamedTuple):
     overlap: options.Overlap = None
     size: options.Size = None
     fps: options.Fps = None
+    in_fps: options.InFps = None
+    background: options.Background = "black"
     zoom: options.Zoom = None
     force: options.Force = False
     as_json: options.Json = False
@@ -144,7 +146,9 @@ def _stochastic(job: Job) -> list[str]:
 
 def _looked(job: Job) -> files.Video:
     writers.check(job.out, job.force)
-    return files.look(job.source)
+    video = files.look(job.source, job.in_fps, job.background)
+    files.say(video)
+    return video
 
 
 def _run(

@@ -15,7 +15,7 @@ Backends = Literal["numpy", "torch", "jax"]
 Dtypes = Literal["float32", "float64", "bfloat16"]
 Methods = Literal["auto", "reconstruction", "moment_matching", "replacement"]
 
-MODEL, SAMPLING, OUTPUT, LONG = "The model", "Sampling", "Output", "How it is done"
+MODEL, SAMPLING, INPUT, OUTPUT, LONG = "The model", "Sampling", "Input", "Output", "How it is done"
 
 
 def _seed(value: int) -> int:
@@ -107,11 +107,58 @@ Seed = Annotated[
 Size = Annotated[
     str | None,
     typer.Option(
-        metavar="HxW", help='Frames are scaled and cut to it: "64", "48x64", or "keep".', rich_help_panel=OUTPUT
+        metavar="HxW",
+        help='Height x width that frames are scaled and cut to: "64", "48x64", or "keep".',
+        rich_help_panel=OUTPUT,
     ),
 ]
 Fps = Annotated[
     float | None, typer.Option(min=0.1, max=1000, help="Frames per second of .mp4 and .gif.", rich_help_panel=OUTPUT)
+]
+InFps = Annotated[
+    float | None,
+    typer.Option(
+        "--in-fps",
+        min=0.01,
+        max=1000,
+        help="Take frames of IN at equal times, so many a second. Without it each frame is taken once, and where the rate of IN "
+        "varies, as many a second as there are on average.",
+        rich_help_panel=INPUT,
+    ),
+]
+Background = Annotated[
+    str,
+    typer.Option(
+        metavar="COLOUR",
+        help="What lies under transparent pixels: black, white, grey, or red,green,blue such as 255,128,0.",
+        rich_help_panel=INPUT,
+    ),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Of a folder of videos: keep one frame of so many; 2 without it and without --rate.",
+        rich_help_panel=INPUT,
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        min=0.01,
+        max=1000,
+        help="Of a folder of videos: take frames at equal times, so many a second, whatever the rate of each file, so that a "
+        "motion has one speed in all of them.",
+        rich_help_panel=INPUT,
+    ),
+]
+Labels = Annotated[
+    Literal["folders"] | None,
+    typer.Option(
+        help="folders: the sub-folder that a video is in is its class, in the order of their names.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Zoom = Annotated[
     int | None,
@@ -119,7 +166,7 @@ Zoom = Annotated[
         min=1,
         max=64,
         rich_help_panel=OUTPUT,
-        help="Write each pixel as a square of so many; by default 1, and in a .png as many as make frames 96 wide or high.",
+        help="Write each pixel as a square of so many; by default as many as make frames 96 wide or high. An .npy has none.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.", rich_help_panel=OUTPUT)]

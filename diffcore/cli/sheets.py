@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,19 @@ def write(path: Path, clips: npt.NDArray[np.float32], zoom: int | None) -> None:
     page(rows, zoom).save(path, format="PNG", pnginfo=about)
 
 
-def read(path: Path) -> npt.NDArray[np.uint8]:
-    """Return the clips (B, T, H, W, C) of a sheet that `write` wrote; of another picture one clip of one frame."""
-    from PIL import Image
+class Read(NamedTuple):
+    """The clips (B, T, H, W, C) of a picture, and whether it had transparency."""
+
+    clips: npt.NDArray[np.uint8]
+    alpha: bool
+
+
+def read(path: Path, background: tuple[int, int, int] = (0, 0, 0)) -> Read:
+    """Return the clips (B, T, H, W, C) of a sheet that `write` wrote; of another picture one clip of one frame, turned as its
+    EXIF data says, its transparency over a background."""
+    from PIL import Image, ImageOps
+
+    from diffcore.unet3d.data._coded import over_background
 
     try:
         with warnings.catch_warnings():
@@ -50,15 +60,18 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
                 )
             text = getattr(picture, "text", {}).get(KEY)
             deep = picture.mode.startswith("I")  # 16 bits, which `convert` would cut off at 255
-            pixels = np.asarray(picture if deep else picture.convert("RGB"))
+            alpha = picture.has_transparency_data and not deep
+            shown = picture if text is not None else ImageOps.exif_transpose(picture)
+            pixels = np.asarray(shown if deep else shown.convert("RGBA" if alpha else "RGB"))
+            pixels = over_background(pixels, background) if alpha else pixels
     except Exception as error:  # Pillow raises many kinds for a damaged one
         raise Failure(f"{path} cannot be read as a picture: {error}") from error
     if deep:
         pixels = np.repeat((pixels.astype(np.uint32) // 257).astype(np.uint8)[..., None], 3, axis=-1)
     if text is None:
-        return pixels[None, None]
+        return Read(pixels[None, None], alpha)
     try:
-        return _cut(pixels, json.loads(text))
+        return Read(_cut(pixels, json.loads(text)), alpha)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
             f"{path} has a note on its frames that does not fit the picture ({error}); write it anew"

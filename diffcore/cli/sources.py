@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from diffcore.cli import files
 from diffcore.cli.report import note, usage
 
 DIGITS = "digits"
@@ -17,24 +18,44 @@ def presets() -> list[str]:
     return [name for name, config in PRESETS.items() if config.condition != "tokens"]
 
 
-def data(name: str, config: Any, *, every: int = 2, split: Any = "train", count: int = 8192) -> Any:
+class Taken(NamedTuple):
+    """How clips are taken from a folder of videos: as the options of the command line say."""
+
+    every: int | None = None
+    rate: float | None = None
+    labels: Any = None
+    background: str = "black"
+
+
+AS_IT_IS = Taken()
+
+
+def data(name: str, config: Any, *, taken: Taken = AS_IT_IS, split: Any = "train", count: int = 8192) -> Any:
     """Return the source of a name: "digits", or a folder of videos."""
-    from diffcore.unet3d import data as there
     from diffcore.unet3d import digits
 
     if name == DIGITS:
         return digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
         usage(f'--data must be a folder of videos, or "{DIGITS}", got {name}')
-    found = there.videos(name, frames=config.frames, size=(config.size, config.size), every=every, report=_skipped)
-    return found
+    return folder(Path(name), config.frames, (config.size, config.size), taken)
+
+
+def folder(path: Path, frames: int, size: tuple[int, int], taken: Taken = AS_IT_IS) -> Any:
+    """Return a folder of videos as a source."""
+    from diffcore.unet3d import data as there
+
+    if taken.every is not None and taken.rate is not None:
+        usage("give --every or --rate, not both: one frame of every so many, or so many a second at equal times")
+    how: dict[str, Any] = {"labels": taken.labels, "background": files.colour(taken.background), "report": _skipped}
+    return there.videos(path, frames=frames, size=size, every=taken.every, fps=taken.rate, **how)
 
 
 def _skipped(line: str) -> None:
     note(f"note: {line}")
 
 
-def network_and_data(preset: str, changes: dict[str, Any], name: str, every: int) -> tuple[Any, Any]:
+def network_and_data(preset: str, changes: dict[str, Any], name: str, taken: Taken) -> tuple[Any, Any]:
     """Return a config that fits the data, and the data."""
     from diffcore import unet3d
 
@@ -46,12 +67,25 @@ def network_and_data(preset: str, changes: dict[str, Any], name: str, every: int
         given["channels"] = 1
         if base.condition == "class":
             given["classes"] = 10
-    else:
+    elif taken.labels is None:
         given.update(channels=3, condition="none", classes=0)
+    else:
+        given.update(channels=3, condition="class", classes=len(_classes(name)))
     if "size" in given:  # attention at the same levels
         given["attention"] = tuple(sorted({given["size"] * side // base.size for side in base.attention}))
     try:
         config = unet3d.preset(preset, **given)
     except ValueError as error:
         usage(str(error))
-    return config, data(name, config, every=every)
+    source = data(name, config, taken=taken)
+    if taken.labels is not None and name != DIGITS and source.classes != config.classes:
+        config = unet3d.preset(preset, **given | {"classes": source.classes})
+    return config, source
+
+
+def _classes(name: str) -> list[str]:
+    """Return the sub-folders of a folder, which are its classes if there is a video in each."""
+    found = [path.name for path in Path(name).iterdir() if path.is_dir()] if Path(name).is_dir() else []
+    if not found:
+        usage(f"--labels folders takes a folder with a sub-folder of videos for each class, but {name} has none")
+    return found

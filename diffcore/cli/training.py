@@ -63,9 +63,10 @@ def train(
     warm_up: Annotated[
         int | None, typer.Option(min=0, help="Steps over which the learning rate rises.", rich_help_panel=TRAINING)
     ] = None,
-    every: Annotated[
-        int, typer.Option(min=1, help="Keep one frame of so many, of a folder of videos.", rich_help_panel=TRAINING)
-    ] = 2,
+    every: options.Every = None,
+    rate: options.Rate = None,
+    labels: options.Labels = None,
+    background: options.Background = "black",
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TRAINING)
     ] = None,
@@ -109,7 +110,7 @@ def train(
         "blocks": blocks,
         "prediction": prediction,
     }
-    config, source = sources.network_and_data(preset, network, data, every)
+    config, source = sources.network_and_data(preset, network, data, sources.Taken(every, rate, labels, background))
     how = {"steps": steps, "batch": batch, "images": images, "learning_rate": learning_rate, "warm_up": warm_up,
            "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed,
            "schedule": _schedule(schedule)}  # fmt: skip

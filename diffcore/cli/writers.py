@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _files
+from diffcore._pictures import zoom_for
 from diffcore.cli import sheets
-from diffcore.cli.files import Float32, _av
+from diffcore.cli.files import ZOOMED, Float32, _av
 from diffcore.cli.report import Failure, note, usage
 
 FPS = 10.0
@@ -80,14 +81,18 @@ class _Coded:
             note(
                 f"note: {self.form} takes at most {self.fastest:g} frames a second; it is played at that, not at {fps:g}"
             )
-        self.path, self.zoom, self.count = path, zoom or 1, 0
+        self.path, self.asked, self.zoom, self.count = path, zoom, zoom or 1, 0
         self.rate = Fraction(min(fps, self.fastest)).limit_denominator(1001)
         self.container = _av().open(os.path.abspath(path), "w", format=self.form)
         self.stream: Any = None
 
-    form, fastest = "mp4", math.inf
+    form, fastest, even = "mp4", math.inf, True
 
     def write(self, block: Float32) -> None:
+        if self.stream is None and self.asked is None:
+            height, width = block.shape[2:4]
+            self.zoom = zoom_for(height, width)
+            self.zoom += self.zoom > 1 and self.even and self.zoom % 2 and (height % 2 or width % 2)
         for pixels in _pixels(block, self.zoom):
             frame = self.frame(
                 pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1), pixels.shape[-1] == 1
@@ -105,8 +110,17 @@ class _Coded:
             if height % 2 or width % 2:
                 note(f"note: mp4 takes even sides; {height}x{width} becomes {pixels.shape[0]}x{pixels.shape[1]}, the last "
                      f"row or column twice")  # fmt: skip
+            elif self.zoom > 1:
+                self.container.metadata["comment"] = ZOOMED.format(self.zoom)
             self.begin("libx264", "yuv420p", pixels.shape, {"crf": "10"})
-        return _av().VideoFrame.from_ndarray(pixels, format="rgb24")
+            self.tag()
+        frame = _av().VideoFrame.from_ndarray(pixels, format="rgb24")
+        return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+
+    def tag(self) -> None:
+        """Say in the file that colours are those of BT.709, in the limited range."""
+        codec = self.stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1
 
     def begin(self, codec: str, pixel: str, shape: tuple[int, ...], options: dict[str, str]) -> None:
         self.stream = self.container.add_stream(codec, rate=self.rate, options=options)
@@ -123,7 +137,14 @@ class _Coded:
 
 
 class _Gif(_Coded):
-    form, fastest = "gif", 50.0  # it counts hundredths of a second, and of fewer than two viewers make ten
+    form, fastest, even = "gif", 50.0, False  # it counts hundredths of a second, and of fewer than two viewers make ten
+
+    def close(self) -> None:
+        super().close()
+        if self.zoom > 1:  # as a comment, which the muxer does not write
+            content, text = self.path.read_bytes(), ZOOMED.format(self.zoom).encode()
+            first = 13 + (3 << (content[10] & 7) + 1 if content[10] & 128 else 0)  # after the header and its palette
+            self.path.write_bytes(content[:first] + b"\x21\xfe" + bytes([len(text)]) + text + b"\0" + content[first:])
 
     def frame(self, pixels: npt.NDArray[np.uint8], grey: bool) -> Any:
         from PIL import Image
