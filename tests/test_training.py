@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from libraries import host, put
 from training_cases import (
+    CAUSAL,
     CONFIG,
     SETTINGS,
     STILL,
@@ -27,7 +28,7 @@ from training_cases import (
 )
 from training_cases import quick as quick
 
-from diffcore import _streams, noise, predictions
+from diffcore import _streams, noise, predictions, schedules
 from diffcore.unet3d import UNet3DConfig
 from diffcore.unet3d.build import assemble
 from diffcore.unet3d.training import PRESETS, Settings, objective, train
@@ -46,9 +47,10 @@ def test_the_loss_falls(backend: str, tmp_path: Path) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("config", [pytest.param(config, marks=both) for config in (STILL, TOKENS)])
+@pytest.mark.parametrize("config", [pytest.param(config, marks=both) for config in (CAUSAL, TOKENS)])
 def test_torch_and_jax_take_the_same_steps(config: UNet3DConfig) -> None:
-    settings = replace(SETTINGS, learning_rate=1e-3, condition_dropout=0.3)
+    times = "pyramid" if config is CAUSAL else "shared"
+    settings = replace(SETTINGS, learning_rate=1e-3, condition_dropout=0.3, frame_times=times)
     (torch, of_torch), (jax, of_jax) = (advance(backend, config, settings) for backend in ("torch", "jax"))
     np.testing.assert_allclose(of_jax, of_torch, rtol=1e-5)
     ours, theirs = jax.weights(), torch.weights()
@@ -193,6 +195,40 @@ def test_a_clip_has_one_time_and_each_image_its_own(images: int) -> None:
         assert np.array_equal(np.sort(np.floor(200 * t[:, column])), np.arange(200))
 
 
+@pytest.mark.parametrize("frame_times", ["independent", "monotone", "pyramid"])
+def test_each_frame_may_have_a_time_of_its_own(frame_times: str) -> None:
+    t = objective.times_of(replace(SETTINGS, batch=400, images=2, frame_times=frame_times), 3, 4)
+    assert t.shape == (400, 6)
+    counts = (t > 0) & (t < 1)
+    assert counts[:, 4:].all()
+    assert len(np.unique(t[:, 4:])) == 800
+    assert abs(t[counts].mean() - 0.5) < 5 * math.sqrt(1 / 12 / 1600)
+    if frame_times == "independent":
+        assert np.abs(np.corrcoef(t.T) - np.eye(6)).max() < 0.25
+    else:
+        assert np.all(np.diff(t[:, :4], axis=1) >= 0)
+    if frame_times == "pyramid":
+        assert not counts[:, :4].all()
+        both = counts[:, :3] & counts[:, 1:4]
+        np.testing.assert_allclose(np.diff(t[:, :4], axis=1)[both], 0.25, atol=1e-6)
+        longer = objective.times_of(replace(SETTINGS, batch=400, frame_times=frame_times, lag=1.0), 3, 4)
+        assert np.all(((longer > 0) & (longer < 1))[:, :4].sum(axis=1) == 1)  # one frame after another
+
+
+@pytest.mark.parametrize("schedule", [SETTINGS.schedule, schedules.Flow()])  # ends that are finite, and infinite
+def test_frames_of_a_pyramid_that_wait_do_not_count_whatever_is_said_of_them(schedule: Any) -> None:
+    settings = replace(SETTINGS, batch=20, frame_times="pyramid", lag=0.7, schedule=schedule)
+    config = replace(STILL, prediction="flow" if schedule.scaling == "flow" else "v")
+    drawn = objective.draw(config, settings, digits(), None, 1)
+    counts = ((drawn.t > 0) & (drawn.t < 1))[..., None, None, None]
+    assert 0 < counts[:, :2].sum() < 40
+    alpha, sigma = (np.asarray(some)[..., None, None, None] for some in (schedule(drawn.t)[:2]))
+    eps = noise.normal(0, 1, drawn.x.shape, stream=_streams.TRAINING)
+    truth = eps - drawn.x if schedule.scaling == "flow" else alpha * eps - sigma * drawn.x
+    said = truth + np.where(counts, 0.5, np.nan)
+    np.testing.assert_allclose(objective.loss(lambda *_: said, settings, config, drawn, 1), 0.25, rtol=1e-4)
+
+
 @pytest.mark.parametrize("images", [0, 2])
 @pytest.mark.parametrize("config", [CONFIG, TOKENS])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
@@ -285,6 +321,8 @@ def test_without_a_weight_the_loss_is_the_plain_error_of_the_prediction(predicti
         ("flip", "yes"),
         ("precision", "float16"),
         ("schedule", "cosine"),
+        ("frame_times", "diffusion forcing"),
+        ("lag", 0.1),
         ("weight", 1.0),
     ],
 )

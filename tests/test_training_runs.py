@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import os
 import signal
@@ -36,7 +37,7 @@ from training_cases import (
 from training_cases import quick as quick
 
 from diffcore import schedules, weights
-from diffcore.unet3d import UNet3DConfig, build, data, load, training
+from diffcore.unet3d import UNet3DConfig, build, data, load, save, training
 from diffcore.unet3d import weights as files
 from diffcore.unet3d.training import loop, train
 
@@ -523,6 +524,30 @@ def test_the_shipped_model_is_trained_by_a_command(
 
     monkeypatch.setattr(script, "preset", lambda name: STILL)
     monkeypatch.setitem(training.PRESETS, "moving_digits", replace(SETTINGS, cool_down=1))
-    script.main(["--out", str(tmp_path), "--steps", "2"])
+    video = ["--causal", "--frame-times", "pyramid", "--lag", "0.5", "--frames", "4"]
+    script.main(["--out", str(tmp_path), "--steps", "2", *video])
     assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
     assert rows(tmp_path)[-1]["step"] == 2
+    config = load(tmp_path / "moving_digits.safetensors").config
+    assert (config.causal, config.frames) == (True, 4)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore::diffcore.metrics.SmallSample")
+@pytest.mark.parametrize("method", ["forcing", "rolling"])
+def test_a_model_of_digits_is_evaluated_over_long_clips(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from diffcore.unet3d.digits import long
+
+    config = replace(STILL, frames=4, size=16, causal=True)
+    save(build(config, seed=3), tmp_path / "some.safetensors")
+    how = ["--frames", "13", "--count", "3", "--steps", "4", "--overlap", "2", "--method", method]
+    long.main([str(tmp_path / "some.safetensors"), "--out", str(tmp_path / "found.json"), *how])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["window"], found["history"]) == (4, 20.0)
+    real, drawn = found["real"], found["drawn"]
+    assert all(len(drawn[name]) == len(real[name]) == 3 for name in ("frechet_distance", "digit_as_asked", "speed"))
+    assert max(real["frechet_distance"]) < min(drawn["frechet_distance"])
+    assert real["digit_held"] > 0.9
+    assert ("change_at_seams" in drawn) == (method == "forcing")
+    assert drawn["drift"] == pytest.approx(drawn["frechet_distance"][-1] - drawn["frechet_distance"][0])

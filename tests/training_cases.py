@@ -54,6 +54,7 @@ SETTINGS = Settings(
 )
 STILL = replace(CONFIG, dropout=0.0)
 TOKENS = replace(STILL, condition="tokens", classes=0, token_width=3)
+CAUSAL = replace(STILL, causal=True)
 every_backend = pytest.mark.parametrize("backend", [TORCH, JAX])
 both = [pytest.mark.torch, pytest.mark.jax]
 
@@ -72,7 +73,19 @@ def quick() -> Iterator[None]:
     except ImportError:
         yield
         return
-    inside = ("images", "beta1", "beta2", "weight_decay", "clip_norm", "schedule", "weight", "precision", "seed")
+    inside = (
+        "images",
+        "beta1",
+        "beta2",
+        "weight_decay",
+        "clip_norm",
+        "schedule",
+        "weight",
+        "precision",
+        "seed",
+        "frame_times",
+        "lag",
+    )
     make = jax_trainer.compiled
 
     @functools.cache

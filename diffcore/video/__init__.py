@@ -26,16 +26,19 @@ from diffcore.video import orders
 from diffcore.video._stream import Progress, Stream
 from diffcore.video.extend import extend
 from diffcore.video.interpolate import interpolate
+from diffcore.video.reuse import Reusing, reusing
 from diffcore.video.upscale import upscale
 from diffcore.video.windows import Windowed, shuffled_noise, windowed
 
 __all__ = [
     "Progress",
+    "Reusing",
     "Stream",
     "Windowed",
     "extend",
     "interpolate",
     "orders",
+    "reusing",
     "shuffled_noise",
     "upscale",
     "windowed",

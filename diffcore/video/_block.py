@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, conditioning, noise, sampling
+from diffcore import _array, _check, _streams, conditioning, noise, sampling
 from diffcore._array import Array
 from diffcore.conditioning._solve import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
+from diffcore.levels import level
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction, kind_of, row_function
 from diffcore.state import State
+from diffcore.video.reuse import Reusing
 
 METHODS = ("reconstruction", "replacement", "moment_matching", "forcing")
 GRADIENTS = ("reconstruction", "moment_matching")
@@ -86,6 +89,8 @@ class Sampler:
         """
         from diffcore._dispatch import backend_of
 
+        if self.reuses and known:
+            return self._after(number, shape, known[0][1], like)
         xp, backend = _array.library(like), backend_of(like)
         which, given = np.zeros(shape[1], dtype=np.bool_), None
         if known:
@@ -117,6 +122,51 @@ class Sampler:
 
             self.traced[key] = backend.trace(run)
         return self.traced[key](start.z, start.memory, start.keys, given, low)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether known frames are computed once and kept."""
+        return self.method in ("forcing", "rolling") and isinstance(self.denoise, Reusing)
+
+    def past(self, frames: Array, eps: Callable[[], Array]) -> Callable[[Array, Array], Array]:
+        """Return the denoiser of what follows known frames: clean ones, or with the noise eps of a history."""
+        at = math.inf
+        if self.history is not None:
+            xp, at = _array.library(frames), self.history
+            alpha, sigma, _ = level(self.history, scaling=self.plan.scaling)
+            noisy = float(alpha) * _array.widen(xp, frames) + float(sigma) * _array.widen(xp, eps())
+            frames = xp.astype(noisy, frames.dtype, copy=False)
+        denoise: Any = self.denoise
+        found: Callable[[Array, Array], Array] = denoise.after(denoise.past(frames, at))
+        return found
+
+    def _after(self, number: int, shape: tuple[int, ...], context: Array, like: Array) -> Array:
+        """Return a block whose known frames, its first ones, are computed once: the other frames go through the plan alone."""
+        from diffcore._dispatch import backend_of
+
+        there, words = context.shape[1], self.words(number, shape[0])
+
+        def run(context: Array, words: Any) -> Array:
+            def drawn(draw: Any, shape_: tuple[int, ...], stream: int = _streams.SAMPLER) -> Array:  # noqa: ARG001
+                return self.noise_of(words, draw, shape, like, stream)[:, there:, ...]  # as in a block of all frames
+
+            new = (shape[0], shape[1] - there, *shape[2:])
+            start = sampling.start(self.plan, shape=new, like=like, noise=drawn)
+            return sampling.sample(
+                self.past(context, lambda: self.noise_of(words, 0, shape, like, _streams.KNOWN)[:, :there, ...]),
+                self.plan,
+                start,
+                noise=drawn,
+                prediction=self.prediction,
+                transform_x=self.transform_x,
+                compile=self.compile,
+                callback=self.callback,
+            )
+
+        if self.source is None:
+            key = ("after", shape, there)
+            run = self.traced.setdefault(key, backend_of(like).trace(run))
+        return _array.library(like).concat([context, run(context, words)], axis=1)
 
     def _plan(self, which: Any) -> Plan:
         """Return the plan of a block: that in which known frames are clean from the start and wait, where the method has it so."""

@@ -8,6 +8,7 @@ hand out nothing: frame j begins in turn j. Clean frames before the moving ones 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,14 @@ def rolling(
         yield own(new), Progress(read, made, None, context, (z, *memory))
 
 
-def _taking(sampler: Sampler, known: int, moving: int, turn: int, like: Array) -> Callable[..., Any]:
+def _taking(
+    sampler: Sampler, known: int, moving: int, turn: int, like: Array, *, traced: bool = True
+) -> Callable[..., Any]:
     """Return what takes the stages of a turn, (z, memory, key words of each frame) -> (z, memory)."""
     from diffcore._dispatch import backend_of
 
+    if sampler.reuses and known:
+        return _after(sampler, known, moving, turn, like)
     xp, backend = _array.library(like), backend_of(like)
     part, begun = turn_of(sampler.plan, known, moving, turn, sampler.history)
     denoise: Any = sampling.fitting(sampler.function, sampler.denoise, part)
@@ -105,5 +110,29 @@ def _taking(sampler: Sampler, known: int, moving: int, turn: int, like: Array) -
         how = (sampler.transform_x, source, sampler.callback, sampler.compile, held)
         end = backend.run(Run(denoise, part, coefficients, *how), start)
         return end.z, end.memory
+
+    return backend.trace(take) if traced and sampler.source is None else take
+
+
+def _after(sampler: Sampler, known: int, moving: int, turn: int, like: Array) -> Callable[..., Any]:
+    """Return what takes the stages of a turn with the clean frames computed once: as `_taking`, with the moving ones alone."""
+    from diffcore._dispatch import backend_of
+
+    xp, backend, steps = _array.library(like), backend_of(like), len(sampler.plan)
+
+    def take(z: Array, memory: tuple[Array, ...], words: tuple[Any, ...]) -> tuple[Array, tuple[Array, ...]]:
+        clean, frame = z[:, :known, ...], (z.shape[0], 1, *z.shape[2:])
+
+        def eps() -> Array:
+            parts = [sampler.noise_of(word, steps, frame, like, _streams.KNOWN) for word in words[:known]]
+            return xp.concat(parts, axis=1)
+
+        alone = replace(sampler, denoise=sampler.past(clean, eps), history=None)
+        part = tuple(each[:, known:, ...] for each in memory)
+        new, kept = _taking(alone, 0, moving, turn, like, traced=False)(z[:, known:, ...], part, words[known:])
+        whole = zip(memory, kept, strict=True)
+        return xp.concat([clean, new], axis=1), tuple(
+            xp.concat([old[:, :known, ...], each], axis=1) for old, each in whole
+        )
 
     return backend.trace(take) if sampler.source is None else take

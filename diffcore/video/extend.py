@@ -53,7 +53,8 @@ def extend(
         method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`. Or, for a
             denoiser that takes a level for each frame: "forcing", whose known frames are clean to it; or "rolling", whose
             window of `overlap` clean frames, and others each a little noisier than the one before, moves by one frame
-            at a time. It takes a plan with a multiple of window - overlap stages.
+            at a time. It takes a plan with a multiple of window - overlap stages. With these two a causal network computes known
+            frames once: see `reusing`.
         weight: of reconstruction guidance.
         iterations: of moment matching.
         seed: one int, of which each sample gets its own key, or one int or key per sample: see `noise.keys`.

@@ -1,4 +1,7 @@
-"""Train the shipped model: `python -m diffcore.unet3d.digits.train --out FOLDER` goes on where it was stopped."""
+"""Train the shipped model: `python -m diffcore.unet3d.digits.train --out FOLDER` goes on where it was stopped.
+
+With `--causal --frame-times independent` it trains one for endless video, which `python -m diffcore.unet3d.digits.long` evaluates.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from diffcore.unet3d import load, preset, save, training
+from diffcore.unet3d import UNet3DConfig, load, preset, save, training
 from diffcore.unet3d.data import Arrays
 from diffcore.unet3d.digits.data import moving_digits
+from diffcore.unet3d.training.settings import FRAME_TIMES
 
 CLIPS = 8192
 """Of the training set: a finite one, so that the exact denoiser of it is a bound on the loss."""
 
 
-def source(split: Literal["train", "test"] = "train", count: int = CLIPS) -> Arrays:
+def source(split: Literal["train", "test"] = "train", count: int = CLIPS, config: UNet3DConfig | None = None) -> Arrays:
     """Return the clips that the model is trained on, or held-out ones."""
-    config = preset("moving_digits")
+    config = config or preset("moving_digits")
     return moving_digits(frames=config.frames, size=config.size, count=count, split=split)
 
 
@@ -27,14 +31,24 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for log, samples, checkpoint and weights")
     parser.add_argument("--backend", choices=["torch", "jax"], default="torch")
     parser.add_argument("--steps", type=int, help=f"default: {training.PRESETS['moving_digits'].steps}")
+    parser.add_argument("--frames", type=int, help="of a clip; default: 16")
+    parser.add_argument("--causal", action="store_true", help="temporal attention that sees no later frame")
+    times = "how noisy the frames of a clip are: all alike, each by itself, rising, or as in a rolling window"
+    parser.add_argument("--frame-times", choices=FRAME_TIMES, default="shared", help=f"{times}; default: shared")
+    parser.add_argument("--lag", type=float, help="of a pyramid: how far, in time, a frame is behind the next one")
     given_settings = parser.parse_args(given)
+    config = preset("moving_digits")
+    config = replace(config, frames=given_settings.frames or config.frames, causal=given_settings.causal)
     settings = training.PRESETS["moving_digits"]
+    settings = replace(settings, frame_times=given_settings.frame_times, lag=given_settings.lag)
     if given_settings.steps is not None:
-        settings = replace(settings, steps=given_settings.steps)
+        settings = replace(
+            settings, steps=given_settings.steps, cool_down=min(settings.cool_down, given_settings.steps)
+        )
     if first := training.step_of(given_settings.out):
         print(f"going on from step {first}")  # noqa: T201
     path = training.train(
-        preset("moving_digits"), settings, source(), given_settings.out, backend=given_settings.backend, progress=True
+        config, settings, source(config=config), given_settings.out, backend=given_settings.backend, progress=True
     )
     shipped = path.with_name("moving_digits.safetensors")
     save(load(path), shipped, dtype="float16", metadata={"settings": repr(settings)})

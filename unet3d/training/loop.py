@@ -23,7 +23,7 @@ from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source
 from diffcore.unet3d.training import checkpoints
 from diffcore.unet3d.training.objective import draw
-from diffcore.unet3d.training.settings import Settings
+from diffcore.unet3d.training.settings import LATER, Settings
 
 FREE = ("steps", "log_every", "checkpoint_every", "checkpoints", "sample_every", "sample_steps")
 """The settings that a run may change when it goes on."""
@@ -236,7 +236,9 @@ def _check_source(function: str, config: UNet3DConfig, source: Source, tokens: A
 
 def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend: str) -> dict[str, str]:
     """Return what two parts of one run have in common."""
-    fixed = {field.name: repr(getattr(settings, field.name)) for field in fields(settings) if field.name not in FREE}
+    names = [field.name for field in fields(settings) if field.name not in FREE]
+    names = [name for name in names if name not in LATER or getattr(settings, name) != LATER[name]]
+    fixed = {name: repr(getattr(settings, name)) for name in names}
     fixed = {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in fixed.items()}  # a function's place in memory
     if settings.cool_down:
         fixed["steps"] = str(settings.steps)  # the end of the learning rate depends on it

@@ -2,10 +2,11 @@ r"""What a step minimises, for arrays of any library.
 
     L = mean over clips, frames and pixels of  w(lambda_t) |x - x-hat(z_t, lambda_t)|^2,   z_t = alpha_t x + sigma_t eps
 
-Times, noise and dropped conditions are pure functions of (seed, step). A clip has one time for all its frames, and each
-independent image one of its own.
+Times, noise and dropped conditions are pure functions of (seed, step). A clip has one time for all its frames, or one for each
+(`Settings.frame_times`), and each independent image one of its own. Frames of a pyramid that wait at t = 0 or 1 are left out
+of the mean.
 
-Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 5, and sec. 3.
+Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 5, and sec. 3; Chen et al. 2024 (arXiv 2407.01392), sec. 3.2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _streams, losses, noise, process, times
+from diffcore import _array, _streams, losses, noise, process, times
 from diffcore.unet3d import _inputs
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source, batch
@@ -36,9 +37,24 @@ def draw(config: UNet3DConfig, settings: Settings, source: Source, tokens: Any, 
     """Return what step `step` trains on, on the host: a pure function of its arguments."""
     some = batch(source, settings.batch, step=step, seed=settings.seed, images=settings.images, flip=settings.flip)
     frames = some.x.shape[1] - settings.images
-    t = times.stratified(settings.seed, step, (settings.batch, 1 + settings.images))
-    t = np.concatenate([np.repeat(t[:, :1], frames, axis=1), t[:, 1:]], axis=1)
+    t = times_of(settings, step, frames)
     return Drawn(some.x, t, _condition(config, settings, some.labels, tokens, step), settings.images)
+
+
+def times_of(settings: Settings, step: int, frames: int) -> Any:
+    """Return the times of a step, (B, frames + images), on the host."""
+    own = settings.frame_times in ("independent", "monotone")
+    shape = (settings.batch, (frames if own else 1) + settings.images)
+    u = (times.independent if own else times.stratified)(settings.seed, step, shape)
+    count = shape[1] - settings.images
+    video, images = u[:, :count], u[:, count:]
+    if settings.frame_times == "shared":
+        video = np.repeat(video, frames, axis=1)
+    elif settings.frame_times == "monotone":
+        video = times.monotone(video)
+    elif settings.frame_times == "pyramid":
+        video = times.pyramid(video[:, 0], frames, lag=1.0 / frames if settings.lag is None else settings.lag)
+    return np.concatenate([video, images], axis=1)
 
 
 def _condition(config: UNet3DConfig, settings: Settings, labels: Any, tokens: Any, step: int) -> Any:
@@ -62,6 +78,12 @@ def loss(predict: Callable[..., Any], settings: Settings, config: UNet3DConfig, 
     level = settings.schedule(drawn.t)
     eps = noise.normal(settings.seed, step, x.shape, like=x, stream=_streams.TRAINING)
     y = predict(process.diffuse(x, eps, level), level.log_snr, drawn.cond, drawn.images)
-    weight, slope = settings.weight_for(config.prediction), settings.schedule.slope(drawn.t)
-    each = losses.denoising(y, x, eps, level, prediction=config.prediction, weight=weight, slope=slope)
+    weight, t, mask = settings.weight_for(config.prediction), drawn.t, None
+    if settings.frame_times == "pyramid":
+        xp = _array.library(t)
+        counts = (t > 0) & (t < 1)
+        t = xp.where(counts, t, xp.full_like(t, 0.5))  # finite, where nothing counts
+        level, mask = settings.schedule(t), counts[:, :, None, None, None]
+    slope = settings.schedule.slope(t)
+    each = losses.denoising(y, x, eps, level, prediction=config.prediction, weight=weight, slope=slope, mask=mask)
     return each.mean()

@@ -10,6 +10,9 @@ from diffcore.schedules._base import Schedule
 
 NAME = "training.Settings"
 PRECISIONS = ("float32", "bfloat16")
+FRAME_TIMES = ("shared", "independent", "monotone", "pyramid")
+LATER: dict[str, Any] = {"frame_times": "shared", "lag": None}
+"""Fields that were added later, and what runs that do not know them did."""
 
 PLAIN: dict[str, weights.Weight] = {
     "x": weights.X(),
@@ -41,6 +44,11 @@ class Settings:
         beta1, beta2, weight_decay: of AdamW.
         clip_norm: the norm of the gradient is clipped to it; inf clips nothing.
         ema: d, in [0, 1).
+        frame_times: of the frames of a clip: "shared", one for all, as in the paper; "independent", one of its own for each
+            frame (diffusion forcing), for `video.extend` by "forcing" or "rolling"; "monotone", those sorted, so that no
+            frame is less noisy than the one before it; "pyramid", each frame behind the next by `lag`, as in a rolling
+            window. Frames of a pyramid that wait, clean or as noise, are shown but do not count in the loss.
+        lag: of a pyramid, in time, >= 0; None is 1 / frames.
         condition_dropout: how often a condition is replaced by the null condition, for guidance, in [0, 1].
         schedule: of `diffcore.schedules`.
         weight: of `diffcore.weights`; on x, so the loss is the same number whatever the network predicts. None is the
@@ -54,7 +62,8 @@ class Settings:
     Raises:
         ValueError, TypeError: a field out of its range; the message names it.
 
-    Source: Ho et al. 2022 (arXiv 2204.03458), app. A; Loshchilov & Hutter 2019 (arXiv 1711.05101).
+    Source: Ho et al. 2022 (arXiv 2204.03458), app. A; Loshchilov & Hutter 2019 (arXiv 1711.05101); Chen et al. 2024 (arXiv
+    2407.01392), Sun et al. 2025 (arXiv 2503.07418) and Ruhe et al. 2024 (arXiv 2402.09470) for times of each frame.
 
     >>> settings = Settings(steps=100, warm_up=10, cool_down=20, learning_rate=1e-3)
     >>> [round(settings.rate(step), 6) for step in (0, 9, 50, 99)]
@@ -73,6 +82,8 @@ class Settings:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.9999
+    frame_times: str = "shared"
+    lag: float | None = None
     condition_dropout: float = 0.1
     schedule: Schedule = field(default_factory=schedules.Cosine)
     weight: Any = None
@@ -106,6 +117,11 @@ class Settings:
         self._set("condition_dropout", _check.number(NAME, "condition_dropout", self.condition_dropout, 0, 1))
         self._set("flip", _check.flag(NAME, "flip", self.flip))
         _check.choice(NAME, "precision", self.precision, PRECISIONS)
+        _check.choice(NAME, "frame_times", self.frame_times, FRAME_TIMES)
+        if self.lag is not None:
+            self._set("lag", _check.number(NAME, "lag", self.lag, 0))
+            if self.frame_times != "pyramid":
+                raise _check.error(ValueError, NAME, "lag", 'be None without frame_times="pyramid"', self.lag)
         what = "a schedule, such as schedules.Cosine()"
         _check.instance(NAME, "schedule", self.schedule, Schedule, what)
         if self.weight is not None and not callable(self.weight):
