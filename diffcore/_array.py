@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _check
+from diffcore import _check, _layout
 
 Array = Any
 """An array of any library that follows the array API standard."""
@@ -168,7 +168,7 @@ def table_for(table: npt.NDArray[np.float64], like: Array) -> Array:
     """Return host coefficients as an array of the data's library and device, in the dtype they are computed in."""
     xp = library(like)
     dtype = xp.float32 if is_half(like.dtype) else like.dtype
-    return xp.asarray(table, dtype=dtype, device=device(like))
+    return _layout.beside(xp.asarray(table, dtype=dtype, device=device(like)), like)
 
 
 def traced() -> bool:
@@ -209,7 +209,8 @@ def along(function: str, argument: str, coefficient: Array, data: Array, xp: Any
         return float(coefficient)
     lead, shape = tuple(coefficient.shape), tuple(data.shape)
     check_lead(function, argument, lead, shape)
-    return xp.reshape(xp.astype(coefficient, data.dtype, copy=False), lead + (1,) * (len(shape) - len(lead)))
+    coefficient = _layout.leading(xp.astype(coefficient, data.dtype, copy=False), data)
+    return xp.reshape(coefficient, lead + (1,) * (len(shape) - len(lead)))
 
 
 def check_lead(function: str, argument: str, lead: tuple[int, ...], shape: tuple[int, ...]) -> None:

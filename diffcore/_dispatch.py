@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array
+from diffcore import _array, _layout
 from diffcore._array import Array
 
 GROUP = "diffcore.backends"
@@ -45,6 +45,8 @@ def backend_of(array: Array) -> Any:
         ):  # which follows no cache and no import; attributes of a module it reads afresh
             _ready("torch")
             return sys.modules["diffcore"].backends.torch_backend.backend
+        if type(array) is not torch.Tensor and _layout.divided(array):
+            return _named("diffcore.backends.torch_mesh:of")(array.device_mesh, tuple(array.placements))
         return _load("torch")
     _array.namespace("backends.of", array=array)
     root = type(array).__module__.split(".")[0]

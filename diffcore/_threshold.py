@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 
 
@@ -56,7 +56,7 @@ class DynamicThreshold:
         count = math.prod(wide.shape[1:])
         if count == 0:
             return x
-        size = xp.sort(xp.reshape(xp.abs(wide), (wide.shape[0], count)), axis=1)
+        size = xp.sort(xp.reshape(_layout.samples(xp.abs(wide)), (wide.shape[0], count)), axis=1)
         s = xp.reshape(_quantile(size, self.percentile), (wide.shape[0],) + (1,) * (wide.ndim - 1))
         s = xp.maximum(s, self.bound * xp.ones_like(s))
         return xp.astype(xp.minimum(xp.maximum(wide, -s), s) * (self.bound / s), x.dtype, copy=False)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, _streams
+from diffcore import _array, _check, _layout, _streams
 from diffcore._array import Array
 from diffcore.denoiser import Held, Noise
 from diffcore.plan import Form, Plan
@@ -155,7 +155,7 @@ class Source:
         _array.namespace("noise", like=like, noise=eps)
         if tuple(eps.shape) != shape:
             raise _check.error(ValueError, "sample", "noise", f"return an array of shape {shape}", eps)
-        return eps
+        return _layout.beside(eps, like, shape=shape)
 
 
 def levels_between(plan: Plan, stage: int) -> tuple[Any, Any]:

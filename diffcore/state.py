@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _files
+from diffcore import _array, _check, _explained, _files, _layout
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 
@@ -45,7 +45,8 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
 
     Args:
         path: of the file, NumPy's npz without pickled objects.
-        state: from `start`, `step` or a callback.
+        state: from `start`, `step` or a callback. Of DTensors the whole is written, by the first process of the mesh, and
+            all its processes call this.
 
     Raises:
         TypeError: not a state, or one whose arrays are being traced.
@@ -69,7 +70,10 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     np.savez(
         file, allow_pickle=False, format=np.int64(FORMAT), dtype=np.array(str(state.z.dtype).split(".")[-1]), **held
     )
-    _files.write(path, file.getbuffer())
+    if _layout.divided(state.z):
+        _layout.once(state.z, lambda: _files.write(path, file.getbuffer()))
+    else:
+        _files.write(path, file.getbuffer())
 
 
 def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> State:
@@ -77,7 +81,8 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
 
     Args:
         path: of the file.
-        like: an array that gives the library and the device; NumPy without one. The dtype is that of the file.
+        like: an array that gives the library and the device; NumPy without one. The dtype is that of the file. A DTensor
+            also gives the mesh and the placements, which may be others than those it was written with.
 
     Returns:
         A `State`: give it to `diffcore.sample` or `diffcore.step`.
@@ -116,7 +121,7 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
             f"that wrote it"
         )
     backend = backend_of(like)
-    give = lambda array: xp.asarray(array, dtype=dtype, device=where)  # noqa: E731
+    give = lambda array: _layout.beside(xp.asarray(array, dtype=dtype, device=where), like, shape=z.shape)  # noqa: E731
     words = None if keys is None else backend.keys(keys, like)
     estimate = None if x is None else give(x)
     counts = backend.index(index), backend.index(draw)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 
 HOST: tuple[type, ...] = (np.ndarray, list, tuple, bool, int, float, np.generic)
@@ -86,7 +86,7 @@ def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bo
         value = value if value.dtype == xp.bool else value != 0
     else:
         value = xp.astype(value, _array.widen(xp, like).dtype, copy=False)
-    return xp.broadcast_to(value, of)
+    return _layout.beside(xp.broadcast_to(value, of), like, shape=of)
 
 
 def known_of(function: str, observed: Any, mask: Any, like: Array) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._sources import Apart, Denoiser, Together
@@ -82,7 +82,7 @@ class ClassifierFree:
         """
 
         def both(z: Array, log_snr: Array, inside: Array | None) -> tuple[Array, Array]:
-            c, u = self.source.all(z, log_snr)
+            c, u = self._both(z, log_snr)
             return self._between(z, log_snr, c, u, inside), chosen(z, inside, u, c)
 
         def alone(z: Array, log_snr: Array, inside: Array | None) -> tuple[Array, Array]:
@@ -122,8 +122,17 @@ class ClassifierFree:
     def _guided(self, z: Array, log_snr: Array, inside: Array | None) -> Array:
         if _weights.is_off(self.weight):
             return self.source.conditional(z, log_snr)
-        c, u = self.source.all(z, log_snr)
+        c, u = self._both(z, log_snr)
         return self._between(z, log_snr, c, u, inside)
+
+    def _both(self, z: Array, log_snr: Array) -> tuple[Array, Array]:
+        """Return (c, u), with whole samples in every process where what follows reads more of them than single elements."""
+        c, u = self.source.all(z, log_snr)
+        return (_layout.samples(c), _layout.samples(u)) if self._reads_samples else (c, u)
+
+    @property
+    def _reads_samples(self) -> bool:
+        return self.rescale != 0.0
 
     def _between(self, z: Array, log_snr: Array, c: Array, u: Array, inside: Array | None) -> Array:
         xp = _array.namespace(FUNCTION, z=z)

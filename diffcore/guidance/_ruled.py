@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffcore import _array, _check, levels, predictions
+from diffcore import _array, _check, _layout, levels, predictions
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._guided import FUNCTION, ClassifierFree, chosen
@@ -28,6 +28,10 @@ class Ruled(ClassifierFree):
         """Return None: a rule is left to no kernel."""
         return
 
+    @property
+    def _reads_samples(self) -> bool:
+        return True
+
     def with_scaling(self, scaling: str) -> Ruled:
         """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
         levels.check_scaling(FUNCTION, scaling)
@@ -45,12 +49,12 @@ class Ruled(ClassifierFree):
         if space is not None and space != self.prediction:
             assert self.prediction is not None
             mixing = _spaces.mixing(FUNCTION, log_snr, self.scaling, self.prediction, space, c)
-        difference, wide = c - u, _array.widen(xp, z)
+        difference, wide = c - u, _layout.samples(_array.widen(xp, z))
         inside, other = c, u
         if mixing is not None:
             difference, inside, other = mixing.q * difference, mixing.into(wide, c), mixing.into(wide, u)
         if average is not None:
-            difference = difference + self.rule.momentum * average
+            difference = difference + self.rule.momentum * _layout.samples(average)
         guided = self.rule(At(xp, inside, other, difference, weight, log_snr))
         return (guided if mixing is None else c + mixing.back * (guided - inside)), difference
 
@@ -82,10 +86,11 @@ class Carrying(Ruled):
             if _weights.is_off(self.weight):
                 return alone(z, log_snr, inside, carried)
             xp = _array.namespace(FUNCTION, z=z)
-            c, u = self.source.all(z, log_snr)
+            c, u = self._both(z, log_snr)
             wide = _array.widen(xp, c)
             guided, average = self._by_rule(xp, z, log_snr, wide, _array.widen(xp, u), carried[0])
             y = xp.astype(self._rescaled(xp, guided, wide), c.dtype, copy=False)
+            average = _layout.alike(average, carried[0])
             return chosen(z, inside, y, c), chosen(z, inside, u, c), (chosen(z, inside, average, carried[0]),)
 
         def alone(z: Array, log_snr: Array, inside: Array | None, carried: tuple[Array, ...]) -> Any:

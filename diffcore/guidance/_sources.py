@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 
 Denoiser = Callable[[Array, Array], Array]
@@ -54,6 +54,9 @@ class Together:
 
     def all(self, z: Array, log_snr: Array) -> tuple[Array, ...]:
         xp, batch, times = _array.namespace(self.function, z=z), z.shape[0], len(self.conds)
+        if _layout.divided(z) and any(p.is_shard(0) for p in z.placements):  # a batch of all would have to be sent round
+            merged = [merge(self.function, (name,), (cond,), batch) for name, cond in zip(self.names, self.conds)]
+            return tuple([self.denoise(z, log_snr, cond) for cond in merged])
         shape = tuple(getattr(log_snr, "shape", ()))
         if shape and (shape[0] == batch):  # () and (1, T) fit any batch
             concat = _array.library(log_snr).concat

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, levels, predictions
+from diffcore import _array, _layout, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
@@ -54,7 +54,7 @@ def beside(function: str, value: Any, data: Array) -> Any:
     """Return what belongs to a level, of any library, as a float or lined up with the data."""
     xp = _array.library(data)
     if isinstance(value, np.ndarray):
-        value = xp.asarray(value, dtype=data.dtype, device=_array.device(data))
+        value = _layout.beside(xp.asarray(value, dtype=data.dtype, device=_array.device(data)), data)
     return _array.along(function, "log_snr", value, data, xp)
 
 

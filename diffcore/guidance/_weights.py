@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 
 Weight = float | Array | Callable[[Array], Array]
@@ -45,7 +45,7 @@ def along(function: str, weight: Any, log_snr: Any, data: Array, xp: Any) -> Any
     """Return a weight at a level as a Python float, or in the dtype of the data and aligned with its leading axes."""
     weight = weight(log_snr) if callable(weight) else weight
     if isinstance(weight, np.ndarray):
-        weight = xp.asarray(weight, dtype=data.dtype, device=_array.device(data))
+        weight = _layout.beside(xp.asarray(weight, dtype=data.dtype, device=_array.device(data)), data)
     _array.namespace(function, **{"the prediction": data, "weight": weight})
     weight = weight.to(data.device) if hasattr(weight, "to") else weight  # torch: one number is often elsewhere
     return _array.along(function, "weight", weight, data, xp)

@@ -3,11 +3,12 @@ r"""Frequency-decoupled guidance (FDG): one weight for what is coarse, another f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 from diffcore.guidance._rule import At, Rule, check_over
 
@@ -29,7 +30,8 @@ class Bands(Rule):
         coarse = at.difference
         for octave in range(self.octaves):
             for axis in self.over:
-                coarse = _smooth(at.xp, coarse, axis % coarse.ndim, 2**octave)
+                smooth = partial(_smooth, at.xp, axis=axis % coarse.ndim, spacing=2**octave)
+                coarse = _layout.mapped(smooth, coarse)
         return at.c + at.weight * (self.high * at.difference + (self.low - self.high) * coarse)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, levels, predictions
+from diffcore import _array, _check, _layout, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import checks, io, known, parts, plot, text
@@ -248,7 +248,7 @@ class Plan:
             return _array.take_row(_array.table_for(levels, state.z), state.index, state.z)
         if stage >= len(self):
             raise ValueError(f"Plan.level_for: the run is over, all {len(self)} stages of {self.sampler} are done")
-        return _array.table_for(levels[stage], state.z)
+        return _layout.leading(_array.table_for(levels[stage], state.z), state.z)
 
     def levels_of(self, batch: int) -> Float64:
         """Return the log-SNRs of all stages for a batch: (stages, B), or (stages, B, T)."""
