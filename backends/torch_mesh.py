@@ -12,9 +12,9 @@ from typing import Any
 
 import array_api_compat.torch as xp
 import torch
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
 
-from diffcore import _array, _check, _layout, _streams, stage
+from diffcore import _check, _layout, _streams, stage
 from diffcore._array import Array
 from diffcore._philox import Region
 from diffcore._threshold import Clip, DynamicThreshold
@@ -73,13 +73,13 @@ class MeshBackend(torch_backend.TorchBackend):
     ) -> DTensor:
         sizes = shape if region is None else tuple([size for _, size in region])
         place = self.region(sizes)
-        at = [(first + offset, size) for (first, _), (offset, size) in zip(region or place, place, strict=True)]
-        at = place if region is None else at
-        first, count = place[0]
-        dims, inside = shape, tuple(at)
-        if at[1:] == tuple((0, size) for size in shape[1:]) or list(at[1:]) == [(0, size) for size in shape[1:]]:
-            dims, inside = (count, *shape[1:]), None
-        local = function(words[first : first + count], draw, dims, device=device, region=inside, **how)
+        within = [(0, 0)] * len(shape) if region is None else region
+        here = [(first + begin, size) for (first, _), (begin, size) in zip(within, place, strict=True)]
+        begin, count = place[0]
+        dims, inside = shape, here if here[1:] != [(0, size) for size in shape[1:]] else None
+        if inside is None:  # whole samples, which their keys are enough for
+            dims = (count, *shape[1:])
+        local = function(words[begin : begin + count], draw, dims, device=device, region=inside, **how)
         return self.wrap(local, sizes)
 
     def advance(
@@ -127,20 +127,21 @@ class MeshBackend(torch_backend.TorchBackend):
             # a compiler cannot see into what is given DTensors
             compile=run.compile if transform is run.transform_x and held is None else False,
         )
-        after = inside.seen(LOCAL.run(local, inside.state))
-        return after
+        return inside.seen(LOCAL.run(local, inside.state))
 
     def local(self, array: Any, what: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return what this process holds of a DTensor, divided as this backend's are; or of a tensor of the whole `shape`."""
         if not isinstance(array, DTensor):
             if shape is not None and tuple(array.shape) == shape:
-                return array[tuple([slice(first, first + size) for first, size in self.region(shape)])]
+                part: torch.Tensor = array[tuple([slice(first, first + size) for first, size in self.region(shape)])]
+                return part
             must, hint = "be a DTensor, as the state is", "round a denoiser of ordinary tensors use diffcore.mesh.local"
             raise _check.error(TypeError, "sample", what, must, array, hint)
         if array.placements != self.placements or array.device_mesh != self.mesh:
             array = array.redistribute(self.mesh, self.placements)
         local: Any = array.to_local()
-        return local.wait() if hasattr(local, "wait") else local  # it may still be on its way
+        found: torch.Tensor = local.wait() if hasattr(local, "wait") else local  # it may still be on its way
+        return found
 
     def wrap(self, local: torch.Tensor, shape: tuple[int, ...]) -> DTensor:
         """Return what this process holds as the DTensor of the whole shape."""
@@ -148,7 +149,9 @@ class MeshBackend(torch_backend.TorchBackend):
 
     def _new_spec(self, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         sizes = [size for _, size in self.region(shape)]
-        return _spec_of(torch.empty(sizes, dtype=dtype, device=self.mesh.device_type), self.mesh, self.placements, shape)
+        return _spec_of(
+            torch.empty(sizes, dtype=dtype, device=self.mesh.device_type), self.mesh, self.placements, shape
+        )
 
 
 def _spec_of(local: torch.Tensor, mesh: Any, placements: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
@@ -234,10 +237,10 @@ class Inside:
         """Return the source of this region's noise, or None where the keys of its samples are enough."""
         if given is None and (self.backend.whole or self.keys is None):
             return None
-        return Region_(self, given, between)
+        return Here(self, given, between)
 
 
-class Region_(Source):
+class Here(Source):
     """The noise of a region: of the keys, or of a caller's source, which is asked for the whole."""
 
     def __init__(self, inside: Inside, given: Source | None, between: tuple[Any, Any] | None = None) -> None:
@@ -276,7 +279,9 @@ class Asked:
 
     def _back(self, y: Any) -> torch.Tensor:
         if isinstance(y, DTensor) and tuple(y.shape) != self.inside.shape:
-            _check.equal_shapes("step", "`y` is what the denoiser returned", y=y, z=self.inside.wrap(self.inside.state.z))
+            _check.equal_shapes(
+                "step", "`y` is what the denoiser returned", y=y, z=self.inside.wrap(self.inside.state.z)
+            )
         return self.inside.backend.local(y, "y, what the denoiser returned,")
 
     def __getattr__(self, name: str) -> Any:
@@ -300,12 +305,16 @@ class Asked:
 
 
 class HeldInside:
-    """What a constraint holds, as a run on ordinary tensors asks it."""
+    """What a constraint holds, as a run on ordinary tensors asks it; it has begun."""
 
     def __init__(self, held: Any, inside: Inside, source: Source | None) -> None:
         self.held, self.inside, self.source = held, inside, source
 
-    def after(self, before: State, state: State, noise: Any) -> torch.Tensor:  # noqa: ARG002
+    def begin(self, state: State, noise: Any) -> Any:
+        """Return z of a start."""
+        return self.held.begin(state, noise)
+
+    def after(self, before: State, state: State, noise: Any) -> torch.Tensor:
         """Return z after a stage."""
         inside, backend = self.inside, self.inside.backend
         seen = inside.seen(before)

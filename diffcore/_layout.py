@@ -114,6 +114,11 @@ def mapped(function: Callable[[Array], Array], array: Array) -> Array:
     return DTensor.from_local(function(array.to_local()), array.device_mesh, array.placements, **how)
 
 
+def samples_divided(array: Array) -> bool:
+    """Return whether samples of a DTensor lie in different processes."""
+    return divided(array) and any(p.is_shard(0) for p in array.placements)
+
+
 def alike(array: Array, like: Array) -> Array:
     """Return a DTensor divided as another one is."""
     return array.redistribute(placements=like.placements) if divided(array) and divided(like) else array

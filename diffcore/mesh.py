@@ -25,7 +25,7 @@ class Local:
     within: bool = False
 
     def __call__(self, z: Array, log_snr: Array, *more: Any) -> Array:
-        """Return the prediction for the samples of this process as a DTensor like z; of an ordinary array, what the denoiser does."""
+        """Return the prediction for the samples of this process, as a DTensor like z; for an ordinary array the denoiser's own."""
         if not _layout.divided(z):
             return self.denoise(z, log_snr, *more)
         backend, shape = backend_of(z), tuple(z.shape)

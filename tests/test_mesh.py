@@ -14,4 +14,6 @@ def test_four_processes_draw_the_bits_of_one(tmp_path: Path) -> None:
     import mesh_cases
     import torch.multiprocessing
 
-    torch.multiprocessing.spawn(mesh_cases.work, args=(str(tmp_path),), nprocs=4)
+    torch.multiprocessing.spawn(  # type: ignore[attr-defined]
+        mesh_cases.work, args=(str(tmp_path),), nprocs=4
+    )

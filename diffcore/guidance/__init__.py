@@ -22,6 +22,7 @@ from diffcore.guidance.history import history
 from diffcore.guidance.magnitude import Magnitude, magnitude
 from diffcore.guidance.projected import Projected, projected
 from diffcore.guidance.renormed import Renormed, renormed
+from diffcore.guidance.split import Split, split
 from diffcore.guidance.tangential import Tangential, tangential
 from diffcore.guidance.zero_star import ZeroStar, zero_star
 
@@ -38,6 +39,7 @@ __all__ = [
     "Renormed",
     "Row",
     "Rule",
+    "Split",
     "Tangential",
     "Weight",
     "ZeroStar",
@@ -52,6 +54,7 @@ __all__ = [
     "magnitude",
     "projected",
     "renormed",
+    "split",
     "table",
     "tangential",
     "zero_star",

@@ -54,9 +54,13 @@ class Together:
 
     def all(self, z: Array, log_snr: Array) -> tuple[Array, ...]:
         xp, batch, times = _array.namespace(self.function, z=z), z.shape[0], len(self.conds)
-        if _layout.divided(z) and any(p.is_shard(0) for p in z.placements):  # a batch of all would have to be sent round
-            merged = [merge(self.function, (name,), (cond,), batch) for name, cond in zip(self.names, self.conds)]
-            return tuple([self.denoise(z, log_snr, cond) for cond in merged])
+        each = getattr(self.denoise, "each", None)
+        if each is not None or _layout.samples_divided(
+            z
+        ):  # of which a batch several times as large would be sent round
+            pairs = zip(self.names, self.conds, strict=True)
+            merged = tuple([merge(self.function, (name,), (cond,), batch) for name, cond in pairs])
+            return each(z, log_snr, merged) if each else tuple([self.denoise(z, log_snr, cond) for cond in merged])
         shape = tuple(getattr(log_snr, "shape", ()))
         if shape and (shape[0] == batch):  # () and (1, T) fit any batch
             concat = _array.library(log_snr).concat
