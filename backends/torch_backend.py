@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
-from subprocess import CalledProcessError
 from types import FunctionType
 from typing import Any
 
@@ -21,6 +20,7 @@ from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_run import HostBackend
+from diffcore.backends.torch_compiling import is_compiler_error, warn
 from diffcore.plan import Form
 from diffcore.stage import Run
 from diffcore.state import State
@@ -99,9 +99,9 @@ class TorchBackend(HostBackend):
                     try:
                         state = advance(*given)
                     except Exception as error:
-                        if not _is_compiler_error(error):
+                        if not is_compiler_error(error):
                             raise
-                        _warn("the Triton kernel", error, "compiled by torch.compile")
+                        warn("the Triton kernel", error, "each stage runs compiled by torch.compile")
                         return self._run_fused(run, self._at(state, turn.stage, number, counter))
                 else:
                     y = y if weight is None or other is None else y + weight * (y - other)
@@ -140,11 +140,11 @@ class TorchBackend(HostBackend):
                 fused = _fused(held is not None, *_kind(run, held, arrays))
                 z, made, x = fused(*arrays, form=form, stochastic=plan.stochastic, **settings)
             except Exception as error:
-                if at > first or not _is_compiler_error(error):
+                if at > first or not is_compiler_error(error):
                     raise
                 if held is not None:
                     return self._run_fused(run, state, holds=False)
-                _warn("torch.compile", error, "uncompiled, which is slower but equal")
+                warn("torch.compile", error, "each stage runs uncompiled, which is slower but equal")
                 return ArrayAPIBackend.run(self, run, state)
             memory = stage.remembered(form, made, state.memory)
             x = made[-1] if form.keeps_x else x
@@ -264,15 +264,6 @@ def _kind(run: Run, held: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     return run.form, run.plan.stochastic, run.callback is not None, threshold, type(held), kinds
 
 
-def _warn(what: str, error: Exception, instead: str) -> None:
-    warnings.warn(
-        f"diffcore: {what} does not work here ({type(error).__name__}: {str(error).splitlines()[0]}); "
-        f"each stage runs {instead}",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-
-
 def _on_device(number: Any) -> bool:
     """Return whether a number is held by a device, which the host does not wait for."""
     return isinstance(number, torch.Tensor) and number.is_cuda
@@ -286,17 +277,6 @@ def _is_traced() -> bool:
     """
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return tracing or getattr(forward_ad, "_current_level", 0) >= 0
-
-
-def _is_compiler_error(error: Exception) -> bool:
-    """Return whether an error says that code was not compiled: by its type, or raised inside Triton, whose errors without a C
-    compiler or libcuda are of Python."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    where = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
-    ours = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return ours or where.startswith("triton.") or isinstance(error, CalledProcessError) or "C compiler" in str(error)
 
 
 backend = TorchBackend(xp)

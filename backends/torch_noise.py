@@ -1,11 +1,13 @@
 """Noise on torch tensors: the reference's arithmetic in int64, without an overflow.
 
 It compiles to one loop. An eager call on a CPU is NumPy's, by the compiled kernel, which is far faster than a call for each
-operation.
+operation; on CUDA a Triton kernel draws in one launch, for a compiler as an operation of its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,11 @@ from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
 from diffcore._philox import Finish, Region
 from diffcore.backends import numpy_noise
+from diffcore.backends.torch_compiling import is_compiler_error, warn
+
+ON = "cuda"
+"""The type of the devices that the kernel serves."""
+_triton = importlib.util.find_spec("triton") is not None  # and false once it has failed to compile
 
 
 def bits(
@@ -32,7 +39,8 @@ def bits(
     sizes = _philox.sizes(shape, region)
     if 0 in sizes:
         return torch.zeros(sizes, dtype=torch.int64, device=device)
-    return _made(words, draw, shape, device, stream, region, list)
+    found = _by_kernel(words, draw, shape, torch.int64, device, stream, region)
+    return _made(words, draw, shape, device, stream, region, list) if found is None else found
 
 
 def normal(
@@ -50,6 +58,8 @@ def normal(
     sizes = _philox.sizes(shape, region)
     if 0 in sizes:
         return torch.zeros(sizes, dtype=dtype, device=device)
+    if (found := _by_kernel(words, draw, shape, dtype, device, stream, region)) is not None:
+        return found
     wide = torch.float32 if is_half(dtype) else dtype
     if not torch.compiler.is_compiling() and (device is None or torch.device(device).type == "cpu"):
         host = _on_host(words), _on_host(draw)
@@ -59,6 +69,78 @@ def normal(
             return torch.from_numpy(drawn).to(dtype)
     finish = partial(_philox.normals, xp, dtype=wide, small=torch.int32)
     return _made(words, draw, shape, device, stream, region, finish).to(dtype)
+
+
+def _by_kernel(
+    words: Array, draw: Any, shape: tuple[int, ...], dtype: torch.dtype, device: Any, stream: int, region: Region | None
+) -> torch.Tensor | None:
+    """Return the noise drawn by the Triton kernel, without waiting for the device; None where it does not serve."""
+    global _triton
+    if not _triton or device is None or torch.device(device).type != ON:
+        return None
+    if not isinstance(words, torch.Tensor):
+        words = torch.as_tensor(np.asarray(words).astype(np.int64))
+    words = words.to(device, torch.int64)
+    origin, counts, strides = _philox.axes(shape, region)
+    sizes = _philox.sizes(shape, region)
+    size = math.prod(sizes[1:])
+    if torch.compiler.is_compiling():
+        numbers = [_number(number, device) for number in (draw, origin)]
+        found: torch.Tensor = _drawn(words, *numbers, stream, size, counts, strides, dtype)
+        return found.reshape(sizes)
+    if not all(_has_memory(array) for array in (words, draw, origin)):
+        return None
+    draw, origin = (_placed(number, words.device) for number in (draw, origin))
+    try:
+        from diffcore.backends import torch_triton_noise
+
+        return torch_triton_noise.drawn(words, draw, origin, stream, size, counts, strides, dtype).reshape(sizes)
+    except Exception as error:
+        if not is_compiler_error(error):
+            raise
+        warn("the Triton kernel of the noise", error, "noise is drawn by plain operations, with equal bits")
+        _triton = False
+        return None
+
+
+@torch.library.custom_op("diffcore::drawn", mutates_args=())
+def _drawn(
+    words: torch.Tensor,
+    draw: torch.Tensor,
+    origin: torch.Tensor,
+    stream: int,
+    size: int,
+    counts: list[int],
+    strides: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`torch_triton_noise.drawn` for a compiler, which takes it as it is."""
+    from diffcore.backends import torch_triton_noise
+
+    return torch_triton_noise.drawn(words, draw, origin, stream, size, counts, strides, dtype)
+
+
+@_drawn.register_fake
+def _(words: Any, draw: Any, origin: Any, stream: Any, size: Any, counts: Any, strides: Any, dtype: Any) -> Any:
+    return words.new_empty((words.shape[0], size), dtype=dtype)
+
+
+def _has_memory(value: Any) -> bool:
+    """Return whether a tensor has a memory of its own, which one inside a transformation such as vmap, and one that a subclass
+    stands for, have not; a number has."""
+    if not isinstance(value, torch.Tensor):
+        return True
+    try:
+        return type(value) is torch.Tensor and value.data_ptr() != 0
+    except RuntimeError:
+        return False
+
+
+def _placed(number: Any, device: torch.device) -> Any:
+    """Return a number that the host knows as an int, and any other on the device."""
+    if isinstance(number, torch.Tensor) and number.device.type != "cpu":
+        return number.to(device)
+    return int(number)
 
 
 def _made(

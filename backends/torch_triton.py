@@ -23,69 +23,15 @@ import triton.language as tl
 
 from diffcore import _philox
 from diffcore._threshold import Clip
+from diffcore.backends.torch_triton_noise import TILE, _pair, _words, signed
 from diffcore.plan import Form
 from diffcore.stage import remembered
 from diffcore.state import State
 
-TILE = tl.constexpr(_philox.TILE)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _empty = torch.empty_like
 MEMORY = 4
 """How many arrays of memory the kernel takes; more are better served by a graph of their own."""
-
-
-@triton.jit
-def _words(c0, c1, c2, c3, k0, k1):
-    for _ in tl.static_range(10):
-        first, second = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57  # one instruction for both halves
-        c0, c2 = (second >> 32).to(tl.uint32) ^ c1 ^ k0, (first >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1, c3 = second.to(tl.uint32), first.to(tl.uint32)
-        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def _radius(word):
-    """sqrt(-2 log u), u = (word + 1/2) / 2^32, where log u = k log 2 + log(1 + f) with f in [-1/2, 0]: for u > 1/2, f is
-    u - 1, which is not rounded; else f + 1 is the significand. The polynomial is within 2e-8 of -2 log(1 + f) / f.
-    """
-    signed = word.to(tl.int32, bitcast=True).to(tl.float32) + 0.5  # 2^32 u, or 2^32 (u - 1) for u > 1/2
-    upper = signed < 0.0
-    bits = signed.to(tl.int32, bitcast=True)
-    significand = (bits & 0x007FFFFF) | 0x3F000000
-    power = tl.where(upper, 0, (bits & 0x7F800000) - (158 << 23))  # 2^23 k
-    f = tl.where(upper, signed * 2.3283064365386963e-10, significand.to(tl.float32, bitcast=True) - 1.0)
-    series = f * -2.882215738296509 - 3.3916239738464355
-    series = series * f - 2.5153396129608154
-    series = series * f - 0.4070779085159302
-    series = series * f - 0.5392255187034607
-    series = series * f + 0.48561015725135803
-    series = series * f - 0.6674012541770935
-    series = series * f + 0.9999856948852539
-    series = series * f - 2.0
-    square = series * f + power.to(tl.float32) * -1.6525916589735634e-07  # -2 log 2 / 2^23
-    return square * tl.rsqrt(square)
-
-
-@triton.jit
-def _flipped(x, word):
-    """x with the sign turned where the word's top bit is set."""
-    return (x.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _pair(first, second):
-    """Two normals of two words, as `_philox.pair`, without a division, a branch or a slow function."""
-    radius = _radius(first)
-    angle = (second << 2).to(tl.int32, bitcast=True).to(tl.float32) * 3.657295198167899e-10 + 7.314590396335798e-10
-    square = angle * angle
-    sine = ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1) * square * angle + angle
-    cosine = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2
-    cosine = (cosine * square - 0.5) * square + 1.0
-    turn = second + 0x20000000  # its two top bits are the quadrant
-    odd = (turn & 0x40000000) != 0
-    x, y = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
-    return radius * _flipped(x, turn + 0x40000000), radius * _flipped(y, turn)
 
 
 @triton.jit
@@ -307,11 +253,6 @@ def stage(
     with torch.cuda.device_of(state.z):  # Triton launches where the process is, not where the tensors are
         advance = stages(form, state, tuple(row.shape[:-1]), transform_x)
         return advance(state, y, row[None], 0, signed(draw), None, **settings)
-
-
-def signed(draw: int) -> int:
-    """Return the number of a draw as 32 bits with a sign, so that one kernel takes all."""
-    return (draw + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def serves(form: Form, state: State, transform_x: Any) -> bool:

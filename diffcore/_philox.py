@@ -118,6 +118,25 @@ def runs(xp: Any, shape: tuple[int, ...], region: Region, dtype: Any, device: An
     return starts, size
 
 
+def axes(shape: tuple[int, ...], region: Region | None) -> tuple[Any, list[int], list[int]]:
+    """Return the elements that a region has in each sample by axes: the number of the first, and along each axis, the innermost
+    first, how many there are and how far apart. Axes that lie in one piece are one; of the whole there are none.
+    """
+    origin: Any = 0
+    counts: list[int] = []
+    strides: list[int] = []
+    stride = 1
+    for extent, (first, count) in reversed([] if region is None else list(zip(shape[1:], region[1:], strict=True))):
+        origin = first * stride + origin
+        if counts and counts[-1] * strides[-1] == stride:
+            counts[-1] *= count
+        else:
+            counts.append(count)
+            strides.append(stride)
+        stride *= extent
+    return origin, counts, strides
+
+
 def pair(xp: Any, first: Array, second: Array, dtype: Any, small: Any) -> tuple[Array, Array]:
     """Return the two normals of two words, computed in `dtype`; `small` is a signed integer dtype of 32 bits or
     more."""

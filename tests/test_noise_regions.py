@@ -68,6 +68,9 @@ def test_runs_are_the_elements_of_a_region_in_order(case: tuple[Any, Region]) ->
     elements = np.arange(math.prod(shape[1:])).reshape(1, *shape[1:])
     want = block(elements, ((0, 1), *region[1:])).ravel()
     np.testing.assert_array_equal(_philox.elements(np, starts, size), want)
+    origin, counts, strides = _philox.axes(shape, region)
+    grid = np.indices(counts[::-1]).reshape(len(counts), -1)[::-1]
+    np.testing.assert_array_equal(origin + np.array(strides) @ grid, want)
 
 
 def test_a_region_far_into_a_sample_is_counted_in_64_bits() -> None:

@@ -233,3 +233,29 @@ def flat(launch: tuple[Any, ...]) -> list[Any]:
     for part in launch:
         parts += flat(part) if isinstance(part, tuple) else [part]
     return [part.data_ptr() if isinstance(part, torch.Tensor) else part for part in parts]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_noise_alone_compiles_to_wide_stores(
+    dtype: torch.dtype, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffcore.backends import torch_triton_noise
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    arguments = torch.zeros(2, 2, dtype=torch.int64), torch.tensor(5), 7, 3
+    for found, whole, axes in (
+        (torch_triton_noise._whole, True, ([], [])),
+        (torch_triton_noise._part, False, ([64, 64], [1, 99])),
+    ):
+        found.device_caches.clear()
+        torch_triton_noise.drawn(*arguments, 4096, *axes, dtype)
+        code = assembled(next(iter(found.device_caches[90][0].values())), tmp_path / "cubin")
+        assert (code.usage["SHARED"], code.usage["LOCAL"]) == (0, 0)
+        wide = {"STG.E.128"} if whole else {"STG.E.128", "STG.E.64"}
+        assert {name for name in code.instructions if name.startswith("STG")} <= wide
+        a_number = len(code.instructions) * 32 * code.warps / (1024 if whole else 512)
+        if dtype in (torch.float32, torch.bfloat16):
+            assert a_number <= (40 if whole else 150)
+    (found_again,) = torch_triton_noise._whole.device_caches[90][0].values()
+    torch_triton_noise.drawn(arguments[0][:1], torch.tensor(2**32 - 1), 0, 2**31, 1 << 16, [], [], dtype)
+    assert list(torch_triton_noise._whole.device_caches[90][0].values()) == [found_again]
