@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from diffcore import _array, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
-from diffcore.backends import torch_noise
+from diffcore.backends import torch_graph, torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_run import HostBackend
 from diffcore.backends.torch_compiling import is_compiler_error, warn
@@ -31,6 +31,10 @@ FUSED = 1 << 12
 
 class TorchBackend(HostBackend):
     """The contract on torch tensors."""
+
+    def __init__(self, xp: Any) -> None:
+        super().__init__(xp)
+        self.graphs = torch_graph.Graphs()
 
     def keys(self, words: npt.NDArray[np.uint32], like: torch.Tensor) -> torch.Tensor:
         if isinstance(words, torch.Tensor):
@@ -66,6 +70,8 @@ class TorchBackend(HostBackend):
 
     def run(self, run: Run, state: State) -> State:
         with torch.set_grad_enabled(torch.is_grad_enabled() and state.z.requires_grad):
+            if run.compile and state.z.is_cuda and not _is_traced():
+                return self.graphs.run(self.run, run, state)
             if _is_traced() or hasattr(run.denoise, "carrying"):
                 return ArrayAPIBackend.run(self, run, state)
             fuse = state.z.is_cuda if run.compile is None else run.compile
@@ -86,8 +92,8 @@ class TorchBackend(HostBackend):
         first, stages = int(state.index), len(run.plan)
         counter = state.draw if _on_device(state.draw) else None  # a graph's, which is read when it is replayed
         draw = 0 if counter is not None else int(state.draw)
-        levels = stage.levels_of(run, state.z, lambda table, like: kernel.constant(table, like.device).unbind(0))
-        table = kernel.constant(run.coefficients, where)
+        levels = stage.levels_of(run, state.z, _table)
+        table = torch_graph.constant(run.coefficients, where)
         advance = kernel.stages(form, state, run.plan.lead, run.transform_x)
         with torch.cuda.device_of(state.z):  # where Triton launches
             for turn in stage.turns(run, first, levels):
@@ -121,13 +127,15 @@ class TorchBackend(HostBackend):
         """Run with each stage as one compiled graph; everything that differs between stages is a tensor. What a constraint holds
         is in the graph, unless its noise is a caller's or, without `holds`, it cannot be traced."""
         plan, form, where = run.plan, run.form, state.z.device
-        first, draw = int(state.index), int(state.draw)
-        rows = _array.table_for(run.coefficients, state.z).unbind(0)
+        first, counter = int(state.index), state.draw if _on_device(state.draw) else None
+        draw = 0 if counter is not None else int(state.draw)
+        rows = _table(run.coefficients, state.z).unbind(0)
         indices = torch.arange(len(plan), device=where).unbind(0)
-        draws = torch.arange(draw, draw + len(plan) - first, device=where).unbind(0)
+        numbers = torch.arange(draw, draw + len(plan) - first, device=where)
+        draws = (numbers if counter is None else numbers + counter).unbind(0)
         settings: dict[str, Any] = {"transform_x": run.transform_x, "wants_x": run.callback is not None}
         settings["held"] = held = run.held if holds and run.noise is None else None
-        for turn in stage.turns(run, first, stage.levels_of(run, state.z)):
+        for turn in stage.turns(run, first, stage.levels_of(run, state.z, _table)):
             at, now = turn.stage, turn.stage - first
             y, other = stage.ask(form, turn.denoise, state.z, turn.levels)
             eps = None
@@ -148,7 +156,7 @@ class TorchBackend(HostBackend):
                 return ArrayAPIBackend.run(self, run, state)
             memory = stage.remembered(form, made, state.memory)
             x = made[-1] if form.keeps_x else x
-            after = State(z, memory, x, self.index(at + 1), self.index(draw + now + 1), state.keys)
+            after = self._at(State(z, memory, x, None, None, state.keys), at + 1, draw + now + 1, counter)
             state = after if held is not None else stage.constrained(self, run.held, state, after, run.noise)
             if run.callback is not None:
                 run.callback(state)
@@ -262,6 +270,15 @@ def _kind(run: Run, held: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         for array in (state.z, state.keys, *rest)
     )
     return run.form, run.plan.stochastic, run.callback is not None, threshold, type(held), kinds
+
+
+def _table(table: npt.NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
+    """Return a table of the host as stages read it; on CUDA one that is kept there, so that a captured run copies nothing."""
+    if not like.is_cuda:
+        found: torch.Tensor = _array.table_for(table, like)
+        return found
+    dtype = torch.float32 if _array.is_half(like.dtype) else like.dtype
+    return torch_graph.constant(table, like.device, dtype)
 
 
 def _on_device(number: Any) -> bool:

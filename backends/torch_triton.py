@@ -12,11 +12,9 @@ Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 t
 from __future__ import annotations
 
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -276,24 +274,3 @@ def takes(array: torch.Tensor, device: torch.device) -> bool:
         return array.dtype in DTYPES and array.device == device and array.data_ptr() != 0
     except RuntimeError:
         return False
-
-
-def constant(table: npt.NDArray[np.float64], device: torch.device) -> torch.Tensor:
-    """Return a table of the host on the device in float32. It is kept: a run made once can then be captured in a graph,
-    which forbids copies from the host. What a graph has captured is kept for good, since a replay reads it."""
-    get = _captured if _captures(device) else _kept
-    return get(table.tobytes(), table.shape, device)
-
-
-def _captures(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-@cache
-def _captured(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return _kept(data, shape, device)
-
-
-@lru_cache(maxsize=64)
-def _kept(data: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(np.frombuffer(data).reshape(shape), dtype=torch.float32, device=device)

@@ -229,10 +229,11 @@ def sample(
             denoiser sees it noised at the level of each stage.
         progress: show a bar (needs tqdm: diffcore[progress]).
         callback: called with the `State` after every stage.
-        compile: have the library's compiler fuse each stage. On torch None means the kernels of diffcore where they serve,
-            Triton on CUDA and C on a CPU, and True torch.compile. On JAX a whole run is always one trace; True keeps the
-            compiled run for the next call with the same denoiser, which must then be pure, as for jax.jit; the arrays
-            of a denoiser that is a pytree, such as a flax module, are arguments and may have changed.
+        compile: keep or fuse more than is done without asking. On torch None means the kernels of diffcore where they serve,
+            Triton on CUDA and C on a CPU. True captures the whole run on CUDA with its denoiser as one graph, at the second call
+            of a kind, and replays it; on a CPU it fuses each stage by torch.compile. On JAX a whole run is always one trace;
+            True keeps the compiled run for the next call with the same denoiser. What is kept needs a denoiser that is pure,
+            as for jax.jit: weights are read as they are, anything else it does in Python is done once. See the page on backends.
 
     Returns:
         An array of the shape, dtype, device and library of the start. On torch no gradients are recorded unless the

@@ -162,6 +162,24 @@ def test_a_kernel_that_is_not_compiled_hands_over_to_the_graph(
     torch.testing.assert_close(end.z, want, rtol=1e-4, atol=1e-4)
 
 
+@case
+@pytest.mark.parametrize("wide", [torch.Tensor.float, torch.Tensor.double], ids=["float32", "float64"])
+def test_a_draw_that_the_device_holds_is_read_there(wide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a captured run, where it is another number at every replay; a prediction in float64 takes the plain way."""
+    plan = plans()["ancestral"]
+    state = dc.start(plan, shape=(2, 40), like=torch.zeros(1, device=DEVICE), seed=1)
+    run = run_of(plan, dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: wide(z), weight=1.5))
+    for draw in (3, 2**31 + 5):
+        want = backend._run_kernel(run, state._replace(draw=torch.tensor(draw)), kernel())
+        with monkeypatch.context() as patched:
+            patched.setattr(torch_backend, "_on_device", lambda number: isinstance(number, torch.Tensor))
+            held = torch.tensor(draw, device=DEVICE)
+            got = backend._run_kernel(run, state._replace(draw=held), kernel())
+        assert torch.equal(got.z, want.z)
+        assert int(got.draw) == draw + len(plan)
+        assert int(held) == draw
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="a graph needs a device")
 def test_a_run_replays_as_one_graph() -> None:
