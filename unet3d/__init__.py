@@ -2,7 +2,8 @@
 
 `preset("tiny")` or `UNet3DConfig(...)` says what the network is, `build(config, backend="torch")` makes it, and
 `model(z, log_snr, cond=None, images=0)` is its prediction for z (B, T, H, W, C). `save` and `load` keep it in a file that
-all three read; `training.train` trains it; `pretrained("moving_digits")` is one that is trained; `digits` is how, an example.
+all three read; `training.train` trains it; `text` makes captions its condition; `pretrained("moving_digits")` is one that is
+trained; `digits` is how, an example.
 """
 
 if __name__ != "diffcore.unet3d":
@@ -22,7 +23,7 @@ from diffcore.unet3d.summary import summarise
 from diffcore.unet3d.weights import load, save
 
 if TYPE_CHECKING:
-    from diffcore.unet3d import data, digits, training
+    from diffcore.unet3d import data, digits, text, training
 
 __all__ = [
     "MODELS",
@@ -36,12 +37,13 @@ __all__ = [
     "pretrained",
     "save",
     "summarise",
+    "text",
     "training",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"data", "digits", "training"}:
+    if name in {"data", "digits", "text", "training"}:
         return import_module(f"diffcore.unet3d.{name}")
     raise AttributeError(f"module 'diffcore.unet3d' has no attribute {name!r}")
 

@@ -10,7 +10,7 @@ from diffcore.schedules import Schedule
 
 NAME = "UNet3DConfig"
 CONDITIONS = ("none", "class", "tokens")
-LATER: dict[str, Any] = {"causal": False}
+LATER: dict[str, Any] = {"causal": False, "encoder": ""}
 """Fields that were added later, and what files without them mean: they are written only where they say something else."""
 
 
@@ -36,6 +36,7 @@ class UNet3DConfig:
         condition: "none", "class" (labels), or "tokens" (vectors of a text encoder, pooled by attention).
         classes: how many labels there are, where condition is "class".
         token_width: of a token vector, where condition is "tokens"; 1024 for BERT-large.
+        encoder: where condition is "tokens", which text encoder they come from: `unet3d.text.encoder(...).name`; "" is not known.
         causal: temporal attention of a frame sees that frame and the frames - 1 before it, none after. The weights have the same
             names and shapes as without. Such a network can keep what it computed of past frames: `model.past`.
         prediction: what the network is trained to predict: "x", "eps", "v", "score", "flow" or "edm".
@@ -65,6 +66,7 @@ class UNet3DConfig:
     condition: str = "none"
     classes: int = 0
     token_width: int = 0
+    encoder: str = ""
     causal: bool = False
     prediction: str = "v"
     schedule: Schedule | None = None
@@ -86,6 +88,11 @@ class UNet3DConfig:
             if getattr(self, name) and not wanted:
                 must = f"be 0 where `condition` is {self.condition!r}"
                 raise _check.error(ValueError, NAME, name, must, getattr(self, name), f'give condition="{kind}"')
+        if not isinstance(self.encoder, str):
+            raise _check.error(TypeError, NAME, "encoder", "be the name of a text encoder", self.encoder)
+        if self.encoder and self.condition != "tokens":
+            must = f"be empty where `condition` is {self.condition!r}"
+            raise _check.error(ValueError, NAME, "encoder", must, self.encoder, 'give condition="tokens"')
         self._set("causal", _check.flag(NAME, "causal", self.causal))
         _check.choice(NAME, "prediction", self.prediction, predictions.table())
         if self.schedule is not None:

@@ -184,7 +184,7 @@ def _samples(
     with report.Bar("samples", count, stages=len(plan), block=min(batch, count)) as bar:
         for first in range(0, count, batch):
             some = labels[first : first + batch]
-            denoise = models.denoiser(model, some.tolist() if conditional else None, guidance)
+            denoise = models.denoiser(model, some if conditional else None, guidance)
             shape = (len(some), *model.config.shape)
             clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=dc.noise.keys(seed, len(some), first=first),
                               callback=bar.stage, prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip

@@ -11,13 +11,14 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from diffcore.cli import files, models, options, report, writers
+from diffcore.cli import conditions, files, models, options, report, writers
 
 EXTEND = (
     "Examples:\n\n"
     "$ diffcore extend clip.mp4 longer.mp4 --frames 64 --label 3\n\n"
     "$ diffcore extend clip.npy longer.gif --frames 64 --method replacement --backend numpy\n\n"
-    "$ diffcore extend mine.mp4 longer.mp4 --frames 300 --overlap 8 -w run/model.safetensors"
+    "$ diffcore extend mine.mp4 longer.mp4 --frames 300 --overlap 8 -w run/model.safetensors\n\n"
+    "$ diffcore extend mine.mp4 longer.mp4 --frames 900 -w forced/model.safetensors --method rolling --overlap 8 --steps 16"
 )
 INTERPOLATE = (
     "Examples:\n\n"
@@ -41,6 +42,8 @@ class Job(NamedTuple):
     device: options.Device = None
     dtype: options.Dtype = "float32"
     label: options.Label = None
+    prompt: options.Prompt = None
+    encoder: options.Encoder = None
     guidance: options.Guidance = None
     sampler: options.Sampler = "dpm_solver_pp"
     steps: options.Steps = 16
@@ -91,9 +94,11 @@ def _with_job(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def extend(
-    job: Job, frames: Annotated[int, typer.Option(min=1, help="How many in total, those of the input included.")]
+    job: Job,
+    frames: Annotated[int, typer.Option(min=1, help="How many in total, those of the input included.")],
+    history: options.History = None,
 ) -> None:
-    """Make a video longer: new frames after those that are there, block by block.
+    """Make a video longer: new frames after those that are there, block by block, or one by one with --method rolling.
 
     Each block knows the last frames of the one before. The frames of the input come first in the output. They are scaled
     to cover the model's size and cut to it in the middle, and made grey for a grey model.
@@ -103,7 +108,14 @@ def extend(
         report.usage(
             f"--frames is {frames}, but {job.source} has {video.frames} already; it is the total, so give more"
         )
-    _run("extend", job, video, lambda dc, *given, **how: dc.video.extend(*given, frames=frames, **how), frames)
+    _run(
+        "extend",
+        job,
+        video,
+        lambda dc, *given, **how: dc.video.extend(*given, frames=frames, **how),
+        frames,
+        history=history,
+    )
 
 
 def interpolate(
@@ -152,7 +164,14 @@ def _looked(job: Job) -> files.Video:
 
 
 def _run(
-    command: str, job: Job, video: files.Video, make: Callable[..., Any], total: int, enlarged: int | None = None
+    command: str,
+    job: Job,
+    video: files.Video,
+    make: Callable[..., Any],
+    total: int,
+    enlarged: int | None = None,
+    *,
+    history: float | None = None,
 ) -> None:
     """Read, make and write, a block at a time."""
     import diffcore as dc
@@ -162,21 +181,33 @@ def _run(
         config = model.config
         plan = models.plan(job.sampler, job.steps, _stochastic(job), config.schedule, job.grid)
         side = _side(job, video, config.size, enlarged)
-        labels, _ = models.labels_for(config, job.label, video.clips)
-        denoise = models.denoiser(model, labels, job.guidance)
+        method = models.method_for(model, job.method)
+        if method in {"forcing", "rolling"} and command != "extend":
+            usage = f"--method {method} is for extend; {command} takes reconstruction, moment_matching or replacement"
+            report.usage(usage)
+        condition, _ = conditions.condition_for(config, job.label, job.prompt, job.encoder, video.clips)
+        denoise = models.denoiser(model, condition, job.guidance, reuses=method in {"forcing", "rolling"})
         window = config.frames if job.window is None else job.window
         if job.overlap is not None and job.overlap >= window:
             report.usage(f"--overlap must be in [0, {window - 1}] for blocks of {window} frames, got {job.overlap}")
         how: dict[str, Any] = {
             "window": window,
             "overlap": job.overlap,
-            "method": models.method_for(model, job.method),
+            "method": method,
             "seed": job.seed,
             "prediction": config.prediction,
             "transform_x": dc.guidance.clip(),
         }
         if job.weight is not None:
             how["weight"] = job.weight
+        if command == "extend":
+            how["history"] = models.history_for(config.schedule, method, history)
+        if method == "rolling":
+            moving = window - (window // 4 if job.overlap is None else job.overlap)
+            if len(plan) % moving:
+                report.usage(
+                    f"--method rolling takes --steps that are a multiple of window - overlap, {moving} here, got {len(plan)}"
+                )
 
         def given() -> Iterator[Any]:
             for block in files.blocks(video, side, config.channels):

@@ -215,21 +215,42 @@ def labels_for(config: Any, labels: list[int] | None, count: int | None) -> tupl
     return (labels * count if len(labels) == 1 else labels), count
 
 
-def denoiser(model: Model, labels: list[int] | None, guidance: float | None) -> Any:
-    """Return (z, log_snr) -> prediction under labels, with guidance."""
+def denoiser(model: Model, condition: Any, guidance: float | None, *, reuses: bool = False) -> Any:
+    """Return (z, log_snr) -> prediction under a condition, with guidance; `reuses` says to keep known frames of causal networks."""
     from diffcore.guidance import classifier_free
+    from diffcore.video import reusing
 
-    if labels is None:
+    reuses = reuses and model.config.causal and hasattr(model.net, "past")
+    if condition is None:
         if guidance:
-            usage(f"--guidance {guidance:g} needs --label: without one there is nothing to be guided to")
+            usage(f"--guidance {guidance:g} needs --label or --prompt: without one there is nothing to be guided to")
         if model.config.condition != "none":
             note(
                 f"note: this model has the condition {model.config.condition!r}; drawing without it, any clip may come"
             )
-        return model.net
-    cond = model.put(np.asarray(labels, dtype=np.int32 if model.backend == "jax" else np.int64))
-    null = model.net.null(cond)
-    return classifier_free(model.net, cond=cond, null=null, weight=1.0 if guidance is None else guidance)
+        return reusing(model.net) if reuses else model.net
+    if isinstance(condition, tuple):
+        cond: Any = tuple(map(model.put, condition))
+    else:
+        cond = model.put(condition.astype(np.int32 if model.backend == "jax" else np.int64))
+    null, weight = model.net.null(cond), 1.0 if guidance is None else guidance
+    if reuses:
+        return reusing(model.net, cond, null=null, weight=weight) if weight else reusing(model.net, cond)
+    return classifier_free(model.net, cond=cond, null=null, weight=weight)
+
+
+def history_for(schedule: Any, method: str, given: float | None) -> float | None:
+    """Return the log-SNR at which known frames are shown: the greatest that a model was trained on, None where that is infinite."""
+    from diffcore.schedules import Cosine
+
+    if method not in {"forcing", "rolling"}:
+        if given is not None:
+            usage(f"--history {given:g} is for --method forcing and rolling, and not for {method}")
+        return None
+    if given is not None:
+        return given
+    most = float((schedule or Cosine()).log_snr(0.0))
+    return most if np.isfinite(most) else None
 
 
 def plan(
@@ -282,7 +303,7 @@ def method_for(model: Model, method: str) -> str:
     """Return how known frames are used; refuse what the backend cannot."""
     if method == "auto":
         return "replacement" if model.backend == "numpy" else "reconstruction"
-    if method != "replacement" and model.backend == "numpy":
+    if method in {"reconstruction", "moment_matching"} and model.backend == "numpy":
         usage(
             f"--method {method} needs gradients, which NumPy has not; use --method replacement, or --backend torch or jax"
         )

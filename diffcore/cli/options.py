@@ -13,7 +13,7 @@ from diffcore.cli import models, report
 
 Backends = Literal["numpy", "torch", "jax"]
 Dtypes = Literal["float32", "float64", "bfloat16"]
-Methods = Literal["auto", "reconstruction", "moment_matching", "replacement"]
+Methods = Literal["auto", "reconstruction", "moment_matching", "replacement", "forcing", "rolling"]
 
 MODEL, SAMPLING, INPUT, OUTPUT, LONG = "The model", "Sampling", "Input", "Output", "How it is done"
 
@@ -60,10 +60,29 @@ Label = Annotated[
         "--label", "-l", help="The class of the clips; once for each clip, or once for all.", rich_help_panel=SAMPLING
     ),
 ]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        metavar="TEXT",
+        help="What the clips show, in words; once for each clip, or once for all. It takes --encoder, and a model trained on text.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Encoder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="The text encoder that the model was trained with, a local folder as transformers saves it: BERT, T5 or CLIP's. "
+        "Nothing is downloaded.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(
-        help="Weight w of classifier-free guidance, (1 + w) c - w u; 0 is off. 1 where there is a label.",
+        help="Weight w of classifier-free guidance, (1 + w) c - w u; 0 is off. 1 where there is a label or a prompt.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -178,7 +197,18 @@ Method = Annotated[
     Methods,
     typer.Option(
         help="How known frames are used: reconstruction and moment_matching need gradients (torch, JAX), replacement does "
-        "not. auto: reconstruction where there are gradients.",
+        "not. auto: reconstruction where there are gradients. forcing and rolling are for models trained with a level for each "
+        "frame (train --frame-times): known frames are shown clean, and with rolling, of extend alone, the window moves by "
+        "one frame, --steps being a multiple of window - overlap.",
+        rich_help_panel=LONG,
+    ),
+]
+History = Annotated[
+    float | None,
+    typer.Option(
+        metavar="LOG_SNR",
+        help="With forcing and rolling: how clean known frames are shown, as a log-SNR; without it, as clean as in training. "
+        "4 hides small errors of frames that the model drew itself.",
         rich_help_panel=LONG,
     ),
 ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from diffcore.cli import files, models, options, report, writers
+from diffcore.cli import conditions, files, models, options, report, writers
 
 EXAMPLES = (
     "Examples:\n\n"
     "$ diffcore sample clip.mp4 --label 3\n\n"
     "$ diffcore sample four.gif -l 2 -l 3 -l 5 -l 7 --zoom 4 --seed 7\n\n"
     "$ diffcore sample long.mp4 --label 3 --frames 64 --steps 12\n\n"
+    "$ diffcore sample said.mp4 -w run/model.safetensors --prompt 'a three moves up left' --encoder models/bert\n\n"
     "$ diffcore sample set.npy --count 100 --sampler ancestral --set gamma=0.1 --steps 256\n\n"
     "$ diffcore sample mine.mp4 -w run/model.safetensors --backend torch --device cuda --dtype bfloat16"
 )
@@ -31,6 +32,8 @@ def sample(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     label: options.Label = None,
+    prompt: options.Prompt = None,
+    encoder: options.Encoder = None,
     count: Annotated[
         int | None,
         typer.Option("--count", "-n", min=1, help="How many clips; side by side.", rich_help_panel=options.SAMPLING),
@@ -48,6 +51,18 @@ def sample(
     steps: options.Steps = 16,
     grid: options.Grid = None,
     settings: options.Settings = None,
+    order: Annotated[
+        Literal["together", "pyramid", "autoregressive"],
+        typer.Option(
+            help="In which order frames take the steps: all together; each --lag steps behind the one before; or one after "
+            "another, clean before the next begins. The last two are for models trained with a level for each frame "
+            "(train --frame-times).",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = "together",
+    lag: Annotated[
+        int, typer.Option(min=1, help="Of --order pyramid, in steps.", rich_help_panel=options.SAMPLING)
+    ] = 1,
     seed: options.Seed = 0,
     size: options.Size = None,
     fps: options.Fps = None,
@@ -69,9 +84,18 @@ def sample(
     with models.opened(weights, backend, device, dtype) as model:
         config = model.config
         plan = models.plan(sampler, steps, settings, config.schedule, grid)
-        labels, clips = models.labels_for(config, label, count)
-        denoise = models.denoiser(model, labels, guidance)
+        condition, clips = conditions.condition_for(config, label, prompt, encoder, count)
+        denoise = models.denoiser(model, condition, guidance)
         length = config.frames if frames is None else frames
+        if order != "together":
+            if length > config.frames:
+                report.usage(f"--order {order} is for up to the model's {config.frames} frames; use extend for more")
+            orders = dc.video.orders
+            pyramid = order == "pyramid"
+            stages = (orders.pyramid if pyramid else orders.autoregressive)(
+                len(plan), length, **({"lag": lag} if pyramid else {})
+            )
+            plan = plan.per_frame(stages)
         side = (config.size, config.size) if size in {None, "keep"} else files.parse_size(str(size))
         shape = (clips, length, *side, config.channels)
         how: dict[str, Any] = {"seed": seed, "prediction": config.prediction, "transform_x": dc.guidance.clip()}
@@ -98,7 +122,8 @@ def sample(
         "clips": clips,
         "frames": made,
         "size": list(side),
-        "labels": labels,
+        "labels": None if condition is None or prompt else condition.tolist(),
+        "prompts": prompt,
         "weights": weights,
         "sampler": plan.sampler,
         "calls": len(plan),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffcore.cli import files
+from diffcore.cli import conditions, files
 from diffcore.cli.report import note, usage
 
 DIGITS = "digits"
@@ -55,12 +55,51 @@ def _skipped(line: str) -> None:
     note(f"note: {line}")
 
 
-def network_and_data(preset: str, changes: dict[str, Any], name: str, taken: Taken) -> tuple[Any, Any]:
+class Text(NamedTuple):
+    """Training on text: a text encoder, and the file of captions, or None for those of the digits."""
+
+    encoder: Any
+    captions: Path | None
+
+
+def text(name: str, captions: Path | None, encoder: Path | None) -> Text | None:
+    """Return how a run is trained on text, or None."""
+    if encoder is None and captions is None:
+        return None
+    if encoder is None:
+        usage("--captions takes --encoder FOLDER, a text encoder as transformers saves it")
+    if captions is not None and name == DIGITS:
+        usage("--captions is for a folder of videos; the digits have captions of their own")
+    if captions is None and name != DIGITS:
+        usage("--encoder takes --captions FILE, lines of JSON that say what each video shows")
+    return Text(conditions.encoder_in(encoder), captions)
+
+
+def _captioned(source: Any, config: Any, said: Text) -> Any:
+    """Return a source with its captions."""
+    from diffcore.unet3d import data as there
+    from diffcore.unet3d import digits
+
+    if said.captions is None:
+        truth = digits.moving_digits_truth(frames=config.frames, size=config.size, count=len(source))
+        return there.captioned(source, digits.captions(truth))
+    try:
+        return there.captioned(source, said.captions)
+    except (OSError, ValueError) as error:
+        usage(f"--captions {said.captions}: {str(error).removeprefix('data.captioned: ')}")
+
+
+def network_and_data(
+    preset: str, changes: dict[str, Any], name: str, taken: Taken, *, text: Text | None = None
+) -> tuple[Any, Any]:
     """Return a config that fits the data, and the data."""
     from diffcore import unet3d
 
-    if preset not in presets():
-        usage(f"--preset must be one of {', '.join(presets())}, got {preset}")
+    able = presets() if text is None else list(unet3d.PRESETS)
+    if preset not in able:
+        usage(f"--preset must be one of {', '.join(able)}, got {preset}")
+    if text is not None and taken.labels is not None:
+        usage("--labels and --captions are both given; a network is trained on one of them")
     given = {field: value for field, value in changes.items() if value is not None}
     base = unet3d.PRESETS[preset]
     if name == DIGITS:
@@ -71,6 +110,8 @@ def network_and_data(preset: str, changes: dict[str, Any], name: str, taken: Tak
         given.update(channels=3, condition="none", classes=0)
     else:
         given.update(channels=3, condition="class", classes=len(_classes(name)))
+    if text is not None:
+        given.update(condition="tokens", classes=0, token_width=text.encoder.width, encoder=text.encoder.name)
     if "size" in given:  # attention at the same levels
         given["attention"] = tuple(sorted({given["size"] * side // base.size for side in base.attention}))
     try:
@@ -80,7 +121,7 @@ def network_and_data(preset: str, changes: dict[str, Any], name: str, taken: Tak
     source = data(name, config, taken=taken)
     if taken.labels is not None and name != DIGITS and source.classes != config.classes:
         config = unet3d.preset(preset, **given | {"classes": source.classes})
-    return config, source
+    return config, source if text is None else _captioned(source, config, text)
 
 
 def _classes(name: str) -> list[str]:

@@ -20,6 +20,8 @@ EXAMPLES = (
     "$ diffcore train run --data digits --preset tiny --steps 200\n\n"
     "$ diffcore train run --data my_videos --preset bair --size 64 --frames 16 --images 8 --device cuda\n\n"
     "$ diffcore train run --data my_videos --preset bair --size 64   # the same command goes on after Ctrl-C\n\n"
+    "$ diffcore train forced --data digits --causal --frame-times independent\n\n"
+    "$ diffcore train said --data my_videos --captions my_videos/captions.jsonl --encoder models/bert-large-uncased\n\n"
     "$ diffcore sample clip.mp4 --weights run/model.safetensors"
 )
 
@@ -54,10 +56,48 @@ def train(
     prediction: Annotated[
         str | None, typer.Option(help="What it predicts: v, eps, x, ...", rich_help_panel=NETWORK)
     ] = None,
+    causal: Annotated[
+        bool,
+        typer.Option(
+            "--causal",
+            help="No frame sees a later one: for endless video (extend --method rolling), which then computes known frames once.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Train on text: lines {"file_name": "a.mp4", "text": "a dog walks"}, with paths from the folder of the file. The '
+            "digits have captions of their own.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The text encoder, a local folder as transformers saves it: BERT as in the paper, T5, or CLIP's. Nothing is "
+            "downloaded; the weights file says which one it was.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.", rich_help_panel=TRAINING)] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips a step.", rich_help_panel=TRAINING)] = None,
     images: Annotated[
         int | None, typer.Option(min=0, help="Independent images beside each clip.", rich_help_panel=TRAINING)
+    ] = None,
+    frame_times: Annotated[
+        Literal["shared", "independent", "monotone", "pyramid"] | None,
+        typer.Option(
+            help="How noisy the frames of a clip are: all alike (shared); each by itself, as forcing and rolling need it "
+            "(independent); sorted (monotone); or each --lag behind the next (pyramid).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    lag: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Of a pyramid, in time; 1 / frames without it.", rich_help_panel=TRAINING),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, rich_help_panel=TRAINING)] = None,
     warm_up: Annotated[
@@ -109,10 +149,16 @@ def train(
         "base_channels": base_channels,
         "blocks": blocks,
         "prediction": prediction,
+        "causal": causal or None,
     }
-    config, source = sources.network_and_data(preset, network, data, sources.Taken(every, rate, labels, background))
+    said = sources.text(data, captions, encoder)
+    config, source = sources.network_and_data(
+        preset, network, data, sources.Taken(every, rate, labels, background), text=said
+    )
+    tokens = None if said is None else said.encoder(source.captions)
     how = {"steps": steps, "batch": batch, "images": images, "learning_rate": learning_rate, "warm_up": warm_up,
            "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed,
+           "frame_times": frame_times, "lag": lag,
            "schedule": _schedule(schedule)}  # fmt: skip
     settings = _settings(preset, {name: value for name, value in how.items() if value is not None})
     folder = _prepared(folder, force)
@@ -137,6 +183,7 @@ def train(
                     source,
                     folder,
                     backend=backend_,
+                    tokens=tokens,
                     device=place,
                     progress=report_step,
                     overwrite=force,

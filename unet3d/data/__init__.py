@@ -2,6 +2,7 @@
 
 * `Arrays`, `array_file`: clips in memory, or in a .npy file that is read as it is needed.
 * `videos`: a folder of video files of any length.
+* `captioned`: a source with captions, of videos in a file beside them.
 * `batch`: what a step trains on, with the independent frames that are appended for joint training.
 
 `Source` is what they have in common, and what data of one's own has to offer.
@@ -10,6 +11,7 @@
 from diffcore import _explained
 from diffcore.unet3d.data.arrays import Arrays, array_file
 from diffcore.unet3d.data.batches import Batch, batch
+from diffcore.unet3d.data.captions import Captioned, captioned
 from diffcore.unet3d.data.source import Source
 from diffcore.unet3d.data.videos import Videos, videos
 
@@ -19,6 +21,8 @@ __all__ = [
     "array_file",
     "Videos",
     "videos",
+    "Captioned",
+    "captioned",
     "Batch",
     "batch",
 ]

@@ -1,0 +1,57 @@
+"""Conditions from the options of the command line: labels, or texts and the encoder of their tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcore.cli import models
+from diffcore.cli.report import Failure, usage
+
+
+def condition_for(
+    config: Any, labels: list[int] | None, prompts: list[str] | None, encoder: Path | None, count: int | None
+) -> tuple[Any, int]:
+    """Return the condition of the clips on the host, labels or tokens and their mask, or None; and how many clips there are."""
+    if prompts and labels:
+        usage("--label and --prompt are both given; a model takes one of them")
+    if not prompts:
+        found, count = models.labels_for(config, labels, count)
+        return None if found is None else np.asarray(found, dtype=np.int64), count
+    if config.condition != "tokens":
+        usage(f"--prompt is given, but this model has the condition {config.condition!r}; train one with --captions")
+    if encoder is None:
+        known = f", {config.encoder!r}" if config.encoder else ""
+        usage(f"--prompt takes --encoder FOLDER, the text encoder that the model was trained with{known}")
+    count = len(prompts) if count is None else count
+    if len(prompts) not in {1, count}:
+        usage(f"--prompt is given {len(prompts)} times for {count} clips; give one for each, or one for all")
+    tokens, mask = encoded(config, encoder, prompts)
+    rows = np.arange(count) % len(prompts)
+    return (tokens[rows], mask[rows]), count
+
+
+def encoder_in(folder: Path) -> Any:
+    """Return the text encoder of a folder."""
+    from diffcore.unet3d import text
+
+    try:
+        return text.encoder(folder)
+    except ImportError as error:
+        raise Failure(str(error)) from error
+    except (OSError, ValueError) as error:
+        usage(f"--encoder {folder}: {str(error).removeprefix('unet3d.text.encoder: ')}")
+
+
+def encoded(config: Any, folder: Path, texts: list[str]) -> Any:
+    """Return tokens and mask of texts, by the encoder that a network knows."""
+    from diffcore.unet3d import text
+
+    found = encoder_in(folder)
+    try:
+        text.check(config, found)
+    except ValueError as error:
+        usage(f"--encoder {folder}: {str(error).removeprefix('unet3d.text: ')}")
+    return found(texts)

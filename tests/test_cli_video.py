@@ -1,0 +1,147 @@
+"""The command line for video by levels of each frame, and for text: what it writes is what the library draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_cases import QUICK, done, refused
+from cli_cases import in_a_folder as in_a_folder
+from text_cases import tiny_encoder
+
+import diffcore as dc
+from diffcore.unet3d import text
+
+CLIP = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
+TRAIN = ("--preset", "tiny", "--batch", 2, "--backend", "torch", "--device", "cpu")
+
+
+def shaken(path: str | Path, **changes: Any) -> Any:
+    """Save a tiny network whose weights are all at work, and return it."""
+    model = dc.unet3d.build(dc.unet3d.preset("tiny", **changes))
+    model.weights = {
+        name: array + 0.1 * np.random.default_rng(3).normal(size=array.shape).astype(np.float32)
+        for name, array in model.arrays().items()
+    }
+    dc.unet3d.save(model, path)
+    return model
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_extend_by_forcing_and_rolling_is_the_librarys(causal: bool) -> None:
+    model = shaken("m.safetensors", causal=causal)
+    np.save("in.npy", CLIP)
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=4, eta=1.0)
+    common = (
+        "extend",
+        "in.npy",
+        "--frames",
+        7,
+        "-w",
+        "m.safetensors",
+        "--backend",
+        "numpy",
+        "--overlap",
+        2,
+        "--steps",
+        4,
+    )
+    for method, history in (("forcing", 20.0), ("rolling", 20.0), ("rolling", 3.0)):
+        given = () if history == 20.0 else ("--history", history)
+        row = json.loads(
+            done(*common[:2], "out.npy", *common[2:], "--method", method, *given, "--json", "--force").stdout
+        )
+        assert row["method"] == method
+        how: dict[str, Any] = {"window": 4, "overlap": 2, "transform_x": dc.guidance.clip()}
+        truth = dc.video.extend(model, plan, CLIP[None], frames=7, method=method, history=history, **how).all()
+        np.testing.assert_allclose(np.load("out.npy"), truth, atol=1e-4)
+
+
+def test_frames_take_the_steps_in_the_order_that_is_asked_for() -> None:
+    model = shaken("m.safetensors")
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2)
+    orders = {
+        ("pyramid", "--lag", 2): dc.video.orders.pyramid(2, 4, lag=2),
+        ("autoregressive",): dc.video.orders.autoregressive(2, 4),
+    }
+    for given, stages in orders.items():
+        done("sample", "out.npy", "-w", "m.safetensors", *QUICK, "--force", "--order", *given)
+        truth = dc.sample(model, plan.per_frame(stages), shape=(1, 4, 8, 8, 1), transform_x=dc.guidance.clip())
+        np.testing.assert_allclose(np.load("out.npy"), truth, atol=1e-5)
+
+
+@pytest.mark.torch
+def test_train_takes_times_of_each_frame_and_causal_attention() -> None:
+    done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--causal", "--frame-times", "pyramid", "--lag", 0.5)
+    assert dc.unet3d.load("run/model.safetensors").config.causal
+    said = refused(2, "train", "other", "--data", "digits", *TRAIN, "--lag", 0.5)
+    assert "`lag` must be None without frame_times=" in said
+
+
+@pytest.mark.torch
+def test_a_model_is_trained_and_sampled_on_text(tmp_path: Path) -> None:
+    folder = tiny_encoder("t5", tmp_path)
+    done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--encoder", folder)
+    config = dc.unet3d.load("run/model.safetensors").config
+    found = text.encoder(folder)
+    assert (config.condition, config.token_width, config.encoder) == ("tokens", 8, found.name)
+    model = shaken(
+        "said.safetensors", **{name: getattr(config, name) for name in ("condition", "token_width", "encoder")}
+    )
+    said = ["a three moves up left", "an eight"]
+    common = ("-w", "said.safetensors", *QUICK, "--encoder", folder)
+    row = json.loads(done("sample", "out.npy", *common, "-p", said[0], "--prompt", said[1], "--json").stdout)
+    assert (row["prompts"], row["clips"], row["labels"]) == (said, 2, None)
+    cond = found(said)
+    guided = dc.guidance.classifier_free(model, cond=cond, null=model.null(cond), weight=1.0)
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2)
+    truth = dc.sample(guided, plan, shape=(2, 4, 8, 8, 1), prediction="v", transform_x=dc.guidance.clip())
+    np.testing.assert_allclose(np.load("out.npy"), truth, atol=1e-5)
+    done("sample", "one.npy", *common, "-p", said[0], "-n", 3)
+    assert np.load("one.npy").shape[0] == 3
+    np.save("in.npy", CLIP)
+    done("extend", "in.npy", "longer.npy", "--frames", 6, *common, "-p", said[0])
+    assert "trained with the text encoder" in refused(
+        2, "sample", "no.npy", *common[:-1], tiny_encoder("t5", tmp_path, 1), "-p", said[0]
+    )
+    assert "--prompt is given 2 times for 3 clips" in refused(
+        2, "sample", "no.npy", *common, "-p", "a", "-p", "b", "-n", 3
+    )
+
+
+PROMPT = ("sample", "no.npy", "-w", "m.safetensors", *QUICK, "--prompt", "a dog")
+LONGER = ("extend", "in.npy", "no.npy", "--frames", 9, "-w", "m.safetensors", "--backend", "numpy", "--steps", 4)
+BAD = [
+    (PROMPT, "--prompt takes --encoder FOLDER, the text encoder that the model was trained with, 't5 12'"),
+    ((*PROMPT, "--label", 1), "--label and --prompt are both given"),
+    ((*PROMPT, "--encoder", "gone"), "--encoder gone: there is no folder 'gone' with a config.json"),
+    ((*PROMPT, "-w", "plain.safetensors"), "--prompt is given, but this model has the condition 'none'"),
+    (("train", "run", "--data", "digits", "--encoder", "gone"), "--encoder gone: there is no folder"),
+    (("train", "run", "--data", "digits", "--captions", "a.jsonl"), "--captions takes --encoder FOLDER"),
+    (("train", "run", "--data", ".", "--encoder", "gone"), "--encoder takes --captions FILE"),
+    (
+        ("train", "run", "--data", "digits", "--encoder", "gone", "--captions", "a.jsonl"),
+        "--captions is for a folder of videos",
+    ),
+    ((*LONGER, "--method", "rolling"), "a multiple of window - overlap, 3 here, got 4"),
+    ((*LONGER, "--history", 4), "--history 4 is for --method forcing and rolling, and not for replacement"),
+    (
+        ("interpolate", *LONGER[1:3], *LONGER[5:], "--method", "forcing"),
+        "--method forcing is for extend; interpolate takes",
+    ),
+    (
+        ("sample", "no.npy", "-w", "plain.safetensors", *QUICK, "--frames", 9, "--order", "pyramid"),
+        "use extend for more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD)
+def test_what_does_not_go_together_is_refused(arguments: tuple[Any, ...], says: str) -> None:
+    shaken("m.safetensors", condition="tokens", token_width=3, encoder="t5 12")
+    shaken("plain.safetensors")
+    np.save("in.npy", CLIP)
+    assert says in refused(2, *arguments)
