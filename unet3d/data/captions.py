@@ -119,4 +119,4 @@ def _of_files(source: Any, path: Path) -> list[str]:
         raise ValueError(
             f"{FUNCTION}: {path.name} has no caption of {', '.join(missing[:3])}{more}; each video needs a line"
         )
-    return found
+    return [text for text in found if text is not None]
