@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import QUICK, done, refused
+from cli_cases import QUICK, coded, done, refused
 from cli_cases import in_a_folder as in_a_folder
 from text_cases import tiny_encoder
 
@@ -104,6 +104,14 @@ def test_a_model_is_trained_and_sampled_on_text(tmp_path: Path) -> None:
     assert np.load("one.npy").shape[0] == 3
     np.save("in.npy", CLIP)
     done("extend", "in.npy", "longer.npy", "--frames", 6, *common, "-p", said[0])
+    Path("v").mkdir()
+    coded("v/a.mp4", frames=8)
+    videos = ("train", "other", "--data", "v", *TRAIN, "--steps", 1, "--captions", "v/c.jsonl", "--encoder", folder)
+    Path("v/c.jsonl").write_text('{"file_name": "b.mp4", "text": "a"}')
+    assert "--captions v/c.jsonl: c.jsonl has no caption of a.mp4" in refused(2, *videos)
+    Path("v/c.jsonl").write_text('{"file_name": "a.mp4", "text": "a three"}')
+    done(*videos)
+    assert dc.unet3d.load("other/model.safetensors").config.encoder == found.name
     assert "trained with the text encoder" in refused(
         2, "sample", "no.npy", *common[:-1], tiny_encoder("t5", tmp_path, 1), "-p", said[0]
     )
@@ -122,6 +130,10 @@ BAD = [
     (("train", "run", "--data", "digits", "--encoder", "gone"), "--encoder gone: there is no folder"),
     (("train", "run", "--data", "digits", "--captions", "a.jsonl"), "--captions takes --encoder FOLDER"),
     (("train", "run", "--data", ".", "--encoder", "gone"), "--encoder takes --captions FILE"),
+    (
+        ("train", "run", "--data", "gone", "--captions", "a.jsonl", "--encoder", "gone"),
+        "--encoder gone: there is no folder",
+    ),
     (
         ("train", "run", "--data", "digits", "--encoder", "gone", "--captions", "a.jsonl"),
         "--captions is for a folder of videos",
