@@ -46,3 +46,10 @@ def array(library: str, shape: tuple[int, ...], dtype: str, device: str, seed: i
     if dtype == "float64" and not jax.config.jax_enable_x64:
         pytest.skip("JAX has float64 where JAX_ENABLE_X64 is set")
     return jax.numpy.asarray(numbers, dtype=dtype)
+
+
+def like(values: Any, other: Any) -> Any:
+    """Return values of the host in the library and on the device of another array."""
+    if isinstance(other, np.ndarray):
+        return values
+    return importlib.import_module("torch").as_tensor(values, device=other.device)

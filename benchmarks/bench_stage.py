@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 import diffcore as dc
 from benchmarks import arrays, peers
@@ -33,8 +34,8 @@ MORE = {
 OURS = {"numpy": ("numpy", None), "torch": ("torch", False), "torch fused": ("torch", True), "jax": ("jax", True)}
 """Row -> library, and what `compile` is."""
 
-ON_CUDA = {"torch kernel": ("torch", None), "torch graph": ("torch", None), **OURS}
-"""The same on CUDA: with the Triton kernel, and all stages replayed as one graph."""
+ON_CUDA = {"torch kernel": ("torch", None), "torch graph": ("torch", None), "torch captured": ("torch", True), **OURS}
+"""The same on CUDA: with the Triton kernel, and all stages replayed as one graph, by hand and by `compile=True`."""
 
 CLIP = dc.guidance.clip()
 HALF = ("bfloat16", "float16")
@@ -46,7 +47,9 @@ def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
     """Return the rows of this call."""
     goal, few = int(np.prod(arrays.GOAL)), ["ancestral", "ddim"]
     sizes = [4, goal] if quick else [4, 2**14, 2**20, goal, LARGEST]
-    ours = OURS if device == "cpu" else {who: how for who, how in ON_CUDA.items() if who != "numpy"}
+    ours = (
+        OURS if device == "cpu" else {who: how for who, how in ON_CUDA.items() if who not in ("numpy", "torch fused")}
+    )
     whos = [*ours, *peers.PEERS, "copy"]
     rows = [
         (size, sampler, "float32", who)
@@ -66,7 +69,8 @@ def chosen(quick: bool, device: str) -> dict[str, list[Any]]:
         wide = ["bfloat16", *(["float32"] if quick else [])]
         whos = ["torch kernel", "torch graph", "copy"]
         others += [(LARGEST, sampler, dtype, who) for sampler in few for dtype in wide for who in whos]
-    return {"size,sampler,dtype,who": rows if quick and device == "cpu" else rows + others}
+    more = {"kind": [*KINDS], "how": [None, True]}
+    return {"size,sampler,dtype,who": rows if quick and device == "cpu" else rows + others, **more}
 
 
 def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who: str) -> None:
@@ -111,6 +115,62 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
     )  # arrays: read z, y and the memory, write z and the rows that are worked out
     call = _replayed(ours) if who == "torch graph" else lambda: arrays.ready(ours())
     timed(call, group, who, "ours", calls=len(plan), bytes=moved * z.nbytes)
+
+
+def _constraint(z: Any) -> dict[str, Any]:
+    mask = np.arange(z.shape[-1]) < 1
+    return {"constraint": dc.conditioning.replacement(z, arrays.like(mask, z))}
+
+
+def _source(z: Any) -> dict[str, Any]:
+    return {"noise": lambda draw, shape: z}
+
+
+KINDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "plain": lambda z: {"transform_x": CLIP},
+    "constraint": _constraint,
+    "source of noise": _source,
+    "dynamic threshold": lambda z: {"transform_x": dc.guidance.dynamic_threshold(0.995)},
+    "rescaled guidance": lambda z: {"rescale": 0.7},
+    "float64": lambda z: {"transform_x": CLIP},
+}
+"""An ancestral step with more to do than the kernel did at first; "plain" is the kernel's own."""
+
+
+@pytest.mark.gpu
+def test_more(timed: Any, device: str, kind: str, how: bool | None) -> None:
+    """What else a step may have to do, as it runs by itself and captured; at most twice the plain step is wanted."""
+    if device != "cuda":
+        pytest.skip("what the kernel of a GPU takes; on a CPU the bench_run rows say what a run costs")
+    if how and kind == "source of noise":
+        pytest.skip("a source of noise of the caller's own cannot be captured")
+    z, y = (
+        arrays.array("torch", arrays.GOAL, "float64" if kind == "float64" else "float32", device, k) for k in (0, 1)
+    )
+    plan = SAMPLERS["ancestral"](np.linspace(-6.0, 4.0, peers.STEPS + 1))
+    settings = KINDS[kind](z)
+    denoise: Any = lambda z, log_snr: y  # noqa: E731
+    if "rescale" in settings:
+        denoise = dc.guidance.classifier_free(denoise, lambda z, log_snr: -y, weight=2.0, **settings)
+        settings = {}
+    start = dc.start(plan, z, seed=7)
+    run = lambda: arrays.ready(dc.sample(denoise, plan, start, prediction="eps", compile=how, **settings))  # noqa: E731
+    group = f"step with more, ancestral, {z.numel()} numbers, {device}"
+    timed(run, group, f"{kind}{', captured' if how else ''}", "ours", calls=len(plan))
+
+
+@pytest.mark.gpu
+def test_copy(timed: Any, device: str) -> None:
+    """The ceiling of the memory: a copy of an array that no cache holds, on a GPU of 4 GiB."""
+    if device != "cuda":
+        pytest.skip("on a CPU the copies of the steps are the ceiling")
+    torch = pytest.importorskip("torch")
+    z = torch.ones(2**20 if not torch.cuda.is_available() else 2**30, device=device)
+    to = torch.empty_like(z)
+    call = _replayed(lambda: [to.copy_(z) for _ in range(peers.STEPS)])
+    timed(
+        call, f"copy, {z.numel()} numbers, float32, {device}", "copy", "ceiling", calls=peers.STEPS, bytes=2 * z.nbytes
+    )
 
 
 def _replayed(run: Callable[[], object]) -> Callable[[], None]:

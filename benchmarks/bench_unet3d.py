@@ -31,7 +31,7 @@ from typing import Any
 import pytest
 
 SHAPE = (1, 16, 64, 64, 3)
-WHO = ("torch", "torch compiled", "jax", "peer", "peer compiled", "peer dim=64")
+WHO = ("torch", "torch graph", "torch compiled", "jax", "peer", "peer compiled", "peer dim=64")
 WHAT = ("forward", "step")
 Case = tuple[Callable[[], Any], int]
 """A call to time, and the number of parameters."""
@@ -43,20 +43,23 @@ def config() -> Any:
     return unet3d.UNet3DConfig(frames=16, size=64, blocks=1, head_dim=32, embedding=256, mlp_layers=2)
 
 
-def case(who: str, what: str, device: str = "cpu") -> Case:
+def case(who: str, what: str, device: str = "cpu", batch: int = 1) -> Case:
     """Return what is timed; it has compiled once called."""
     if who == "jax":
-        return _jax(what, device)
+        return _jax(what, device, batch)
     import torch
+
+    if who == "torch graph" and (device == "cpu" or what == "step"):
+        pytest.skip("a forward pass on CUDA is captured; a step is not")
 
     if who.startswith("peer"):
         model: Any = _peer(64 if "64" in who else 72)
-        z = torch.randn(SHAPE[0], SHAPE[4], *SHAPE[1:4])
+        z = torch.randn(batch, SHAPE[4], *SHAPE[1:4])
     else:
         from diffcore import unet3d
 
-        model, z = unet3d.build(config(), "torch"), torch.randn(SHAPE)
-    model, z, at = model.to(device), z.to(device), torch.zeros(1, device=device)
+        model, z = unet3d.build(config(), "torch"), torch.randn(batch, *SHAPE[1:])
+    model, z, at = model.to(device), z.to(device), torch.zeros(batch, device=device)
     count = sum(p.numel() for p in model.parameters())
     compiled = torch.compile(model) if "compiled" in who else model
 
@@ -68,6 +71,14 @@ def case(who: str, what: str, device: str = "cpu") -> Case:
         with torch.no_grad():
             call()
         _wait(device)
+
+    if who == "torch graph":
+        from diffcore.backends.torch_graph import Graph
+
+        captured = Graph(z.device)
+        with torch.no_grad():
+            captured.record(call)
+        return lambda: (captured.replay(), _wait(device)), count
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -97,7 +108,7 @@ def _peer(dim: int) -> Any:
     return importlib.import_module("video_diffusion_pytorch.video_diffusion_pytorch").Unet3D(dim=dim)
 
 
-def _jax(what: str, device: str) -> Case:
+def _jax(what: str, device: str, batch: int) -> Case:
     jax = pytest.importorskip("jax")
     nnx = pytest.importorskip("flax.nnx")
     from diffcore import unet3d
@@ -107,7 +118,7 @@ def _jax(what: str, device: str) -> Case:
     model = unet3d.build(config(), "jax")
     model.compute_dtype = jax.numpy.dtype("bfloat16" if device == "cuda" else "float32")
     graph, weights = nnx.split(model)
-    z, at = jax.random.normal(jax.random.key(0), SHAPE), jax.numpy.zeros(1)
+    z, at = jax.random.normal(jax.random.key(0), (batch, *SHAPE[1:])), jax.numpy.zeros(batch)
 
     def predict(weights: Any, z: Any) -> Any:
         return nnx.merge(graph, weights)(z, at)
@@ -118,26 +129,31 @@ def _jax(what: str, device: str) -> Case:
     return lambda: jax.block_until_ready(call(weights, z)), sum(leaf.size for leaf in jax.tree.leaves(weights))
 
 
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("what", WHAT)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_unet3d(benchmark: Any, device: str, what: str, who: str) -> None:
+def test_unet3d(benchmark: Any, batch: int, device: str, what: str, who: str) -> None:
     torch = pytest.importorskip("torch")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    call, count = case(who, what, device)
+    if batch > 1 and device == "cpu":
+        pytest.skip("one clip is enough for a CPU")
+    call, count = case(who, what, device, batch)
     call()  # compiles
-    benchmark.group = f"unet3d, {what}, {SHAPE[1]}x{SHAPE[2]}x{SHAPE[3]}, {device}"
+    clips = "" if batch == 1 else f"{batch} clips of "
+    benchmark.group = f"unet3d, {what}, {clips}{SHAPE[1]}x{SHAPE[2]}x{SHAPE[3]}, {device}"
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     benchmark.pedantic(call, rounds=5 if device == "cpu" else 30, warmup_rounds=1)
     seconds = benchmark.stats.stats.min
     info: dict[str, Any] = {"who": who, "role": "peer" if who.startswith("peer") else "ours", "parameters": count}
-    info["frames_per_second"] = round(SHAPE[1] / seconds, 2)
+    info["frames_per_second"] = round(batch * SHAPE[1] / seconds, 2)
     if not who.startswith("peer"):
         info["gflops"] = round(
             importlib.import_module("diffcore.unet3d").summarise(config()).total.flops
             * (3 if what == "step" else 1)
+            * batch
             / seconds
             / 1e9
         )
@@ -161,7 +177,7 @@ def together(path: Path, rounds: int = 3) -> None:
 
     rows: list[dict[str, Any]] = []
     for what in WHAT:
-        cases = {who: case(who, what) for who in WHO}
+        cases = {who: case(who, what) for who in WHO if who != "torch graph"}
         seconds: dict[str, float] = {}
         for number in range(rounds + 1):
             for who, (call, _) in cases.items():

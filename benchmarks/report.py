@@ -45,17 +45,34 @@ def row(benchmark: Any) -> Result:
     return {"group": benchmark.group, "who": who, "role": role, **seconds, **info}
 
 
+FEW = 1 << 20
+"""Bytes below which a copy takes the time of its launch, so that it says nothing of the memory."""
+
+
 def relate(rows: list[Result]) -> None:
-    """Give every row of ours its ratios to the peers and ceilings of its group; to a copy, that of the bytes a second."""
+    """Give every row of ours its ratios to the peers and ceilings of its group; to a copy, that of the bytes a second.
+
+    A copy is a ceiling where it is the fastest of its own array and all larger ones on the device: a larger array gains nothing
+    from a cache that a smaller one has not, but a library may copy some sizes slowly.
+    """
     for row in rows:
         others = [other for other in rows if other["group"] == row["group"]]
         if row["role"] == "ours":
             row["peers"] = {o["who"]: o["min"] / row["min"] for o in others if o["role"] == "peer"}
             row["ceilings"] = {
-                o["who"]: o["min"] / row["min"] * row.get("bytes", 1) / o.get("bytes", 1)
+                o["who"]: _least(o, rows) / row["min"] * row.get("bytes", 1) / o.get("bytes", 1)
                 for o in others
                 if o["role"] == "ceiling"
             }
+
+
+def _least(ceiling: Result, rows: list[Result]) -> float:
+    """Return the least time of a ceiling: of a copy, at the bytes a second of any that is as large or larger."""
+    size, device = ceiling.get("bytes", 0), ceiling["group"].rsplit(", ", 1)[-1]
+    if ceiling["who"] != "copy" or size < FEW:
+        return float(ceiling["min"])
+    alike = [row for row in rows if row["who"] == "copy" and row["group"].endswith(f", {device}")]
+    return float(min(row["min"] * size / row["bytes"] for row in alike if row.get("bytes", 0) >= size))
 
 
 def markdown(result: Result) -> str:

@@ -121,8 +121,10 @@ def test_the_tests_part_takes_the_files_with_a_test_for_a_gpu(gpu: Any) -> None:
 
 
 def test_the_parts_have_time_for_the_goals_first(gpu: Any) -> None:
-    assert [part.name for part in gpu.PARTS[:3]] == ["stage, float32", "graph", "bits of the noise"]
-    assert gpu.LIMIT < 9 * 60
+    names = [part.name for part in gpu.PARTS]
+    assert names[0] == "copy"  # what the others are held against
+    first = sum(part.seconds for part in gpu.PARTS[: names.index("tests")])
+    assert first <= gpu.LIMIT < 8 * 60
 
 
 @pytest.mark.torch
