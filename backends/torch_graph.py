@@ -244,11 +244,18 @@ def _key(run: Run, state: State, reach: Reach) -> Any:
     given = reach.given((run.denoise, run.transform_x, run.held))
     device = state.z.device.type
     modes: list[Any] = [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
-    modes += [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark]
-    modes += [torch.are_deterministic_algorithms_enabled()]
+    modes += [_precisions(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()]
     kinds = tuple(reach.kind(array) for array in _inputs(state, Reach()))
     read = tuple((table.shape, table.tobytes()) for table in tables)
     return int(state.index), plan.form, plan.ahead, tuple(plan.noisy), read, given, kinds, tuple(modes)
+
+
+def _precisions() -> tuple[Any, ...]:
+    """Return how float32 is computed: whether in TF32. From torch 2.9 on, the names of before raise where the new ones are set."""
+    if hasattr(torch.backends, "fp32_precision"):
+        backends: Any = torch.backends
+        return tuple(part.fp32_precision for part in (backends, backends.cudnn.conv, backends.cuda.matmul))
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
 def _inputs(state: State, reach: Reach) -> list[torch.Tensor]:

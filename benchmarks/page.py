@@ -33,6 +33,7 @@ COLUMNS = {
     "torch fused": "torch, `compile=True`",
     "torch kernel": "torch",
     "torch graph": "torch, one CUDA graph",
+    "torch captured": "torch, `compile=True` on CUDA",
 }
 PEERS = {"diffusers": "0.35", "k-diffusion": "0.55", "azula": "0.75"}
 """Grey, beside ours in colours."""
@@ -43,10 +44,13 @@ PARTS = (
     ("The same in other dtypes", r"step, (?P<row>.+), 6291456 numbers, (?P<more>(?!float32)\w+), \w+", 1e3),
     ("An ancestral step by size, in milliseconds", r"step, ancestral, (?P<row>\d+) numbers, float32, \w+", 1e3),
     ("Noise, in milliseconds", r"noise, (?P<row>\w+), (?P<more>\d+ numbers, \w+), \w+", 1e3),
+    ("A step with more to do, in milliseconds", r"step with more, (?P<row>\w+), \d+ numbers, \w+", 1e3),
+    ("The U-Net on a GPU, in milliseconds", r"unet3d, (?P<row>\w+), (?P<more>[\w ]+), cuda", 1e3),
+    ("A guided stage of a run with the U-Net, in milliseconds", r"run of (?P<row>\w+) guided stages, U-Net, cuda", 1e3),
 )  # fmt: skip
 """Title, which groups of a result (what of a group names the row), and the unit."""
 
-ON_CUDA = ("torch kernel", "torch graph")
+ON_CUDA = ("torch kernel", "torch graph", "torch captured")
 """What the goals for a GPU are about."""
 
 
@@ -97,6 +101,11 @@ def _goals(result: dict[str, Any]) -> list[str]:
         lines.append(_line([what, wanted, measured, "yes" if met else "no"]))
 
     for row in result["rows"]:
+        few = re.fullmatch(r"step, (.+), 4 numbers, float32, cuda", row["group"])
+        if few is not None and row["who"] == "torch kernel":
+            micros = row["min"] * 1e6
+            what = f"{SAMPLERS.get(few[1], few[1])}, 4 numbers, {COLUMNS[row['who']]}: the host's time, a stage"
+            goal(what, "at most 25 us", f"{micros:.3g} us", micros <= 25.0)
         found = re.fullmatch(r"step, (.+), (\d{7,}) numbers, (\w+), cuda", row["group"])
         if found is None or row["who"] not in ON_CUDA:
             continue
@@ -104,12 +113,9 @@ def _goals(result: dict[str, Any]) -> list[str]:
         step = f"{sampler}, {size}, {dtype}, {COLUMNS[row['who']]}"
         if "copy" in row["ceilings"]:
             share = row["ceilings"]["copy"]
-            goal(
-                f"{step}: share of a copy's bandwidth",
-                "at least 85 %",
-                f"{share:.1%}".replace("%", " %"),
-                share >= 0.85,
-            )
+            rate = f"{row.get('bytes', 0) / row['min'] / 1e12:.2f} TB/s"
+            shown = f"{share:.1%}".replace("%", " %")
+            goal(f"{step}: share of the bandwidth reached", "at least 85 %", f"{shown}, {rate}", share >= 0.85)
         if "diffusers" in row["peers"]:
             times = row["peers"]["diffusers"]
             goal(f"{step}: times as fast as diffusers", "at least 8", f"{times:.3g}", times >= 8.0)
@@ -117,6 +123,10 @@ def _goals(result: dict[str, Any]) -> list[str]:
     if {"run", "denoiser"} <= graph.keys():
         over = graph["run"] / graph["denoiser"] - 1.0
         goal("256 stages in one graph: over the denoiser", "under 2 %", f"{over:.2%}".replace("%", " %"), over < 0.02)
+    network = {row["who"]: row["min"] for row in result["rows"] if row["group"].endswith("guided stages, U-Net, cuda")}
+    if {"torch captured", "torch kernel"} <= network.keys():
+        times = network["torch kernel"] / network["torch captured"]
+        goal("16 guided stages with the U-Net: captured, times as fast", "at least 3", f"{times:.3g}", times >= 3.0)
     for row in result["rows"]:
         if row["group"] == "bits of the noise, cuda":
             what = f"Bits of the noise that differ from NumPy's, {COLUMNS.get(row['who'], row['who'])}"

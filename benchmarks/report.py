@@ -52,8 +52,8 @@ FEW = 1 << 20
 def relate(rows: list[Result]) -> None:
     """Give every row of ours its ratios to the peers and ceilings of its group; to a copy, that of the bytes a second.
 
-    A copy is a ceiling where it is the fastest of its own array and all larger ones on the device: a larger array gains nothing
-    from a cache that a smaller one has not, but a library may copy some sizes slowly.
+    For the bytes a second, the ceiling is what any copy or step of as many bytes or more reaches on the device: a larger array
+    gains nothing from a cache that a smaller one has not, but a library may copy some sizes slowly.
     """
     for row in rows:
         others = [other for other in rows if other["group"] == row["group"]]
@@ -67,12 +67,12 @@ def relate(rows: list[Result]) -> None:
 
 
 def _least(ceiling: Result, rows: list[Result]) -> float:
-    """Return the least time of a ceiling: of a copy, at the bytes a second of any that is as large or larger."""
+    """Return the least time of a ceiling: of a copy, at the bytes a second of whatever moves as many or more."""
     size, device = ceiling.get("bytes", 0), ceiling["group"].rsplit(", ", 1)[-1]
     if ceiling["who"] != "copy" or size < FEW:
         return float(ceiling["min"])
-    alike = [row for row in rows if row["who"] == "copy" and row["group"].endswith(f", {device}")]
-    return float(min(row["min"] * size / row["bytes"] for row in alike if row.get("bytes", 0) >= size))
+    alike = [row for row in rows if row["group"].endswith(f", {device}") and row.get("bytes", 0) >= size]
+    return float(min(row["min"] * size / row["bytes"] for row in alike))
 
 
 def markdown(result: Result) -> str:

@@ -201,6 +201,18 @@ def test_what_a_denoiser_reaches_is_noticed(graphs: Any, monkeypatch: pytest.Mon
     assert Tape.recorded == 6
 
 
+def test_another_precision_or_autocast_is_another_run(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = PLANS["ddim"]
+    times(2, sampled, graphs, half, plan, start(plan))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        times(2, sampled, graphs, half, plan, start(plan))
+    assert Tape.recorded == 2
+    if hasattr(torch.backends, "fp32_precision"):
+        monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
+        times(2, sampled, graphs, half, plan, start(plan))
+        assert Tape.recorded == 3
+
+
 @pytest.mark.parametrize("kind", ["one", "two", "constraint"])
 def test_conditions_weights_and_observations_are_inputs(kind: str, graphs: Any) -> None:
     plan, net = PLANS["ddim"], torch.nn.Linear(5, 5)
