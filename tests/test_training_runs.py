@@ -541,6 +541,8 @@ def test_a_model_of_digits_is_evaluated_over_long_clips(method: str, tmp_path: P
 
     config = replace(STILL, frames=4, size=16, causal=True)
     save(build(config, seed=3), tmp_path / "some.safetensors")
+    with pytest.raises(SystemExit):
+        long.main([str(tmp_path / "some.safetensors"), "--out", str(tmp_path / "found.json"), "--count", "1"])
     how = ["--frames", "13", "--count", "3", "--steps", "4", "--overlap", "2", "--method", method]
     long.main([str(tmp_path / "some.safetensors"), "--out", str(tmp_path / "found.json"), *how])
     found = json.loads((tmp_path / "found.json").read_text())

@@ -34,10 +34,15 @@ def draw(
     config, parts = model.config, []
     for first in range(0, count, TOGETHER):
         batch = min(TOGETHER, count - first)
-        denoise = model
+        labels, guided = None, {}
         if config.condition == "class":
             labels = torch.arange(first, first + batch) % config.classes
-            denoise = dc.guidance.classifier_free(model, cond=labels, null=model.null(labels), weight=guidance)
+            guided = {"null": model.null(labels), "weight": guidance} if guidance else {}
+        denoise: Any = lambda z, log_snr, cond=labels: model(z, log_snr, cond)  # noqa: E731
+        if config.causal:
+            denoise = dc.video.reusing(model, labels, **guided)
+        elif guided:
+            denoise = dc.guidance.classifier_free(model, cond=labels, **guided)
         nothing = torch.zeros(batch, 0, *config.shape[1:])
         keys = dc.noise.keys(seed, batch, first=first)
         made = dc.video.extend(
@@ -96,6 +101,10 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=16, help="of DPM-Solver++ 2M SDE (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance to the digit (default: 1)")
     wanted = parser.parse_args(given)
+    if wanted.count < 2:
+        parser.error(
+            "--count must be at least 2, and better several times the 146 features: a distance takes a covariance"
+        )
     began = time.perf_counter()
     model = load(wanted.weights, "torch").requires_grad_(False)
     config = model.config
