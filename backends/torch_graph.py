@@ -53,7 +53,7 @@ class Graph:
             before = torch.cuda.get_sync_debug_mode()
             torch.clear_autocast_cache()  # what was cast outside is freed when the caller's autocast ends
             try:
-                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
                     try:
                         _refuse_waiting("error")  # before CUDA does, which would leave the capture invalid
                         found.append(function())
@@ -251,11 +251,9 @@ def _key(run: Run, state: State, reach: Reach) -> Any:
 
 
 def _precisions() -> tuple[Any, ...]:
-    """Return how float32 is computed: whether in TF32. From torch 2.9 on, the names of before raise where the new ones are set."""
-    if hasattr(torch.backends, "fp32_precision"):
-        backends: Any = torch.backends
-        return tuple(part.fp32_precision for part in (backends, backends.cudnn.conv, backends.cuda.matmul))
-    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    """Return how float32 is computed, whether in TF32; the names of before torch 2.9 raise where these are set."""
+    backends: Any = torch.backends
+    return tuple(part.fp32_precision for part in (backends, backends.cudnn.conv, backends.cuda.matmul))
 
 
 def _inputs(state: State, reach: Reach) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import diffcore as dc
-from diffcore import _philox, stage
+from diffcore import _philox, stage, unet3d
 from diffcore.backends import ArrayAPIBackend, Run, torch_graph, torch_noise
 from diffcore.backends.torch_backend import backend
 from diffcore.testing.conformance import plans
@@ -207,10 +207,9 @@ def test_another_precision_or_autocast_is_another_run(graphs: Any, monkeypatch: 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         times(2, sampled, graphs, half, plan, start(plan))
     assert Tape.recorded == 2
-    if hasattr(torch.backends, "fp32_precision"):
-        monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
-        times(2, sampled, graphs, half, plan, start(plan))
-        assert Tape.recorded == 3
+    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
+    times(2, sampled, graphs, half, plan, start(plan))
+    assert Tape.recorded == 3
 
 
 @pytest.mark.parametrize("kind", ["one", "two", "constraint"])
@@ -229,6 +228,21 @@ def test_conditions_weights_and_observations_are_inputs(kind: str, graphs: Any) 
             settings["constraint"] = dc.conditioning.replacement(observed, torch.arange(5) < 2)
             plan = PLANS["ancestral"]
         sampled(graphs, denoise, plan, start(plan), **settings)
+    assert Tape.recorded == 1
+
+
+def test_the_network_waits_for_nothing_so_that_it_is_captured(graphs: Any) -> None:
+    """The shipped U-Net, guided; its tokens are inputs."""
+    model = unet3d.build(unet3d.preset("tiny", condition="tokens", token_width=4), "torch")
+    with torch.no_grad():
+        for weight in model.parameters():  # those that start at zero hide the others
+            weight.add_(0.05)
+    config, plan = model.config, PLANS["ancestral"]
+    shape = (1, config.frames, config.size, config.size, config.channels)
+    for seed in range(3):
+        cond = torch.full((1, 2, 4), float(seed)), torch.ones(1, 2, dtype=torch.bool)
+        guided = dc.guidance.classifier_free(model, cond=cond, null=model.null(cond), weight=2.0)
+        sampled(graphs, guided, plan, start(plan, seed, shape))
     assert Tape.recorded == 1
 
 
