@@ -76,9 +76,9 @@ class TorchBackend(HostBackend):
                 return ArrayAPIBackend.run(self, run, state)
             fuse = state.z.is_cuda if run.compile is None else run.compile
             if fuse and state.z.numel() >= (1 if state.z.is_cuda else FUSED):
-                takes = state.z.is_cuda and run.compile is None and run.noise is None and run.held is None
+                takes = state.z.is_cuda and run.compile is None
                 kernel = _kernel() if takes and not torch.is_grad_enabled() else None
-                if kernel is not None and kernel.serves(run.form, state, run.transform_x):
+                if kernel is not None and kernel.serves(run.form, state):
                     return self._run_kernel(run, state, kernel)
                 return self._run_fused(run, state)
             return (ArrayAPIBackend if torch.is_grad_enabled() else HostBackend).run(self, run, state)
@@ -88,35 +88,46 @@ class TorchBackend(HostBackend):
 
     def _run_kernel(self, run: Run, state: State, kernel: Any) -> State:
         """Run with the Triton kernel; nothing is copied from the host but what `kernel` keeps from an earlier run."""
-        form, where, watched = run.form, state.z.device, run.callback is not None
+        form, watched = run.form, run.callback is not None
         first, stages = int(state.index), len(run.plan)
         counter = state.draw if _on_device(state.draw) else None  # a graph's, which is read when it is replayed
         draw = 0 if counter is not None else int(state.draw)
         levels = stage.levels_of(run, state.z, _table)
-        table = torch_graph.constant(run.coefficients, where)
-        advance = kernel.stages(form, state, run.plan.lead, run.transform_x)
+        table = _table(run.coefficients, state.z)
+        transform = run.transform_x
+        direct = transform is None or isinstance(transform, Clip | DynamicThreshold)
+        advance = kernel.stages(form, state, run.plan.lead, transform if direct else kernel.GIVEN)
+        held = None if run.noise is not None else kernel.overwriting(run.held, state.z)
+        extra = not direct or isinstance(transform, DynamicThreshold) or run.noise is not None or held is not None
         with torch.cuda.device_of(state.z):  # where Triton launches
             for turn in stage.turns(run, first, levels):
                 number = draw + turn.stage - first
                 y, other, weight = _apart(form, turn.denoise, state.z, turn.levels)
-                if kernel.takes(y, where) and (other is None or kernel.takes(other, where)):
-                    other, at = None if other is None else other.contiguous(), kernel.signed(number)
-                    given = (state, y.contiguous(), table, turn.stage, at, counter, turn.noisy, other, weight, watched)
+                before = self._at(state, turn.stage, number, counter) if extra or run.held is not None else state
+                if kernel.takes(y, before.z) and (other is None or kernel.takes(other, before.z)):
+                    y, other = y.contiguous(), None if other is None else other.contiguous()
+                    stands = state, y, table, turn.stage, kernel.signed(number), counter
+                    given: tuple[Any, ...] = (*stands, turn.noisy, other, weight, watched)
                     try:
+                        if extra:
+                            more = before, turn, y, other, weight, table, held
+                            given = (*given, kernel.beside(self, run, advance, *more))
                         state = advance(*given)
                     except Exception as error:
                         if not is_compiler_error(error):
                             raise
                         warn("the Triton kernel", error, "each stage runs compiled by torch.compile")
                         return self._run_fused(run, self._at(state, turn.stage, number, counter))
+                    done = held is not None
                 else:
                     y = y if weight is None or other is None else y + weight * (y - other)
-                    other = other if form.second == "unguided" else None
-                    settings: dict[str, Any] = {"transform_x": run.transform_x, "other": other}
-                    before = self._at(state, turn.stage, number, counter)
-                    state = ArrayAPIBackend.advance(
-                        self, form, before, y, table[turn.stage], None, stochastic=turn.noisy, **settings
-                    )
+                    settings: dict[str, Any] = {"transform_x": run.transform_x, "stochastic": turn.noisy}
+                    settings["other"] = other if form.second == "unguided" else None
+                    settings["between"] = stage.levels_between(run.plan, turn.stage)
+                    before, done = self._at(state, turn.stage, number, counter), False
+                    state = ArrayAPIBackend.advance(self, form, before, y, table[turn.stage], run.noise, **settings)
+                if not done:
+                    state = stage.constrained(self, run.held, before, state, run.noise)
                 if watched or turn.stage + 1 == stages:
                     state = self._at(state, turn.stage + 1, number + 1, counter)
                 if run.callback is not None:

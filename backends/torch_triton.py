@@ -1,10 +1,9 @@
-"""CUDA: one Triton kernel for a stage, which reads and writes every array once and makes its noise in registers.
+"""CUDA: the stages of a run, each one launch of the kernel in `torch_triton_kernel`.
 
-A program is one tile of `diffcore._philox`: T blocks of four words, which are 4 T elements in a row, so that no word is made
-twice and every access is contiguous, 16 bytes a thread. Memory is the limit in float32; in half precision so is the arithmetic,
-some 48 instructions a number, most of them for the noise. So none is spent on what noise does not need: a division, a library
-function, a way through shared memory. Coefficients and keys come from device memory, and nothing waits for it: a whole run can
-be captured in a CUDA graph and replayed. `diffcore.stage.advance` is what it is held to, and what runs where it does not serve.
+What is not the kernel's goes beside it: a caller's noise is read as an array, a constraint that overwrites elements and a dynamic
+threshold are parts of the stage, and any other transform acts between two launches, of which the first writes x-hat alone.
+Coefficients and keys come from device memory, and nothing waits for it: a whole run can be captured in a CUDA graph and
+replayed. `diffcore.stage.advance` is what it is held to, and what runs where it does not serve.
 
 Nothing here is imported before the first run on CUDA. With TRITON_INTERPRET=1 the kernel runs on a CPU, slowly, for tests.
 """
@@ -13,109 +12,42 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-import triton
 import triton.language as tl
 
 from diffcore import _philox
-from diffcore._threshold import Clip
-from diffcore.backends.torch_triton_noise import TILE, _pair, _words, signed
+from diffcore._threshold import Clip, DynamicThreshold
+from diffcore.backends.torch_triton_kernel import _stage
+from diffcore.backends.torch_triton_noise import signed
 from diffcore.plan import Form
-from diffcore.stage import remembered
+from diffcore.stage import Run, Turn, drawn, levels_between, remembered, transformed
 from diffcore.state import State
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What is computed in float32; float64 is computed in float64."""
+GIVEN = "given"
+"""The transform of x-hat of stages that get x-hat transformed."""
 _empty = torch.empty_like
 MEMORY = 4
 """How many arrays of memory the kernel takes; more are better served by a graph of their own."""
 
 
-@triton.jit
-def _coefficient(row, which, mask, LEAD: tl.constexpr):
-    if LEAD == 2:  # a frame is a run of elements, so that these are few lines of the cache
-        return tl.load(row + which, mask=mask)
-    return tl.load(row + which)
+class Extra(NamedTuple):
+    """What only some stages read; None is what they do without."""
+
+    eps: torch.Tensor | None = None
+    """Fresh noise, in place of that of the keys."""
+    x: torch.Tensor | None = None
+    """x-hat transformed, where the stages are for `GIVEN`; for a dynamic threshold its limits, (B,)."""
+    held: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    """What a constraint overwrites: observed, which elements are known, and the row of the stage; see `overwriting`."""
+    until: int = 1
+    """From which value of `known` on an element is known."""
 
 
-@triton.jit
-def _sum(row, first, z, past, eps, x, second, mask, LEAD: tl.constexpr, NOISY: tl.constexpr, SECOND: tl.constexpr):
-    """One row of the update, whose coefficients are those from `first` on."""
-    total = _coefficient(row, first, mask, LEAD) * z
-    for at in tl.static_range(len(past)):
-        total += _coefficient(row, first + 1 + at, mask, LEAD) * past[at]
-    if NOISY:
-        total += _coefficient(row, first + 1 + len(past), mask, LEAD) * eps
-    total += _coefficient(row, first + 2 + len(past), mask, LEAD) * x
-    if SECOND:
-        total += _coefficient(row, first + 3 + len(past), mask, LEAD) * second
-    return total
-
-
-# fmt: off
-@triton.jit(do_not_specialize=["row_p", "keys_p", "counter_p", "draw", "tiles", "stride", "frame_size"])
-def _stage(
-    z_p, y_p, other_p, memory_p, to_z, to_memory, to_x, row_p, keys_p, counter_p, draw,
-    size, tiles, stride, frame_size, weight, low, high,
-    COLUMNS: tl.constexpr, LEAD: tl.constexpr, NOISY: tl.constexpr, COUNTED: tl.constexpr, CLIPS: tl.constexpr,
-    GUIDED: tl.constexpr, SECOND: tl.constexpr, WRITES_X: tl.constexpr, WIDTH: tl.constexpr,
-):
-    """One tile of one sample: `diffcore.stage.advance`. `row_p` are the coefficients of the stage, `stride` is how many rows of
-    them a sample has; the draw is number `draw`, counted from what `counter_p` holds. A tensor is (WIDTH, TILE / WIDTH), so that
-    a thread makes the noise of the WIDTH neighbours it reads.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    sample, tile = program // tiles, program % tiles
-    count: tl.constexpr = 2 + (1 + len(memory_p)) * COLUMNS
-    table = row_p + sample * stride * count
-    neighbours = WIDTH * tl.arange(0, TILE // WIDTH)[None, :]
-    each = tl.arange(0, WIDTH)[:, None]
-    e0, e1, e2, e3 = 0.0, 0.0, 0.0, 0.0
-    if NOISY:
-        k0, k1 = tl.load(keys_p + 2 * sample).to(tl.uint32), tl.load(keys_p + 2 * sample + 1).to(tl.uint32)
-        block = tile * TILE + neighbours + each
-        if COUNTED:
-            draw += tl.load(counter_p)
-        zero = tl.zeros((WIDTH, TILE // WIDTH), tl.uint32)
-        w0, w1, w2, w3 = _words(block.to(tl.uint32), (block >> 32).to(tl.uint32), zero + draw.to(tl.uint32), zero, k0, k1)
-        e0, e1 = _pair(w0, w1)
-        e2, e3 = _pair(w2, w3)
-    for lane in tl.static_range(4):
-        begin = (4 * tile + lane) * TILE + neighbours
-        mask = begin < size  # neighbours are all inside, or all outside, and what is outside is never stored
-        at = sample * size + begin + each
-        row = table
-        if LEAD == 2:
-            row = table + (begin // frame_size) * count
-        z = tl.load(z_p + at, mask=mask).to(tl.float32)
-        y = tl.load(y_p + at, mask=mask).to(tl.float32)
-        of_z, of_y = _coefficient(row, 0, mask, LEAD), _coefficient(row, 1, mask, LEAD)
-        second = 0.0
-        if GUIDED or SECOND == "unguided":
-            other = tl.load(other_p + at, mask=mask).to(tl.float32)
-            if GUIDED:
-                y += weight * (y - other)
-            if SECOND == "unguided":
-                second = of_z * z + of_y * other
-        x = of_z * z + of_y * y
-        if SECOND == "raw":
-            second = x
-        if CLIPS:
-            x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-            x = tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
-        past = ()
-        for number in tl.static_range(len(memory_p)):
-            past += (tl.load(memory_p[number] + at, mask=mask).to(tl.float32),)  # type: ignore[assignment]
-        eps = e0 if lane == 0 else e1 if lane == 1 else e2 if lane == 2 else e3
-        new = _sum(row, 2, z, past, eps, x, second, mask, LEAD, NOISY, SECOND is not None)
-        tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
-        for number in tl.static_range(len(to_memory)):
-            new = _sum(row, 2 + (1 + number) * COLUMNS, z, past, eps, x, second, mask, LEAD, NOISY, SECOND is not None)
-            tl.store(to_memory[number] + at, new.to(to_z.dtype.element_ty), mask=mask)
-        if WRITES_X:
-            tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)
-# fmt: on
+NOTHING = Extra()
 
 
 class Stages:
@@ -126,26 +58,31 @@ class Stages:
     """
 
     def __init__(
-        self, form: Form, shape: tuple[int, ...], dtype: torch.dtype, lead: tuple[int, ...], transform_x: Clip | None
+        self,
+        form: Form,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        lead: tuple[int, ...],
+        transform_x: Clip | DynamicThreshold | str | None,
     ) -> None:
         size = math.prod(shape[1:])
         frames = lead[1] if len(lead) > 1 else 1
         frame_size = max(size // frames, 1)
         tiles = -(-size // (4 * _philox.TILE))
-        self.form, self.dtype = form, dtype
+        self.form, self.dtype, self.computed = form, dtype, torch.float64 if dtype == torch.float64 else torch.float32
         self.grid = (shape[0] * tiles, 1, 1)
         self.rows = 1 + form.computed - form.keeps_x
-        self.row_bytes = 4 * math.prod(lead) * form.width
-        clip = (0.0, 0.0) if transform_x is None else (transform_x.low, transform_x.high)
-        self.clip = tuple(map(float, clip))
+        self.row_bytes = self.computed.itemsize * math.prod(lead) * form.width
+        clips, self.clip = transform_x if transform_x == GIVEN else None, (0.0, 0.0)
+        if isinstance(transform_x, Clip):
+            clips, self.clip = "numbers", (float(transform_x.low), float(transform_x.high))
+        elif isinstance(transform_x, DynamicThreshold):
+            clips, self.clip = "limits", (0.0, float(transform_x.bound))
         self.numbers = (size, tiles, 0 if not lead or lead[0] == 1 else frames, frame_size)
-        self.shared: dict[str, Any] = {
-            "COLUMNS": form.columns,
-            "LEAD": 2 if frames > 1 else 1,
-            "CLIPS": transform_x is not None,
-        }
+        self.shared: dict[str, Any] = {"COLUMNS": form.columns, "LEAD": 2 if frames > 1 else 1, "CLIPS": clips}
         self.shared |= {"SECOND": form.second, "WIDTH": 16 // dtype.itemsize if frame_size % 16 == 0 else 1}
-        self.ready: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
+        self.shared["TYPE"] = tl.float64 if dtype == torch.float64 else tl.float32
+        self.ready: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
         """Which there are -> the launch of the compiled kernel, and the constants that it was compiled with."""
         self.direct = True
 
@@ -161,6 +98,7 @@ class Stages:
         other: torch.Tensor | None = None,
         weight: float | None = None,
         wants_x: bool = True,
+        extra: Extra = NOTHING,
     ) -> State:
         """Return the state after stage number `at` of a table of coefficients, see `stage`, on the current device.
 
@@ -169,12 +107,57 @@ class Stages:
         form, (z, memory, _, index, drawn, keys, *_) = self.form, cast(tuple[Any, ...], state)
         to_z, *to_memory = [_empty(z) for _ in range(self.rows)]
         to_x = _empty(z) if wants_x or form.keeps_x else None
-        kind = (stochastic, counter is not None, weight is not None, to_x is not None)
+        noise = None if not stochastic else "keys" if extra.eps is None else "given"
+        kind = (noise, counter is not None, weight is not None, to_x is not None, extra.held is not None, False)
+        self._send(kind, z, y, other, memory, to_z, to_memory, to_x, table, at, draw, counter, keys, weight, extra)
+        if form.memory:
+            memory = remembered(form, [*to_memory, to_x] if form.keeps_x else to_memory, memory)
+        return State(to_z, memory, to_x, index, drawn, keys)
+
+    def estimate(
+        self,
+        state: State,
+        y: torch.Tensor,
+        table: torch.Tensor,
+        at: int,
+        other: torch.Tensor | None = None,
+        weight: float | None = None,
+    ) -> torch.Tensor:
+        """Return x-hat of a stage before it is transformed, in the dtype that the stage is computed in."""
+        x = torch.empty(state.z.shape, dtype=self.computed, device=state.z.device)
+        kind = (None, False, weight is not None, False, False, True)
+        self._send(
+            kind, state.z, y, other, state.memory, state.z, [], x, table, at, 0, None, state.keys, weight, NOTHING
+        )
+        return x
+
+    def _send(
+        self,
+        kind: tuple[Any, ...],
+        z: Any,
+        y: Any,
+        other: Any,
+        memory: tuple[Any, ...],
+        to_z: Any,
+        to_memory: list[Any],
+        to_x: Any,
+        table: Any,
+        at: int,
+        draw: int,
+        counter: Any,
+        keys: Any,
+        weight: float | None,
+        extra: Extra,
+    ) -> None:
+        """Launch a stage: by the compiled kernel itself where it is known."""
         scale = 0.0 if weight is None else float(weight)  # of an int, Triton would make a kernel of its own
-        scale = 0.0 if weight is None else float(weight)  # of an int, Triton would make a kernel of its own
+        if self.computed is torch.float64:
+            kind = (*kind, scale)
+        keys = table if keys is None else keys
         arguments = lambda: (  # noqa: E731
             z, y, z if other is None else other, memory, to_z, tuple(to_memory), z if to_x is None else to_x, table[at],
-            keys if stochastic else table, table if counter is None else counter, draw, *self.numbers, scale, *self.clip,
+            keys, table if counter is None else counter, *_or(extra, z, table),
+            draw, extra.until, *self.numbers, scale, *self.clip,
         )  # fmt: skip
         z_at, y_at = z.data_ptr(), y.data_ptr()
         other_at = z_at if other is None else other.data_ptr()
@@ -184,34 +167,69 @@ class Stages:
             places |= place
         alike = y.dtype is self.dtype and (other is None or other.dtype is self.dtype)
         whole = alike and not places & 15  # as the kernels are compiled that read 16 bytes at once
-        ready = self.ready.get(kind) if whole else None
+        ready = self.ready.get(kind) if whole and extra is NOTHING else None
         if ready is None:
-            self._launch(kind, whole, arguments())
-        else:
-            launch, constants = ready
-            base = table.data_ptr()
-            try:
-                launch(
-                    z_at, y_at, other_at, tuple(past), to_z.data_ptr(), tuple([array.data_ptr() for array in to_memory]),
-                    z_at if to_x is None else to_x.data_ptr(), base + at * self.row_bytes,
-                    keys.data_ptr() if stochastic else base, base if counter is None else counter.data_ptr(),
-                    draw, *self.numbers, scale, *self.clip, *constants,
-                )  # fmt: skip
-            except (TypeError, ValueError):  # a Triton that takes them in another form, and has launched nothing
-                self.direct = False
-                self.ready.clear()
-                self._launch(kind, whole, arguments())
-        if form.memory:
-            memory = remembered(form, [*to_memory, to_x] if form.keeps_x else to_memory, memory)
-        return State(to_z, memory, to_x, index, drawn, keys)
+            self._launch(kind, whole and extra is NOTHING, scale, arguments())
+            return
+        launch, constants = ready
+        base = table.data_ptr()
+        try:
+            launch(
+                z_at, y_at, other_at, tuple(past), to_z.data_ptr(), tuple([array.data_ptr() for array in to_memory]),
+                z_at if to_x is None else to_x.data_ptr(), base + at * self.row_bytes,
+                keys.data_ptr(), base if counter is None else counter.data_ptr(), z_at, z_at, z_at, z_at, base,
+                draw, 1, *self.numbers, scale, *self.clip, *constants,
+            )  # fmt: skip
+        except (TypeError, ValueError):  # a Triton that takes them in another form, and has launched nothing
+            self.direct = False
+            self.ready.clear()
+            self._launch(kind, whole, scale, arguments())
 
-    def _launch(self, kind: tuple[bool, ...], whole: bool, arguments: tuple[Any, ...]) -> None:
+    def _launch(self, kind: tuple[Any, ...], whole: bool, scale: float, arguments: tuple[Any, ...]) -> None:
         """Launch a stage by Triton's own launcher, and keep how to launch the next one of the kind."""
-        constants = self.shared | dict(zip(("NOISY", "COUNTED", "GUIDED", "WRITES_X"), kind, strict=True))
-        warps = 2 if self.dtype.itemsize == 4 else 1  # TILE elements are WIDTH for each thread
+        names = ("NOISY", "COUNTED", "GUIDED", "WRITES_X", "HOLDS", "ALONE")
+        constants = self.shared | dict(zip(names, kind, strict=False))
+        constants["EXACT"] = (scale, *self.clip) if self.computed is torch.float64 else None
+        warps = {2: 1, 4: 2, 8: 4}[self.dtype.itemsize]  # TILE elements are WIDTH for each thread
         found = _stage[self.grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
         if whole and self.direct and found is not None:  # None where it is interpreted
             self.ready[kind] = found[self.grid], tuple(constants[name] for name in _stage.arg_names[len(arguments) :])
+
+
+def _or(extra: Extra, z: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the tensors of an `Extra`, with others in place of those that are not read."""
+    held = (z, z, table) if extra.held is None else extra.held
+    return z if extra.eps is None else extra.eps, z if extra.x is None else extra.x, *held
+
+
+def beside(
+    backend: Any,
+    run: Run,
+    advance: Stages,
+    state: State,
+    turn: Turn,
+    y: torch.Tensor,
+    other: torch.Tensor | None,
+    weight: float | None,
+    table: torch.Tensor,
+    held: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+) -> Extra:
+    """Return what a stage reads beside the state and the predictions; what is not the kernel's is done here."""
+    eps = x = None
+    if run.transform_x is not None and not isinstance(run.transform_x, Clip):
+        raw = advance.estimate(state, y, table, turn.stage, other, weight)
+        if isinstance(run.transform_x, DynamicThreshold):
+            x = run.transform_x.limits(raw).contiguous()
+        else:
+            x = transformed(raw, state.z, run.transform_x).to(raw.dtype).contiguous()
+    if turn.noisy and run.noise is not None:
+        eps = drawn(backend, state, run.noise, levels_between(run.plan, turn.stage))
+        eps = eps.to(state.z.device, state.z.dtype).contiguous()
+    if held is None:
+        return Extra(eps, x)
+    observed, known, rows = held
+    until = 1 if known.dtype == torch.uint8 else turn.stage + 1
+    return Extra(eps, x, (observed, known, rows[turn.stage + 1]), until)
 
 
 @lru_cache(maxsize=64)
@@ -219,7 +237,9 @@ def _stages(*kind: Any) -> Stages:
     return Stages(*kind[:5])
 
 
-def stages(form: Form, state: State, lead: tuple[int, ...], transform_x: Clip | None) -> Stages:
+def stages(
+    form: Form, state: State, lead: tuple[int, ...], transform_x: Clip | DynamicThreshold | str | None
+) -> Stages:
     """Return the stages of a run from a state, with coefficients of a leading shape."""
     z, keys = state.z, state.keys
     return _stages(form, tuple(z.shape), z.dtype, lead, transform_x, z.device, None if keys is None else keys.dtype)
@@ -253,24 +273,33 @@ def stage(
         return advance(state, y, row[None], 0, signed(draw), None, **settings)
 
 
-def serves(form: Form, state: State, transform_x: Any) -> bool:
-    """Return whether the kernel takes this: float32 or half precision in one piece each, no transform but a clip."""
+def serves(form: Form, state: State) -> bool:
+    """Return whether the kernel takes this: float64, float32 or half precision in one piece each."""
     arrays = [state.z, *state.memory]
     keys = [] if state.keys is None else [state.keys]
     return (
-        (transform_x is None or isinstance(transform_x, Clip))
-        and state.z.numel() > 0
+        state.z.numel() > 0
         and len(state.memory) == form.memory <= MEMORY
-        and all(array.dtype == state.z.dtype and takes(array, state.z.device) for array in arrays)
+        and all(array.dtype == state.z.dtype and takes(array, state.z) for array in arrays)
         and all(isinstance(array, torch.Tensor) and array.device == state.z.device for array in keys)
         and all(array.is_contiguous() for array in [*arrays, *keys])
     )
 
 
-def takes(array: torch.Tensor, device: torch.device) -> bool:
-    """Return whether the kernel reads a tensor: of its dtypes, on its device, and with a memory of its own, which one
-    inside a transformation such as vmap has not."""
+def takes(array: torch.Tensor, z: torch.Tensor) -> bool:
+    """Return whether the kernel reads a tensor beside a state: of its dtypes, on its device, and with a memory of its own,
+    which one inside a transformation such as vmap has not."""
     try:
-        return array.dtype in DTYPES and array.device == device and array.data_ptr() != 0
+        dtype = array.dtype in DTYPES or (array.dtype == z.dtype == torch.float64)
+        return dtype and array.device == z.device and array.data_ptr() != 0
     except RuntimeError:
         return False
+
+
+def overwriting(held: Any, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Return (observed, known, table) of a constraint that overwrites elements by a table, as the kernel reads them, or None."""
+    found = getattr(held, "overwrites", None)
+    if found is None or not takes(found[0], z) or any(array.shape != z.shape for array in found[:2]):
+        return None
+    observed, known, table = (array.contiguous() for array in found)
+    return observed, known.view(torch.uint8) if known.dtype == torch.bool else known, table

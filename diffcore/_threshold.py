@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffcore import _array, _check, _layout
 from diffcore._array import Array
@@ -53,13 +53,16 @@ class DynamicThreshold:
     def __call__(self, x: Array) -> Array:
         xp = _array.namespace("guidance.dynamic_threshold", x=x)
         wide = _array.widen(xp, x)
-        count = math.prod(wide.shape[1:])
-        if count == 0:
+        if math.prod(wide.shape[1:]) == 0:
             return x
-        size = xp.sort(xp.reshape(_layout.samples(xp.abs(wide)), (wide.shape[0], count)), axis=1)
-        s = xp.reshape(_quantile(size, self.percentile), (wide.shape[0],) + (1,) * (wide.ndim - 1))
-        s = xp.maximum(s, self.bound * xp.ones_like(s))
+        s = xp.reshape(self.limits(wide), (wide.shape[0],) + (1,) * (wide.ndim - 1))
         return xp.astype(xp.minimum(xp.maximum(wide, -s), s) * (self.bound / s), x.dtype, copy=False)
+
+    def limits(self, x: Array) -> Array:
+        """Return s of each sample, (B,), of x of at least float32."""
+        xp = _array.library(x)
+        s = _quantile(xp, xp.reshape(_layout.samples(xp.abs(x)), (x.shape[0], math.prod(x.shape[1:]))), self.percentile)
+        return xp.maximum(s, self.bound * xp.ones_like(s))
 
 
 def dynamic_threshold(percentile: float = 0.995, *, bound: float = 1.0) -> DynamicThreshold:
@@ -85,10 +88,16 @@ def dynamic_threshold(percentile: float = 0.995, *, bound: float = 1.0) -> Dynam
     return DynamicThreshold(percentile, _check.number(function, "bound", bound, 0, open_low=True))
 
 
-def _quantile(ordered: Array, q: float) -> Array:
-    """Return the quantile of each sorted row by linear interpolation, from the nearer of the two elements."""
-    last = ordered.shape[1] - 1
+def _quantile(xp: Any, rows: Array, q: float) -> Array:
+    """Return the quantile of each row by linear interpolation, from the nearer of the two elements."""
+    last = rows.shape[1] - 1
     below = min(math.floor(q * last), last)
     part = q * last - below
-    lower, upper = ordered[:, below], ordered[:, min(below + 1, last)]
+    largest = rows.shape[1] - below
+    if _array.name(xp) == "torch" and not _layout.divided(rows) and 4 * largest <= rows.shape[1]:  # most need no order
+        ordered = xp.flip(xp.topk(rows, largest, 1)[0], axis=(1,))
+        below = 0
+    else:
+        ordered = xp.sort(rows, axis=1)
+    lower, upper = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
     return lower + (upper - lower) * part if part < 0.5 else upper - (upper - lower) * (1.0 - part)

@@ -72,6 +72,10 @@ class Held(Protocol):
     """What a constraint holds in one run: a frozen dataclass whose arrays are named in `parts`, as for a `Wrapper`.
 
     Both methods are pure, and are traced where the library traces. The number of a stage, `before.index`, may be traced.
+
+    One whose `after` overwrites elements may say so by an attribute `overwrites`, (x, known, table), for kernels that do it
+    with the stage: after stage k, where known, z is the sum of table[k + 1], (*lead, 3), times (z before, x, noise). x and known
+    are of the shape of z; `known` holds booleans, or numbers n with which an element is known while n >= k + 1.
     """
 
     def begin(self, state: State, noise: Noise) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stage_cases import FEW
@@ -206,3 +207,78 @@ def test_a_run_replays_as_one_graph() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(got, run())
+
+
+def beside(how: str, z: Any) -> dict[str, Any]:
+    """Return the settings of a run that reads more than the state and a prediction."""
+    measured = torch.linspace(-0.5, 0.5, 10, device=z.device, dtype=z.dtype)
+    mask = (torch.arange(40, device=z.device) % 3 == 0).reshape(1, *z.shape[1:])
+    observed = torch.linspace(-1.0, 1.0, 40, device=z.device, dtype=z.dtype).reshape(1, *z.shape[1:])
+    marginal = dc.conditioning.replacement(observed, mask)
+    return {
+        "source": {
+            "noise": lambda draw, shape: torch.cos(torch.arange(80.0, device=z.device) * (1.0 + draw)).reshape(shape)
+        },
+        "marginal": {"constraint": marginal},
+        "posterior": {"constraint": dc.conditioning.replacement(observed, mask, variant="posterior")},
+        "soft": {"constraint": dc.conditioning.replacement(observed, mask * 0.5)},
+        "source and constraint": {"constraint": marginal, "noise": lambda draw, shape, like: torch.cos(like + draw)},
+        "projection": {"transform_x": dc.conditioning.projection(measured, measure=Pairs())},
+        "dynamic": {"transform_x": dc.guidance.dynamic_threshold(0.8, bound=0.5)},
+        "all of it": {"constraint": marginal, "transform_x": dc.guidance.dynamic_threshold(0.9, bound=0.5)},
+        "float64": {"transform_x": CLIP, "constraint": marginal},
+    }[how]
+
+
+class Pairs:
+    """Means of four neighbours, with the pseudo-inverse."""
+
+    def __call__(self, x: Any) -> Any:
+        return x.reshape(2, 10, 4).mean(-1)
+
+    def spread(self, y: Any) -> Any:
+        return y[..., None].expand(2, 10, 4).reshape(2, 40)
+
+
+@case
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("source", "raw"),
+        ("marginal", "dpm_solver_pp"),
+        ("marginal", "frames"),
+        ("posterior", "ancestral"),
+        ("soft", "largest"),
+        ("source and constraint", "ancestral"),
+        ("projection", "raw"),
+        ("projection", "largest"),
+        ("dynamic", "raw"),
+        ("all of it", "dpm_solver_pp"),
+        ("float64", "largest"),
+    ],
+)
+def test_what_a_run_reads_beside_the_state_is_taken_by_the_kernel(
+    how: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(LARGEST) if name == "largest" else RUNS.get(name)
+    if plan is None:  # levels of each frame
+        schedule = dc.schedules.Cosine(log_snr_min=-8.0, log_snr_max=8.0)
+        start = np.linspace(1.0, 0.5, 8).reshape(2, 4)
+        plan = dc.samplers.ancestral(schedule, grid=dc.grids.uniform(schedule, 3, start=start), gamma=0.1)
+    wide = torch.float64 if how == "float64" else torch.float32
+    shape = (2, 4, 10) if name == "frames" else (2, 40)
+    state = dc.start(plan, shape=shape, like=torch.zeros(1, device=DEVICE, dtype=wide), seed=1)
+    settings = beside(how, state.z)
+    guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: 0.25 * z.sin(), weight=1.7)
+    seen: tuple[list[dc.State], list[dc.State]] = ([], [])
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayAPIBackend, "advance", lambda *given, **how: pytest.fail("the plain way"))
+        patch.setattr(backend, "run", lambda run, state: backend._run_kernel(run, state, kernel()))
+        dc.sample(guided, plan, state, prediction="v", callback=seen[0].append, **settings)
+    dc.sample(guided, plan, state, prediction="v", callback=seen[1].append, compile=False, **settings)
+    assert len(seen[0]) == len(plan)
+    tolerance = 1e-9 if how == "float64" else 2e-5
+    for got, want in zip(*seen, strict=True):
+        for a, b in [(got.z, want.z), (got.x, want.x), *zip(got.memory, want.memory, strict=True)]:
+            assert a.dtype == wide
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

@@ -52,6 +52,11 @@ class Known:
     known: Array
     table: Array
 
+    @property
+    def overwrites(self) -> tuple[Array, Array, Array]:
+        """What is overwritten with what, for a kernel that does it; see `denoiser.Held`."""
+        return self.x, self.known, self.table
+
     def begin(self, state: State, noise: Noise) -> Array:
         """Return z of a start, with its known elements at the level of the start."""
         return self._overwritten(state.z, state.z, 0, noise)
