@@ -129,8 +129,8 @@ def _stage(
                 new = tl.where(tl.load(known_p + at, mask=mask) >= until, value, new)
             tl.store(to_z + at, new.to(to_z.dtype.element_ty), mask=mask)
             for number in tl.static_range(len(to_memory)):
-                first: tl.constexpr = 2 + (1 + number) * COLUMNS
-                new = _sum(row, first, z, past, eps, x, second, mask, LEAD, NOISY is not None, SECOND is not None)
+                at_row = 2 + (1 + number) * COLUMNS
+                new = _sum(row, at_row, z, past, eps, x, second, mask, LEAD, NOISY is not None, SECOND is not None)
                 tl.store(to_memory[number] + at, new.to(to_z.dtype.element_ty), mask=mask)
             if WRITES_X:
                 tl.store(to_x + at, x.to(to_z.dtype.element_ty), mask=mask)

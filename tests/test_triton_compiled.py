@@ -235,6 +235,36 @@ def flat(launch: tuple[Any, ...]) -> list[Any]:
     return [part.data_ptr() if isinstance(part, torch.Tensor) else part for part in parts]
 
 
+@pytest.mark.parametrize(
+    ("what", "dtype"),
+    [("held", torch.bfloat16), ("limits", torch.float32), ("given", torch.float64), ("estimate", torch.bfloat16)],
+    ids=str,
+)
+def test_what_goes_beside_a_stage_compiles_to_registers(
+    what: str, dtype: torch.dtype, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    form = Form(1, 0, False, "raw")
+    z, memory, y = (torch.zeros(2, 4096, dtype=dtype) for _ in range(3))
+    state = dc.State(z, (memory,), None, 0, 1, torch.zeros(2, 2, dtype=torch.int64))
+    transform: Any = {"limits": dc.guidance.dynamic_threshold(), "given": kernel.GIVEN}.get(what)
+    advance = kernel.stages(form, state, (), transform)
+    table = torch.zeros(1, form.width, dtype=advance.computed)
+    extra = {
+        "held": kernel.Extra(held=(z.float(), torch.zeros(2, 4096, dtype=torch.uint8), torch.zeros(3))),
+        "limits": kernel.Extra(x=torch.ones(2)),
+        "given": kernel.Extra(eps=z, x=z),
+    }
+    if what == "estimate":
+        advance.estimate(state, y, table, 0, y, 1.5)
+    else:
+        advance(state, y, table, 0, 7, None, True, y, 1.5, True, extra[what])
+    (found,) = kernel._stage.device_caches[90][0].values()
+    code = assembled(found, tmp_path / "cubin")
+    assert (code.usage["STACK"], code.usage["SHARED"], code.usage["LOCAL"]) == (0, 0, 0)
+    assert {name for name in code.instructions if name.startswith("STG")} == {"STG.E.128"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_noise_alone_compiles_to_wide_stores(
     dtype: torch.dtype, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
