@@ -93,10 +93,10 @@ class Code(NamedTuple):
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    from diffcore.backends import torch_triton
+    from diffcore.backends import torch_triton, torch_triton_kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    found = torch_triton._stage
+    found = torch_triton_kernel._stage
     monkeypatch.setattr(found, "device_caches", type(found.device_caches)(found.create_binder))
     torch_triton._stages.cache_clear()
     monkeypatch.setattr(Sent, "launches", [])

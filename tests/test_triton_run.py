@@ -215,7 +215,7 @@ def beside(how: str, z: Any) -> dict[str, Any]:
     mask = (torch.arange(40, device=z.device) % 3 == 0).reshape(1, *z.shape[1:])
     observed = torch.linspace(-1.0, 1.0, 40, device=z.device, dtype=z.dtype).reshape(1, *z.shape[1:])
     marginal = dc.conditioning.replacement(observed, mask)
-    return {
+    found: dict[str, dict[str, Any]] = {
         "source": {
             "noise": lambda draw, shape: torch.cos(torch.arange(80.0, device=z.device) * (1.0 + draw)).reshape(shape)
         },
@@ -227,7 +227,8 @@ def beside(how: str, z: Any) -> dict[str, Any]:
         "dynamic": {"transform_x": dc.guidance.dynamic_threshold(0.8, bound=0.5)},
         "all of it": {"constraint": marginal, "transform_x": dc.guidance.dynamic_threshold(0.9, bound=0.5)},
         "float64": {"transform_x": CLIP, "constraint": marginal},
-    }[how]
+    }
+    return found[how]
 
 
 class Pairs:
