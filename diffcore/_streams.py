@@ -21,6 +21,7 @@ HISTORY = 14
 TWISTED = 15
 WEIGHTS = 16
 TRAINING = 17
+DROPOUT = 18
 
 # Of `unet3d.data.source.generator`, which is another generator, Philox4x64: the second word of its key.
 GENERATOR_EPOCH = 0

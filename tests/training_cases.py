@@ -75,6 +75,7 @@ def quick() -> Iterator[None]:
         return
     inside = (
         "images",
+        "accumulate",
         "beta1",
         "beta2",
         "weight_decay",

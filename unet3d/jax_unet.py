@@ -100,7 +100,7 @@ class UNet3D(nnx.Module):
     ) -> jax.Array:
         """Return the prediction for z (B, T, H, W, C); see `unet3d.build` for the arguments.
 
-        `rngs`, an `nnx.Rngs` or a key, turns dropout on.
+        `rngs`, an `nnx.Rngs`, a key, or a key for each sample, turns dropout on.
         """
         sizes = _inputs.check(self.config, z, log_snr, cond, images, jax.Array, np.ndarray)
         if past is not None:
@@ -149,7 +149,7 @@ def _forward(
             run = lambda part, *given: part(*given, sizes, kept if keeps else None)  # noqa: E731
             run = nnx.remat(run) if model.checkpointing and not keeps else run
             pair = next(pairs, None) if row.attends else None
-            h = run(part, h, e, None if key is None else jax.random.fold_in(key, number), pair)
+            h = run(part, h, e, None if key is None else _key_of(key, number), pair)
         elif row.kind == "down":
             h = part(h, stride=2)
         else:
@@ -292,8 +292,29 @@ def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 
 def drop(h: jax.Array, rate: float, key: Any) -> jax.Array:
-    """Return h with a share of its entries zero and the others scaled up; h itself without a key."""
-    return h if key is None else jnp.where(jax.random.bernoulli(key, 1.0 - rate, h.shape), h / (1.0 - rate), 0.0)
+    """Return h with a share of its entries zero and the others scaled up; h itself without a key.
+
+    Of keys (B,), those of sample i, the i-th part of the first axis, are drawn from key i alone.
+    """
+    if key is None:
+        return h
+    if not _one_each(key):
+        kept = jax.random.bernoulli(key, 1.0 - rate, h.shape)
+    else:
+        shape = (len(h) // len(key), *h.shape[1:])
+        kept = jax.vmap(lambda one: jax.random.bernoulli(one, 1.0 - rate, shape))(key).reshape(h.shape)
+    return jnp.where(kept, h / (1.0 - rate), 0.0)
+
+
+def _key_of(key: Any, number: int) -> Any:
+    """Return the keys of a block."""
+    fold = jax.random.fold_in
+    return jax.vmap(fold, (0, None))(key, number) if _one_each(key) else fold(key, number)
+
+
+def _one_each(key: Any) -> bool:
+    """Whether there is a key for each sample; an old key of JAX is an array of two words."""
+    return key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def _folded(part: jax.Array) -> jax.Array:

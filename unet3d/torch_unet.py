@@ -20,6 +20,7 @@ from diffcore._array import to_host
 from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig
+from diffcore.unet3d.torch_dropout import Dropout
 from diffcore.unet3d.torch_layers import CONDITIONS, Conv, Linear, Norm, Take
 
 MOST_ROWS = 65_535
@@ -76,6 +77,11 @@ class UNet3D(nn.Module):
     def scaling(self) -> str | None:
         """The scaling of that schedule."""
         return None if self.config.schedule is None else self.config.schedule.scaling
+
+    @property
+    def dropouts(self) -> list[Dropout]:
+        """The dropout of each block, whose seeds may be set."""
+        return [part.dropout for part in self.parts if isinstance(part, Block)]
 
     def null(self, cond: Any) -> Any:
         """Return the condition that says nothing, in the structure of `cond`, for guidance."""
@@ -171,7 +177,7 @@ class Block(nn.Module):
         self.embed = Linear(take, f"{name}.embed")
         self.norm2, self.conv2 = Norm(take, f"{name}.norm2"), Conv(take, f"{name}.conv2")
         self.skip = Linear(take, f"{name}.skip") if row.inputs != row.outputs else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.space = SpaceAttention(config, take, f"{name}.space") if row.attends else None
         self.time = TimeAttention(config, take, f"{name}.time") if row.attends else None
 

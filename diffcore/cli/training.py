@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diffcore.cli import models, options, report, sources
+from diffcore.cli import meshes, models, options, report, sources
 
 NETWORK, TRAINING = "The network", "Training"
 
@@ -22,6 +22,7 @@ EXAMPLES = (
     "$ diffcore train run --data my_videos --preset bair --size 64   # the same command goes on after Ctrl-C\n\n"
     "$ diffcore train forced --data digits --causal --frame-times independent\n\n"
     "$ diffcore train said --data my_videos --captions my_videos/captions.jsonl --encoder models/bert-large-uncased\n\n"
+    "$ torchrun --nproc-per-node 8 -m diffcore train run --data my_videos --preset bair --batch 64 --workers 4\n\n"
     "$ diffcore sample clip.mp4 --weights run/model.safetensors"
 )
 
@@ -83,7 +84,15 @@ def train(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.", rich_help_panel=TRAINING)] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips a step.", rich_help_panel=TRAINING)] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips a step, on all devices together.", rich_help_panel=TRAINING)
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Take a batch in so many parts: less memory, the same step.", rich_help_panel=TRAINING
+        ),
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=0, help="Independent images beside each clip.", rich_help_panel=TRAINING)
     ] = None,
@@ -110,6 +119,9 @@ def train(
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TRAINING)
     ] = None,
+    checkpoints: Annotated[
+        int | None, typer.Option(min=1, help="How many of the last checkpoints stay.", rich_help_panel=TRAINING)
+    ] = None,
     sample_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between sheets of samples; 0: none.", rich_help_panel=TRAINING)
     ] = None,
@@ -126,6 +138,18 @@ def train(
     backend: Annotated[
         Literal["torch", "jax"] | None, typer.Option(help="NumPy has no gradients.", rich_help_panel=TRAINING)
     ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|RxS",
+            help="Devices that share the batch: N that share the network too, or R replicas of S that share it; 8x1 is "
+            "data parallel. By default all processes of torchrun; of JAX, one device.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Threads that read batches ahead, in each process.", rich_help_panel=TRAINING)
+    ] = 0,
     device: options.Device = None,
     force: Annotated[
         bool,
@@ -137,7 +161,8 @@ def train(
     """Train a network on a folder of videos or on moving digits.
 
     The folder gets model.safetensors, log.jsonl and the last checkpoints. The same command goes on from the newest checkpoint
-    of a run that was stopped, and on a CPU ends with the very bits of one that was not.
+    of a run that was stopped, and on a CPU ends with the very bits of one that was not. Under torchrun, all its processes
+    train one network; any number of them goes on with what any other number began.
     """
     del debug
     from diffcore.unet3d import training
@@ -156,18 +181,18 @@ def train(
         preset, network, data, sources.Taken(every, rate, labels, background), text=said
     )
     tokens = None if said is None else said.encoder(source.captions)
-    how = {"steps": steps, "batch": batch, "images": images, "learning_rate": learning_rate, "warm_up": warm_up,
-           "checkpoint_every": checkpoint_every, "sample_every": sample_every, "precision": precision, "seed": seed,
-           "frame_times": frame_times, "lag": lag,
-           "schedule": _schedule(schedule)}  # fmt: skip
+    how = {"steps": steps, "batch": batch, "accumulate": accumulate, "images": images, "learning_rate": learning_rate,
+           "warm_up": warm_up, "checkpoint_every": checkpoint_every, "checkpoints": checkpoints,
+           "sample_every": sample_every, "precision": precision, "seed": seed, "frame_times": frame_times,
+           "lag": lag, "schedule": _schedule(schedule)}  # fmt: skip
     settings = _settings(preset, {name: value for name, value in how.items() if value is not None})
     folder = _prepared(folder, force)
-    place, name, _ = models.placed(backend_, device, "float32")
+    over = meshes.of(backend_, mesh, device)
+    place, name, _ = models.placed(backend_, over.device, "float32")
+    name = f"{over.devices} x {name}" if over.devices > 1 else name
     took, last = time.perf_counter(), {}
-    with report.warnings_as_notes():
-        first = 0 if force else training.step_of(folder)
-    if first:
-        report.note(f"{folder}: resuming from step {first}")
+    if over.first:
+        _say_where_it_begins(folder, force, over.processes)
     with report.Bar("training", settings.steps) as bar:
 
         def report_step(done: int, row: dict[str, Any]) -> None:
@@ -185,19 +210,53 @@ def train(
                     backend=backend_,
                     tokens=tokens,
                     device=place,
+                    mesh=over.mesh,
+                    workers=workers,
                     progress=report_step,
                     overwrite=force,
                 )
         except KeyboardInterrupt:
-            kept = training.step_of(folder)
-            goes = f"goes on from step {kept}" if kept else "begins anew"
-            report.note(f"stopped; the same command{', without --force,' if force and kept else ''} {goes}")
+            if over.first:
+                kept = training.step_of(folder)
+                goes = f"goes on from step {kept}" if kept else "begins anew"
+                report.note(f"stopped; the same command{', without --force,' if force and kept else ''} {goes}")
             raise
+    if not over.first:
+        return
     seconds = time.perf_counter() - took
     row = {"command": "train", "weights": str(path), "steps": settings.steps, "loss": last.get("loss"), "backend": backend_,
            "device": name, "config": config.to_dict(), "seconds": round(seconds, 3)}  # fmt: skip
     loss = f", loss {last['loss']:.4f}" if last else ", as it was"
     report.result(row, f"{path}: {settings.steps} steps{loss}, {backend_} on {name}, {seconds:.1f} s", as_json=as_json)
+
+
+def _say_where_it_begins(folder: Path, force: bool, processes: int) -> None:
+    """Say from where a run goes on, or that it begins anew, where there was one."""
+    from diffcore.unet3d.training import checkpoints
+
+    with report.warnings_as_notes():
+        try:
+            found = checkpoints.newest(folder)
+        except ValueError:
+            if not force:
+                raise
+            found = None
+    if found is None:
+        return
+    before = int(found.metadata.get("processes", "1"))
+    if force:
+        report.note(f"{folder}: beginning anew; the run that was here, at step {found.step}, is deleted")
+    elif before != processes:
+        report.note(
+            f"{folder}: resuming from step {found.step}, which {_so_many(before)} wrote, with {_so_many(processes)}: equal to "
+            f"rounding"
+        )
+    else:
+        report.note(f"{folder}: resuming from step {found.step}")
+
+
+def _so_many(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
 
 
 def _trains(backend: str | None) -> str:
@@ -242,6 +301,6 @@ def _prepared(folder: Path, force: bool) -> Path:
     if not folder.parent.is_dir():
         report.usage(f"there is no folder {folder.parent} for {folder.name}; make it first: mkdir -p {folder.parent}")
     weights = folder / "model.safetensors"
-    if not force and weights.exists() and not list(folder.glob("checkpoint*.safetensors")):
+    if not force and weights.exists() and not list(folder.glob("checkpoint*")):
         report.usage(f"{weights} exists already, without a checkpoint to resume from; --force overwrites it")
     return folder

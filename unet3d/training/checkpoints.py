@@ -1,12 +1,18 @@
-"""Checkpoints: the state of a run between two steps, in the last few files, each with a digest.
+"""Checkpoints: the state of a run between two steps, the last few, each with a digest.
 
-The newest is `checkpoint.safetensors`; `checkpoint.1.safetensors` is the one before it, and so on. A run goes on from the
-newest that is whole.
+One process writes files: the newest is `checkpoint.safetensors`; `checkpoint.1.safetensors` is the one before it, and so on.
+Several write folders, `checkpoint-STEP`, each process its part of the state, in the format of torch.distributed.checkpoint
+or of orbax; the first process seals a folder when all of it is there. A run goes on from the newest that is whole, whoever
+wrote it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +26,15 @@ from diffcore.unet3d import weights
 
 FUNCTION = "training.train"
 NEWEST = "checkpoint.safetensors"
+SEAL = "run.json"
+"""Of a folder: its metadata and the digests of its files. One without it is not whole."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 Form = Mapping[str, tuple[int, ...]]
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: the state of a trainer, what it belongs to, and how many steps are done."""
+    """What a checkpoint holds: the state of a trainer, {} of a folder; what it belongs to; how many steps are done."""
 
     path: Path
     state: Arrays
@@ -34,11 +42,31 @@ class Checkpoint(NamedTuple):
     step: int
 
 
+def place(folder: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of several processes."""
+    return folder / f"checkpoint-{step:09d}"
+
+
+def _folders(folder: Path) -> list[tuple[Path, int]]:
+    """Return the folders of checkpoints, whole or not, and the steps in their names."""
+    named = [(path, re.match(r"checkpoint-(\d{9,})(\.|$)", path.name)) for path in folder.glob("checkpoint-*")]
+    return [(path, int(name[1])) for path, name in named if name is not None and path.is_dir()]
+
+
 def places(folder: Path) -> list[Path]:
-    """Return the files of a folder that hold checkpoints, the newest first."""
-    older = [path for path in folder.glob("checkpoint.*.safetensors") if path.name.split(".")[1].isdecimal()]
-    older.sort(key=lambda path: int(path.name.split(".")[1]))
-    return [path for path in (folder / NEWEST, *older) if path.is_file()]
+    """Return the checkpoints in a folder, the newest first."""
+    files = [path for path in folder.glob("checkpoint.*.safetensors") if path.name.split(".")[1].isdecimal()]
+    files.sort(key=lambda path: int(path.name.split(".")[1]))
+    files = [path for path in (folder / NEWEST, *files) if path.is_file()]
+    folders = {path: step for path, step in _folders(folder) if (path / SEAL).is_file()}
+    if not folders:
+        return files
+    steps, last = dict[Path, int](), 0
+    for path in reversed(files):
+        with contextlib.suppress(ValueError):  # a damaged one is taken to be as old as the one before it
+            last = int(weights.read_metadata(FUNCTION, path).get("step", last))
+        steps[path] = last
+    return sorted([*files, *folders], key=lambda path: -(steps | folders)[path])
 
 
 def write(folder: Path, state: Arrays, metadata: Mapping[str, str], kept: int) -> None:
@@ -57,7 +85,41 @@ def write(folder: Path, state: Arrays, metadata: Mapping[str, str], kept: int) -
     _make_room(folder, kept)
     weights.write(folder / NEWEST, state, metadata)
     for path in places(folder)[kept:]:
+        discard(path)
+
+
+def seal(path: Path, metadata: Mapping[str, str], kept: int) -> None:
+    """Make a folder that is written a checkpoint, and keep so many."""
+    digests = {file.relative_to(path).as_posix(): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    _files.write(path / SEAL, json.dumps({**metadata, "digests": digests}))
+    for old in places(path.parent)[kept:]:
+        discard(old)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint, of a folder the seal first."""
+    if path.is_dir():
+        (path / SEAL).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unsealed(path: Path) -> dict[str, str]:
+    """Return the metadata of a folder, or raise ValueError where one of its files is not what was written."""
+    try:
+        metadata = json.loads((path / SEAL).read_text(encoding="utf-8"))
+        for name, digest in metadata.pop("digests").items():
+            if _digest(path / name) != digest:
+                raise ValueError(f"{FUNCTION}: {path.name} is damaged or was changed: {name} is not what was written")
+    except (OSError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{FUNCTION}: {path.name} is not whole ({error})") from None
+    return dict(metadata)
 
 
 def _make_room(folder: Path, kept: int) -> None:
@@ -77,7 +139,8 @@ def newest(folder: Path) -> Checkpoint | None:
     damaged: list[str] = []
     for path in places(folder):
         try:
-            state, metadata = weights.read_arrays(FUNCTION, path, digest=True)
+            whole = path.is_dir()
+            state, metadata = ({}, _unsealed(path)) if whole else weights.read_arrays(FUNCTION, path, digest=True)
             found = Checkpoint(path, state, metadata, int(metadata.get("step", "none")))
         except ValueError as error:
             damaged.append(str(error))
@@ -94,14 +157,17 @@ def remove(folder: Path, *, all_of_them: bool) -> None:
     """Remove what a run that was killed left half written, and, where that is wanted, all checkpoints."""
     _files.remove_parts(folder / NEWEST)
     for path in places(folder) if all_of_them else ():
-        path.unlink(missing_ok=True)
+        discard(path)
+    for path, _ in _folders(folder):
+        if not (path / SEAL).is_file():
+            shutil.rmtree(path)
 
 
 def check_same(folder: Path, found: Checkpoint, identity: Mapping[str, str], glimpse: list[float]) -> None:
     """Raise ValueError where a checkpoint is of another run.
 
-    `glimpse` is the mean of each clip of the first batch: other data that are as many and as large show there, while
-    another decoder's rounding does not.
+    `glimpse` is the mean of each of the first clips: other data that are as many and as large show there, while another
+    decoder's rounding does not.
     """
     for part, value in identity.items():
         if found.metadata.get(part) != value:
@@ -109,7 +175,7 @@ def check_same(folder: Path, found: Checkpoint, identity: Mapping[str, str], gli
                 f"{FUNCTION}: the folder {folder.name!r} holds a run with another {part}: "
                 f"{_difference(found.metadata.get(part), value)}; go on with what it was, or take another folder"
             )
-    seen = json.loads(found.metadata.get("glimpse", json.dumps(glimpse)))
+    seen = json.loads(found.metadata.get("glimpse", json.dumps(glimpse)))[: len(glimpse)]
     if len(seen) != len(glimpse) or not np.allclose(seen, glimpse, rtol=0.0, atol=0.02):
         raise ValueError(
             f"{FUNCTION}: the folder {folder.name!r} holds a run on other data: the means of its first clips are "
@@ -118,15 +184,21 @@ def check_same(folder: Path, found: Checkpoint, identity: Mapping[str, str], gli
         )
 
 
-def check_form(found: Checkpoint, form: Form) -> None:
-    """Raise ValueError where a state lacks arrays, or has others, of another shape or not of float32 (int32 for a count)."""
+def held(state: Arrays) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shapes and dtypes of a state."""
+    return {name: (array.shape, str(array.dtype)) for name, array in state.items()}
+
+
+def check_form(path: Path, held: Mapping[str, tuple[tuple[int, ...], str]], form: Form) -> None:
+    """Raise ValueError where what is held (shape, dtype) lacks arrays, or has others, of another shape or not of float32
+    (int32 for a count)."""
     for name, shape in form.items():
-        array, dtype = found.state.get(name), "int32" if name == "count" else "float32"
-        if array is None or array.shape != shape or array.dtype != dtype:
-            has = "lacks" if array is None else f"has shape {array.shape} and dtype {array.dtype} for"
-            raise ValueError(f"{FUNCTION}: {found.path.name} {has} {name!r}, which takes {shape} of {dtype}")
-    if extra := found.state.keys() - form.keys():
-        raise ValueError(f"{FUNCTION}: {found.path.name} has unknown arrays: {', '.join(sorted(extra)[:3])}")
+        dtype = "int32" if name == "count" else "float32"
+        if held.get(name) != (shape, dtype):
+            has = "has shape {} and dtype {} for".format(*held[name]) if name in held else "lacks"
+            raise ValueError(f"{FUNCTION}: {path.name} {has} {name!r}, which takes {shape} of {dtype}")
+    if extra := held.keys() - form.keys():
+        raise ValueError(f"{FUNCTION}: {path.name} has unknown arrays: {', '.join(sorted(extra)[:3])}")
 
 
 def _difference(found: str | None, wanted: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import diffcore as dc
 from diffcore import _array, _check, _files
@@ -22,11 +22,16 @@ from diffcore.unet3d import weights
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source
 from diffcore.unet3d.training import checkpoints
+from diffcore.unet3d.training.guards import alone, interrupts
 from diffcore.unet3d.training.objective import draw
 from diffcore.unet3d.training.settings import LATER, Settings
+from diffcore.unet3d.training.world import Keeper, ahead
 
-FREE = ("steps", "log_every", "checkpoint_every", "checkpoints", "sample_every", "sample_steps")
+FREE = ("steps", "accumulate", "log_every", "checkpoint_every", "checkpoints", "sample_every", "sample_steps")
 """The settings that a run may change when it goes on."""
+
+GLIMPSE = 16
+"""Clips: so many of the first batch are looked at to know other data."""
 
 LOG, WEIGHTS = "log.jsonl", "model.safetensors"
 """What a folder holds of a run, beside checkpoints and samples."""
@@ -42,6 +47,8 @@ def train(
     folder: str | Path,
     *,
     backend: str = "torch",
+    mesh: Any = None,
+    workers: int = 0,
     tokens: Any = None,
     progress: bool | Tell = False,
     overwrite: bool = False,
@@ -51,12 +58,13 @@ def train(
 
     The folder also gets `log.jsonl` (a line every `log_every` steps and at each checkpoint: step, means of loss and
     gradient_norm since the line before, learning_rate, seconds), `samples/STEP.png` where `sample_every` is set, and
-    `checkpoint.safetensors`, with `checkpoint.1.safetensors`, ... the ones before it. A run that finds its checkpoint goes on
-    from there, or, where that is damaged, from the one before, with a warning: batches, times, noise and dropout are
-    pure functions of (seed, step), so that on a CPU it ends with the very bits of a run that was never stopped. Every
-    file appears whole or not at all, but for a line of the log, which the next run mends. Ctrl-C ends the step, writes a
-    checkpoint and raises KeyboardInterrupt; a second one raises it at once. While a run trains, a lock on the file `.lock`
-    keeps others out of its folder.
+    `checkpoint.safetensors`, with `checkpoint.1.safetensors`, ... the ones before it, or, of several processes, the folders
+    `checkpoint-STEP`. A run that finds its checkpoint goes on from there, or, where that is damaged, from the one before,
+    with a warning: batches, times, noise and dropout are pure functions of (seed, step, number of the sample), so that on a
+    CPU it ends with the very bits of a run that was never stopped, and with another number of processes, another mesh or
+    another `accumulate` with the same weights but for rounding. Every file appears whole or not at all, but for a line of
+    the log, which the next run mends. Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt; a second one
+    raises it at once. While a run trains, a lock on the file `.lock` keeps others out of its folder.
 
     Args:
         config: the network.
@@ -64,6 +72,10 @@ def train(
         source: of `unet3d.data`; its clips have the config's frames and channels.
         folder: made where it is missing.
         backend: "torch" or "jax".
+        mesh: a `DeviceMesh` of torch or a `Mesh` of JAX, over whose devices the batch is dealt out. One axis shards the
+            parameters and the state of the optimizer too; of two, (replicas, shards), the second does. Every process of
+            it calls `train` alike. None: all processes that torchrun started or `jax.distributed` knows, else one device.
+        workers: threads of each process that read batches ahead; 0 reads each when it is due. The batches are the same.
         tokens: where the condition is "tokens", a pair (K, L, D) and (K, L): the tokens and masks that the labels of
             the source are indices of.
         progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]); or a function that is
@@ -72,9 +84,9 @@ def train(
         options: of the backend's trainer: device, checkpointing; for torch, compile.
 
     Raises:
-        ValueError: a source that does not fit the config; a folder with the checkpoint of another run, or of more
-            steps, or whose checkpoints are all damaged; a backend without gradients; a loss, gradient or weight that is
-            not finite, which ends the run and leaves the last checkpoint, which is sound.
+        ValueError: a source that does not fit the config; a batch that cannot be dealt out over the mesh; a folder with the
+            checkpoint of another run, or of more steps, or whose checkpoints are all damaged; a backend without gradients;
+            a loss, gradient or weight that is not finite, which ends the run and leaves the last checkpoint, which is sound.
         BlockingIOError: another run trains in the folder.
         ImportError: a library is missing.
 
@@ -99,47 +111,64 @@ def train(
     settings = replace(
         settings, weight=settings.weight_for(config.prediction)
     )  # what checkpoints and weights files say
-    trainer = module.Trainer(config, settings, **options)
-    identity = _identity(config, settings, source, backend)
-    glimpse = draw(config, settings, source, tokens, 0).x.mean(axis=(1, 2, 3, 4), dtype=np.float64).tolist()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    log, path = folder / LOG, folder / WEIGHTS
-    with _alone(function, folder), _interrupts() as interrupted:
-        checkpoints.remove(folder, all_of_them=overwrite)
-        for file in (log, path):
-            _files.remove_parts(file)  # of a run that was killed while it wrote
-            if overwrite:
-                file.unlink(missing_ok=True)
-        first = _resume(trainer, folder, log, identity, glimpse)
-        if first > settings.steps:
-            raise ValueError(
-                f"{function}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step {first}; take "
-                f"at least as many, or another folder"
-            )
+    workers = _check.integer(function, "workers", workers, 0, 1024)
+    trainer = module.Trainer(config, settings, mesh=mesh, **options)
+    world, folder = trainer.world, Path(folder)
+    identity, log, path = _identity(config, settings, source, backend), folder / LOG, folder / WEIGHTS
+    read = lambda step: draw(config, settings, source, tokens, step, trainer.rows)  # noqa: E731
+    with contextlib.ExitStack() as held:
+
+        def begin() -> tuple[checkpoints.Checkpoint | None, list[float]]:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(function, folder))
+            some = draw(config, settings, source, tokens, 0, (0, min(settings.batch, GLIMPSE))).x
+            glimpse = some.mean(axis=(1, 2, 3, 4), dtype=np.float64).tolist()
+            checkpoints.remove(folder, all_of_them=overwrite)
+            for file in (log, path):
+                _files.remove_parts(file)  # of a run that was killed while it wrote
+                if overwrite:
+                    file.unlink(missing_ok=True)
+            found = _found(trainer, settings, folder, identity, glimpse)
+            _cut(log, 0 if found is None else found.step)
+            return found if found is None or world.count == 1 else found._replace(state={}), glimpse
+
+        held.callback(world.close)
+        found, glimpse = world.agree(begin)
+        first = _restored(trainer, found)
+        keeper = held.enter_context(contextlib.closing(Keeper(world, folder, settings.checkpoints)))
+        interrupted = held.enter_context(interrupts())
         pending: list[tuple[Any, Any]] = []
         row: dict[str, Any] = {}
         began = time.perf_counter()
-        with _telling(progress, first, settings.steps) as tell, log.open("a", encoding="utf-8") as lines:
-            for step in range(first, settings.steps):
-                pending.append(trainer.step(step, draw(config, settings, source, tokens, step)))
-                done, last, stops = step + 1, step + 1 == settings.steps, interrupted.is_set()
-                keeps = done % settings.checkpoint_every == 0 or last or stops
-                if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
-                    row = _means(function, done, pending) | {"learning_rate": settings.rate(step)}
-                    pending = []
-                    lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
-                    lines.flush()
-                if settings.sample_every and (done % settings.sample_every == 0 or last):
-                    write_samples(trainer.averaged, trainer.like(), settings, folder / "samples" / f"{done:07d}.png")
-                if keeps:
-                    about = {**identity, "glimpse": json.dumps(glimpse), "step": str(done)}
+        tell = held.enter_context(_telling(progress if world.first else False, first, settings.steps))
+        lines = held.enter_context(log.open("a", encoding="utf-8")) if world.first else io.StringIO()
+        given = held.enter_context(contextlib.closing(ahead(read, range(first, settings.steps), workers)))
+        for step, drawn in given:
+            pending.append(trainer.step(step, drawn))
+            done, last, stops = step + 1, step + 1 == settings.steps, world.any(interrupted.is_set())
+            keeps = done % settings.checkpoint_every == 0 or last or stops
+            if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
+                row = _means(function, done, world.mean(_numbers(pending))) | {"learning_rate": settings.rate(step)}
+                pending = []
+                lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+                lines.flush()
+            if settings.sample_every and (done % settings.sample_every == 0 or last):
+                sheet = folder / "samples" / f"{done:07d}.png"
+                write_samples(trainer.averaged, trainer.like(), settings, sheet if world.first else None)
+            if keeps:
+                about = {**identity, "glimpse": json.dumps(glimpse), "step": str(done), "processes": str(world.count)}
+                if trainer.sharded:
+                    keeper.keep(trainer.save, about)
+                else:
                     checkpoints.write(folder, trainer.state(), about, settings.checkpoints)
-                tell(done, row)
-                if stops and not last:
-                    raise KeyboardInterrupt
+            tell(done, row)
+            if stops and not last:
+                keeper.wait()
+                raise KeyboardInterrupt
+        keeper.wait()
         metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
-        weights.write(path, trainer.weights(), metadata)
+        averaged = trainer.weights()
+        world.agree(lambda: weights.write(path, averaged, metadata))
         if interrupted.is_set():
             raise KeyboardInterrupt
     return path
@@ -154,51 +183,12 @@ def step_of(folder: str | Path) -> int:
     return 0 if found is None else found.step
 
 
-@contextlib.contextmanager
-def _alone(function: str, folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder."""
-    import filelock
-
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise BlockingIOError(
-            f"{function}: another run trains in the folder {folder.name!r}; wait for it, stop it, or take another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _numbers(pending: list[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
+    return np.array([[float(part) for part in pair] for pair in pending])
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Give an event that is set by Ctrl-C, which then interrupts nothing until it comes again.
-
-    It is so where Python's own handler is at work: another one, and another thread than the main one, are left alone.
-    """
-    asked = threading.Event()
-
-    def handle(number: int, frame: Any) -> None:
-        if asked.is_set():
-            signal.default_int_handler(number, frame)
-        asked.set()
-
-    main = threading.current_thread() is threading.main_thread()
-    of = [sign for sign in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(sign) is signal.default_int_handler]
-    for sign in of if main else ():
-        signal.signal(sign, handle)
-    try:
-        yield asked
-    finally:
-        for sign in of if main else ():
-            signal.signal(sign, signal.default_int_handler)
-
-
-def _means(function: str, done: int, pending: list[tuple[Any, Any]]) -> dict[str, Any]:
+def _means(function: str, done: int, pairs: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Return the mean loss and norm of the gradient of some steps, or raise where one is not finite."""
-    pairs = np.array([[float(part) for part in pair] for pair in pending])
     if not np.all(np.isfinite(pairs)):
         value, norm = pairs[~np.isfinite(pairs).all(axis=1)][0]
         raise ValueError(
@@ -251,14 +241,37 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
     }
 
 
-def _resume(trainer: Any, folder: Path, log: Path, identity: dict[str, str], glimpse: list[float]) -> int:
-    """Return the step to go on from, with the state and the log as they were there."""
-    step = 0
-    if (found := checkpoints.newest(folder)) is not None:
-        checkpoints.check_same(folder, found, identity, glimpse)
-        checkpoints.check_form(found, trainer.form())
-        trainer.restore(found.state)
-        step = found.step
+def _found(
+    trainer: Any, settings: Settings, folder: Path, identity: dict[str, str], glimpse: list[float]
+) -> checkpoints.Checkpoint | None:
+    """Return the checkpoint to go on from, or raise where it does not fit."""
+    found = checkpoints.newest(folder)
+    if found is None:
+        return None
+    checkpoints.check_same(folder, found, identity, glimpse)
+    held = trainer.held(found.path) if found.path.is_dir() else checkpoints.held(found.state)
+    checkpoints.check_form(found.path, held, trainer.form())
+    if found.step > settings.steps:
+        raise ValueError(
+            f"{checkpoints.FUNCTION}: `steps` is {settings.steps}, but the folder {folder.name!r} holds a run at step "
+            f"{found.step}; take at least as many, or another folder"
+        )
+    return found
+
+
+def _restored(trainer: Any, found: checkpoints.Checkpoint | None) -> int:
+    """Return the step to go on from, with the state as it was there."""
+    if found is None:
+        return 0
+    if found.path.is_dir():
+        trainer.load(found.path)
+    else:
+        trainer.restore(found.state or weights.read_arrays(checkpoints.FUNCTION, found.path)[0])
+    return found.step
+
+
+def _cut(log: Path, step: int) -> None:
+    """Leave of a log what came before a step."""
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
     whole = ""
     for line in text.splitlines():  # what came after the checkpoint will come again; the last line may be half a one
@@ -267,7 +280,6 @@ def _resume(trainer: Any, folder: Path, log: Path, identity: dict[str, str], gli
                 whole += line + "\n"
     if whole != text:
         _files.write(log, whole)
-    return step
 
 
 @contextlib.contextmanager
@@ -292,8 +304,8 @@ def _telling(progress: bool | Tell, first: int, steps: int) -> Iterator[Tell]:
         yield tell
 
 
-def write_samples(model: Any, like: Any, settings: Settings, path: Path, count: int = 4) -> None:
-    """Write clips that a model draws, the same seeds each time, as a contact sheet."""
+def write_samples(model: Any, like: Any, settings: Settings, path: Path | None, count: int = 4) -> None:
+    """Write clips that a model draws, the same seeds each time, as a contact sheet; None draws them alone."""
     from diffcore import _pictures
 
     plan = dc.samplers.dpm_solver_pp(settings.schedule, steps=settings.sample_steps)
@@ -310,6 +322,8 @@ def write_samples(model: Any, like: Any, settings: Settings, path: Path, count: 
         prediction=model.config.prediction,
         transform_x=dc.guidance.clip(),
     )
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _pictures.write_sheet(
         path, [(f"seed {settings.seed}, clip {i + 1}", clip) for i, clip in enumerate(_array.to_host(clips))]

@@ -35,7 +35,9 @@ class Settings:
 
     Args:
         steps: how many.
-        batch: clips a step.
+        batch: clips a step, on all devices together.
+        accumulate: parts of a batch, taken one after another, whose gradients are added up: less memory, the same step but
+            for rounding.
         images: independent frames appended to each clip.
         flip: mirror clips left to right, half of the time.
         learning_rate: after the warm-up.
@@ -72,6 +74,7 @@ class Settings:
 
     steps: int
     batch: int = 8
+    accumulate: int = 1
     images: int = 0
     flip: bool = False
     learning_rate: float = 3e-4
@@ -96,7 +99,7 @@ class Settings:
     sample_steps: int = 32
 
     def __post_init__(self) -> None:
-        counts = {"steps": 1, "batch": 1, "images": 0, "warm_up": 0, "cool_down": 0, "log_every": 1}
+        counts = {"steps": 1, "batch": 1, "accumulate": 1, "images": 0, "warm_up": 0, "cool_down": 0, "log_every": 1}
         for name, least in {
             **counts,
             "checkpoint_every": 1,

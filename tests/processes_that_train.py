@@ -1,0 +1,102 @@
+"""Runs of training on four, two and one processes, in one launch: `python tests/processes_that_train.py FOLDER`.
+
+The processes are forked by the agent of torchrun from one that has loaded everything, which saves their start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from training_cases import CONFIG
+from training_cases import SETTINGS as BASE
+
+from diffcore.unet3d import data
+from diffcore.unet3d.training import train
+
+SETTINGS = replace(BASE, batch=6, steps=6, checkpoint_every=2)
+
+
+def source() -> data.Arrays:
+    return data.Arrays(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
+
+
+class Interrupting(data.Arrays):
+    """Clips of which number 7, the second of step 1, comes with a Ctrl-C."""
+
+    armed = True
+
+    def clip(self, index: int, rng: np.random.Generator) -> Any:
+        if self.armed and rng.bit_generator.state["state"]["counter"][3] == SETTINGS.batch + 1:
+            signal.raise_signal(signal.SIGINT)
+        return super().clip(index, rng)
+
+
+def alone(folder: Path, steps: int, **options: Any) -> None:
+    """Train in this process, as if it had been started by itself."""
+    saved = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
+    train(CONFIG, replace(SETTINGS, steps=steps), source(), folder, **options)
+    os.environ.update(saved)
+
+
+def on(mesh: Any, folder: Path, *, steps: int = SETTINGS.steps, **options: Any) -> None:
+    """Train on a mesh."""
+    settings = replace(SETTINGS, steps=steps, accumulate=options.pop("accumulate", 1))
+    train(CONFIG, settings, source(), folder, mesh=mesh, **options)
+
+
+def work(out: Path) -> None:
+    """What each process does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    dist.init_process_group("gloo")
+    rank, said = dist.get_rank(), dict[str, str]()
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+    pair = square["shards"]  # processes 0 and 1, and 2 and 3
+    doubled = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=("pairs", "replicas", "shards"))["replicas", "shards"]
+    train(CONFIG, SETTINGS, source(), out / "four")  # a mesh of all
+    train(CONFIG, replace(SETTINGS, steps=2), source(), out / "down")
+    if rank == 0:
+        alone(out / "up", 2)
+    dist.barrier()
+    if rank < 2:
+        on(pair, out / "down", steps=4)
+        on(pair, out / "up", steps=4, checkpointing=True)
+    else:
+        on(doubled, out / "replicated", accumulate=2, workers=2)
+    dist.barrier()
+    on(square, out / "up")
+    if rank == 0:
+        alone(out / "down", 6)
+    elif rank == 3:
+        alone(out / "one", 6)
+    clips = Interrupting(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
+    with contextlib.suppress(KeyboardInterrupt):
+        train(CONFIG, SETTINGS, clips, out / "interrupted")
+        said["interrupted"] = "not at all"
+    Interrupting.armed = False
+    said["stopped at"] = str(sorted(path.name for path in (out / "interrupted").glob("checkpoint*")))
+    dist.barrier()
+    train(CONFIG, SETTINGS, clips, out / "interrupted")
+    for name, settings in (("another run", replace(SETTINGS, seed=1)), ("too small", replace(SETTINGS, batch=3))):
+        try:
+            train(CONFIG, settings, source(), out / "four")
+        except ValueError as error:
+            said[name] = str(error)
+    (out / f"said-{rank}.json").write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    how = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+    config = LaunchConfig(nproc_per_node=4, start_method="fork", max_restarts=0, **how)
+    elastic_launch(config, work)(Path(sys.argv[1]))
