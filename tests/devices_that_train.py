@@ -24,7 +24,7 @@ from diffcore.unet3d.training import jax_trainer, train  # noqa: E402
 
 def go(folder: Path, mesh: Any, steps: int = 4, **changes: Any) -> None:
     """Train, or go on."""
-    settings = replace(SETTINGS, batch=8, steps=steps, checkpoint_every=2, **changes)
+    settings = replace(SETTINGS, batch=8, steps=steps, checkpoint_every=2, log_every=1, **changes)
     source = data.Arrays(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
     train(CONFIG, settings, source, folder, backend="jax", mesh=mesh)
 
