@@ -30,6 +30,7 @@ from diffcore.unet3d.training.world import World
 Found = TypeVar("Found")
 FUNCTION = "training.train"
 dcp: Any = torch.distributed.checkpoint
+PrefixStore: Any = torch.distributed.PrefixStore  # type: ignore[attr-defined]
 
 
 class Processes(World):
@@ -115,7 +116,7 @@ def begin(kind: str) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         store, rank, count = next(rendezvous("env://"))
-        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
 
