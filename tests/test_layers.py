@@ -60,7 +60,7 @@ LAYERS: dict[str, list[str]] = {
         "video",
     ],
     "the face": [""],
-    "beside it": ["plots", "testing", "unet3d", "cli", "demo", "interop"],
+    "beside it": ["__main__", "plots", "testing", "unet3d", "cli", "demo", "interop"],
 }
 ORDER = list(LAYERS)
 
