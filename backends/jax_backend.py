@@ -186,7 +186,7 @@ def _plain(transform_x: Callable[[Array], Array] | None, kind: Kind, read: Stage
     form, eps, x = kind.form, read.eps, read.x
     memory = ring(form, read.memory, read.turn) if kind.slots else read.memory
     if read.keys is not None:
-        eps = jax_noise.normal(read.keys, read.draw, tuple(read.z.shape), dtype=read.z.dtype)
+        eps = jax_noise.normal(read.keys, read.draw, tuple(read.z.shape), dtype=read.z.dtype, beside=read.z)
     transform = transform_x if x is None else lambda _: x
     state = State(read.z, memory, None, 0, 0, None)
     after = stage.advance(form, state, read.y, read.row, eps, transform, read.other)

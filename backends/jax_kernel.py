@@ -130,7 +130,13 @@ def _try(device: Any) -> None:
 
 
 def noise(
-    seeds: jax.Array, draw: jax.Array, starts: jax.Array | None, stream: int, shape: tuple[int, ...], dtype: Any
+    seeds: jax.Array,
+    draw: jax.Array,
+    starts: jax.Array | None,
+    stream: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    like: jax.Array | None = None,
 ) -> jax.Array:
     """Return bits in uint32, or normals in float32 or float64, whose derivatives are 0, of whole samples or of the runs of
     each that begin at `starts`; see `diffcore.noise`."""
@@ -140,7 +146,9 @@ def noise(
     @jax.custom_jvp
     def made(seeds: jax.Array, draw: jax.Array, begin: jax.Array) -> jax.Array:
         call = partial(_noise, stream, shape, dtype)
-        found: jax.Array = jax_shards.everywhere(call, shape, (), (seeds, draw, begin), axes, seeds)
+        found: jax.Array = jax_shards.everywhere(
+            call, shape, (), (seeds, draw, begin), axes, seeds if like is None else like
+        )
         return found
 
     still: Any = jnp.zeros(shape, dtype) if jnp.issubdtype(dtype, jnp.floating) else np.zeros(shape, jax.dtypes.float0)

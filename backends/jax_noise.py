@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from diffcore import _philox, _streams
 from diffcore._array import Array, is_half
 from diffcore._philox import Finish, Region
 from diffcore.backends import jax_kernel, jax_shards
+from diffcore.backends.jax_shards import Part
 
 
 def _multiply(constant: int, words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,24 +82,44 @@ def _made(
     sizes: tuple[int, ...],
     stream: int,
     dtype: Any,
+    beside: jax.Array | None = None,
 ) -> jax.Array:
     """Return the elements of samples, or of the runs of each that begin at `starts`, in `dtype`; on a CPU the kernel makes
-    them where it works."""
-    size = math.prod(sizes[1:])
+    them where it works. Each device makes its part of what it has part of; on a mesh with explicit axes that is what it has of
+    `beside`, of this shape, or of the words."""
+    divides = jax_shards.divides(words, draw, starts, beside)
+    like = words if beside is None or starts is not None else beside
 
     def by_kernel(words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
-        return jax_kernel.noise(words, draw, starts, stream, sizes, dtype)
+        return jax_kernel.noise(words, draw, starts, stream, sizes, dtype, like)
 
     def by_operations(rolled: bool, words: jax.Array, draw: jax.Array, starts: jax.Array | None) -> jax.Array:
-        blocks = partial(_blocks, words, draw, stream, rolled)
         finish: Finish = list if dtype == jnp.uint32 else partial(_normals, dtype, rolled)
-        if starts is None:
-            found: jax.Array = _philox.draw_all(jnp, blocks, finish, sizes, jnp.uint32, None)
-            return found
-        element = _philox.elements(jnp, starts, size // starts.shape[0])
-        return jnp.reshape(_philox.draw_some(jnp, blocks, finish, element), sizes)
 
-    kernel = jax_shards.divides(words, draw, starts) and jax_kernel.works()
+        def runs(words: jax.Array, draw: jax.Array, starts: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+            element = _philox.elements(jnp, starts, math.prod(sizes[1:]) // starts.shape[0])
+            some = _philox.draw_some(jnp, partial(_blocks, words, draw, stream, rolled), finish, element)
+            return jnp.reshape(some, sizes)
+
+        def part_of(part: Part | None, _: Any, given: tuple[jax.Array, jax.Array]) -> jax.Array:
+            words, draw = given
+            here = sizes if part is None else part.shape
+            if part is not None:
+                words = part.of(words, 1)
+                if any(part.divided[1:]):
+                    return runs(words, draw, _philox.runs(jnp, part.whole, part.region(), np.uint32)[0], here)
+            blocks = partial(_blocks, words, draw, stream, rolled)
+            found: jax.Array = _philox.draw_all(jnp, blocks, finish, here, jnp.uint32, None)
+            return found
+
+        if starts is not None:
+            return runs(words, draw, starts, sizes)
+        if not divides:
+            return part_of(None, (), (words, draw))
+        axes = jax_shards.most(sizes)
+        return jax_shards.everywhere(part_of, sizes, (), (words, draw), axes, like)  # type: ignore[no-any-return]
+
+    kernel = divides and jax_kernel.works()
     on_cpu = by_kernel if kernel else partial(by_operations, True)
     found: jax.Array = jax.lax.platform_dependent(
         words, draw, starts, cpu=on_cpu, default=partial(by_operations, False)
@@ -148,14 +169,19 @@ def normal(
     device: Any = None,
     stream: int = _streams.SAMPLER,
     region: Region | None = None,
+    beside: jax.Array | None = None,
 ) -> jax.Array:
-    """Return standard normals (B, ...); see `diffcore.noise.normal`."""
+    """Return standard normals (B, ...); see `diffcore.noise.normal`. They lie on devices as `beside` does, of this shape."""
     dtype, sizes = jnp.dtype(dtype), _philox.sizes(shape, region)
     _philox.check_dtype(dtype)
     if 0 in sizes:
         return jnp.zeros(sizes, dtype=dtype)
     words = jnp.asarray(words, dtype=jnp.uint32)
-    found: jax.Array = _normal(words, _word(draw), _starts(shape, region), sizes, dtype, stream)
+    if hasattr(device, "device_set"):  # how the result is divided among devices
+        beside = jnp.zeros(sizes, dtype, device=device)
+        placed: jax.Array = _placed(device)(words, _word(draw), _starts(shape, region), sizes, dtype, stream, beside)
+        return placed
+    found: jax.Array = _normal(words, _word(draw), _starts(shape, region), sizes, dtype, stream, beside)
     return found
 
 
@@ -166,9 +192,22 @@ def _bits(
     return _made(words, draw, starts, sizes, stream, jnp.dtype(jnp.uint32))
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _normal(
-    words: jax.Array, draw: jax.Array, starts: jax.Array | None, sizes: tuple[int, ...], dtype: Any, stream: int
+def _all(
+    words: jax.Array,
+    draw: jax.Array,
+    starts: jax.Array | None,
+    sizes: tuple[int, ...],
+    dtype: Any,
+    stream: int,
+    beside: jax.Array | None,
 ) -> jax.Array:
     wide = jnp.float32 if is_half(dtype) else dtype
-    return _made(words, draw, starts, sizes, stream, jnp.dtype(wide)).astype(dtype)
+    return _made(words, draw, starts, sizes, stream, jnp.dtype(wide), beside).astype(dtype)
+
+
+_normal = jax.jit(_all, static_argnums=(3, 4, 5))
+
+
+@lru_cache(maxsize=16)
+def _placed(sharding: Any) -> Any:
+    return jax.jit(_all, static_argnums=(3, 4, 5), out_shardings=sharding)

@@ -300,6 +300,12 @@ def device(array: Array) -> Any:
     return None if hasattr(found, "device_set") else found
 
 
+def place(array: Array) -> Any:
+    """Return the device of an array, or how a JAX array is divided among several."""
+    found = device(array)
+    return array_api_compat.device(array) if found is None and hasattr(array, "addressable_shards") else found
+
+
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
     if xp is np and not traced():  # which cannot trace a NumPy context

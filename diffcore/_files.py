@@ -141,13 +141,17 @@ def write(path: str | os.PathLike[str], content: str | bytes | memoryview) -> No
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def remove_parts(path: str | os.PathLike[str]) -> None:
-    """Remove what processes that were killed left of a file. For whoever knows that nobody writes it now."""
-    target = Path(os.path.realpath(path))
-    name = re.compile(PART.format(re.escape(target.name[:40]), "[0-9a-f]{16}").replace(".part", r"\.part"))
-    for other in target.parent.iterdir() if target.parent.is_dir() else ():
-        if name.fullmatch(other.name):
-            other.unlink(missing_ok=True)
+def remove_parts(*paths: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed left of files. For whoever knows that nobody writes them now."""
+    left = re.compile(PART.format("(.+)", "[0-9a-f]{16}").replace(".part", r"\.part"), re.DOTALL)
+    folders: dict[Path, set[str]] = {}
+    for path in paths:
+        target = Path(os.path.realpath(path))
+        folders.setdefault(target.parent, set()).add(target.name[:40])
+    for folder, names in folders.items():
+        for other in folder.iterdir() if folder.is_dir() else ():
+            if (found := left.fullmatch(other.name)) and found[1] in names:
+                other.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

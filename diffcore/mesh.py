@@ -77,8 +77,8 @@ def local(denoise: Denoiser, *, within: bool = False) -> Local:
 
     >>> import diffcore as dc, numpy as np
     >>> plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=4)
-    >>> dc.sample(dc.mesh.local(lambda z, log_snr: 0.0 * z), plan, shape=(1, 2), seed=7, prediction="x").tolist()
-    [[0.0, 0.0]]
+    >>> dc.sample(dc.mesh.local(lambda z, log_snr: 0.0 * z + 0.5), plan, shape=(1, 2), seed=7, prediction="x").tolist()
+    [[0.5, 0.5]]
     """
     _check.callable_("mesh.local", "denoise", denoise, "a function of (z, log_snr)")
     _check.flag("mesh.local", "within", within)

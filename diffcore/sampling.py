@@ -43,7 +43,8 @@ def start(
         z: noisy data (B, ...) at the plan's first level; or the `State` in which another run ended, to go on from with its
             keys and without using a draw of noise twice; or give `shape`.
         shape: (B, ...) of a start from noise, draw 0 of the seeds.
-        like: an array that gives the library, dtype and device of a start from noise; NumPy float32 without one.
+        like: an array that gives the library, dtype and device of a start from noise; NumPy float32 without one. A torch DTensor,
+            or a JAX array on several devices, also gives how the start is divided among them.
         seed: an int in [0, 2^64), of which each sample gets its own key; or one int or key per sample: see `noise.keys`. None
             is 0.
         noise: a source of noise of one's own instead of the seeds, (draw, shape) -> array. One that has parameters named
@@ -110,7 +111,7 @@ def started(
             eps = source(0, dims, like)
         else:
             keys = backend.keys(_seed_words(seed, dims[0]), like)
-            eps = backend.normal(keys, 0, dims, dtype=like.dtype, device=_array.device(like))
+            eps = backend.normal(keys, 0, dims, dtype=like.dtype, device=_array.place(like))
         wide = _array.widen(xp, eps)
         sigma = plan.start.sigma
         sigma = sigma if isinstance(sigma, float) else _array.table_for(np.asarray(sigma), wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cli_cases
@@ -132,3 +133,51 @@ def test_commands_chain_through_files(tiny: str) -> None:
     done("interpolate", "b.gif", "c.png", "-w", tiny, *QUICK)
     done("upscale", "c.png", "d.mp4", "-w", tiny, *QUICK)
     assert "11 frames of 16x16" in done("info", "d.mp4").stdout
+
+
+def test_numbered_clips_are_the_same_files_however_many_processes_share_them(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each clip is a file of its own, drawn in blocks that depend on its number alone; what is there is kept."""
+    common = ("-w", tiny, *QUICK, "-n", 5, "--batch", 2, "--seed", 7, "--json")
+    done("sample", "all.npy", "-w", tiny, *QUICK, "-n", 5, "--seed", 7)
+    Path("one").mkdir()
+    assert json.loads(done("sample", "one/%02d.npy", *common).stdout)["made"] == 5
+    names = [f"{number:02}.npy" for number in range(5)]
+    assert sorted(os.listdir("one")) == names
+    clips = np.concatenate([np.load(f"one/{name}") for name in names])
+    assert np.allclose(clips, np.load("all.npy"), atol=1e-5)
+    Path("three").mkdir()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank, made in enumerate((2, 2, 1)):
+        monkeypatch.setenv("RANK", str(rank))
+        row = json.loads(done("sample", "three/%02d.npy", *common).stdout)
+        assert (row["made"], row["process"], row["processes"]) == (made, rank, 3)
+    assert all(Path("one", name).read_bytes() == Path("three", name).read_bytes() for name in names)
+    assert "3 processes would each write" in refused(2, "sample", "a.npy", *common)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    kept = {name: Path("one", name).stat() for name in names}
+    Path("one", "03.npy").unlink()
+    Path("one", ".03.npy.0123456789abcdef.part").write_bytes(b"of a process that was killed")
+    assert json.loads(done("sample", "one/%02d.npy", *common).stdout)["made"] == 1
+    assert sorted(os.listdir("one")) == names
+    assert Path("one", "03.npy").read_bytes() == Path("three", "03.npy").read_bytes()
+    assert all(Path("one", name).stat() == kept[name] for name in names if name != "03.npy")
+    assert "must have one number" in refused(2, "sample", "%02d%d.npy", *common)
+    monkeypatch.setenv("RANK", "4")
+    assert "RANK must be in [0, WORLD_SIZE)" in refused(2, "sample", "one/%02d.npy", *common)
+
+
+def test_clips_that_are_longer_than_the_model_are_numbered_too(tiny: str) -> None:
+    common = ("-w", tiny, *QUICK, "--frames", 9, "--seed", 7)
+    done("sample", "all.npy", *common, "-n", 2)
+    done("sample", "%d.npy", *common, "-n", 2, "--batch", 1)
+    assert np.allclose(np.load("1.npy")[0], np.load("all.npy")[1], atol=1e-5)
+
+
+def test_killed_processes_lose_no_clip_and_make_none_twice() -> None:
+    """`python tests/killed_samplers.py 100` does it a hundred times."""
+    import killed_samplers
+
+    assert killed_samplers.main(2)[1] >= 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -254,39 +252,3 @@ def test_projections_of_what_is_observed_share_one_trace() -> None:
             state = dc.step(plan, state, denoise(state.z, None), prediction="v", transform_x=sets)
         alike(state._replace(z=found), state)
     assert len(calls) == 1
-
-
-@pytest.mark.slow
-def test_a_run_divided_by_shard_map_is_the_whole_run() -> None:
-    """Words of keys go with their samples; starts from noise, and denoisers that bring an axis in, have the types that fit."""
-    program = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-import jax, jax.numpy as jnp, numpy as np, diffcore as dc
-mesh, spec = jax.sharding.Mesh(jax.devices(), ("b",)), jax.sharding.PartitionSpec("b")
-schedule, like = dc.schedules.Cosine(), jnp.zeros(1)
-call = lambda z, log_snr: -0.5 * z
-words = jnp.asarray(dc.noise.keys(3, 4))
-def divided(run):
-    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec))
-for plan in (
-    dc.samplers.ancestral(schedule, steps=4),
-    dc.samplers.dpm_solver_pp(schedule, steps=4),
-    dc.samplers.unipc(schedule, steps=4),
-    dc.samplers.dpm_solver_pp(schedule, steps=4, order=3, eta=1.0),
-):
-    whole = dc.sample(call, plan, shape=(4, 300), seed=3, prediction="v")
-    drawn = divided(lambda words: dc.sample(call, plan, shape=(2, 300), like=like, seed=words, prediction="v"))
-    np.testing.assert_allclose(np.asarray(drawn(words)), whole, atol=1e-5)
-    def by_hand(words):
-        state = dc.start(plan, shape=(2, 300), like=like, seed=words)
-        step = lambda _, state: dc.step(plan, state, call(state.z, None), prediction="v")
-        return jax.lax.fori_loop(0, len(plan), step, state).z
-    np.testing.assert_allclose(np.asarray(divided(by_hand)(words)), whole, atol=1e-5)
-    def adds(more):
-        return dc.sample(lambda z, _: more - 0.5 * z, plan, shape=(2, 3), like=like, prediction="v")
-    moved = divided(adds)(jnp.ones((4, 3)))
-    one = dc.sample(lambda z, _: 1.0 - 0.5 * z, plan, shape=(2, 3), prediction="v")
-    np.testing.assert_allclose(np.asarray(moved), np.concatenate([one, one]), atol=1e-5)
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

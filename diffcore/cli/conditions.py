@@ -33,6 +33,11 @@ def condition_for(
     return (tokens[rows], mask[rows]), count
 
 
+def rows_of(condition: Any, numbers: list[int]) -> Any:
+    """Return the condition of the clips of these numbers."""
+    return tuple([part[numbers] for part in condition]) if isinstance(condition, tuple) else condition[numbers]
+
+
 def encoder_in(folder: Path) -> Any:
     """Return the text encoder of a folder."""
     from diffcore.unet3d import text

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 
-from diffcore.cli import conditions, files, models, options, report, writers
+from diffcore.cli import conditions, files, models, numbered, options, report, writers
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -16,6 +18,7 @@ EXAMPLES = (
     "$ diffcore sample long.mp4 --label 3 --frames 64 --steps 12\n\n"
     "$ diffcore sample said.mp4 -w run/model.safetensors --prompt 'a three moves up left' --encoder models/bert\n\n"
     "$ diffcore sample set.npy --count 100 --sampler ancestral --set gamma=0.1 --steps 256\n\n"
+    "$ diffcore sample clips/%04d.mp4 --count 1000 --batch 16\n\n"
     "$ diffcore sample mine.mp4 -w run/model.safetensors --backend torch --device cuda --dtype bfloat16"
 )
 
@@ -38,6 +41,12 @@ def sample(
         int | None,
         typer.Option("--count", "-n", min=1, help="How many clips; side by side.", rich_help_panel=options.SAMPLING),
     ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Clips drawn at once where each is a file of its own.", rich_help_panel=options.SAMPLING
+        ),
+    ] = 8,
     frames: Annotated[
         int | None,
         typer.Option(
@@ -75,17 +84,21 @@ def sample(
 
     The shipped model draws clips of a handwritten digit, 0 to 9, that glides and bounces: --label says which. Equal seeds
     give equal clips on every backend and device, whatever is drawn beside them.
+
+    A number in the name of the file, such as %04d, makes a file of each clip. Files that are there already are kept, and
+    under torchrun processes share the clips: torchrun --nproc-per-node 4 -m diffcore sample clips/%04d.mp4 --count 1000
     """
     import diffcore as dc
 
     del debug
-    writers.check(out, force)
+    apart = numbered.asked(out)
+    if not apart:
+        writers.check(out, force)
     began = time.perf_counter()
-    with models.opened(weights, backend, device, dtype) as model:
+    with models.opened(weights, backend, numbered.device_of(device, backend), dtype) as model:
         config = model.config
         plan = models.plan(sampler, steps, settings, config.schedule, grid)
         condition, clips = conditions.condition_for(config, label, prompt, encoder, count)
-        denoise = models.denoiser(model, condition, guidance)
         length = config.frames if frames is None else frames
         if order != "together":
             if length > config.frames:
@@ -97,30 +110,52 @@ def sample(
             )
             plan = plan.per_frame(stages)
         side = (config.size, config.size) if size in {None, "keep"} else files.parse_size(str(size))
-        shape = (clips, length, *side, config.channels)
-        how: dict[str, Any] = {"seed": seed, "prediction": config.prediction, "transform_x": dc.guidance.clip()}
         made = 0
-        with (
-            report.Bar(f"{clips} x {length} frames", length, stages=len(plan), block=min(length, config.frames)) as bar,
-            writers.opened(out, fps or writers.FPS, zoom) as file,
-        ):
+
+        def drawn(denoise: Any, count: int, seed: Any, bar: report.Bar) -> Iterator[Any]:
+            """Yield the frames of some clips, block by block."""
+            shape = (count, length, *side, config.channels)
+            how: dict[str, Any] = {"seed": seed, "prediction": config.prediction, "transform_x": dc.guidance.clip()}
+            how["callback"] = bar.stage
             if length <= config.frames:
-                blocks: Any = [dc.sample(denoise, plan, shape=shape, like=model.like, callback=bar.stage, **how)]
-            else:
-                nothing = model.put(files.nothing(shape))
-                method = models.method_for(model, "auto")
-                how.update(window=config.frames, method=method, callback=bar.stage)
-                blocks = dc.video.extend(denoise, plan, nothing, frames=length, **how)
-            for block in blocks:
-                file.write(models.sound(block))
-                made += block.shape[1]
-                bar.made(block.shape[1])
+                yield models.sound(dc.sample(denoise, plan, shape=shape, like=model.like, **how))
+                return
+            how |= {"window": config.frames, "method": models.method_for(model, "auto"), "frames": length}
+            for block in dc.video.extend(denoise, plan, model.put(files.nothing(shape)), **how):
+                yield models.sound(block)
+
+        if apart:
+            todo = numbered.begin(out, clips, batch, force)
+            total = sum(len(missing) for _, missing in todo)
+            denoise = models.denoiser(model, None, guidance) if condition is None else None
+            with report.Bar(f"{total} clips", total or 1, stages=len(plan), block=batch) as bar:
+                for numbers, missing in todo:
+                    own = denoise or models.denoiser(model, conditions.rows_of(condition, numbers), guidance)
+                    words = dc.noise.keys(seed, len(numbers), first=numbers[0])
+                    whole = np.concatenate(list(drawn(own, len(numbers), words, bar)), axis=1)
+                    for number in missing:
+                        with writers.opened(numbered.path_of(out, number), fps or writers.FPS, zoom) as file:
+                            file.write(whole[number - numbers[0]][None])
+                    made += len(missing)
+                    bar.made(len(missing))
+        else:
+            denoise = models.denoiser(model, condition, guidance)
+            with (
+                report.Bar(
+                    f"{clips} x {length} frames", length, stages=len(plan), block=min(length, config.frames)
+                ) as bar,
+                writers.opened(out, fps or writers.FPS, zoom) as file,
+            ):
+                for block in drawn(denoise, clips, seed, bar):
+                    file.write(block)
+                    made += block.shape[1]
+                    bar.made(block.shape[1])
     seconds = time.perf_counter() - began
     row = {
         "command": "sample",
         "output": str(out),
         "clips": clips,
-        "frames": made,
+        "frames": length if apart else made,
         "size": list(side),
         "labels": None if condition is None or prompt else condition.tolist(),
         "prompts": prompt,
@@ -132,5 +167,11 @@ def sample(
         "device": model.device,
         "seconds": round(seconds, 3),
     }
-    text = f"{out}: {clips} x {made} frames of {side[0]}x{side[1]}, {plan.sampler}, {len(plan)} calls a block, "
+    text = (
+        f"{out}: {clips} x {row['frames']} frames of {side[0]}x{side[1]}, {plan.sampler}, {len(plan)} calls a block, "
+    )
+    if apart:
+        here = numbered.process()
+        row |= {"made": made, "process": here.rank, "processes": here.size}
+        text += f"{made} made by process {here.rank + 1} of {here.size}, "
     report.result(row, text + f"{model.backend} on {model.device}, {seconds:.1f} s", as_json=as_json)

@@ -117,20 +117,19 @@ def _by_jax(self: Split, z: Any, log_snr: Any, conds: tuple[Any, ...]) -> tuple[
 
     share = _share(self.mesh.shape[self.axis], conds)
 
-    def each(z: Any, log_snr: Any, conds: Any) -> Any:
+    def each(z: Any, log_snr: Any, conds: tuple[Any, ...]) -> Any:
         first = share * jax.lax.axis_index(self.axis)
-        found = jnp.zeros((len(jax.tree.leaves(conds)[0]), *z.shape), z.dtype)
+        found = [jnp.zeros_like(z)] * len(conds)
         for number in range(share):
-            cond = jax.tree.map(lambda rows, at=first + number: rows[at], conds)
-            y = self.denoise(z, log_snr, cond)
-            found = jax.lax.dynamic_update_index_in_dim(found, y, first + number, 0)
-        return jax.lax.psum(found, self.axis)  # of one that is not 0: exact
+            here = (first + number).astype(jnp.int32)
+            y = self.denoise(z, log_snr, jax.tree.map(lambda *each, at=here: jax.lax.select_n(at, *each), *conds))
+            found = [jnp.where(here == at, y, other) for at, other in enumerate(found)]
+        return jax.lax.psum(jnp.stack(found), self.axis)  # of which one is not 0: exact
 
-    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *conds)
     if self.axis not in jax.sharding.get_abstract_mesh().manual_axes:
         everywhere = PartitionSpec()
         each = jax.jit(
             jax.shard_map(each, mesh=self.mesh, axis_names={self.axis}, in_specs=everywhere, out_specs=everywhere)
         )
-    found = each(z, log_snr, stacked)
+    found = each(z, log_snr, conds)
     return tuple([found[at] for at in range(len(conds))])
