@@ -16,7 +16,8 @@ and inside a cell, a share f from its left, with theta = eta d / 2 and one N for
     Y = [sinh(theta (1 - f)) Y_left + sinh(theta f) Y_right + sqrt(2 sinh(theta f) sinh(theta (1 - f)) sinh(theta)) N] / sinh(theta)
 
 which is the exact law of any levels of which no two are in one cell. So Y at a level is a sum of 20 normals with weights that
-only depend on the level, and noise between two levels is one such sum.
+only depend on the level, and noise between two levels is one such sum. The weight of a node is its sqrt(tanh) at the middle of its
+interval and falls to 0 at the ends as sinh(eta s / 2) of the distance s from the nearer one: Schauder's functions for this process.
 
 Source: Levy 1948, sec. 1, for the midpoints; Li et al. 2020 (arXiv 2001.01328), sec. 4, for Brownian trees whose nodes are a
 function of a key; Doob 1942 (Ann. Math. 43), for the clock.
@@ -52,27 +53,37 @@ def path(xp: Any, log_snr: Array, eta: float) -> tuple[Array, Array]:
     >>> bool(np.allclose((weights**2).sum(axis=1), 1.0))
     True
     """
-    per_cell = CELLS / (2.0 * END)
-    place = xp.clip(log_snr, -END, END) * per_cell  # exact: a power of two
+    place = xp.clip(log_snr, -END, END) * (CELLS / (2.0 * END))  # exact: a power of two
     whole = xp.clip(xp.floor(place), -CELLS / 2.0, CELLS / 2.0 - 1.0)
-    share = (place - whole)[:, None]
+    share = place - whole
     cell = xp.astype(whole, xp.int32) + CELLS // 2
-    units = xp.eye(DEPTH + 3, dtype=log_snr.dtype, device=_array.device(log_snr))
-    span = 2.0 * eta * END  # of the whole; the right end given the left
-    left = units[:1, :]
-    right = math.exp(-0.5 * span) * left + math.sqrt(-math.expm1(-span)) * units[1:2, :]
-    nodes = [0 * cell + 2 * CELLS, 0 * cell + 2 * CELLS + 1]
-    for depth in range(DEPTH):
-        bend = 0.25 * span / (1 << depth)
-        middle = (left + right) / (2.0 * math.cosh(bend)) + math.sqrt(math.tanh(bend)) * units[depth + 2, :][None, :]
-        nodes.append((1 << depth) + (cell >> (DEPTH - depth)))
-        on_right = ((cell >> (DEPTH - 1 - depth)) & 1)[:, None] == 1
-        left, right = xp.where(on_right, middle, left), xp.where(on_right, right, middle)
-    nodes.append(CELLS + cell)
+    cells = place + CELLS / 2.0  # how many lie to the left
+    span = 2.0 * eta * END  # of the whole
+    widths = [1 << (DEPTH - depth) for depth in range(DEPTH)]
+    how = {"device": _array.device(log_snr)}
+    parts = xp.asarray(widths, dtype=xp.int32, **how)[None, :]
+    width = xp.asarray([float(one) for one in widths], dtype=log_snr.dtype, **how)[None, :]
+    behind = cell[:, None] % parts  # cells from the left end of each interval to this one
+    into = xp.astype(behind, log_snr.dtype) + share[:, None]
     theta = 0.5 * span / CELLS
-    from_left, from_right = (xp.sinh(theta * part) / math.sinh(theta) for part in (1.0 - share, share))
-    fresh = xp.sqrt(2.0 * from_left * from_right * math.sinh(theta))
-    return xp.stack(nodes, axis=1), from_left * left + from_right * right + fresh * units[DEPTH + 2, :][None, :]
+    size = xp.asarray([math.sqrt(math.tanh(0.5 * theta * one)) for one in widths], dtype=log_snr.dtype, **how)[None, :]
+    hats = size * _sinhs(xp, theta * xp.minimum(into, width - into), 0.5 * theta * width)
+    full = 0.0 * cells + 0.5 * span
+    left, right = _sinhs(xp, theta * (CELLS - cells), full), _sinhs(xp, theta * cells, full)
+    unit = 0.0 * share + theta
+    fresh = xp.sqrt(2.0 * math.sinh(theta) * _sinhs(xp, theta * share, unit) * _sinhs(xp, theta * (1.0 - share), unit))
+    ends = [left + math.exp(-0.5 * span) * right, math.sqrt(-math.expm1(-span)) * right]
+    weights = xp.concat([xp.stack(ends, axis=1), hats, fresh[:, None]], axis=1)
+    first = [0 * cell + 2 * CELLS, 0 * cell + 2 * CELLS + 1]
+    inner = xp.asarray([1 << depth for depth in range(DEPTH)], dtype=xp.int32, **how)[None, :] + (
+        cell[:, None] // parts
+    )
+    return xp.concat([xp.stack(first, axis=1), inner, (CELLS + cell)[:, None]], axis=1), weights
+
+
+def _sinhs(xp: Any, x: Array, y: Array) -> Array:
+    """Return sinh(x) / sinh(y) for 0 <= x <= y, y > 0, of any size."""
+    return xp.exp(x - y) * (xp.expm1(-2.0 * x) / xp.expm1(-2.0 * y))
 
 
 def increment(xp: Any, t: Array, s: Array, eta: float) -> tuple[Array, Array]:
@@ -86,7 +97,12 @@ def increment(xp: Any, t: Array, s: Array, eta: float) -> tuple[Array, Array]:
     after = after + xp.where(same, before, 0.0)
     both = xp.concat([after, xp.where(same, 0.0, before)])
     size = xp.sqrt(xp.sum(both * both))
-    return xp.concat([nodes[1, :], nodes[0, :]]), both / xp.where(size > 0.0, size, 1.0)
+    own = [
+        float(place == DEPTH + 2) for place in range(2 * DEPTH + 6)
+    ]  # of a step that is lost in rounding: that of its cell
+    alone = xp.asarray(own, dtype=both.dtype, device=_array.device(both))
+    found = xp.where(size > 0.0, both / xp.where(size > 0.0, size, 1.0), alone)
+    return xp.concat([nodes[1, :], nodes[0, :]]), found
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +132,14 @@ class Brownian:
         def normal(number: Any, region: Any, stream: int = _streams.BROWNIAN) -> Array:
             rows = words if region is None else words[region[0][0] : region[0][0] + region[0][1], ...]
             how = {"dtype": dtype, "device": where, "stream": stream, "region": region}
-            return backend.normal(rows, number, shape, **how)
+            if not getattr(number, "ndim", 0):
+                return backend.normal(rows, number, shape, **how)
+            count = rows.shape[0]
+            numbers = xp.repeat(number, count)
+            if region is not None:
+                how["region"] = ((0, count * number.shape[0]), *region[1:])
+            many = backend.normal(xp.tile(rows, (number.shape[0], 1)), numbers, (numbers.shape[0], *shape[1:]), **how)
+            return xp.reshape(many, (number.shape[0], count, *many.shape[1:]))
 
         lead = tuple(getattr(log_snr, "shape", ()))
         if log_snr is None:
@@ -159,6 +182,11 @@ def _noise(
     some = normal(draw, region, _streams.SAMPLER)
     t, s = (xp.asarray(level, dtype=some.dtype, device=_array.device(some)) for level in (t, s))
     nodes, weights = increment(xp, t, s, eta)
+    if (
+        _array.traced()
+    ):  # every operation of a loop is one of the graph: all draws at once, whose sum a compiler fuses with them
+        total = xp.tensordot(weights, normal(nodes, region), axes=1)
+        return xp.where(s > t, total, some)
 
     def add(carry: tuple[Any, Array]) -> tuple[Any, Array]:
         at, total = carry

@@ -194,9 +194,9 @@ Finish = Callable[[list[Array]], list[Array]]
 def blocks_of(
     xp: Any, words: Array, draw: Any, device: Any, stream: int, dtype: Any, multiply: Multiply = multiply_wide
 ) -> Blocks:
-    """Return the function from blocks to words that belongs to seeds, a draw and a stream, in 64-bit integers."""
+    """Return the function from blocks to words that belongs to seeds, a draw or one for each, and a stream, in 64-bit integers."""
     draw = xp.asarray(draw, dtype=dtype, device=device) if not hasattr(draw, "dtype") else xp.astype(draw, dtype)
-    draw = xp.reshape(draw, (1, 1)) & MASK
+    draw = xp.reshape(draw, (-1, 1)) & MASK
     zero = xp.zeros((1, 1), dtype=dtype, device=device)
     key = key_words(xp, words, dtype, device)
     return lambda block: rounds(multiply, (block & MASK, block >> 32, draw, zero + stream), key)

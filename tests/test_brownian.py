@@ -156,3 +156,21 @@ def test_mistakes() -> None:
         dc.noise.brownian(7)(1, (2, 3), 0.0, 70.0)
     with pytest.raises(TypeError, match="`seed`"):
         dc.noise.brownian(0.5)(1, (2, 3), 0.0, 1.0)
+
+
+@pytest.mark.torch
+def test_a_compiled_run_draws_all_nodes_at_once() -> None:
+    """The same noise, in a graph of 1,100 operations with the start, where one draw for each node makes thousands."""
+    plan, sizes = dc.samplers.ancestral(dc.schedules.Cosine(), grid=[-2.0, 2.0]), []
+
+    def run(z: Any) -> Any:
+        return dc.sample(lambda z, _: 0.5 * torch.tanh(z), plan, z, noise=dc.noise.brownian(7), prediction="x")
+
+    def counted(graph: Any, _: Any) -> Any:
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    z = torch.ones(2, 3)
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend=counted)(z), run(z))
+    assert sizes
+    assert sizes[0] < 1500
