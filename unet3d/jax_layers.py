@@ -12,6 +12,7 @@ from jax import lax
 
 from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig, groups
+from diffcore.unet3d.jax_conv import conv
 
 Take = Callable[[str], nnx.Param[jax.Array]]
 """Canonical name -> parameter."""
@@ -35,9 +36,7 @@ class Conv(Affine):
     """A 3x3 convolution of each frame."""
 
     def __call__(self, h: jax.Array, stride: int = 1) -> jax.Array:
-        weight, layouts = self.weight[...].astype(h.dtype), ("NHWC", "HWIO", "NHWC")
-        out = lax.conv_general_dilated(h, weight, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layouts)
-        return out + self.bias[...].astype(h.dtype)
+        return conv(h, self.weight[...].astype(h.dtype), stride) + self.bias[...].astype(h.dtype)
 
 
 class Norm(Affine):

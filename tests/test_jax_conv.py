@@ -1,0 +1,61 @@
+"""The convolution of the network in JAX: every derivative of it is that of XLA's own, in the form that a CPU computes well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+from diffcore.unet3d import jax_conv  # noqa: E402
+
+jnp = jax.numpy
+pytestmark = pytest.mark.jax
+
+Conv = Callable[[Any, Any], Any]
+
+
+def gradients(conv: Conv, h: Any, w: Any, dh: Any, dw: Any) -> Any:
+    return jax.grad(lambda h, w: jnp.sin(conv(h, w)).sum(), (0, 1))(h, w)
+
+
+def tangents(conv: Conv, h: Any, w: Any, dh: Any, dw: Any) -> Any:
+    along_frames = jax.jvp(lambda h: conv(h, w), (h,), (dh,))
+    return along_frames, jax.jvp(conv, (h, w), (dh, dw))
+
+
+def gradient_of_tangent(conv: Conv, h: Any, w: Any, dh: Any, dw: Any) -> Any:
+    """What MeanFlow trains on."""
+    return jax.grad(lambda w: (jax.jvp(lambda h: jnp.tanh(conv(h, w)), (h,), (dh,))[1] ** 2).sum())(w)
+
+
+def tangent_of_gradient(conv: Conv, h: Any, w: Any, dh: Any, dw: Any) -> Any:
+    return jax.jvp(jax.grad(lambda w: jnp.sin(conv(h, w)).sum()), (w,), (dw,))[1]
+
+
+def gradient_of_each(conv: Conv, h: Any, w: Any, dh: Any, dw: Any) -> Any:
+    kept = jax.checkpoint(lambda h, w: jnp.sin(conv(h, w)).sum())
+    return jax.vmap(jax.grad(kept, 1), in_axes=(0, None))(jnp.stack([h, dh]), w)
+
+
+@pytest.mark.parametrize("derived", [gradients, tangents, gradient_of_tangent, tangent_of_gradient, gradient_of_each])
+def test_derivatives_of_any_order_are_xlas(derived: Any) -> None:
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        frames, weights = [(2, 25, 23, 2)] * 2, [(3, 3, 2, 3)] * 2
+        h, dh, w, dw = (jnp.asarray(rng.standard_normal(shape)) for shape in (*frames, *weights))
+        assert h.shape[1] * h.shape[2] >= jax_conv.LEAST
+        found, want = (
+            jax.jit(derived, static_argnums=0)(conv, h, w, dh, dw) for conv in (jax_conv.conv, jax_conv._plain)
+        )
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9, atol=1e-9)
+
+
+def test_a_training_step_keeps_no_windows() -> None:
+    """Whose arrays are nine times as large as the frames."""
+    h, w = jnp.ones((8, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
+    step = jax.jit(jax.grad(lambda h, w: (jax_conv.conv(h, w) ** 2).sum(), 1))
+    assert step.lower(h, w).compile().memory_analysis().temp_size_in_bytes < 5 * h.nbytes
