@@ -49,10 +49,10 @@ class Settings(NamedTuple):
 class At(NamedTuple):
     """What a run reads stage by stage."""
 
-    row: jax.Array
-    levels: tuple[jax.Array, ...]
-    number: jax.Array
-    between: tuple[jax.Array, jax.Array] | None
+    row: Any
+    levels: tuple[Any, ...]
+    number: Any
+    between: tuple[Any, ...] | None
     """The levels from and to, where a source of noise asks."""
 
 
@@ -105,11 +105,11 @@ class JAXBackend(ArrayAPIBackend):
         if first >= stages:
             return state
         z, source = state.z, run.noise
-        numbers = jnp.arange(first, stages, dtype=jnp.int32)
+        numbers = np.arange(first, stages, dtype=np.int32)
         asks = source is not None and source.takes_levels
         tables = (run.coefficients, run.plan.log_snr, run.plan.next_log_snr)
-        row, *between = (_array.table_for(table[first:], z) for table in (tables if asks else tables[:1]))
-        levels = stage.levels_of(run, z, lambda table, like: [_array.table_for(table[first:], like)])
+        row, *between = (_table(table[first:], z) for table in (tables if asks else tables[:1]))
+        levels = stage.levels_of(run, z, lambda table, like: [_table(table[first:], like)])
         each = At(row, levels[0], numbers, tuple(between) or None)
         traced = isinstance(z, jax.core.Tracer)
         kernel = jax_kernel.serves(z, run.plan.lead)
@@ -153,6 +153,13 @@ class JAXBackend(ArrayAPIBackend):
 
     def trace(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function)
+
+
+def _table(table: Any, like: jax.Array) -> Any:
+    """Return a table as a run takes it: on the host where it is compiled for one device, which costs a call nothing."""
+    if isinstance(like, jax.core.Tracer) or len(like.devices()) > 1 or not isinstance(table, np.ndarray):
+        return _array.table_for(table, like)
+    return table.astype(np.float32 if _array.is_half(like.dtype) else like.dtype)
 
 
 @jax.jit
