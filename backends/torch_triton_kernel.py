@@ -2,8 +2,8 @@
 
 A program is one tile of `diffcore._philox`: T blocks of four words, which are 4 T elements in a row, so that no word is made
 twice and every access is contiguous, 16 bytes a thread. Memory is the limit in float32; in half precision so is the arithmetic,
-some 48 instructions a number, most of them for the noise. So none is spent on what noise does not need: a division, a library
-function, a way through shared memory.
+most of it for the noise. So no instruction is spent on what noise does not need: a division, a library function, a way through
+shared memory, and in half precision digits that are rounded off.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from diffcore import _streams
-from diffcore.backends.torch_triton_noise import TILE, _finished, _words
+from diffcore.backends.torch_triton_noise import TILE, _finished, _pair_half, _words
 
 KNOWN = tl.constexpr(_streams.KNOWN)
 
@@ -38,6 +38,15 @@ def _sum(row, first, z, past, eps, x, second, mask, LEAD: tl.constexpr, NOISY: t
     return total
 
 
+@triton.jit
+def _normals(first, second, TYPE: tl.constexpr, HALF: tl.constexpr):
+    """Two normals of two words: approximate where they are part of a sum that is rounded to half precision."""
+    if HALF:
+        return _pair_half(first, second)
+    else:
+        return _finished(first, second, TYPE)
+
+
 # fmt: off
 @triton.jit(do_not_specialize=["row_p", "keys_p", "counter_p", "held_p", "draw", "until", "tiles", "stride", "frame_size"])
 def _stage(
@@ -54,6 +63,7 @@ def _stage(
     """
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
+    HALF: tl.constexpr = to_z.dtype.element_ty == tl.bfloat16 or to_z.dtype.element_ty == tl.float16
     count: tl.constexpr = 2 + (1 + len(memory_p)) * COLUMNS
     table = row_p + sample * stride * count
     neighbours = WIDTH * tl.arange(0, TILE // WIDTH)[None, :]
@@ -71,12 +81,12 @@ def _stage(
         low_block, high_block, number = block.to(tl.uint32), (block >> 32).to(tl.uint32), zero + draw.to(tl.uint32)
         if NOISY == "keys":
             w0, w1, w2, w3 = _words(low_block, high_block, number, zero, k0, k1)
-            e0, e1 = _finished(w0, w1, TYPE)
-            e2, e3 = _finished(w2, w3, TYPE)
+            e0, e1 = _normals(w0, w1, TYPE, HALF)
+            e2, e3 = _normals(w2, w3, TYPE, HALF)
         if HOLDS:
             w0, w1, w2, w3 = _words(low_block, high_block, number, zero + KNOWN, k0, k1)
-            h0, h1 = _finished(w0, w1, TYPE)
-            h2, h3 = _finished(w2, w3, TYPE)
+            h0, h1 = _normals(w0, w1, TYPE, HALF)
+            h2, h3 = _normals(w2, w3, TYPE, HALF)
     for lane in tl.static_range(4):
         begin = (4 * tile + lane) * TILE + neighbours
         mask = begin < size  # neighbours are all inside, or all outside, and what is outside is never stored

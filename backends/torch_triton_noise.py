@@ -21,6 +21,8 @@ from diffcore import _philox
 
 TILE = tl.constexpr(_philox.TILE)
 LANE = tl.constexpr(_philox.TILE.bit_length() - 1)  # TILE is 2^LANE
+UNIT = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
+"""Whether approximate functions are written as NVIDIA's instructions."""
 BLOCK = tl.constexpr(512)
 """Elements of a region that a program makes."""
 
@@ -79,6 +81,37 @@ def _pair(first, second):
     odd = (turn & 0x40000000) != 0
     x, y = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
     return radius * _flipped(x, turn + 0x40000000), radius * _flipped(y, turn)
+
+
+@triton.jit
+def _approximately(x, function: tl.constexpr):
+    """log2, sine or cosine by the unit that works beside the others, where there is one."""
+    if UNIT:
+        code: tl.constexpr = function + ".approx.ftz.f32 $0, $1;"
+        return tl.inline_asm_elementwise(code, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    elif function == "lg2":
+        return tl.log2(x)
+    else:
+        return tl.sin(x) if function == "sin" else tl.cos(x)
+
+
+@triton.jit
+def _pair_half(first, second):
+    """Two normals of two words for what is then rounded to 8 or 11 bits: within 2^-16 of those of `_pair` times the larger of 1 and
+    their own size. The unit's errors are at most 2^-22 for log2 u, relative for u < 1/2, and 2^-20 for sine and cosine (PTX ISA).
+    """
+    u = tl.fma(first.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
+    rest = tl.fma(
+        (~first).to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10
+    )  # 1 - u, which is not rounded
+    near = rest * tl.fma(
+        rest, tl.fma(rest, 0.6666666865348816, 1.0), 2.0
+    )  # -2 log(1 - rest), where the unit's is too coarse
+    square = tl.where(rest < 0.03125, near, _approximately(u, "lg2") * -1.3862943649291992)
+    radius = square * tl.rsqrt(square)
+    angle = second.to(tl.int32, bitcast=True).to(tl.float32)
+    angle = tl.fma(angle, 1.4629180792671596e-09, 7.314590396335798e-10)  # in [-pi, pi]
+    return radius * _approximately(angle, "cos"), radius * _approximately(angle, "sin")
 
 
 @triton.jit

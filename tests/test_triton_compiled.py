@@ -162,7 +162,9 @@ def test_the_kernel_compiles_to_wide_accesses_and_registers(
     assert many == {"LDG.E.128": 4 * reads, "STG.E.128": 4 * writes}  # a lane of the tile each
     if kind == "ancestral":
         a_number = len(code.instructions) * 32 * code.warps / (4 * _philox.TILE)
-        assert a_number <= 56  # 48 to 50, most of them for the noise; a library's logarithm alone takes 20
+        assert a_number <= (
+            56 if dtype == torch.float32 else 42
+        )  # most for the noise; a library's logarithm alone takes 20
 
 
 @pytest.mark.parametrize("shape", [(2, 4002), (2, 1), (5,)])
