@@ -45,7 +45,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         scheduler: the name of the class of diffusers.
-        sampler: a name of `samplers.table()` or `samplers.others()`; None for the class's own method.
+        sampler: a name of `samplers.table()`; None for the class's own method.
         settings: of the sampler, such as {"order": 3}.
         config: of the class: what its constructor takes.
 

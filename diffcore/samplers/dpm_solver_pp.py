@@ -60,7 +60,7 @@ def dpm_solver_pp(
     eta = 1, orders 2 and 3 and the published forms all converge weakly at order 2, as measured on the variance of Gaussian data;
     order 3 has about a third of the error.
 
-    Source: Lu et al. 2022 (arXiv 2211.01095), alg. 2 and eq. 18; the weights of order 3 are derived above.
+    Source: Lu et al. 2022 (arXiv 2211.01095), alg. 2; the weights of order 3 are derived above.
 
     >>> import diffcore as dc
     >>> dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=20, order=3, eta=1.0).memory

@@ -37,7 +37,7 @@ def flow_grpo(
     Raises:
         ValueError: noise out of range, a bad grid, or neither or both of steps and grid.
 
-    Source: Liu et al. 2025 (arXiv 2505.05470), eq. 9.
+    Source: Liu et al. 2025 (arXiv 2505.05470), the discretised SDE of its section on ODE to SDE.
 
     >>> import diffcore as dc
     >>> len(dc.samplers.flow_grpo(dc.schedules.Flow(), 10))
@@ -77,7 +77,7 @@ def cps(
     Raises:
         ValueError: eta out of range, a bad grid, or neither or both of steps and grid.
 
-    Source: Wang & Yu 2025 (arXiv 2509.05952), eq. 14.
+    Source: Wang & Yu 2025 (arXiv 2509.05952), the update of its section on coefficients-preserving sampling.
 
     >>> import diffcore as dc
     >>> len(dc.samplers.cps(dc.schedules.Flow(), 10))
