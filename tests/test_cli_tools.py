@@ -90,6 +90,25 @@ def test_an_interrupted_training_says_what_the_next_one_does(
 
 
 @pytest.mark.torch
+def test_train_from_weights(tiny: str) -> None:
+    common = ("train", "run", "--data", "digits", "--from", tiny, "--batch", 2, "--device", "cpu", "--frames", 3)
+    more = ("--freeze", "embed.*", "--validation", "digits", "--log", "csv")
+    found = done(*common, *more, "--steps", 1, "--json")
+    assert f"run: a new run from the weights of {tiny}, 1 step of 2 clips 3x8x8x1, learning rate 0.0001" in found.stderr
+    row = json.loads(found.stdout)
+    assert Path("run", "log.csv").read_text().splitlines()[1].split(",")[4] == str(row["validation_loss"])
+    shown = done("info", "run").stdout
+    assert "trained with" in shown
+    assert "('embed.*',)" in shown
+    assert "--log must be csv or tensorboard" in refused(2, *common, "--log", "excel")
+    assert "needs --validation" in refused(2, *common, "--validate-every", 2)
+    assert "compiles in any case" in refused(2, *common, "--backend", "jax", "--compile")
+    found = run(*common[:1], "new", *common[2:], "--base-channels", 16)
+    assert found.exit_code == 1
+    assert "is another network, with base_channels 8 for 16" in found.stderr
+
+
+@pytest.mark.torch
 def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
     Path("videos").mkdir()
     for name in ("a", "b"):

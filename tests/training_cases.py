@@ -86,6 +86,7 @@ def quick() -> Iterator[None]:
         "seed",
         "frame_times",
         "lag",
+        "frozen",
     )
     make = jax_trainer.compiled
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,9 +173,26 @@ def _weights(weights: str, as_json: bool) -> None:
     )
     typer.echo(f"{summarise(content.config)}\n")
     report.table("config", ["field", "value"], [[key, str(value)] for key, value in content.config.to_dict().items()])
+    if settings := _fields(content.metadata.pop("settings", "")):
+        typer.echo()
+        report.table("trained with", ["setting", "value"], settings)
     if content.metadata:
         typer.echo()
         report.table("metadata", ["key", "value"], [[key, str(value)] for key, value in content.metadata.items()])
+
+
+def _fields(text: str) -> list[list[str]]:
+    """Return the fields and values of a dataclass as it prints, "Settings(steps=3, frozen=('a', 'b'))"."""
+    inside = text.removeprefix("Settings(").removesuffix(")")
+    if inside == text:
+        return []
+    parts, depth, last = [], 0, 0
+    for found in re.finditer(r"[()]|, (?=\w+=)", inside):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if depth == 0 and found[0] not in "()":
+            parts.append(inside[last : found.start()])
+            last = found.end()
+    return [part.split("=", 1) for part in [*parts, inside[last:]]]
 
 
 # A plan

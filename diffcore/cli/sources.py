@@ -90,18 +90,28 @@ def _captioned(source: Any, config: Any, said: Text) -> Any:
 
 
 def network_and_data(
-    preset: str, changes: dict[str, Any], name: str, taken: Taken, *, text: Text | None = None
+    preset: str | None,
+    changes: dict[str, Any],
+    name: str,
+    taken: Taken,
+    *,
+    text: Text | None = None,
+    origin: Any = None,
 ) -> tuple[Any, Any]:
-    """Return a config that fits the data, and the data."""
+    """Return a config that fits the data, that of a preset or of weights to start from, and the data."""
+    from dataclasses import replace
+
     from diffcore import unet3d
 
     able = presets() if text is None else list(unet3d.PRESETS)
-    if preset not in able:
+    if preset is not None and preset not in able:
         usage(f"--preset must be one of {', '.join(able)}, got {preset}")
     if text is not None and taken.labels is not None:
         usage("--labels and --captions are both given; a network is trained on one of them")
     given = {field: value for field, value in changes.items() if value is not None}
-    base = unet3d.PRESETS[preset]
+    base = unet3d.PRESETS[preset] if preset is not None else replace(origin, schedule=None)
+    if base.condition == "tokens" and text is None:
+        usage("the weights are those of a model of texts; --encoder FOLDER says how captions are read")
     if name == DIGITS:
         given["channels"] = 1
         if base.condition == "class":
@@ -115,12 +125,12 @@ def network_and_data(
     if "size" in given:  # attention at the same levels
         given["attention"] = tuple(sorted({given["size"] * side // base.size for side in base.attention}))
     try:
-        config = unet3d.preset(preset, **given)
+        config = replace(base, **given)
     except ValueError as error:
         usage(str(error))
     source = data(name, config, taken=taken)
     if taken.labels is not None and name != DIGITS and source.classes != config.classes:
-        config = unet3d.preset(preset, **given | {"classes": source.classes})
+        config = replace(config, classes=source.classes)
     return config, source if text is None else _captioned(source, config, text)
 
 

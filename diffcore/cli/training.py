@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diffcore.cli import meshes, models, options, report, sources
+from diffcore.cli import meshes, models, options, report, sources, tuning
 
 NETWORK, TRAINING = "The network", "Training"
 
@@ -20,6 +20,7 @@ EXAMPLES = (
     "$ diffcore train run --data digits --preset tiny --steps 200\n\n"
     "$ diffcore train run --data my_videos --preset bair --size 64 --frames 16 --images 8 --device cuda\n\n"
     "$ diffcore train run --data my_videos --preset bair --size 64   # the same command goes on after Ctrl-C\n\n"
+    "$ diffcore train tuned --data my_videos --from moving_digits --rate 12 --freeze 'embed.*' --validation held_out\n\n"
     "$ diffcore train forced --data digits --causal --frame-times independent\n\n"
     "$ diffcore train said --data my_videos --captions my_videos/captions.jsonl --encoder models/bert-large-uncased\n\n"
     "$ torchrun --nproc-per-node 8 -m diffcore train run --data my_videos --preset bair --batch 64 --workers 4\n\n"
@@ -38,14 +39,20 @@ def train(
     ],
     data: Annotated[str, typer.Option(metavar="FOLDER|digits", help='A folder of video files, or "digits".')],
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help=f"The network and how it is trained, to start from: {', '.join(sources.presets())}.",
+            help=f"The network and how it is trained: {', '.join(sources.presets())}; moving_digits without it and --from.",
             autocompletion=sources.presets,
             rich_help_panel=NETWORK,
         ),
-    ] = "moving_digits",
+    ] = None,
+    start: tuning.From = None,
+    freeze: tuning.Freeze = None,
+    validation: tuning.Validation = None,
+    validate_every: tuning.ValidateEvery = None,
+    log: tuning.Log = None,
+    fused: tuning.Compile = False,
     size: Annotated[int | None, typer.Option(min=1, help="Side of a frame.", rich_help_panel=NETWORK)] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.", rich_help_panel=NETWORK)] = None,
     base_channels: Annotated[
@@ -158,7 +165,7 @@ def train(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a network on a folder of videos or on moving digits.
+    """Train a network on a folder of videos or on moving digits, from new weights or, with --from, from those of a model.
 
     The folder gets model.safetensors, log.jsonl and the last checkpoints. The same command goes on from the newest checkpoint
     of a run that was stopped, and on a CPU ends with the very bits of one that was not. Under torchrun, all its processes
@@ -168,6 +175,9 @@ def train(
     from diffcore.unet3d import training
 
     backend_ = _trains(backend)
+    tuning.check(backend_, fused, log, validation, validate_every, encoder is not None)
+    origin = tuning.start_of(start)
+    preset = preset or ("moving_digits" if start is None else None)
     network = {
         "frames": frames,
         "size": size,
@@ -176,23 +186,23 @@ def train(
         "prediction": prediction,
         "causal": causal or None,
     }
-    said = sources.text(data, captions, encoder)
-    config, source = sources.network_and_data(
-        preset, network, data, sources.Taken(every, rate, labels, background), text=said
-    )
+    said, taken = sources.text(data, captions, encoder), sources.Taken(every, rate, labels, background)
+    config, source = sources.network_and_data(preset, network, data, taken, text=said, origin=origin.config)
+    held_out = tuning.held_out(validation, config, taken, source)
     tokens = None if said is None else said.encoder(source.captions)
     how = {"steps": steps, "batch": batch, "accumulate": accumulate, "images": images, "learning_rate": learning_rate,
            "warm_up": warm_up, "checkpoint_every": checkpoint_every, "checkpoints": checkpoints,
            "sample_every": sample_every, "precision": precision, "seed": seed, "frame_times": frame_times,
-           "lag": lag, "schedule": _schedule(schedule)}  # fmt: skip
+           "lag": lag, "schedule": _schedule(schedule) or (origin.config and origin.config.schedule),
+           "frozen": freeze and tuple(freeze), "validate_every": validate_every}  # fmt: skip
     settings = _settings(preset, {name: value for name, value in how.items() if value is not None})
     folder = _prepared(folder, force)
     over = meshes.of(backend_, mesh, device)
     place, name, _ = models.placed(backend_, over.device, "float32")
     name = f"{over.devices} x {name}" if over.devices > 1 else name
     took, last = time.perf_counter(), {}
-    if over.first:
-        _say_where_it_begins(folder, force, over.processes)
+    if over.first and not _say_where_it_begins(folder, force, over.processes):
+        report.note(tuning.words(folder, settings, config, start))
     with report.Bar("training", settings.steps) as bar:
 
         def report_step(done: int, row: dict[str, Any]) -> None:
@@ -214,6 +224,10 @@ def train(
                     workers=workers,
                     progress=report_step,
                     overwrite=force,
+                    start=origin.path,
+                    validation=held_out,
+                    log=log or (),
+                    **({"compile": True} if fused else {}),
                 )
         except KeyboardInterrupt:
             if over.first:
@@ -227,11 +241,14 @@ def train(
     row = {"command": "train", "weights": str(path), "steps": settings.steps, "loss": last.get("loss"), "backend": backend_,
            "device": name, "config": config.to_dict(), "seconds": round(seconds, 3)}  # fmt: skip
     loss = f", loss {last['loss']:.4f}" if last else ", as it was"
+    if "validation_loss" in last:
+        row["validation_loss"] = last["validation_loss"]
+        loss += f", {last['validation_loss']:.4f} on {validation}"
     report.result(row, f"{path}: {settings.steps} steps{loss}, {backend_} on {name}, {seconds:.1f} s", as_json=as_json)
 
 
-def _say_where_it_begins(folder: Path, force: bool, processes: int) -> None:
-    """Say from where a run goes on, or that it begins anew, where there was one."""
+def _say_where_it_begins(folder: Path, force: bool, processes: int) -> bool:
+    """Say from where a run goes on, or that it begins anew, where there was one, and return whether it goes on."""
     from diffcore.unet3d.training import checkpoints
 
     with report.warnings_as_notes():
@@ -242,7 +259,7 @@ def _say_where_it_begins(folder: Path, force: bool, processes: int) -> None:
                 raise
             found = None
     if found is None:
-        return
+        return False
     before = int(found.metadata.get("processes", "1"))
     if force:
         report.note(f"{folder}: beginning anew; the run that was here, at step {found.step}, is deleted")
@@ -253,6 +270,7 @@ def _say_where_it_begins(folder: Path, force: bool, processes: int) -> None:
         )
     else:
         report.note(f"{folder}: resuming from step {found.step}")
+    return not force
 
 
 def _so_many(processes: int) -> str:
@@ -280,16 +298,18 @@ def _schedule(name: str | None) -> Any:
     return None if name is None else known[name]
 
 
-def _settings(preset: str, given: dict[str, Any]) -> Any:
+def _settings(preset: str | None, given: dict[str, Any]) -> Any:
     from diffcore.unet3d import training
 
-    base = training.PRESETS.get(preset)
+    base = training.PRESETS.get(preset or "")
     try:
         if base is not None:
             if given.get("steps", base.steps) < base.cool_down:
                 given["cool_down"] = given["steps"] // 4
             return replace(base, **given)
-        return training.Settings(**{"steps": 1000, "warm_up": 100, "ema": 0.99, "learning_rate": 1e-3, **given})
+        return training.Settings(
+            **{"steps": 1000, "warm_up": 100, "ema": 0.99, "learning_rate": 1e-3 if preset else 1e-4, **given}
+        )
     except (ValueError, TypeError) as error:
         report.usage(str(error))
 

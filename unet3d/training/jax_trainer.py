@@ -44,6 +44,7 @@ class Trainer:
         config, settings: what is trained, and how.
         device: a JAX device or sharding, or a platform such as "cpu".
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        start: weights to start from, by canonical name; None draws them from the seed.
         mesh: a `jax.sharding.Mesh` of one axis, or of two, (replicas, shards); None takes the devices of all processes
             where there are several, else `device`.
     """
@@ -58,6 +59,7 @@ class Trainer:
         device: Any = None,
         checkpointing: bool = False,
         mesh: Any = None,
+        start: Any = None,
     ) -> None:
         self.config, self.settings = config, settings
         self.device = jax.devices(device)[0] if isinstance(device, str) else device
@@ -69,7 +71,8 @@ class Trainer:
         self.world = jax_mesh.Processes(layout) if layout is not None and self.sharded else World()
         if layout is not None:
             self.device = layout.mesh.local_devices[0]
-        first = initial(config, settings.seed)
+        first = initial(config, settings.seed) if start is None else start
+        settings.frozen_of(first)  # raises where a pattern fits none
         half = settings.precision if settings.precision != "float32" else None
         model = UNet3D(config, first, device=self.device, checkpointing=checkpointing, compute_dtype=half)
         zeros = {name: np.zeros_like(array) for name, array in first.items()}
@@ -213,6 +216,8 @@ def _advance(
 ) -> tuple[State, jax.Array, jax.Array]:
     """Return the next state, the loss and the norm of the gradient; `new` is the share of the average that is new."""
     value, gradient = gradient_of(state.model, x, t, cond, keys, number)
+    frozen = settings.frozen_of(state.model)
+    gradient = {name: jnp.zeros_like(part) if name in frozen else part for name, part in gradient.items()}
     norm = jnp.sqrt(sum(jnp.sum(part**2) for part in gradient.values()))
     shrink = jnp.minimum(1.0, settings.clip_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ has it
     gradient = jax.tree.map(lambda part: part * shrink, gradient)
@@ -222,6 +227,6 @@ def _advance(
     )
     moments = (optax.ScaleByAdamState(state.count, state.mu, state.nu), optax.EmptyState())
     update, (adam, _) = adamw.update(gradient, moments, state.model)
-    model = jax.tree.map(lambda now, part: now - rate * part, state.model, update)
+    model = {name: now if name in frozen else now - rate * update[name] for name, now in state.model.items()}
     averaged = jax.tree.map(lambda mean, now: mean + new * (now - mean), state.averaged, model)
     return State(model, averaged, adam.mu, adam.nu, adam.count), value, norm

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,23 @@ from diffcore import _array, _check, _files
 from diffcore.unet3d import weights
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.data import Source
-from diffcore.unet3d.training import checkpoints
+from diffcore.unet3d.training import checkpoints, logs
 from diffcore.unet3d.training.guards import alone, interrupts
-from diffcore.unet3d.training.objective import draw
+from diffcore.unet3d.training.objective import draw, validation_loss
 from diffcore.unet3d.training.settings import LATER, Settings
+from diffcore.unet3d.training.start import check_source, started
 from diffcore.unet3d.training.world import Keeper, ahead
 
-FREE = ("steps", "accumulate", "log_every", "checkpoint_every", "checkpoints", "sample_every", "sample_steps")
+FREE = (
+    "steps",
+    "validate_every",
+    "accumulate",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints",
+    "sample_every",
+    "sample_steps",
+)
 """The settings that a run may change when it goes on."""
 
 GLIMPSE = 16
@@ -50,6 +60,9 @@ def train(
     mesh: Any = None,
     workers: int = 0,
     tokens: Any = None,
+    start: str | Path | None = None,
+    validation: Source | None = None,
+    log: Sequence[str] = (),
     progress: bool | Tell = False,
     overwrite: bool = False,
     **options: Any,
@@ -78,6 +91,12 @@ def train(
         workers: threads of each process that read batches ahead; 0 reads each when it is due. The batches are the same.
         tokens: where the condition is "tokens", a pair (K, L, D) and (K, L): the tokens and masks that the labels of
             the source are indices of.
+        start: a weights file whose weights the run starts from, the average too, which then does not forget them:
+            `ema_warm_up` is off. Frames may be of any other size and clips of any length; other classes or another condition
+            start anew, and grey weights take colours. A run that goes on has its own weights.
+        validation: clips that are not trained on: their loss, of the averaged weights, at the same times and with the same noise
+            each time, is in the log as validation_loss; see `Settings.validate_every`.
+        log: "csv" for a copy of the log as `log.csv`, "tensorboard" for one that TensorBoard shows (needs tensorboardX).
         progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]); or a function that is
             called after each step with how many are done and the last line of the log, {} until there is one.
         overwrite: begin anew where the folder holds a run, instead of going on with it.
@@ -94,7 +113,10 @@ def train(
     """
     function = "training.train"
     _check.choice(function, "backend", backend, ("torch", "jax"), hint="NumPy has no gradients")
-    _check_source(function, config, source, tokens)
+    check_source(function, config, source, tokens)
+    logs.check(function, log)
+    if validation is not None:
+        check_source(function, config, validation, tokens, "validation")
     try:
         importlib.import_module("filelock")
         module = importlib.import_module(f"diffcore.unet3d.training.{backend}_trainer")
@@ -108,13 +130,17 @@ def train(
             f"one of them, for example dataclasses.replace(settings, schedule=config.schedule)"
         )
     config = replace(config, schedule=settings.schedule)
-    settings = replace(
-        settings, weight=settings.weight_for(config.prediction)
-    )  # what checkpoints and weights files say
+    settings = replace(settings, weight=settings.weight_for(config.prediction))  # as files say
     workers = _check.integer(function, "workers", workers, 0, 1024)
+    origin: dict[str, str] = {}
+    if start is not None:
+        given_weights = started(function, config, start, settings.seed)
+        settings, origin = replace(settings, ema_warm_up=False), {"start": given_weights.digest}
+        options = {**options, "start": given_weights.arrays}
     trainer = module.Trainer(config, settings, mesh=mesh, **options)
     world, folder = trainer.world, Path(folder)
-    identity, log, path = _identity(config, settings, source, backend), folder / LOG, folder / WEIGHTS
+    identity = _identity(config, settings, source, backend) | origin
+    file_of_log, path = folder / LOG, folder / WEIGHTS
     read = lambda step: draw(config, settings, source, tokens, step, trainer.rows)  # noqa: E731
     with contextlib.ExitStack() as held:
 
@@ -124,12 +150,12 @@ def train(
             some = draw(config, settings, source, tokens, 0, (0, min(settings.batch, GLIMPSE))).x
             glimpse = some.mean(axis=(1, 2, 3, 4), dtype=np.float64).tolist()
             checkpoints.remove(folder, all_of_them=overwrite)
-            for file in (log, path):
+            for file in (file_of_log, path):
                 _files.remove_parts(file)  # of a run that was killed while it wrote
                 if overwrite:
                     file.unlink(missing_ok=True)
             found = _found(trainer, settings, folder, identity, glimpse)
-            _cut(log, 0 if found is None else found.step)
+            _cut(file_of_log, 0 if found is None else found.step)
             return found if found is None or world.count == 1 else found._replace(state={}), glimpse
 
         held.callback(world.close)
@@ -141,17 +167,25 @@ def train(
         row: dict[str, Any] = {}
         began = time.perf_counter()
         tell = held.enter_context(_telling(progress if world.first else False, first, settings.steps))
-        lines = held.enter_context(log.open("a", encoding="utf-8")) if world.first else io.StringIO()
+        lines = held.enter_context(file_of_log.open("a", encoding="utf-8")) if world.first else io.StringIO()
+        copy = held.enter_context(logs.copies(folder, file_of_log, log if world.first else (), first))
         given = held.enter_context(contextlib.closing(ahead(read, range(first, settings.steps), workers)))
         for step, drawn in given:
             pending.append(trainer.step(step, drawn))
             done, last, stops = step + 1, step + 1 == settings.steps, world.any(interrupted.is_set())
             keeps = done % settings.checkpoint_every == 0 or last or stops
-            if done % settings.log_every == 0 or keeps:  # so that what is kept is finite, and its log complete
+            checked = keeps or done % (settings.validate_every or done + 1) == 0
+            if (
+                done % settings.log_every == 0 or keeps or (checked and validation is not None)
+            ):  # so that what is kept is finite, and its log complete
                 row = _means(function, done, world.mean(_numbers(pending))) | {"learning_rate": settings.rate(step)}
                 pending = []
-                lines.write(json.dumps({**row, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+                if validation is not None and checked:
+                    row["validation_loss"] = validation_loss(trainer, config, settings, validation, tokens)
+                line = {**row, "seconds": round(time.perf_counter() - began, 3)}
+                lines.write(json.dumps(line) + "\n")
                 lines.flush()
+                copy(line)
             if settings.sample_every and (done % settings.sample_every == 0 or last):
                 sheet = folder / "samples" / f"{done:07d}.png"
                 write_samples(trainer.averaged, trainer.like(), settings, sheet if world.first else None)
@@ -166,7 +200,13 @@ def train(
                 keeper.wait()
                 raise KeyboardInterrupt
         keeper.wait()
-        metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
+        metadata = {
+            "config": json.dumps(config.to_dict()),
+            "settings": repr(settings),
+            "steps": str(settings.steps),
+        } | origin
+        if names := getattr(source, "names", None):
+            metadata["classes"] = json.dumps(names)
         averaged = trainer.weights()
         world.agree(lambda: weights.write(path, averaged, metadata))
         if interrupted.is_set():
@@ -197,31 +237,6 @@ def _means(function: str, done: int, pairs: npt.NDArray[np.float64]) -> dict[str
         )
     value, norm = pairs.mean(axis=0)
     return {"step": done, "loss": float(value), "gradient_norm": float(norm)}
-
-
-def _check_source(function: str, config: UNet3DConfig, source: Source, tokens: Any) -> None:
-    frames, _, _, channels = source.shape
-    if (frames, channels) != (config.frames, config.channels):
-        raise ValueError(
-            f"{function}: `source` has clips of {frames} frames and {channels} channels, but `config` takes "
-            f"{config.frames} and {config.channels}"
-        )
-    if config.condition != "none" and source.classes is None:
-        raise ValueError(f"{function}: `config` has the condition {config.condition!r}, but `source` has no labels")
-    if config.condition == "class" and source.classes != config.classes:
-        raise ValueError(
-            f"{function}: `source` has {source.classes} classes, but `config` takes {config.classes}; make them equal"
-        )
-    if (config.condition == "tokens") != (tokens is not None):
-        raise ValueError(
-            f"{function}: `tokens` is {'missing' if tokens is None else 'given'}, but the condition is "
-            f'{config.condition!r}; tokens come with condition="tokens" and only with it'
-        )
-    if tokens is not None and any(len(part) < (source.classes or 0) for part in tokens):
-        raise ValueError(
-            f"{function}: `tokens` has {[len(part) for part in tokens]} rows, but takes one for each of the "
-            f"{source.classes} labels of `source`"
-        )
 
 
 def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 5, and sec. 3; Chen et al
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,3 +118,33 @@ def loss(predict: Callable[..., Any], settings: Settings, config: UNet3DConfig, 
     slope = settings.schedule.slope(t)
     each = losses.denoising(y, x, eps, level, prediction=config.prediction, weight=weight, slope=slope, mask=mask)
     return each.mean()
+
+
+@cache
+def _jitted() -> Any:
+    """Return the call of a model of JAX, compiled once."""
+    from flax import nnx
+
+    return nnx.jit(lambda model, *given: model(*given), static_argnums=4)
+
+
+BATCHES = 16
+"""Of validation, at most."""
+
+
+def validation_loss(trainer: Any, config: UNet3DConfig, settings: Settings, source: Source, tokens: Any) -> float:
+    """Return the loss of the averaged weights on clips that are not trained on: the same ones, times and noise each time."""
+    like = trainer.like()
+    library, device = _array.library(like), _array.device(like)
+    put = lambda array: None if array is None else library.asarray(array, device=device)  # noqa: E731
+    predict = trainer.averaged
+    if trainer.library == "jax":
+        predict = partial(_jitted(), trainer.averaged)
+    count = min(BATCHES, -(-len(source) // settings.batch))
+    total = 0.0
+    for step in range(count):
+        drawn = draw(config, settings, source, tokens, step)
+        cond = tuple(map(put, drawn.cond)) if isinstance(drawn.cond, tuple) else put(drawn.cond)
+        given = drawn._replace(x=put(drawn.x), t=put(drawn.t), cond=cond)
+        total += float(loss(predict, settings, config, given, step))
+    return total / count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +13,7 @@ from diffcore.schedules._base import Schedule
 NAME = "training.Settings"
 PRECISIONS = ("float32", "bfloat16")
 FRAME_TIMES = ("shared", "independent", "monotone", "pyramid")
-LATER: dict[str, Any] = {"frame_times": "shared", "lag": None}
+LATER: dict[str, Any] = {"frame_times": "shared", "lag": None, "frozen": (), "ema_warm_up": True}
 """Fields that were added later, and what runs that do not know them did."""
 
 PLAIN: dict[str, weights.Weight] = {
@@ -60,6 +62,10 @@ class Settings:
         log_every, checkpoint_every, sample_every: in steps; 0 leaves samples out. All three are also due at the end.
         checkpoints: how many of the last ones are kept, so that a run goes on where the newest is damaged.
         sample_steps: calls of the network for a sample.
+        frozen: patterns, as of `fnmatch`, of names of weights that stay as they are: "embed.*", "*.space.*"; each has to fit one.
+        ema_warm_up: whether d rises as above, so that an average forgets the random weights it starts from; without it
+            d = ema from the first step on, for a run that starts from trained weights.
+        validate_every: steps between validations, where there is data for them; 0 validates with each checkpoint.
 
     Raises:
         ValueError, TypeError: a field out of its range; the message names it.
@@ -97,6 +103,9 @@ class Settings:
     checkpoints: int = 3
     sample_every: int = 0
     sample_steps: int = 32
+    frozen: tuple[str, ...] = ()
+    ema_warm_up: bool = True
+    validate_every: int = 0
 
     def __post_init__(self) -> None:
         counts = {"steps": 1, "batch": 1, "accumulate": 1, "images": 0, "warm_up": 0, "cool_down": 0, "log_every": 1}
@@ -106,6 +115,7 @@ class Settings:
             "checkpoints": 1,
             "sample_every": 0,
             "sample_steps": 1,
+            "validate_every": 0,
         }.items():
             self._set(name, _check.integer(NAME, name, getattr(self, name), least))
         self._set("seed", _check.integer(NAME, "seed", self.seed, 0, 2**64 - 1))
@@ -119,6 +129,11 @@ class Settings:
         self._set("clip_norm", clip)
         self._set("condition_dropout", _check.number(NAME, "condition_dropout", self.condition_dropout, 0, 1))
         self._set("flip", _check.flag(NAME, "flip", self.flip))
+        self._set("ema_warm_up", _check.flag(NAME, "ema_warm_up", self.ema_warm_up))
+        if isinstance(self.frozen, str) or not all(isinstance(pattern, str) for pattern in self.frozen):
+            must = 'be patterns of names of weights, such as ("embed.*", "*.space.*")'
+            raise _check.error(TypeError, NAME, "frozen", must, self.frozen)
+        self._set("frozen", tuple(self.frozen))
         _check.choice(NAME, "precision", self.precision, PRECISIONS)
         _check.choice(NAME, "frame_times", self.frame_times, FRAME_TIMES)
         if self.lag is not None:
@@ -149,7 +164,29 @@ class Settings:
 
     def decay(self, step: int) -> float:
         """Return how much of the averaged weights a step keeps."""
-        return min(self.ema, (1 + step) / (10 + step))
+        return min(self.ema, (1 + step) / (10 + step)) if self.ema_warm_up else self.ema
+
+    def frozen_of(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the names of weights that stay as they are.
+
+        Raises:
+            ValueError: a pattern that fits none, or patterns that fit all.
+
+        >>> sorted(Settings(steps=1, frozen=("in*",)).frozen_of(["input.weight", "output.weight"]))
+        ['input.weight']
+        """
+        names = list(names)
+        for pattern in self.frozen:
+            if not fnmatch.filter(names, pattern):
+                near = ", ".join(sorted({name.split(".")[0] for name in names}))
+                raise ValueError(
+                    f"{NAME}: `frozen` has the pattern {_check.shown(pattern)}, which fits no weight; their names begin with "
+                    f"{near}, as in {near.split(', ')[0]}.*"
+                )
+        found = frozenset(name for pattern in self.frozen for name in fnmatch.filter(names, pattern))
+        if len(found) == len(names):
+            raise ValueError(f"{NAME}: `frozen` fits every weight, so that nothing would be trained; leave some out")
+        return found
 
 
 _PAPER = Settings(steps=60_000, batch=128, images=8, flip=True, learning_rate=3e-4)

@@ -14,7 +14,7 @@ import torch
 from diffcore import _streams, noise
 from diffcore._array import to_host
 from diffcore.unet3d import torch_unet, weights
-from diffcore.unet3d.build import build
+from diffcore.unet3d.build import assemble, initial
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.training import torch_mesh
 from diffcore.unet3d.training.objective import Drawn, loss, parts
@@ -30,6 +30,7 @@ class Trainer:
         device: a torch device.
         compile: fuse the network with `torch.compile`; over a mesh, each of its blocks.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        start: weights to start from, by canonical name; None draws them from the seed.
         mesh: a `DeviceMesh` of one axis, or of two, (replicas, shards); None takes all processes that torchrun started.
     """
 
@@ -44,6 +45,7 @@ class Trainer:
         compile: bool = False,
         checkpointing: bool = False,
         mesh: Any = None,
+        start: Any = None,
     ) -> None:
         self.config, self.settings = config, settings
         mesh = torch_mesh.whole(device) if mesh is None else mesh
@@ -53,8 +55,11 @@ class Trainer:
         self.world = World() if mesh is None else torch_mesh.Processes(mesh)
         check_batch(settings.batch, settings.accumulate, self.world.count, even=False)
         self.rows = part_of(settings.batch, getattr(self.world, "number", 0), self.world.count)
-        self.model = build(config, "torch", settings.seed, device=device, checkpointing=checkpointing)
+        start = initial(config, settings.seed) if start is None else start
+        self.model = assemble("training.train", config, start, "torch", "float32", device, checkpointing)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        for name in settings.frozen_of(start):
+            self.model.get_parameter(name).requires_grad_(False)
         self.device = next(self.model.parameters()).device
         self.sharded = mesh is not None
         if mesh is not None:
