@@ -45,7 +45,7 @@ Log = Annotated[
     list[str] | None,
     typer.Option(
         metavar="csv|tensorboard",
-        help="A copy of log.jsonl: csv for a spreadsheet, tensorboard for curves (tensorboard --logdir FOLDER); may be given twice.",
+        help="A copy of log.jsonl: csv for a spreadsheet, tensorboard for curves (tensorboard --logdir FOLDER); or both.",
         rich_help_panel=START,
     ),
 ]
