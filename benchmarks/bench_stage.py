@@ -35,7 +35,9 @@ OURS = {"numpy": ("numpy", None), "torch": ("torch", False), "torch fused": ("to
 """Row -> library, and what `compile` is."""
 
 ON_CUDA = {"torch kernel": ("torch", None), "torch graph": ("torch", None), "torch captured": ("torch", True), **OURS}
-"""The same on CUDA: with the Triton kernel, and all stages replayed as one graph, by hand and by `compile=True`."""
+ON_CUDA["jax program"] = ("jax", None)
+"""The same on CUDA: with the Triton kernel, and all stages replayed as one graph, by hand and by `compile=True`; and inside a
+program of the caller's, where nothing is left to the host, so that what JAX takes for the call and for its stages come apart."""
 
 CLIP = dc.guidance.clip()
 HALF = ("bfloat16", "float16")
@@ -116,6 +118,11 @@ def test_stage(timed: Any, device: str, size: int, sampler: str, dtype: str, who
     if who == "torch captured":
         ours()  # the second call captures
     call = _replayed(ours) if who == "torch graph" else lambda: arrays.ready(ours())
+    if who == "jax program":
+        program = importlib.import_module("jax").jit(
+            lambda z, y: dc.sample(lambda z, _: y, plan, start._replace(z=z), prediction="eps", transform_x=CLIP)
+        )
+        call = lambda: arrays.ready(program(z, y))  # noqa: E731
     timed(call, group, who, "ours", calls=len(plan), bytes=moved * z.nbytes)
 
 
