@@ -69,8 +69,15 @@ class MeshBackend(torch_backend.TorchBackend):
         return self._drawn(torch_noise.bits, words, draw, shape, region, device, stream=stream)
 
     def _drawn(
-        self, function: Any, words: Array, draw: Any, shape: tuple[int, ...], region: Any, device: Any, **how: Any
+        self, function: Any, words: Array, draw: Any, shape: tuple[int, ...], region: Any, *rest: Any, **how: Any
     ) -> DTensor:
+        sizes = shape if region is None else tuple([size for _, size in region])
+        return self.wrap(self.part(function, words, draw, shape, region, *rest, **how), sizes)
+
+    def part(
+        self, function: Any, words: Array, draw: Any, shape: tuple[int, ...], region: Any, device: Any, **how: Any
+    ) -> torch.Tensor:
+        """Return what this process has of noise."""
         sizes = shape if region is None else tuple([size for _, size in region])
         place = self.region(sizes)
         within = [(0, 0)] * len(shape) if region is None else region
@@ -79,8 +86,8 @@ class MeshBackend(torch_backend.TorchBackend):
         dims, inside = shape, here if here[1:] != [(0, size) for size in shape[1:]] else None
         if inside is None:  # whole samples, which their keys are enough for
             dims = (count, *shape[1:])
-        local = function(words[begin : begin + count], draw, dims, device=device, region=inside, **how)
-        return self.wrap(local, sizes)
+        found: torch.Tensor = function(words[begin : begin + count], draw, dims, device=device, region=inside, **how)
+        return found
 
     def advance(
         self,
@@ -259,8 +266,8 @@ class Here(Source):
         """Return draw number `draw`, of this region."""
         inside, backend = self.inside, self.inside.backend
         if self.given is None:
-            how = {"dtype": like.dtype, "device": like.device, "stream": stream}
-            return backend.normal(inside.keys, draw, inside.shape, **how).to_local()
+            how = {"dtype": like.dtype, "stream": stream}
+            return backend.part(torch_noise.normal, inside.keys, draw, inside.shape, None, like.device, **how)
         eps = self.given(draw, inside.shape, inside.wrap(like), between or self.between, stream)
         return backend.local(eps, "noise", inside.shape)
 
