@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -119,6 +120,24 @@ def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
     assert json.loads(found.stdout)["config"]["channels"] == 3
     assert "skipped broken.mp4" in found.stderr
     done("evaluate", "run", "--data", "videos", "-n", 2, "--every", 1, "--backend", "numpy")
+
+
+def test_evaluate_two_sets_by_the_features_of_a_name() -> None:
+    from diffcore.metrics import features
+
+    real = clip(4, (8, 8), 3, count=6)
+    np.save("real.npy", real)
+    np.save("made.npy", 0.5 * real)
+    Path("mine_for_a_test.py").write_text("def means(clips):\n    return clips.mean(axis=(1, 2, 3))\n")
+    common = ("evaluate", "made.npy", "--against", "real.npy", "--frames", 4, "--size", 8, "--json", "--features")
+    known = {**features.table(), "mine_for_a_test:means": lambda clips: clips.mean(axis=(1, 2, 3))}
+    for name, function in known.items():
+        row = json.loads(done(*common, name).stdout)
+        with pytest.warns(dc.metrics.SmallSample) if name in features.table() else contextlib.nullcontext():
+            truth = dc.metrics.frechet_distance(real, 0.5 * real, features=function)
+        assert row["frechet_distance"] == pytest.approx(truth, rel=1e-4)
+    assert "--features must be one of pixels, convolutions, digits" in refused(2, *common, "pixel")
+    assert "needs --against" in refused(2, "evaluate", "made.npy", "--features", "pixels")
 
 
 def test_evaluate_two_videos_by_psnr_and_ssim() -> None:

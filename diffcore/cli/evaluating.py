@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from diffcore import _files
-from diffcore.cli import files, models, options, report, sources, writers
+from diffcore.cli import files, models, options, report, sets, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 HELD_OUT = 2048
@@ -20,7 +20,8 @@ EXAMPLES = (
     "Examples:\n\n"
     "$ diffcore evaluate moving_digits --data digits --count 256\n\n"
     "$ diffcore evaluate run/model.safetensors --data held_out_videos --json\n\n"
-    "$ diffcore evaluate made.mp4 --against real.mp4"
+    "$ diffcore evaluate made.mp4 --against real.mp4\n\n"
+    "$ diffcore evaluate made_videos --against real_videos --features convolutions --rate 12 -n 256"
 )
 
 
@@ -39,7 +40,23 @@ def evaluate(
         ),
     ] = "moving_digits",
     against: Annotated[
-        Path | None, typer.Option(metavar="VIDEO", help="The video that it should equal: PSNR and SSIM.")
+        Path | None,
+        typer.Option(
+            metavar="VIDEO|FOLDER",
+            help="The video that it should equal: PSNR and SSIM. With --features, or for a folder: the set that it should be like.",
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --against: the Frechet distance of two sets of clips by these features: pixels (means of blocks), convolutions "
+            "(a small random 3D network, the default for folders), digits, or module:function of your own.",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="With --features: frames of a clip.")] = 16,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="With --features: height x width; 64, for digits 32.")
     ] = None,
     data: Annotated[
         str, typer.Option(metavar="FOLDER|digits", help='Real videos: a folder, or "digits" (held-out ones).')
@@ -79,7 +96,12 @@ def evaluate(
     del debug
     if out is not None:
         writers.check_place(out, force)
-    if against is not None:
+    if features is not None and against is None:
+        report.usage("--features needs --against, the video or folder that is compared with")
+    if against is not None and (features is not None or against.is_dir() or Path(what).is_dir()):
+        taken = sources.Taken(every, rate, None, background)
+        row, text = sets.compared(Path(what), against, features, frames, size, count, taken)
+    elif against is not None:
         row, text = _compared(Path(what), against)
     else:
         began = time.perf_counter()

@@ -1,0 +1,100 @@
+"""Two sets of clips, in files or folders, by the Frechet distance of their features."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcore.cli import files, report, sources
+
+DIGITS = "digits"
+
+
+def names() -> list[str]:
+    """Return the names of features."""
+    from diffcore.metrics import features
+
+    return [*features.table(), DIGITS]
+
+
+def function_of(name: str) -> Callable[[Any], Any]:
+    """Return features by their name, or a function of a module: "mine:embed", which lies in this folder or is installed."""
+    from diffcore.metrics import features
+
+    if name in features.table():
+        return features.table()[name]
+    if name == DIGITS:
+        from diffcore.unet3d import digits
+
+        return digits.features
+    module, colon, function = name.partition(":")
+    if not colon:
+        report.usage(f"--features must be one of {', '.join(names())}, or module:function, got {name}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        report.usage(f"--features {name}: {error}; give the name of a module in this folder, a colon, and its function")
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        report.usage(
+            f"--features {name} is no function, but {type(found).__name__}; it takes clips (n, T, H, W, C) and returns (n, D)"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def clips_of(
+    path: Path, frames: int, size: files.Size, channels: int, count: int, taken: sources.Taken
+) -> files.Float32:
+    """Return at most `count` clips (N, T, H, W, C): of a folder at random places of its videos, of a file one after another."""
+    from diffcore.unet3d import data
+
+    if path.is_dir():
+        x = data.batch(sources.folder(path, frames, size, taken._replace(labels=None)), count, step=0).x
+        return (x @ files.LUMA)[..., None] if channels == 1 else x
+    video = files.look(path, taken.rate, taken.background)
+    files.say(video)
+    whole = files.read(video, size, channels)
+    cut = whole.shape[1] // frames
+    if not cut:
+        report.usage(
+            f"{path} has {whole.shape[1]} frames, but clips of {frames} are compared; give --frames {whole.shape[1]}"
+        )
+    clips = whole[:, : cut * frames].reshape(whole.shape[0] * cut, frames, *whole.shape[2:])
+    return clips[:count]
+
+
+def compared(
+    made: Path, real: Path, features: str | None, frames: int, size: str | None, count: int, taken: sources.Taken
+) -> tuple[report.Row, str]:
+    """Return the Frechet distance of two sets, as a row and in words."""
+    from diffcore import metrics
+
+    name = features or "convolutions"
+    function, side = function_of(name), files.parse_size(size or ("32" if name == DIGITS else "64"))
+    for path in (made, real):
+        if not path.exists():
+            report.usage(f"there is no file or folder {path}")
+    channels = 1 if name == DIGITS else 3
+    first, second = (clips_of(path, frames, side, channels, count, taken) for path in (made, real))
+    fewer = min(len(first), len(second))
+    if len(first) != len(second):
+        report.note(
+            f"note: {made} has {len(first)} clips and {real} {len(second)}; the first {fewer} of each are compared"
+        )
+    if fewer < 2:
+        report.usage(f"a distance takes at least 2 clips of each, got {fewer}; give smaller --frames, or more videos")
+    with report.warnings_as_notes():
+        distance = metrics.frechet_distance(second[:fewer], first[:fewer], features=function, batch=16)
+    row = {"command": "evaluate", "made": str(made), "real": str(real), "features": name, "clips": fewer, "frames": frames,
+           "size": list(side), "frechet_distance": distance}  # fmt: skip
+    text = f"Frechet distance {distance:.6g} by {name}, of {fewer} clips each, {frames} frames of {side[0]}x{side[1]} (height x width)"
+    return row, text
