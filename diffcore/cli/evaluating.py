@@ -50,7 +50,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="With --against: the Frechet distance of two sets of clips by these features: pixels (means of blocks), convolutions "
+            help="With --against: the Frechet distance of two sets of clips by features: pixels (means of blocks), convolutions "
             "(a small random 3D network, the default for folders), digits, or module:function of your own.",
         ),
     ] = None,

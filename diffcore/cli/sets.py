@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffcore.cli import files, report, sources
 
 DIGITS = "digits"
@@ -96,5 +94,5 @@ def compared(
         distance = metrics.frechet_distance(second[:fewer], first[:fewer], features=function, batch=16)
     row = {"command": "evaluate", "made": str(made), "real": str(real), "features": name, "clips": fewer, "frames": frames,
            "size": list(side), "frechet_distance": distance}  # fmt: skip
-    text = f"Frechet distance {distance:.6g} by {name}, of {fewer} clips each, {frames} frames of {side[0]}x{side[1]} (height x width)"
+    text = f"Frechet distance {distance:.6g} by {name}, of {fewer} clips each, {frames} frames of {side[0]}x{side[1]}"
     return row, text
