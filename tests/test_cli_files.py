@@ -144,6 +144,7 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
         (("verify", "-k", "nothing of the kind"), "no identity has that"),
         (("train", "run", "--data", "digits", "--preset", "huge"), "--preset must be one of"),
         (("train", "run", "--data", "nowhere"), "--data must be a folder of videos"),
+        (("evaluate", "clip.mp4"), "is a video; --against says"),
         (("evaluate", "--data", "nowhere"), "--data must be a folder of videos"),
     ],
 )

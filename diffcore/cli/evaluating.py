@@ -101,6 +101,10 @@ def evaluate(
     if against is not None and (features is not None or against.is_dir() or Path(what).is_dir()):
         taken = sources.Taken(every, rate, None, background)
         row, text = sets.compared(Path(what), against, features, frames, size, count, taken)
+    elif against is None and Path(what).suffix.lower() in files.readable():
+        report.usage(
+            f"{what} is a video; --against says which video or folder it is compared with, and `diffcore info` what it is"
+        )
     elif against is not None:
         row, text = _compared(Path(what), against)
     else:

@@ -55,6 +55,13 @@ class Video(NamedTuple):
     background: tuple[int, int, int] = (0, 0, 0)
 
 
+def readable() -> frozenset[str]:
+    """Return what the name of a video ends with."""
+    from diffcore.unet3d.data._coded import SUFFIXES
+
+    return SUFFIXES | {".npy", ".png"}
+
+
 def look(path: Path, fps: float | None = None, background: str = "black") -> Video:
     """Return the properties of a video file; refuse any other file.
 

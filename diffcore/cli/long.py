@@ -137,8 +137,10 @@ def interpolate(
 def upscale(
     job: Job, factor: Annotated[int, typer.Option(min=1, max=64, help="How many times as high and as wide.")] = 2
 ) -> None:
-    """Make a video larger: the averages of the new frames over factor x factor pixels are the frames of the input.
+    """Make a video larger: the averages of the new frames over factor x factor pixels are near the frames of the input.
 
+    How near depends on --method, --steps and the model: reconstruction and moment_matching pull towards them and may miss where
+    the model disagrees.
     The model works at the large size. An input up to the model's size is taken as it is; a larger one is first scaled to
     cover the model's size and cut to it, unless --size says otherwise ("keep": as it is). --window 1 is quicker for a
     single picture, and draws each frame by itself.
