@@ -43,7 +43,12 @@ def main() -> int:
             worst = worst if code == pytest.ExitCode.NO_TESTS_COLLECTED else max(worst, abs(code))
             if given.markdown:
                 _files.write(given.markdown, report.markdown(kept.read()))
-        print(report.markdown(kept.read()))
+        found = kept.read()
+        if given.k and not found["rows"] and not worst:
+            parser.error(
+                f"no row fits -k {given.k!r}; names are such as 'stage, torch, ddim, 24576 numbers, float32, cpu'"
+            )
+        print(report.markdown(found))
     return worst
 
 

@@ -160,6 +160,8 @@ def test_extend_says_that_its_frames_are_the_total(tiny: str) -> None:
 
 
 def test_a_file_of_something_else_is_no_model(tiny: str) -> None:
+    Path("text.md").write_text("nothing of the kind")
+    assert "must be weights (.safetensors), a plan (.json) or a video" in refused(2, "info", "text.md")
     Path("x.safetensors").write_text("nothing of the kind")
     assert "damaged or cut off" in refused(1, "sample", "out.npy", "-w", "x.safetensors", *QUICK)
     assert "damaged or cut off" in refused(1, "info", "x.safetensors")

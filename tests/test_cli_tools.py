@@ -243,7 +243,8 @@ def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def instead(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
         seen.append((command, how["cwd"]))
-        Path(command[command.index("--json") + 1]).write_text('{"rows": []}', encoding="utf-8")
+        rows = [] if "nothing" in command else [{}]
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"rows": rows}), encoding="utf-8")
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", instead)
@@ -253,7 +254,8 @@ def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert where == ROOT
     assert command[1:3] == ["-m", "benchmarks"]
     assert {"--quick", "stage"} <= set(command)
-    assert json.loads(Path("found.json").read_text()) == {"rows": []}
+    assert json.loads(Path("found.json").read_text()) == {"rows": [{}]}
+    assert "no row of the benchmarks fits -k 'nothing'" in refused(2, "bench", "-k", "nothing")
 
 
 def test_help_teaches_by_examples() -> None:

@@ -70,6 +70,10 @@ def bench(
         if not found.is_file():
             raise report.Failure(f"the benchmarks ended with exit code {done.returncode} and no result; see above")
         result = json.loads(found.read_text(encoding="utf-8"))
+    if only and not result["rows"] and done.returncode in (0, 2):
+        report.usage(
+            f"no row of the benchmarks fits -k {only!r}; 'stage', 'noise', 'run', 'unet' and 'cuda' are words of names"
+        )
     if out is not None:
         _files.write(out, json.dumps(result, indent=1) + "\n")
     if as_json:

@@ -68,8 +68,6 @@ def look(path: Path, fps: float | None = None, background: str = "black") -> Vid
     With `fps`, or where its rate varies, frames are read at equal times; with a varying rate and without `fps`, as many
     a second as there are on average.
     """
-    from diffcore.unet3d.data._coded import SUFFIXES
-
     under = colour(background)
     if not path.exists():
         usage(f"there is no file {path}")
@@ -78,8 +76,8 @@ def look(path: Path, fps: float | None = None, background: str = "black") -> Vid
     if not path.is_file():
         usage(f"{path} is a pipe or a device; give one video file")
     kind = path.suffix.lower()
-    if kind not in SUFFIXES | {".npy", ".png"}:
-        known = " ".join(sorted(SUFFIXES | {".npy", ".png"}))
+    if kind not in readable():
+        known = " ".join(sorted(readable()))
         usage(f"{path} must have the suffix of a video, one of {known}, got {kind or 'none'}")
     if path.stat().st_size == 0:
         raise Failure(f"{path} is empty, 0 bytes; make it again")

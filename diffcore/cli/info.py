@@ -66,7 +66,11 @@ def info(
     elif what in models.shipped() or Path(what).suffix == ".safetensors" or Path(what).is_dir():
         _weights(what, as_json)
     elif not Path(what).exists():
-        report.usage(f"there is no file {what}, nor a shipped model of that name; shipped are {models.shipped()}")
+        report.usage(
+            f"there is no file {what}, nor a shipped model of that name; shipped are {', '.join(models.shipped())}"
+        )
+    elif Path(what).is_file() and Path(what).suffix.lower() not in files.readable():
+        report.usage(f"{what} must be weights (.safetensors), a plan (.json) or a video (.mp4, .gif, .npy, ...)")
     else:
         _video(Path(what), as_json)
 

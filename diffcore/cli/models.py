@@ -90,15 +90,14 @@ def weights_file(weights: str) -> Path | None:
     """Return the path of a weights file, or None for a shipped model; refuse anything else."""
     if weights in shipped():
         return None
-    path = Path(weights)
+    path, choose = Path(weights), f"give --weights a .safetensors file or one of {', '.join(shipped())}"
     if path.is_dir():
         inside = path / "model.safetensors"
         if inside.is_file():
             return inside
-        usage(f"{weights} is a folder without model.safetensors; give --weights a .safetensors file or {shipped()}")
+        usage(f"{weights} is a folder without model.safetensors; {choose}")
     if not path.is_file():
-        usage(f"there is no weights file {weights}, nor an included model of that name; give --weights a .safetensors file "
-              f"or one of {shipped()}")  # fmt: skip
+        usage(f"there is no weights file {weights}, nor an included model of that name; {choose}")
     return path
 
 
