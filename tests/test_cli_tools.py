@@ -311,6 +311,37 @@ def test_a_run_that_is_interrupted_leaves_no_file(tiny: str, which: signal.Signa
     assert os.listdir() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is one of Linux")
+def test_an_interrupt_is_heard_while_a_library_computes() -> None:
+    """Python never comes to its handler: the main thread waits in C, for a mutex that it holds, as for a compiled run."""
+    code = """if True:
+        import ctypes, signal
+        from pathlib import Path
+        from diffcore.cli import interrupts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        part = Path("half.part")
+        part.touch()
+        mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+        with interrupts.heard(part):
+            print("waits", flush=True)
+            lock(mutex)
+            lock(mutex)
+        print("ended")
+    """
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert err == "diffcore: interrupted; no half-written file was left\n"
+    assert not Path("half.part").exists()
+
+
 def test_without_its_libraries_the_command_says_what_to_install() -> None:
     process = _process(code="import sys; sys.modules['typer'] = None\nfrom diffcore.cli import main\nmain()")
     out, err = process.communicate(timeout=60)

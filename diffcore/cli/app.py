@@ -10,9 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffcore.cli import bench, evaluating, info, long, report, sample, training, verify
-
-INTERRUPTED = 130
+from diffcore.cli import bench, evaluating, info, interrupts, long, report, sample, training, verify
 
 
 class Commands(TyperGroup):
@@ -25,13 +23,13 @@ class Commands(TyperGroup):
         try:
             code = super().main(given, prog_name, *others, **extra)
         except KeyboardInterrupt:
-            code = INTERRUPTED
+            code = interrupts.INTERRUPTED
         except SystemExit:
             raise
         except Exception as error:
             code = _told(error, debug="--debug" in given)
-        if code == INTERRUPTED:
-            report.note("diffcore: interrupted; no half-written file was left")
+        if code == interrupts.INTERRUPTED:
+            report.note(interrupts.SAYS)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -40,7 +38,7 @@ def _told(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, typer.Abort):
-        return INTERRUPTED
+        return interrupts.INTERRUPTED
     if hasattr(error, "format_message"):  # of the parser of arguments
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "diffcore"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from diffcore import _files
 from diffcore._pictures import zoom_for
-from diffcore.cli import sheets
+from diffcore.cli import interrupts, sheets
 from diffcore.cli.files import ZOOMED, Float32, _av
 from diffcore.cli.report import Failure, note, usage
 
@@ -58,7 +58,8 @@ def opened(path: Path, fps: float, zoom: int | None = None) -> Iterator[Writer]:
     with _files.replacing(path) as temporary:
         writer = _KINDS[path.suffix.lower()](temporary, fps, zoom)
         try:
-            yield writer
+            with interrupts.heard(temporary):
+                yield writer
         except BaseException:
             with contextlib.suppress(Exception):
                 writer.abandon()
