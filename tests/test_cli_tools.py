@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import pytest
 from cli_cases import QUICK, ROOT, clip, coded, done, refused, run
 
 import diffcore as dc
-from diffcore.cli import battery, bench, evaluating
+from diffcore import unet3d
+from diffcore.cli import battery, bench, estimates, evaluating
+from diffcore.unet3d import summary
 
 in_a_folder, tiny = cli_cases.in_a_folder, cli_cases.tiny
 
@@ -351,3 +354,22 @@ def test_without_its_libraries_the_command_says_what_to_install() -> None:
     process = _process(code="import sys; sys.modules['rich.console'] = None\nfrom diffcore.cli import main\nmain()")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, "diffcore: the command line needs rich; install diffcore[cli]\n")
+
+
+def test_a_long_run_says_before_it_begins_how_long(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, size = (
+        unet3d.UNet3DConfig(
+            frames=4, size=64, channels=1, base_channels=8, multipliers=(1, 2), head_dim=8, attention=()
+        ),
+        (64, 256),
+    )
+    ratio = summary.total(summary.costs_of(bare, 4, size)).flops / unet3d.summarise(bare).total.flops
+    assert 4.0 < ratio < 16.0  # the middle attends over all pixels, and the embedding costs what it did
+    half = summary.total(summary.costs_of(bare, 2, (64, 64))).flops / unet3d.summarise(bare).total.flops
+    assert 0.45 < half < 0.55
+    np.save("in.npy", clip())
+    job = ("extend", "in.npy", "out.npy", "--frames", 8, "--method", "replacement", "-w", tiny, *QUICK, "--force")
+    assert "note: this takes" not in done(*job).stderr
+    monkeypatch.setattr(estimates, "LONG", 1)
+    note = r"note: this takes about \d+ seconds here: \d+ calls of the network with 1 x 4 frames of 8x8, each up to"
+    assert re.search(note, done(*job).stderr)

@@ -56,33 +56,43 @@ def summarise(config: UNet3DConfig) -> Summary:
     >>> round(summary.total.parameters / 1e6), round(summary.total.flops / 1e12, 1)
     (1146, 6.9)
     """
+    costs = costs_of(config, config.frames, (config.size, config.size))
+    return Summary(config, tuple(costs[:-1]), costs[-1], total(costs))
+
+
+def total(costs: list[Cost]) -> Cost:
+    """Return the cost of all parts."""
+    return Cost(*map(sum, zip(*costs, strict=True)))
+
+
+def costs_of(config: UNet3DConfig, frames: int, size: tuple[int, int]) -> list[Cost]:
+    """Return the costs of the levels and of the embedding for a clip of other frames (H, W) than the config's."""
     arrays = structure.arrays(config)
-    size = {name: math.prod(array.shape) for name, array in arrays.items()}
+    held = {name: math.prod(array.shape) for name, array in arrays.items()}
     rows = {row.name: row for row in structure.rows(config)}
-    sides = _sides(config)
-    parameters, activations, flops = ([0] * (len(sides) + 1) for _ in range(3))
+    areas = [math.prod(-(-side // 2**level) for side in size) for level in range(len(config.widths))]
+    parameters, activations, flops = ([0] * (len(areas) + 1) for _ in range(3))
     for name, array in arrays.items():
         owner = next((row for prefix, row in rows.items() if name.startswith(f"{prefix}.")), None)
         if owner is None:
-            level, pixels = (0, sides[0] ** 2) if name.startswith(("input", "output")) else (len(sides), 0)
+            level, pixels = (0, areas[0]) if name.startswith(("input", "output")) else (len(areas), 0)
         else:
             level = owner.level + {"down": 1, "up": -1}.get(owner.kind, 0)
-            pixels = sides[level] ** 2
-        parameters[level] += size[name]
+            pixels = areas[level]
+        parameters[level] += held[name]
         if not name.endswith("weight") or len(array.shape) == 1:
             continue
-        vectors = 1 if pixels == 0 or name.endswith(".embed.weight") else config.frames * pixels
+        vectors = 1 if pixels == 0 or name.endswith(".embed.weight") else frames * pixels
         activations[level] += vectors * array.shape[-1]
-        flops[level] += 2 * vectors * size[name]
+        flops[level] += 2 * vectors * held[name]
     for row in rows.values():
         if row.attends:
-            tokens, pixels = config.frames * sides[row.level] ** 2, sides[row.level] ** 2
+            tokens, pixels = frames * areas[row.level], areas[row.level]
             heads = row.outputs // config.head_dim
-            space, time = tokens * pixels, tokens * config.frames
+            space, time = tokens * pixels, tokens * frames
             activations[row.level] += heads * (space + time) + 2 * tokens * row.outputs
             flops[row.level] += 4 * row.outputs * (space + 2 * time)
-    costs = [Cost(*numbers) for numbers in zip(parameters, activations, flops, strict=True)]
-    return Summary(config, tuple(costs[:-1]), costs[-1], Cost(sum(parameters), sum(activations), sum(flops)))
+    return [Cost(*numbers) for numbers in zip(parameters, activations, flops, strict=True)]
 
 
 def _sides(config: UNet3DConfig) -> list[int]:

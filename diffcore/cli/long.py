@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from diffcore.cli import conditions, files, models, options, report, writers
+from diffcore.cli import conditions, estimates, files, models, options, report, writers
 
 EXTEND = (
     "Examples:\n\n"
@@ -218,6 +218,10 @@ def _run(
         fps = job.fps or video.fps or writers.FPS
         made, shape = 0, (*side, config.channels)
         expected = max(1, window - (window // 4 if job.overlap is None else job.overlap))
+        works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))
+        calls = -(-total // expected) * len(plan) * (1 if condition is None or job.guidance == 0 else 2)
+        gradients = method in {"reconstruction", "moment_matching"}
+        estimates.say(model, estimates.Work(calls, video.clips, window, works, gradients))
         with (
             report.Bar(command, total, stages=len(plan), block=expected) as bar,
             writers.opened(job.out, fps, job.zoom) as file,
