@@ -303,7 +303,9 @@ def device(array: Array) -> Any:
 def place(array: Array) -> Any:
     """Return the device of an array, or how a JAX array is divided among several."""
     found = device(array)
-    return array_api_compat.device(array) if found is None and hasattr(array, "addressable_shards") else found
+    jax = sys.modules.get("jax")
+    known = jax is not None and isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return array_api_compat.device(array) if found is None and known else found
 
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:

@@ -80,11 +80,13 @@ def _stages(run: Churned) -> tuple[Float64, Float64, Float64]:
     update = eulers(run, form.memory, stages)
     first, second = update[0::2], update[1::2]
     # z / norm moves straight, in r or in sigma; the step relative to that at its start and at its end
-    norm, norm_t, of_start, of_end = s.alpha, start.alpha, np.expm1(-half), -np.expm1(half)
+    of_start = np.expm1(-half)
     if run.scaling == "flow":
         norm = norm_t = np.ones_like(half)
         of_start = s.alpha * of_start
         of_end = of_start * start.sigma / s.sigma
+    else:
+        norm, norm_t, of_end = s.alpha, start.alpha, -np.expm1(half)
     some = slice(0, len(second))
     if len(second):
         first[some, ..., 1, 0] = ((1.0 + 0.5 * of_start) * norm / norm_t)[some]
