@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +35,21 @@ SETTINGS = Settings(
 )
 
 
-def work(folder: Path) -> None:
+def work(folder: Path, steps: int) -> None:
     """What each process does."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     clips = np.random.default_rng(0).random((9, 4, 8, 8, 1))
-    train(CONFIG, SETTINGS, data.Arrays(clips, np.arange(9) + 1, frames=2), folder)
+    train(CONFIG, replace(SETTINGS, steps=steps), data.Arrays(clips, np.arange(9) + 1, frames=2), folder)
     dist.destroy_process_group()
 
 
-def launch(folder: Path, processes: int, restarts: int) -> None:
+def launch(folder: Path, steps: int, processes: int, restarts: int) -> None:
     """Run all processes, which are forked from this one, to the end of the training."""
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder.name}
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method="fork", max_restarts=restarts, **meeting
     )
-    elastic_launch(config, work)(folder)
+    elastic_launch(config, work)(folder, steps)
 
 
 def kill(rng: random.Random, longest: float, most: int, over: threading.Event, killed: list[float]) -> None:
@@ -66,6 +67,7 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_training", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--each", type=int, default=5, help="kills of one run")
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="of one run")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     asked = parser.parse_args(given)
@@ -73,7 +75,7 @@ def main(given: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         alone = Path(place, "alone")
         began = time.monotonic()
-        launch(alone, asked.processes, 0)
+        launch(alone, asked.steps, asked.processes, 0)
         whole = time.monotonic() - began
         wanted = weights.read(alone / "model.safetensors").arrays
         while kills < asked.kills:
@@ -82,7 +84,7 @@ def main(given: list[str] | None = None) -> int:
             killer = threading.Thread(target=kill, args=(rng, 0.4 * whole, most, over, killed))
             killer.start()
             try:
-                launch(folder, asked.processes, asked.each + 1)
+                launch(folder, asked.steps, asked.processes, asked.each + 1)
             finally:
                 over.set()
                 killer.join()

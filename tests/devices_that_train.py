@@ -51,5 +51,4 @@ if __name__ == "__main__":
         go(out / "one", None)
         go(out / "across", None)  # which two processes began
         go(out / "down", mesh(8), 2)
-        go(out / "down", mesh(2, 2), 3)
         go(out / "down", mesh(2), 4, accumulate=2)
