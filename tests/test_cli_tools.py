@@ -246,7 +246,7 @@ def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def instead(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
         seen.append((command, how["cwd"]))
-        rows = [] if "nothing" in command else [{}]
+        rows: list[dict[str, Any]] = [] if "nothing" in command else [{}]
         Path(command[command.index("--json") + 1]).write_text(json.dumps({"rows": rows}), encoding="utf-8")
         return subprocess.CompletedProcess(command, 0)
 
