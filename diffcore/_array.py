@@ -130,7 +130,7 @@ def to_host(
         if found.dtype == np.object_ and not all(isinstance(entry, numbers.Real) for entry in found.flat):
             raise TypeError("NumPy takes None for NaN")
         found = found if dtype is None else found.astype(dtype, copy=False)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         must = "be numbers, as a sequence or an array whose values are known, none that is being traced"
         raise _check.error(TypeError, function, argument, must, array) from error
     if finite and not np.all(good := np.isfinite(found)):

@@ -54,7 +54,16 @@ PACKAGES = (
         ".plots",
     ),
     *(".predictions", ".process", ".samplers", ".schedules", ".times", ".unet3d", ".unet3d.data", ".unet3d.training"),
-    *(".video", ".weights", ".interop.diffusers", ".interop.k_diffusion", ".unet3d.digits"),
+    *(
+        ".video",
+        ".weights",
+        ".interop.diffusers",
+        ".interop.k_diffusion",
+        ".unet3d.digits",
+        ".mesh",
+        ".unet3d.text",
+        ".metrics.features",
+    ),
 )
 SCHEDULE = dc.schedules.Cosine()
 PLAN = dc.samplers.ancestral(SCHEDULE, 3)
@@ -250,6 +259,15 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
         },
         "metrics.seams": {"clips": clip, "at": [2]},
         "video.Windowed": None,
+        "guidance.split": None,
+        "unet3d.data.Captioned": None,
+        "unet3d.data.captioned": {"source": source, "captions": ["a", "b", "a"]},
+        "unet3d.digits.captions": {"truth": dc.unet3d.digits.moving_digits_truth(frames=4, size=16, count=2)},
+        **dict.fromkeys(("unet3d.text.Encoder", "unet3d.text.check", "mesh.Local")),
+        "unet3d.text.encoder": {"folder": FOLDER / "encoder"},
+        **{f"metrics.features.{name}": {"clips": clip} for name in ("pixels", "convolutions")},
+        "mesh.local": {"denoise": net},
+        "mesh.region": {"array": x},
         "video.windowed": {"denoise": net, "window": 2},
         "grids.from_sigmas": {"sigmas": [10.0, 1.0, 0.0], "scaling": "ve"},
         "losses.factor": {"level": give.level(), "prediction": "v", "weight": dc.weights.V()},

@@ -96,10 +96,12 @@ def encoder(folder: str | os.PathLike[str], *, length: int = 64, device: Any = N
     FileNotFoundError: unet3d.text.encoder: there is no folder 'no such folder' with a config.json; it takes a local one
     """
     length = _check.integer(FUNCTION, "length", length, 1)
+    if not isinstance(folder, (str, os.PathLike)) or not isinstance(os.fspath(folder), str):
+        raise _check.error(TypeError, FUNCTION, "folder", "be the name of a folder, a str or a pathlib.Path", folder)
     place = Path(folder)
     if not (place / "config.json").is_file():
         raise FileNotFoundError(
-            f"{FUNCTION}: there is no folder {str(folder)!r} with a config.json; it takes a local one"
+            f"{FUNCTION}: there is no folder {_check.shown(str(folder))} with a config.json; it takes a local one"
         )
     try:
         import torch

@@ -17,6 +17,8 @@ from diffcore import _array, _check, _streams, noise
 
 Float64 = npt.NDArray[np.float64]
 WIDTHS = (16, 32)
+GREATEST = 1e6
+"""What no clip with values such as those in [-1, 1] has, nor one of bytes; float32 holds the squares of sums of such."""
 
 
 def table() -> dict[str, Callable[[Any], Float64]]:
@@ -90,4 +92,7 @@ def _host(function: str, clips: Any) -> Float64:
     x = _array.to_host(clips, np.float64, function=function, argument="clips", finite=True)
     if x.ndim != 5 or 0 in x.shape:
         raise _check.error(ValueError, function, "clips", "have shape (N, T, H, W, C)", clips)
+    if (greatest := float(np.abs(x).max())) > GREATEST:
+        hint = f"the greatest is {greatest:.3g}; frames of bytes are clips / 127.5 - 1"
+        raise _check.error(ValueError, function, "clips", "have values such as those in [-1, 1]", clips, hint)
     return x
