@@ -794,7 +794,7 @@ def main() -> None:
 
     given = [word for word in sys.argv[1:] if not word.startswith("--")] + ["numpy", "1.0", "0"][len(sys.argv[1:]) :]
     os.chdir(FOLDER)  # some write what they are given a name for
-    room = (4 if given[0] == "numpy" else 30) * 2**30
+    room = {"numpy": 4, "torch": 12}.get(given[0], 30) * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     totals, places, examples = run(given[0], float(given[1]), int(given[2]))
     out = sys.stdout.write
