@@ -45,9 +45,7 @@ def main() -> int:
                 _files.write(given.markdown, report.markdown(kept.read()))
         found = kept.read()
         if given.k and not found["rows"] and not worst:
-            parser.error(
-                f"no row fits -k {given.k!r}; names are such as 'stage, torch, ddim, 24576 numbers, float32, cpu'"
-            )
+            parser.error(f"no row fits -k {given.k!r}; names are such as 'test_stage[4-ddim-float32-torch]'")
         print(report.markdown(found))
     return worst
 
