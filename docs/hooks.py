@@ -36,6 +36,7 @@ REFERENCE = (
     "diffcore.likelihood",
     "diffcore.exact",
     "diffcore.metrics",
+    "diffcore.metrics.features",
     "diffcore.plots",
     "diffcore.video",
     "diffcore.interop.diffusers",

@@ -84,7 +84,7 @@ def test_train_takes_times_of_each_frame_and_causal_attention() -> None:
 @pytest.mark.torch
 def test_a_model_is_trained_and_sampled_on_text(tmp_path: Path) -> None:
     folder = tiny_encoder("t5", tmp_path)
-    done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--encoder", folder)
+    done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--encoder", folder, "--validation", "digits")
     config = dc.unet3d.load("run/model.safetensors").config
     found = text.encoder(folder)
     assert (config.condition, config.token_width, config.encoder) == ("tokens", 8, found.name)
@@ -117,6 +117,59 @@ def test_a_model_is_trained_and_sampled_on_text(tmp_path: Path) -> None:
     )
     assert "--prompt is given 2 times for 3 clips" in refused(
         2, "sample", "no.npy", *common, "-p", "a", "-p", "b", "-n", 3
+    )
+
+
+class Spelling:
+    """A text encoder that needs no library: a token for each letter."""
+
+    name, width = "letters 1", 3
+
+    def __call__(self, texts: list[str]) -> Any:
+        letters = np.zeros((len(texts), 12), dtype=np.float32)
+        for row, words in zip(letters, texts, strict=True):
+            row[: len(words)] = [ord(letter) for letter in words[:12]]
+        return np.sin(letters[..., None] * np.arange(1, 4, dtype=np.float32)), letters > 0.0
+
+
+@pytest.mark.torch
+def test_held_out_clips_have_captions_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a learning rate, the loss of clips that a run is validated on is that of a run on these clips alone."""
+    monkeypatch.setattr("diffcore.cli.conditions.encoder_in", lambda folder: Spelling())
+    shaken("said.safetensors", condition="tokens", token_width=3, encoder="letters 1")
+    for name in ("v/a.mp4", "h/b.mp4"):
+        Path(name).parent.mkdir()
+        coded(name, frames=9 if name[0] == "h" else 8)
+    lines = ['{"file_name": "v/a.mp4", "text": "a three"}', '{"file_name": "h/b.mp4", "text": "an eight"}']
+    Path("all.jsonl").write_text("\n".join(lines))
+    for folder, line in zip("vh", lines, strict=True):
+        Path(folder, "c.jsonl").write_text(line.replace(f"{folder}/", ""))
+    common = (
+        "--from",
+        "said.safetensors",
+        "--batch",
+        2,
+        "--device",
+        "cpu",
+        "--learning-rate",
+        0,
+        "--steps",
+        1,
+        "--seed",
+        1,
+    )
+    train = ("train", "run", *common, "--encoder", "letters", "--force", "--json", "--data")
+    truth, other = (json.loads(done(*train, name, "--captions", f"{name}/c.jsonl").stdout)["loss"] for name in "hv")
+    assert truth != pytest.approx(other, rel=1e-3)
+    for captions in ("v/c.jsonl", "all.jsonl"):
+        row = json.loads(done(*train, "v", "--captions", captions, "--validation", "h").stdout)
+        assert [row["validation_loss"], row["loss"]] == pytest.approx([truth, other], rel=1e-5)
+    Path("h", "c.jsonl").unlink()
+    assert "has no caption of b.mp4; each video needs a line; they may be in h/c.jsonl, as --captions are" in refused(
+        2, *train, "v", "--captions", "v/c.jsonl", "--validation", "h"
+    )
+    assert "--data digits takes --validation digits with --encoder, got h" in refused(
+        2, *train, "digits", "--validation", "h"
     )
 
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from diffcore.unet3d import data
-from diffcore.unet3d.data import _times
+from diffcore.unet3d.data import _coded, _times
 
 av = pytest.importorskip("av")
 pytest.importorskip("typer")
 
 from diffcore.cli import files  # noqa: E402
 
+CLEAR = {"crf": "4", "b": "2M", "auto-alt-ref": "0"}
+"""For VP8 and VP9 with alpha."""
 CELLS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
 
@@ -119,6 +121,62 @@ def test_a_variable_rate_keeps_its_length_and_what_shows_when(
         assert 5.0 <= video.times.seconds <= 5.6
 
 
+def uneven(number: int) -> int:
+    """40 ms a frame, then 100."""
+    return 40 * number if number < 200 else 8000 + 100 * (number - 200)
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_a_variable_rate_is_seen_in_files_of_any_length(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    write(
+        path,
+        [bar(k % 240) for k in range(300)],
+        times=[uneven(k) for k in range(300)],
+        rate=50,
+        codec="libx264",
+        form="yuv420p",
+    )
+    by_packets = _times.times_of(path)
+    assert by_packets[:2] == pytest.approx((300, 299 / 17.9))
+    assert by_packets.rates == pytest.approx((10.0, 25.0))
+    said: list[str] = []
+    source = data.videos(tmp_path, frames=2, size=(8, 16), report=said.append)
+    assert len(source) == 1
+    assert any(f"{name} has a variable rate, 10 to 25 frames a second; give fps=" in line for line in said)
+    monkeypatch.setattr(_times, "LARGE", 0)  # as of a film
+    assert _times.times_of(path) == by_packets
+    write(path, [bar(k % 240) for k in range(300)], rate=50, codec="libx264", form="yuv420p")
+    truth = _times.times_of(path)
+    if name == "film.mp4":
+        monkeypatch.setattr(_times, "packets_of", pytest.fail)  # its header says all
+    assert _times.times_of(path) == truth == (300, 50.0, 6.0, None)
+
+
+def test_a_cut_that_the_file_only_describes_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As phones cut: frames from the key frame on are in the file, and its edit list says which of them show."""
+    write(tmp_path / "whole.mp4", [bar(4 * k) for k in range(60)], codec="libx264", form="yuv420p", gop_size=30)
+    keep = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "cut.mp4"
+    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(path), "w", options=keep) as cut:
+        stream = cut.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                begin = round(1 / packet.time_base)  # of ten frames
+                packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, stream
+                cut.mux(packet)
+    for large in (_times.LARGE, 0):
+        monkeypatch.setattr(_times, "LARGE", large)
+        video = files.look(path)
+        assert (video.frames, video.fps, video.times.seconds) == (50, 10.0, 5.0)
+        assert np.abs(places(files.read(video, (8, 256), 3)[0]) - 4 * np.arange(10, 60)).max() <= 1
+    source = data.videos(tmp_path / "in", frames=50, size=(8, 256), every=1)
+    assert len(source.clip(0, np.random.default_rng(0))) == 50
+
+
 def test_the_rate_is_that_of_the_frames_and_not_of_the_header(tmp_path: Path) -> None:
     path = tmp_path / "slow.mkv"
     write(path, [bar(20 * k) for k in range(8)], times=range(0, 8000, 1000), rate=30)
@@ -195,7 +253,13 @@ def test_every_orientation_is_seen_upright(degrees: int, mirrored: bool, tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "codec", "form"),
-    [("a.webm", "libvpx-vp9", "yuva420p"), ("a.mov", "qtrle", "argb"), ("a.gif", "", ""), ("a.png", "", "")],
+    [
+        ("a.webm", "libvpx-vp9", "yuva420p"),
+        ("8.webm", "libvpx", "yuva420p"),
+        ("a.mov", "qtrle", "argb"),
+        ("a.gif", "", ""),
+        ("a.png", "", ""),
+    ],
 )
 @pytest.mark.parametrize(("background", "under"), [("black", (0, 0, 0)), ("0,128,255", (0, 128, 255))])
 def test_transparency_lies_over_the_background(
@@ -211,7 +275,7 @@ def test_transparency_lies_over_the_background(
             [picture] * 2,
             codec=codec,
             form=form,
-            options={"crf": "4"} if codec == "libvpx-vp9" else {},
+            options=CLEAR if form == "yuva420p" else {},
         )
     else:
         from PIL import Image
@@ -227,7 +291,19 @@ def test_transparency_lies_over_the_background(
     files.say(video)
     assert "has transparency, which lies over" in capsys.readouterr().err
     found = files.read(video, video.size, 3)[0, 0, 16, 8::16]
-    assert np.abs(127.5 * (found + 1.0) - truth).max() <= (3.0 if name == "a.webm" else 2.0)
+    assert np.abs(127.5 * (found + 1.0) - truth).max() <= (3.0 if name.endswith(".webm") else 2.0)
+
+
+def test_transparency_that_cannot_be_decoded_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.webm", [np.zeros((32, 48, 4), dtype=np.uint8)], codec="libvpx", form="yuva420p", options=CLEAR)
+    monkeypatch.setattr(_coded, "_ALPHA", {})
+    assert not files.look(tmp_path / "a.webm").alpha
+    assert (
+        "a.webm has transparency that this PyAV cannot decode; its frames are taken as opaque"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_sub_folder_is_the_class(tmp_path: Path) -> None:

@@ -188,6 +188,12 @@ def test_captions_of_files_are_matched_by_path(tmp_path: Path) -> None:
     assert (len(found), found.classes, found.shape) == (3, 2, source.shape)
     batch = data.batch(found, 3, step=0, images=1)
     assert np.array_equal(batch.labels[:, 0], np.where(np.isclose(batch.x[:, 0, 0, 0, 0], 0.0), 0, 1))
+    held = data.captioned(
+        Files(tmp_path / "c.mp4", tmp_path / "in" / "a.mp4"), path, known=["a bird", "a dog", "a bird"]
+    )
+    assert (held.captions, held.label(0), held.label(1), held.classes) == (["a bird", "a dog"], 1, 1, 2)
+    with pytest.raises(TypeError, match="`known` must be strings"):
+        data.captioned(source, path, known="a dog")
     path.write_text(json.dumps(rows[0]))
     with pytest.raises(ValueError, match=r"captions.jsonl has no caption of b.mp4, c.mp4; each video needs a line"):
         data.captioned(source, path)

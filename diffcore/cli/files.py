@@ -206,6 +206,8 @@ def _look_at_coded(path: Path, fps: float | None, background: tuple[int, int, in
             _coded.check_pixels(*size)
             zoom = writers_zoom(container.metadata.get("comment", ""), size)
             colours, alpha = _coded.colours(first), _coded.alpha_of(first)
+            if _coded.beside(stream) and not alpha:
+                note(f"note: {path} has transparency that this PyAV cannot decode; its frames are taken as opaque")
             if _coded.hdr(first):
                 colours += ", HDR, shown without tone mapping"
     except _coded.broken() as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,18 +76,28 @@ def text(name: str, captions: Path | None, encoder: Path | None) -> Text | None:
     return Text(conditions.encoder_in(encoder), captions)
 
 
-def _captioned(source: Any, config: Any, said: Text) -> Any:
-    """Return a source with its captions."""
+def captioned(
+    source: Any, name: str, config: Any, said: Text, *, split: Any = "train", known: Sequence[str] = ()
+) -> Any:
+    """Return the source of a name with its captions; of clips to validate on, `known` are those of the others.
+
+    Captions of a folder that has no file of the same name as --captions are in that one, beside those of the others.
+    """
     from diffcore.unet3d import data as there
     from diffcore.unet3d import digits
 
+    if name == DIGITS:
+        truth = digits.moving_digits_truth(frames=config.frames, size=config.size, count=len(source), split=split)
+        return there.captioned(source, digits.captions(truth), known=known)
     if said.captions is None:
-        truth = digits.moving_digits_truth(frames=config.frames, size=config.size, count=len(source))
-        return there.captioned(source, digits.captions(truth))
+        usage(f"--data {DIGITS} takes --validation {DIGITS} with --encoder, got {name}, whose captions are not known")
+    own = Path(name) / said.captions.name
+    path = own if split != "train" and own.is_file() else said.captions
     try:
-        return there.captioned(source, said.captions)
+        return there.captioned(source, path, known=known)
     except (OSError, ValueError) as error:
-        usage(f"--captions {said.captions}: {str(error).removeprefix('data.captioned: ')}")
+        way = "" if split == "train" else f"; they may be in {own}, as --captions are"
+        usage(f"--captions {path}: {str(error).removeprefix('data.captioned: ')}{way if path != own else ''}")
 
 
 def network_and_data(
@@ -131,7 +142,7 @@ def network_and_data(
     source = data(name, config, taken=taken)
     if taken.labels is not None and name != DIGITS and source.classes != config.classes:
         config = replace(config, classes=source.classes)
-    return config, source if text is None else _captioned(source, config, text)
+    return config, source if text is None else captioned(source, name, config, text)
 
 
 def _classes(name: str) -> list[str]:

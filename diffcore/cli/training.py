@@ -175,7 +175,7 @@ def train(
     from diffcore.unet3d import training
 
     backend_ = _trains(backend)
-    tuning.check(backend_, fused, log, validation, validate_every, encoder is not None)
+    tuning.check(backend_, fused, log, validation, validate_every)
     origin = tuning.start_of(start)
     preset = preset or ("moving_digits" if start is None else None)
     network = {
@@ -188,8 +188,8 @@ def train(
     }
     said, taken = sources.text(data, captions, encoder), sources.Taken(every, rate, labels, background)
     config, source = sources.network_and_data(preset, network, data, taken, text=said, origin=origin.config)
-    held_out = tuning.held_out(validation, config, taken, source)
-    tokens = None if said is None else said.encoder(source.captions)
+    held_out = tuning.held_out(validation, config, taken, source, said)
+    tokens = None if said is None else said.encoder((held_out or source).captions)
     how = {"steps": steps, "batch": batch, "accumulate": accumulate, "images": images, "learning_rate": learning_rate,
            "warm_up": warm_up, "checkpoint_every": checkpoint_every, "checkpoints": checkpoints,
            "sample_every": sample_every, "precision": precision, "seed": seed, "frame_times": frame_times,

@@ -36,7 +36,8 @@ Validation = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|digits",
-        help="Clips that are not trained on: their loss is in the log, with each checkpoint or as --validate-every says.",
+        help="Clips that are not trained on: their loss is in the log, with each checkpoint or as --validate-every says. On text "
+        "their captions are in a file of the same name in that folder, or in that of --captions.",
         rich_help_panel=START,
     ),
 ]
@@ -78,9 +79,7 @@ def start_of(weights: str | None) -> Start:
         return Start(found, read(found).config)
 
 
-def check(
-    backend: str, fused: bool, log: list[str] | None, validation: str | None, every: int | None, text: bool
-) -> None:
+def check(backend: str, fused: bool, log: list[str] | None, validation: str | None, every: int | None) -> None:
     """Refuse options that do not go together."""
     if fused and backend != "torch":
         report.usage(f"--compile is for --backend torch, got {backend}, which compiles in any case; leave it out")
@@ -88,16 +87,19 @@ def check(
         report.usage(f"--log must be csv or tensorboard, got {unknown[0]}")
     if every is not None and validation is None:
         report.usage("--validate-every needs --validation, the clips whose loss is measured")
-    if text and validation is not None:
-        report.usage("--validation is for models without captions here; in Python unet3d.training.train takes both")
 
 
-def held_out(validation: str | None, config: Any, taken: sources.Taken, source: Any) -> Any:
-    """Return the clips that a run is validated on, or None."""
+def held_out(
+    validation: str | None, config: Any, taken: sources.Taken, source: Any, said: sources.Text | None = None
+) -> Any:
+    """Return the clips that a run is validated on, or None; with captions, those of `source` come first in theirs."""
     if validation is None:
         return None
     taken = taken._replace(labels=getattr(source, "names", None))
-    return sources.data(validation, config, taken=taken, split="test", count=512)
+    found = sources.data(validation, config, taken=taken, split="test", count=512)
+    if said is None:
+        return found
+    return sources.captioned(found, validation, config, said, split="test", known=source.captions)
 
 
 def words(folder: Path, settings: Any, config: Any, start: str | None) -> str:

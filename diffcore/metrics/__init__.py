@@ -1,6 +1,8 @@
-"""How good generated clips are: the Frechet distance of two sets of features, PSNR and SSIM, and changes at seams."""
+"""How good generated clips are: the Frechet distance of two sets of features, which `features` has some of, PSNR and SSIM, and
+changes at seams."""
 
 from diffcore import _explained
+from diffcore.metrics import features
 from diffcore.metrics.frechet import (
     Moments,
     SmallSample,
@@ -16,6 +18,7 @@ __all__ = [
     "Moments",
     "Seams",
     "SmallSample",
+    "features",
     "frechet_distance",
     "frechet_distance_unbiased",
     "frechet_gaussians",

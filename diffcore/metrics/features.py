@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, _streams, noise
+from diffcore import _array, _check, _explained, _streams, noise
+
+__all__ = ["convolutions", "pixels", "table"]
 
 Float64 = npt.NDArray[np.float64]
 WIDTHS = (16, 32)
@@ -96,3 +98,6 @@ def _host(function: str, clips: Any) -> Float64:
         hint = f"the greatest is {greatest:.3g}; frames of bytes are clips / 127.5 - 1"
         raise _check.error(ValueError, function, "clips", "have values such as those in [-1, 1]", clips, hint)
     return x
+
+
+_explained.face(__name__)

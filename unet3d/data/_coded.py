@@ -34,7 +34,7 @@ BACKGROUNDS: dict[str, Colour] = {"black": (0, 0, 0), "white": (255, 255, 255), 
 MATRICES = {1: "BT.709", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020", 10: "BT.2020"}
 """The names of ITU-T H.273's matrix coefficients that FFmpeg converts."""
 
-_ALPHA = {"vp9": "libvpx-vp9"}
+_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read the alpha beside a stream, which FFmpeg's own leave out."""
 
 
@@ -75,10 +75,15 @@ def stream_of(container: Any, path: Path) -> Any:
     return stream
 
 
+def beside(stream: Any) -> bool:
+    """Return whether a stream has its alpha in a second one beside it, as in WebM."""
+    return bool(stream.metadata.get("alpha_mode") == "1")
+
+
 def frames_of(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the frames of an open stream, with the alpha that WebM keeps beside it."""
     av, name = av_(), _ALPHA.get(stream.codec_context.name, "")
-    if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+    if not beside(stream) or name not in av.codecs_available:
         yield from container.decode(stream)
         return
     decoder = av.CodecContext.create(name, "r")

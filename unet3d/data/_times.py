@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,10 @@ T = TypeVar("T")
 Float64 = npt.NDArray[np.float64]
 
 LARGE = 2**28
-"""Bytes of a file from which on the times of all its packets are not read where its header says how many frames it has."""
+"""Bytes of a file from which on an mp4's index is asked whether its rate varies, and all its packets are read only if it does."""
+
+FIRST = 256
+"""Packets that tell whether the rate of a long file without an index varies, where not all of it is read."""
 
 
 class Times(NamedTuple):
@@ -45,14 +49,43 @@ def times_of(path: Path) -> Times:
     with _coded.opened(path) as container:
         stream = _coded.stream_of(container, path)
         nominal = float(stream.average_rate) if stream.average_rate else None
-        if stream.frames and nominal and path.stat().st_size > LARGE:
-            return Times(int(stream.frames), nominal, stream.frames / nominal)
+        at = indexed(container, stream) if path.stat().st_size > LARGE else None
         base = float(stream.time_base or 0)
-        packets = [(packet.pts, packet.duration or 0) for packet in container.demux(stream) if packet.size]
+        if at is not None and (found := timed(at, 0.0, nominal)).rates is None:
+            return found
+        packets = [(packet.pts, packet.duration or 0) for packet in packets_of(container, stream)]
     shown = sorted((pts * base, length * base) for pts, length in packets if pts is not None)
     if len(shown) < len(packets) or len(shown) < 2 or shown[-1][0] <= shown[0][0]:
         return Times(len(packets), nominal, len(packets) / nominal if nominal else 0.0)
     return timed(np.array([at for at, _ in shown]), shown[-1][1], nominal)
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of an open file whose frames show, which those before a cut do not."""
+    return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+
+
+def indexed(container: Any, stream: Any) -> Float64 | None:
+    """Return when the frames of an open mp4 or mov are decoded, in seconds: as far apart as they show, but for the first few. Its
+    header says it, so that a film takes no longer than a clip. None for other files, and for those in fragments."""
+    if "mp4" not in container.format.name or not stream.frames:
+        return None
+    entries = list(stream.index_entries)
+    cut = sum(entry.is_discard for entry in entries)
+    at = np.sort([entry.timestamp for entry in entries])[cut:] * float(stream.time_base)
+    return at if len(at) > 1 and at[-1] > at[0] else None
+
+
+def glimpsed(path: Path) -> Times | None:
+    """Return when the frames of a long file show: as its index says, or as far as its first packets do; None for neither."""
+    with _coded.opened(path) as container:
+        stream = _coded.stream_of(container, path)
+        at = indexed(container, stream)
+        if at is None:
+            some = [packet.pts for packet in islice(packets_of(container, stream), FIRST)]
+            known = [] if None in some else sorted(some)[: -FIRST // 8]  # the last ones may lack some between them
+            at = np.array(known, dtype=np.float64) * float(stream.time_base or 0)
+        return timed(at) if len(at) > 1 and at[-1] > at[0] else None
 
 
 def timed(at: Float64, last: float = 0.0, nominal: float | None = None) -> Times:

@@ -57,9 +57,11 @@ def probe(path: Path, span: int, frames: int = 1, fps: float | None = None) -> F
     if fps is not None:
         span = int((frames - 1) * rate / fps) + 2
     if count > max(4 * span, _FEW) and duration and first.pts is not None:
-        return File(path, count, float(first.pts), duration / count, None, count - span, nominal or rate)
+        seen = _times.glimpsed(path)
+        varied = None if seen is None else seen.rates
+        return File(path, count, float(first.pts), duration / count, None, count - span, nominal or rate, varied)
     with _coded.opened(path) as container:  # short, or a header that does not say: all packets, which are not decoded
-        times = [packet.pts for packet in container.demux(_coded.stream_of(container, path)) if packet.size]
+        times = [packet.pts for packet in _times.packets_of(container, _coded.stream_of(container, path))]
     if fps is None and len(times) < span:
         raise ValueError(f"it has {_check.counted(len(times), 'frame')}, but {span} are needed")
     if None in times or first.pts is None:

@@ -25,9 +25,9 @@ class Captioned(Source):
     `tokens` of `training.train`.
     """
 
-    def __init__(self, source: Source, captions: Sequence[str]) -> None:
+    def __init__(self, source: Source, captions: Sequence[str], known: Sequence[str] = ()) -> None:
         self.source = source
-        numbers: dict[str, int] = {}
+        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(known))}
         self._labels = [numbers.setdefault(caption, len(numbers)) for caption in captions]
         self.captions = list(numbers)
 
@@ -57,7 +57,9 @@ class Captioned(Source):
         return self._labels[index]
 
 
-def captioned(source: Source, captions: str | os.PathLike[str] | Sequence[str]) -> Captioned:
+def captioned(
+    source: Source, captions: str | os.PathLike[str] | Sequence[str], *, known: Sequence[str] = ()
+) -> Captioned:
     r"""Return a source whose labels are the numbers of its clips' captions, for networks with the condition "tokens".
 
     Args:
@@ -67,6 +69,8 @@ def captioned(source: Source, captions: str | os.PathLike[str] | Sequence[str]) 
                 {"file_name": "walks/dog.mp4", "text": "a dog walks along a beach"}
 
             with paths from the folder of that file. Lines about other files are left out.
+        known: captions that come first in `captions` of what is returned, so that one table of tokens serves several sources:
+            those of the clips that are trained on, for clips to validate on.
 
     Returns:
         A `Captioned`.
@@ -81,15 +85,19 @@ def captioned(source: Source, captions: str | os.PathLike[str] | Sequence[str]) 
     >>> found = captioned(clips, ["a dog", "a cat", "a dog"])
     >>> found.captions, [found.label(i) for i in range(3)]
     (['a dog', 'a cat'], [0, 1, 0])
+    >>> captioned(clips, ["a cat", "a bird", "a cat"], known=found.captions).captions
+    ['a dog', 'a cat', 'a bird']
     """
     _check.instance(FUNCTION, "source", source, Source, "a Source, such as data.videos(...)")
+    if isinstance(known, str) or not all(isinstance(caption, str) for caption in known):
+        raise _check.error(TypeError, FUNCTION, "known", "be strings, such as the captions of another source", known)
     if isinstance(captions, str | os.PathLike):
-        return Captioned(source, _of_files(source, Path(captions)))
+        return Captioned(source, _of_files(source, Path(captions)), known)
     if not all(isinstance(caption, str) for caption in captions):
         raise _check.error(TypeError, FUNCTION, "captions", "be strings, one for each clip, or a file", captions)
     if len(captions) != len(source):
         raise ValueError(f"{FUNCTION}: there are {len(captions)} captions for {len(source)} clips; give one for each")
-    return Captioned(source, captions)
+    return Captioned(source, captions, known)
 
 
 def _of_files(source: Any, path: Path) -> list[str]:
