@@ -164,6 +164,44 @@ def test_unet3d(benchmark: Any, batch: int, device: str, what: str, who: str) ->
     benchmark.extra_info.update(info)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("who", ["kernel", "torch", "torch compiled"])
+@pytest.mark.parametrize("size", [(16, 64, 64, 64), (128, 64, 64, 64), (128, 16, 16, 256)], ids=str)
+@pytest.mark.parametrize("what", WHAT)
+def test_norm(timed: Any, device: str, what: str, size: tuple[int, ...], who: str) -> None:
+    """Group norm and SiLU of frames in bfloat16, forward, and with its gradients, ten of them in a captured graph."""
+    if device != "cuda":
+        pytest.skip("the kernel is CUDA's")
+    torch = importlib.import_module("torch")
+    from diffcore.backends.torch_graph import Graph
+    from diffcore.unet3d import torch_norm
+
+    h, of_out = torch.randn(2, *size, dtype=torch.bfloat16, device=device)
+    weight, bias = torch.randn(2, size[-1], device=device)
+    given = [part.requires_grad_(what == "step") for part in (h, weight, bias)]
+    function: Any = torch_norm.norm if who == "kernel" else torch_norm.plain
+    function = torch.compile(function, fullgraph=True, dynamic=False) if who == "torch compiled" else function
+
+    def call() -> None:
+        for _ in range(10):
+            out = function(*given, True)
+            if what == "step":
+                torch.autograd.grad(out, given, of_out)
+
+    captured = Graph(h.device)
+    captured.record(call)
+    group = f"group norm and SiLU, {what}, {size}, bfloat16, {device}"
+    moved = (5 if what == "step" else 2) * h.numel() * h.element_size()
+    timed(
+        lambda: (captured.replay(), _wait(device)),
+        group,
+        who,
+        "ours" if who == "kernel" else "peer",
+        calls=10,
+        bytes=moved,
+    )
+
+
 def _peak(who: str, what: str) -> int:
     """Return the peak memory in megabytes of a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.bench_unet3d", who, what]

@@ -19,6 +19,7 @@ import torch
 import diffcore as dc
 from diffcore import _philox
 from diffcore.plan import Form
+from diffcore.unet3d.config import groups
 
 triton = pytest.importorskip("triton")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -291,3 +292,26 @@ def test_the_noise_alone_compiles_to_wide_stores(
     (found_again,) = torch_triton_noise._whole.device_caches[90][0].values()
     torch_triton_noise.drawn(arguments[0][:1], torch.tensor(2**32 - 1), 0, 2**31, 1 << 16, [], [], dtype)
     assert list(torch_triton_noise._whole.device_caches[90][0].values()) == [found_again]
+
+
+def test_the_norm_of_the_network_compiles_to_wide_accesses(
+    kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four channels of a group are eight bytes in half precision, and a tile is 16 numbers for each thread."""
+    from diffcore.unet3d import torch_norm_kernel
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    both = torch_norm_kernel._forward, torch_norm_kernel._backward
+    for found in both:
+        found.device_caches.clear()
+    weight, bias = torch.zeros(2, 64)
+    for side in (16, 3):  # another size compiles nothing anew
+        h = torch.zeros(2, side, side, 64, dtype=torch.bfloat16)
+        _, *statistics = torch_norm_kernel.forward(h, weight, bias, groups(64), 1e-5, True)
+        torch_norm_kernel.backward(h, h, weight, bias, *statistics, True)
+    for found, loads in zip(both, (2 * 4, 4 * 4), strict=True):
+        (one,) = found.device_caches[90][0].values()
+        code = assembled(one, tmp_path / "cubin")
+        assert (code.usage["STACK"], code.usage["LOCAL"]) == (0, 0)
+        assert code.usage["REG"] <= 80  # three programs of 256 threads in a multiprocessor
+        assert (code.instructions.count("LDG.E.64"), code.instructions.count("STG.E.64")) == (loads, 4)

@@ -72,6 +72,20 @@ def test_the_gradients_of_torch_are_those_of_finite_differences_of_the_reference
     np.testing.assert_allclose(found, truth, rtol=1e-6)
 
 
+@pytest.mark.torch
+def test_torch_differentiates_forwards_and_maps() -> None:
+    import torch
+
+    model, z, log_snr = model_of(BASE, "torch"), torch.tensor(draw(1, 3, 4, 4, 2)), torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        y, change = torch.func.jvp(lambda z: model(z, log_snr), (z,), (z,))
+        up, middle, down = (model(z * (1.0 + step), log_snr) for step in (1e-5, 0.0, -1e-5))
+        mapped = torch.func.vmap(lambda z: model(z, log_snr))(torch.stack([z, 2.0 * z]))
+        torch.testing.assert_close(mapped[1], model(2.0 * z, log_snr), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(y, middle, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(change, (up - down) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
 @every_backend
 @pytest.mark.parametrize("name", [BUSY, "labels per frame", "three levels, no multiple of their stride"])
 def test_float32_keeps_five_digits(name: str, backend: str) -> None:

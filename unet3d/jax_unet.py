@@ -27,6 +27,10 @@ MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
 
 
+LEAST = 256
+"""Tokens of a frame from which on a CPU takes less time for one head after another."""
+
+
 class UNet3D(nnx.Module):
     """The space-time U-Net as an `nnx.Module`; the paths of its state are the canonical names.
 
@@ -278,10 +282,22 @@ class TimeAttention(Attention):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("nihd,njhd->nhij", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
-    return jnp.einsum("njhd,nhij->nihd", v, jax.nn.softmax(logits, axis=-1).astype(v.dtype))
+    """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least.
+
+    A head of a frame at a time, whose logits stay in the cache and are computed anew in the backward pass.
+    """
+    wide, (n, tokens, heads, d) = jnp.promote_types(q.dtype, jnp.float32), q.shape
+
+    @jax.checkpoint
+    def one(given: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v = given
+        share = jax.nn.softmax(jnp.matmul(q * d**-0.5, k.T, preferred_element_type=wide), axis=-1)
+        return share.astype(v.dtype) @ v
+
+    apart = tuple(part.swapaxes(1, 2).reshape(-1, tokens, d) for part in (q, k, v))
+    alone = tokens >= LEAST and jax.device_count() == 1  # several devices would gather the frames
+    found: jax.Array = lax.map(one, apart) if alone else jax.vmap(one)(apart)
+    return found.reshape(n, heads, tokens, d).swapaxes(1, 2)
 
 
 def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:

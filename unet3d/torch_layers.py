@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffcore.unet3d import _inputs, structure
-from diffcore.unet3d.config import UNet3DConfig, groups
+from diffcore.unet3d.config import UNet3DConfig
+from diffcore.unet3d.torch_norm import norm
 
 Take = Callable[[str], nn.Parameter]
 """Canonical name -> parameter."""
@@ -40,17 +41,14 @@ class Conv(nn.Module):
 
 
 class Norm(nn.Module):
-    """The group norm of each frame, in float32 at least."""
+    """The group norm of each frame, in float32 at least, with SiLU after it where asked."""
 
     def __init__(self, take: Take, name: str) -> None:
         super().__init__()
         self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
-        self.groups = groups(len(self.weight))
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        wide = h.to(self.weight.dtype).permute(0, 3, 1, 2)
-        out = F.group_norm(wide, self.groups, self.weight, self.bias, structure.EPSILON)
-        return out.permute(0, 2, 3, 1).to(h.dtype)
+    def forward(self, h: torch.Tensor, silu: bool = False) -> torch.Tensor:
+        return norm(h, self.weight, self.bias, silu)
 
 
 class LayerNorm(nn.Module):

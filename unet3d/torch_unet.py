@@ -8,12 +8,14 @@ B * H * W * heads rows, at most 65,535 at once, which is what a CUDA grid takes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from diffcore._array import to_host
@@ -22,6 +24,7 @@ from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.torch_dropout import Dropout
 from diffcore.unet3d.torch_layers import CONDITIONS, Conv, Linear, Norm, Take
+from diffcore.unet3d.torch_norm import transformed
 
 MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
@@ -184,9 +187,9 @@ class Block(nn.Module):
     def forward(
         self, h: torch.Tensor, e: torch.Tensor, sizes: _inputs.Sizes, past: Any = None, kept: Any = None
     ) -> torch.Tensor:
-        inner = self.conv1(F.silu(self.norm1(h)))
+        inner = self.conv1(self.norm1(h, silu=True))
         inner = inner + self.embed(e)[:, None, None, :]
-        inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        inner = self.conv2(self.dropout(self.norm2(inner, silu=True)))
         h = self.skip(h) + inner
         if self.space is not None and self.time is not None:
             h = self.time(self.space(h), sizes, past, kept)
@@ -221,7 +224,7 @@ class Output(Conv):
         self.norm = Norm(take, f"{name}.norm")
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.silu(self.norm(h)))
+        return super().forward(self.norm(h, silu=True))
 
 
 class Attention(nn.Module):
@@ -248,7 +251,8 @@ class SpaceAttention(Attention):
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         n, height, width, channels = h.shape
         q, k, v = self.heads(self.norm(h).reshape(n, height * width, channels))
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        with sdpa_kernel(SDPBackend.MATH) if transformed(q) else nullcontext():  # the others have no such rules
+            mixed = F.scaled_dot_product_attention(q, k, v)
         return h + self.out(mixed.transpose(1, 2).reshape(h.shape))
 
 

@@ -1,0 +1,168 @@
+"""The Triton kernel of the U-Net's norm is group norm and SiLU in float64: on the GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton_cases import DEVICE, INTERPRETED, case, first_pytest, interpret
+from unet3d_cases import BASE, model_of
+
+from diffcore.unet3d import torch_norm
+from diffcore.unet3d.config import groups
+
+SIZES = [(2, 3, 5, 12), (1, 1, 1, 4), (1, 17, 16, 16), (1, 2, 2, 96)]
+"""Of frames: a group may be no power of two wide, pixels may be more than a program holds, or no multiple of it."""
+ROUNDING = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+pytestmark = pytest.mark.torch
+
+
+@first_pytest
+def test_the_cases_interpreted() -> None:
+    interpret(__file__)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_this_device() -> Any:
+    """Take the kernel on a CPU too, and fail where it is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_norm, "ON", DEVICE)
+        patch.setattr(torch_norm, "warn", lambda *_: pytest.fail("the kernel was left"))
+        yield
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows by the name of every launch."""
+    from diffcore.unet3d import torch_norm_kernel
+
+    found: list[Any] = []
+    for name in ("forward", "backward"):
+        real = getattr(torch_norm_kernel, name)
+        monkeypatch.setattr(torch_norm_kernel, name, lambda *g, n=name, r=real: (found.append(n), r(*g))[1])
+    return found
+
+
+def drawn(size: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> list[torch.Tensor]:
+    """Return frames, a weight, a bias and a cotangent."""
+    random = np.random.default_rng(size)
+    h, of_out = mean + random.normal(size=size), random.normal(size=size)
+    kinds = (dtype, torch.float32, torch.float32, dtype)
+    parts = zip((h, *random.normal(size=(2, size[-1])), of_out), kinds, strict=True)
+    return [torch.tensor(part, dtype=kind, device=DEVICE) for part, kind in parts]
+
+
+def slopes(function: Any, h: Any, weight: Any, bias: Any, of_out: Any, silu: bool) -> list[Any]:
+    """Return the norm and its gradients, in float64."""
+    given = [part.detach().requires_grad_() for part in (h, weight, bias)]
+    out = function(*given, silu)
+    return [part.detach().double() for part in (out, *torch.autograd.grad(out, given, of_out))]
+
+
+def close(found: Any, truth: Any, tolerance: float) -> None:
+    for one, other in zip(found, truth, strict=True):
+        assert (one - other).norm() <= tolerance * other.norm()
+        assert (one - other).abs().max() <= 4 * tolerance * max(1.0, float(other.abs().max()))
+
+
+@case
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("number", range(len(SIZES)))
+def test_the_norm_and_its_gradients_are_those_of_float64(number: int, dtype: torch.dtype, launches: list[str]) -> None:
+    given, silu = drawn(SIZES[number], dtype), (number + len(str(dtype))) % 2 == 0
+    if silu:  # what comes in may lie in any order
+        given[0], given[3] = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in (given[0], given[3]))
+    found = slopes(torch_norm.norm, *given, silu)
+    assert launches == ["forward", "backward"]
+    close(found, slopes(torch_norm.plain, *(part.double() for part in given), silu), ROUNDING[dtype])
+
+
+@case
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    h, *rest = drawn((1, 17, 16, 16), torch.float32)
+    h = h + 4096.0  # of which a number keeps 11 bits after the point
+    truth = slopes(torch_norm.plain, *(part.double() for part in (h, *rest)), True)
+    close(slopes(torch_norm.norm, h, *rest, True), truth, 1e-5)
+    flat = torch.full_like(h, 3.0)
+    assert torch.equal(torch_norm.norm(flat, *rest[:2]), rest[1].expand_as(flat))
+
+
+@case
+def test_the_operation_keeps_torchs_rules() -> None:
+    h, weight, bias, _ = drawn((2, 2, 3, 8), torch.bfloat16)
+    given = [part.requires_grad_() for part in (h, weight, bias)]
+    torch.library.opcheck(torch_norm.normed, (*given, groups(8), True))
+
+
+@case
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_the_network_is_the_same_by_either_way(
+    dtype: torch.dtype | None, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(BASE, base_channels=8, multipliers=(1,), attention=(8,), frames=2)
+    model = model_of(config, "torch", "float32").to(DEVICE)
+    z, log_snr = torch.randn(1, 1, 2, 2, 2, device=DEVICE), torch.zeros(1, device=DEVICE)
+
+    def run(model: Any = model) -> list[Any]:
+        with torch.autocast(DEVICE, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            y = model(z, log_snr)
+        return [y.detach().double(), *(g.double() for g in torch.autograd.grad(y.square().sum(), model.parameters()))]
+
+    found = run()
+    norms = sum(isinstance(part, torch.nn.Module) and type(part).__name__ == "Norm" for part in model.modules())
+    assert launches.count("forward") == launches.count("backward") == norms
+    monkeypatch.setattr(torch_norm, "ON", "meta")
+    truth = run()
+    whole = [torch.cat([part.flatten() for part in parts]) for parts in (found[1:], truth[1:])]
+    tolerance = 1e-5 if dtype is None else 3e-2
+    close([found[0], whole[0]], [truth[0], whole[1]], tolerance)
+
+
+@case
+def test_what_the_kernel_has_no_rule_for_goes_the_plain_way(launches: list[str]) -> None:
+    h, weight, bias, of_out = drawn((2, 2, 3, 8), torch.float32)
+    run = lambda h: torch_norm.norm(h, weight, bias, True)  # noqa: E731
+    found, change = torch.func.jvp(run, (h,), (of_out,))
+    step = 1e-3 * of_out.double()
+    around = [torch_norm.plain(h + way * step, weight.double(), bias.double(), True) for way in (0, 1, -1)]
+    torch.testing.assert_close(found.double(), around[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(change.double(), (around[1] - around[2]) / 2e-3, rtol=1e-3, atol=1e-3)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: torch.func.jvp(run, (h,), (of_out,)), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(), (found, change))
+    torch.testing.assert_close(torch.func.vmap(run)(h[None]), found[None])
+    assert torch_norm.norm(h.double(), weight.double(), bias.double()).dtype == torch.float64
+    assert launches == []
+
+
+@case
+def test_gradients_have_gradients() -> None:
+    h, weight, bias, of_out = drawn((2, 2, 3, 8), torch.float32)
+    found = []
+    for function in (torch_norm.norm, torch_norm.plain):
+        given = [part.detach().requires_grad_() for part in (h, weight, bias, of_out)]
+        first = torch.autograd.grad(function(*given[:3], True), given[:3], given[3], create_graph=True)
+        found.append(torch.autograd.grad([part.square().sum() for part in first], given))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernel_that_does_not_compile_is_left_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        pytest.skip("the first pytest has it")
+    monkeypatch.setattr(torch_norm, "ON", "cpu")
+    monkeypatch.setattr(torch_norm, "_triton", True)
+
+    def failing(*given: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    told: list[Any] = []
+    monkeypatch.setattr(torch_norm, "normed", failing)
+    monkeypatch.setattr(torch_norm, "warn", lambda *given: told.append(given))
+    h, weight, bias = torch.randn(1, 2, 2, 4), torch.ones(4), torch.zeros(4)
+    for _ in "12":
+        torch.testing.assert_close(torch_norm.norm(h, weight, bias), torch_norm.plain(h, weight, bias, False))
+    assert len(told) == 1
