@@ -1,4 +1,4 @@
-"""The convolution of the network in JAX: every derivative of it is that of XLA's own, in the form that a CPU computes well."""
+"""Convolution and attention of the network in JAX: the derivatives of the forms that a CPU computes well are XLA's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 jax = pytest.importorskip("jax")
-from diffcore.unet3d import jax_conv  # noqa: E402
+from diffcore.unet3d import jax_conv, jax_unet  # noqa: E402
 
 jnp = jax.numpy
 pytestmark = pytest.mark.jax
@@ -59,3 +59,22 @@ def test_a_training_step_keeps_no_windows() -> None:
     h, w = jnp.ones((8, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
     step = jax.jit(jax.grad(lambda h, w: (jax_conv.conv(h, w) ** 2).sum(), 1))
     assert step.lower(h, w).compile().memory_analysis().temp_size_in_bytes < 5 * h.nbytes
+
+
+def whole(q: Any, k: Any, v: Any) -> Any:
+    logits = jnp.einsum("nihd,njhd->nhij", q, k) / q.shape[-1] ** 0.5
+    return jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(logits, axis=-1), v)
+
+
+def test_attention_head_by_head_is_that_of_all_at_once_and_keeps_no_logits() -> None:
+    with jax.enable_x64(True):
+        given = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, jax_unet.LEAST, 2, 4)))
+        found, want = (
+            jax.jit(jax.value_and_grad(lambda q, k, v, f=f: jnp.sin(f(q, k, v)).sum(), (0, 1, 2)))(*given)
+            for f in (jax_unet.attend, whole)
+        )
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9, atol=1e-9)
+    q = jnp.ones((4, 512, 2, 8))
+    step = jax.jit(jax.grad(lambda q: (jax_unet.attend(q, q, q) ** 2).sum()))
+    assert step.lower(q).compile().memory_analysis().temp_size_in_bytes < 4 * 8 * 512**2  # one set of all logits
