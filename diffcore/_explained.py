@@ -128,7 +128,10 @@ def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> s
 
 def _foreign(error: Exception, frames: TracebackType | None) -> bool:
     """Return whether an error says nothing of ours and comes from no function of the caller's."""
-    if type(error).__module__.partition(".")[0] in ("jax", "torch"):  # of a tracer, of a device
+    kind = type(error)
+    if (
+        kind.__module__.partition(".")[0] in ("jax", "torch") and kind.__name__ != "_LinAlgError"
+    ):  # of a tracer, of a device
         return False
     root = ""
     while frames is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _philox, _streams
+from diffcore import _array, _check, _memory, _philox, _streams
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore._seeds import words_of
@@ -52,6 +52,7 @@ def keys(seed: Seed, count: int, first: Any = 0) -> Array:
     count = _check.integer("noise.keys", "count", count)
     words, one = words_of(seed)
     if one:
+        _memory.fits("noise.keys", "count", count, 32 * count, hint="make them in parts: keys(seed, n, first=k)")
         return _fold(words, counted("noise.keys", "first", first, NUMBERS - count), count, _streams.KEYS)
     if not isinstance(first, int) or first != 0:
         hint = "it counts the samples of one seed; take a slice of the keys"

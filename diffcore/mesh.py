@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _check, _explained, _layout
+from diffcore import _brief, _check, _explained, _layout
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.guidance._sources import Denoiser
@@ -23,6 +23,7 @@ class Local:
     parts: ClassVar = ("denoise",)
     denoise: Any
     within: bool = False
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array, *more: Any) -> Array:
         """Return the prediction for the samples of this process, as a DTensor like z; for an ordinary array the denoiser's own."""

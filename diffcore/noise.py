@@ -7,12 +7,13 @@ batch of clips everywhere, sample i does not depend on its batch, and a run can 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _streams
+from diffcore import _array, _check, _explained, _memory, _philox, _streams
 from diffcore._array import Array
 from diffcore._brownian import brownian
 from diffcore._dispatch import backend_of
@@ -78,6 +79,9 @@ def _drawn(
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)
     backend, place = backend_of(like), _array.device(like) if device is None else device
+    if device is None and _memory.here(like):
+        size = like.dtype.itemsize * math.prod(_philox.sizes(dims, region))
+        _memory.fits(function, "shape", dims, size, hint="draw it in parts: see `region`")
     words = backend.keys(_rows(seed, dims[0], region), like)
     if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):
         dims, region = (region[0][1], *dims[1:]), None  # all elements of each sample

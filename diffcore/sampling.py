@@ -6,13 +6,14 @@ stopped, saved and resumed, and sample i of a batch does not know of the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, noise, predictions, stage
+from diffcore import _array, _check, _explained, _memory, noise, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint
@@ -107,6 +108,9 @@ def started(
             )
         _array.check_floating("start", like=like)
         dims, backend = _check.shape("start", "shape", shape), backend_of(like)
+        if _memory.here(like):
+            size = like.dtype.itemsize * math.prod(dims) * (3 + plan.memory)
+            _memory.fits("start", "shape", dims, size, hint="sample in parts: seed=noise.keys(seed, n, first=k)")
         if source is not None:
             eps = source(0, dims, like)
         else:

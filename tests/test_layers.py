@@ -16,11 +16,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, list[str]] = {
     "leaves": [
         "_array",
+        "_brief",
         "_check",
         "_explained",
         "_dispatch",
         "_files",
         "_layout",
+        "_memory",
         "_philox",
         "_pictures",
         "_quantile",

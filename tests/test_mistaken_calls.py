@@ -35,7 +35,7 @@ def test_a_mistake_is_accepted_or_refused_in_words(library: str) -> None:
     rng, share = random.Random(1), {"numpy": 0.02, "torch": 0.005, "jax": 0.0005}[library]
     made, bad = 0, list[str]()
     for target, argument, name, value in calls(given_in(library)):
-        if rng.random() < share and name != "10^9":
+        if rng.random() < share and "10^9" not in name:
             made += 1
             with limited(60):  # seconds of a machine that others use too
                 what, where = outcome(target, argument, value, seconds=60)

@@ -33,6 +33,20 @@ T, S, MIDDLE = (
 )
 
 
+@pytest.mark.parametrize("huber", [1e-300, 1e-4, 0.3, 1.0, 1e4, 1e160, 1e300])
+def test_the_huber_loss_is_finite_for_every_constant(huber: float) -> None:
+    """sqrt(e^2 + c^2) - c = e^2 / (hypot(e, c) + c), which neither overflows nor cancels; e for c = 0."""
+    net = lambda z, _: 0.3 * z  # noqa: E731
+    how: dict[str, Any] = {"t": levels.level(0.0), "s": levels.level(2.0), "prediction": "x"}
+    for scale in (0.0, 1e-6, 1.0, 1e6):
+        square = objectives.consistency_pair(net, scale * X, scale * EPS, **how)
+        weight = 1.0 / (1.0 - np.exp(-1.0))
+        error = np.sqrt(square / weight)
+        want = weight * error * (error / np.maximum(np.hypot(error, huber) + huber, 1e-300))
+        found = objectives.consistency_pair(net, scale * X, scale * EPS, **how, huber=huber)
+        np.testing.assert_allclose(found, want, rtol=1e-7, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     "covariance",
     [np.array([0.3, 1.2]), np.array([[1.0, 0.6], [0.6, 0.5]]), exact.LowRank(np.array([[0.8], [0.3]]), 0.1)],

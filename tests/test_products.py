@@ -39,10 +39,24 @@ def test_of_independent_observations_it_is_the_posterior_at_every_level(scaling:
     found = conditioning.observations(EACH, PRIOR, covariances=covariances).with_scaling(scaling)
     truth = WHOLE.with_scaling(scaling)
     of_elements = np.array([[-2.0, 1.0], [0.0, 3.0], [2.0, 2.0]])
-    for log_snr in (-30.0, -3.0, 0.0, 4.0, 25.0, np.array([-2.0, 0.0, 3.0]), of_elements):
+    mixed, of_elements[2, 1] = np.array([-2.0, np.inf, 3.0]), 90.0
+    for log_snr in (-30.0, -3.0, 0.0, 4.0, 25.0, 1e15, np.inf, np.array([-2.0, 0.0, 3.0]), mixed, of_elements):
         np.testing.assert_allclose(found(Z, log_snr), truth(Z, log_snr), rtol=1e-9, atol=1e-11)
         want = truth.posterior_covariance(Z, log_snr) * np.ones((3, 1, 1))
         np.testing.assert_allclose(found.posterior_covariance(Z, log_snr), want, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.torch
+def test_pullbacks_give_covariances_up_to_clean_data_and_none_at_pure_noise() -> None:
+    import torch
+
+    z = torch.tensor(Z, dtype=torch.float32)
+    found = conditioning.product([lambda z, at: EACH[0](z, at)], [1.0], prediction="x", scaling="vp")
+    for log_snr in (0.0, 70.0, 1e15, np.inf):
+        torch.testing.assert_close(found(z, torch.tensor(log_snr)), EACH[0](z, torch.tensor(log_snr)))
+    for log_snr in (-1e15, -np.inf):
+        with pytest.raises(ValueError, match="`log_snr` must be finite"):
+            found(z, torch.tensor(log_snr))
 
 
 def test_another_prior_and_guidance_are_products_too() -> None:

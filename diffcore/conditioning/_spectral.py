@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of, refuse_soft
 from diffcore.conditioning.measurements import Svd
@@ -29,6 +29,7 @@ class Same:
 
     values: float = 1.0
     aligned: bool = True
+    __repr__ = _brief.fields
 
     def seen(self, y: Array) -> Array:
         """Return y."""
@@ -60,6 +61,7 @@ class Spectrum:
     values: Array
     """S, 1 where nothing is known."""
     measure: Any
+    __repr__ = _brief.fields
 
     def into(self, x: Array) -> Array:
         """Return V^T x."""
@@ -88,6 +90,7 @@ class Measured:
     mask: Any
     measure: Any
     noise_std: float
+    __repr__ = _brief.fields
 
     def spectrum(self, function: str, z: Array) -> Spectrum:
         """Return what was observed for states like z."""

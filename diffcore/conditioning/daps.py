@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, levels
+from diffcore import _array, _brief, levels
 from diffcore._array import Array
 from diffcore.conditioning._solve import Variance, posterior_variance, variance_of
 from diffcore.conditioning._spectral import Measured, Spectrum, check_plan, measured, row_of
@@ -24,6 +24,7 @@ class Annealing:
 
     what: Measured
     data_variance: Variance
+    __repr__ = _brief.fields
 
     def hold(self, plan: Plan, z: Array) -> Annealed:
         """Return what a run of the plan holds; the loop calls it."""
@@ -40,6 +41,7 @@ class Annealed:
     parts: ClassVar = ("spectrum", "table")
     spectrum: Spectrum
     table: Array
+    __repr__ = _brief.fields
 
     def begin(self, state: State, noise: Noise) -> Array:  # noqa: ARG002
         """Return z of a start as it is."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check, levels
+from diffcore import _array, _brief, _check, levels
 from diffcore._array import Array
 from diffcore.conditioning._spectral import Measured, Spectrum, check_plan, measured, place, row_of
 from diffcore.denoiser import Noise
@@ -24,6 +24,7 @@ class Restoration:
     eta: float
     eta_b: float
     until: float
+    __repr__ = _brief.fields
 
     def hold(self, plan: Plan, z: Array) -> Restored:
         """Return what a run of the plan holds; the loop calls it."""
@@ -45,6 +46,7 @@ class Restored:
     table: Array
     eta: float
     eta_b: float
+    __repr__ = _brief.fields
 
     def begin(self, state: State, noise: Noise) -> Array:
         """Return z of a start, with measured directions at q(z | y)."""

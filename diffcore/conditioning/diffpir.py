@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
 from diffcore.conditioning._observed import refuse_soft
@@ -23,6 +23,7 @@ class Paper:
     """The variance of the paper, sigma^2 / (weight alpha^2), which grows without bound towards noise."""
 
     weight: float
+    __repr__ = _brief.fields
 
     def __call__(self, level: Level) -> Any:
         """Return r^2 at a level."""
@@ -41,6 +42,7 @@ class DiffPIR(Guided):
     gradients: ClassVar[bool] = False
     data_variance: Variance | Paper
     iterations: int
+    __repr__ = _brief.fields
 
     def shift(self, at: Linear) -> Array:
         """Return r^2 A^T (r^2 A A^T + s^2 I)^{-1} (y - A x-hat)."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._solve import covariance, gathered
@@ -26,6 +26,7 @@ class DPS(Guided):
 
     function: ClassVar[str] = FUNCTION
     noise_std: float | None
+    __repr__ = _brief.fields
 
     def shift(self, at: Linear) -> Array:
         """Return w J^T A^T r / ||r||, or (sigma^2 / alpha) w J^T A^T r / s^2, with r = y - A x-hat."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning.measurements import Svd
 
@@ -27,6 +27,7 @@ class Linear:
     factors: tuple[tuple[int, Float64], ...]
     event: tuple[int, ...] | None = None
     decomposed: tuple[tuple[Float64, Float64, Float64], ...] = field(init=False, repr=False)
+    __repr__ = _brief.fields
 
     def __post_init__(self) -> None:
         found = tuple(np.linalg.svd(matrix, full_matrices=False) for _, matrix in self.factors)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _check
+from diffcore import _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._observed import refuse_soft
@@ -33,6 +33,7 @@ class MomentMatching(Guided):
 
     function: ClassVar[str] = FUNCTION
     iterations: int
+    __repr__ = _brief.fields
 
     def shift(self, at: Linear) -> Array:
         """Return C A^T (A C A^T + s^2 I)^{-1} (y - A x-hat)."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
 from diffcore.conditioning._observed import refuse_soft
@@ -32,6 +32,7 @@ class PiGDM(Guided):
     function: ClassVar[str] = FUNCTION
     data_variance: Variance
     iterations: int
+    __repr__ = _brief.fields
 
     def shift(self, at: Linear) -> Array:
         """Return C A^T (r^2 A A^T + s^2 I)^{-1} (y - A x-hat)."""

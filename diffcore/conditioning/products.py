@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from diffcore import _array, _check, levels, predictions
+from diffcore import _array, _brief, _check, levels, predictions
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.conditioning._guided import _scaled
@@ -34,12 +34,16 @@ Denoise = Callable[[Array, Array], Array]
 
 
 class _At(NamedTuple):
-    """What a call works with: z and its level, laid flat (B, D), the shape of z, and the level itself."""
+    """What a call works with: z and its level, laid flat (B, D), the shape of z, and the level itself.
+
+    Where data is clean to rounding S_k = sigma^2 / alpha^2 for every k, and its square underflows: `sigma` is at least 1e-17 alpha.
+    """
 
     xp: Any
     flat: Array
     alpha: Array
     sigma: Array
+    clean: Array
     level: levels.Level
     z: Array
     log_snr: Array
@@ -56,6 +60,7 @@ class Product:
     covariances: tuple[Any, ...] | str | None
     scaling: str | None
     prediction: ClassVar[str] = "x"
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return x-hat of the product."""
@@ -67,7 +72,7 @@ class Product:
         if self.covariances == "equal":
             must = "be None or those of the factors, for a covariance of their product"
             raise _check.error(ValueError, "conditioning.product", "covariances", must, "equal")
-        scale = 1.0 / spread
+        scale = at.xp.where(at.clean, at.xp.zeros_like(spread), 1.0 / spread)
         if inverse.ndim == 2:
             unit = at.xp.eye(inverse.shape[1], dtype=inverse.dtype, device=_array.device(z))
             inverse = inverse[:, :, None] * unit
@@ -83,21 +88,22 @@ class Product:
         at = _enter(z, log_snr, self.scaling or "vp")
         xp = at.xp
         found = [self._factor(k, at) for k in range(len(self.powers))]
-        spread = xp.hypot(at.alpha, at.sigma) / at.sigma
+        spread = xp.hypot(at.alpha / at.sigma, xp.ones_like(at.alpha))
         if self.covariances == "equal":
             x = sum(power * x for power, (x, _) in zip(self.powers, found, strict=True))
             return xp.astype(xp.reshape(x, z.shape), z.dtype, copy=False), at, spread, x
         full = any(covariance.ndim == 3 for _, covariance in found)
         precision: Any = 0.0
         pulled: Any = 0.0
+        unit = xp.eye(at.flat.shape[1], dtype=at.flat.dtype, device=_array.device(z)) if full else None
         for power, (x, covariance) in zip(self.powers, found, strict=True):
-            if full and covariance.ndim == 2:
-                covariance = covariance[:, :, None] * xp.eye(x.shape[1], dtype=x.dtype, device=_array.device(z))
             if full:
-                inside = xp.linalg.inv(spread[:, :, None] * covariance * spread[:, None, :])
+                covariance = covariance[:, :, None] * unit if covariance.ndim == 2 else covariance
+                scaled = spread[:, :, None] * covariance * spread[:, None, :]
+                inside = xp.linalg.inv(xp.where(at.clean[:, :, None] | at.clean[:, None, :], unit, scaled))
                 pulled = pulled + power * xp.matmul(inside, (spread * x)[:, :, None])[..., 0]
             else:
-                inside = 1.0 / (spread * spread * covariance)
+                inside = 1.0 / xp.where(at.clean, xp.ones_like(spread), spread * spread * covariance)
                 pulled = pulled + power * inside * spread * x
             precision = precision + power * inside
         inverse = xp.linalg.inv(precision) if full else 1.0 / precision
@@ -119,6 +125,10 @@ class Product:
             return xp.reshape(x_hat(wide), at.flat.shape), _of_data(self.covariances[k], at)
         if hasattr(denoise, "posterior_covariance"):
             return xp.reshape(x_hat(wide), at.flat.shape), denoise.posterior_covariance(wide, at.log_snr)
+        known = _array.known(at.level.sigma), _array.known(at.level.alpha)
+        if not any(part is None for part in known) and not np.all(np.isfinite(known[0]) & (known[1] > 0.0)):
+            must, hint = "be finite for a covariance by the denoiser's Jacobian", "or give `covariances`"
+            raise _check.error(ValueError, "conditioning.product", "log_snr", must, at.log_snr, hint)
         x, pull = backend_of(at.z).gradient(x_hat, wide)
         size = at.flat.shape[1]
         units = xp.eye(size, dtype=wide.dtype, device=_array.device(wide))
@@ -156,8 +166,8 @@ def product(
         scaling: "vp", "ve" or "flow"; None is the plan's in `diffcore.sample`.
 
     Returns:
-        `Product`, a callable (z, log_snr) -> x-hat at finite levels, with a `posterior_covariance`, so that products nest. Where
-        L is not positive, as it may be far from the data, the result is no mean of anything; "equal" is safe there.
+        `Product`, a callable (z, log_snr) -> x-hat, clean data included, with a `posterior_covariance`, so that products nest.
+        Where L is not positive, as it may be far from the data, the result is no mean of anything; "equal" is safe there.
 
     Raises:
         TypeError: a denoiser that is not callable, or whose prediction is unknown.
@@ -294,7 +304,9 @@ def _enter(z: Array, log_snr: Array, scaling: str) -> _At:
         return xp.reshape(found, (z.shape[0], math.prod(z.shape[1:])))
 
     flat = xp.reshape(wide, (z.shape[0], math.prod(z.shape[1:])))
-    return _At(xp, flat, along(level.alpha), along(level.sigma), level, z, log_snr)
+    alpha, sigma = along(level.alpha), along(level.sigma)
+    least = 1e-17 * alpha
+    return _At(xp, flat, alpha, xp.maximum(sigma, least), sigma <= least, level, z, log_snr)
 
 
 def _of_data(covariance: Any, at: _At) -> Array:

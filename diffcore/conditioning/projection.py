@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of, weigh
 
@@ -22,6 +22,7 @@ class Projection:
     mask: Any
     measure: Any
     after: Callable[[Array], Array] | None
+    __repr__ = _brief.fields
 
     def __call__(self, x: Array) -> Array:
         """Return x-hat projected, of its shape and dtype."""

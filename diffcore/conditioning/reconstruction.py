@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
 from diffcore.conditioning._observed import beside
@@ -21,6 +21,7 @@ class Reconstruction(Guided):
     """A denoiser under reconstruction guidance: what `reconstruction` returns, which documents it."""
 
     function: ClassVar[str] = FUNCTION
+    __repr__ = _brief.fields
 
     def shift(self, at: Linear) -> Array:
         """Return w alpha J^T A^T (x^a - A x-hat), 0 where elements are replaced."""

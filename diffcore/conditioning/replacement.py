@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._observed import check, known_of
 from diffcore.denoiser import Noise
@@ -26,6 +26,7 @@ class Replacement:
     observed: Any
     mask: Any
     variant: str = "marginal"
+    __repr__ = _brief.fields
 
     def __post_init__(self) -> None:
         function = "conditioning.replacement"
@@ -51,6 +52,7 @@ class Known:
     x: Array
     known: Array
     table: Array
+    __repr__ = _brief.fields
 
     @property
     def overwrites(self) -> tuple[Array, Array, Array]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._observed import refuse_soft
@@ -22,6 +22,7 @@ class TMPD(Guided):
     """A denoiser under Tweedie moment projection: what `tmpd` returns, which documents it."""
 
     function: ClassVar[str] = FUNCTION
+    __repr__ = _brief.fields
 
     def shift(self, at: Linear) -> Array:
         """Return C A^T diag(A C A^T 1 + s^2)^{-1} (y - A x-hat)."""

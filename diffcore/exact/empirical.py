@@ -7,6 +7,7 @@ Source: Karras et al. 2022 (arXiv 2206.00364), app. B.3.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,5 +113,6 @@ class Empirical(Denoiser):
 
     def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return points drawn by their weights, (count, *event); see `Gaussian.sample`."""
-        drawn = self.points[choose(self.weights, seed, count)].astype(np.float64)
+        which = choose("exact.Empirical.sample", self.weights, seed, count, math.prod(self.event))
+        drawn = self.points[which].astype(np.float64)
         return drawn if like is None else cast(drawn, like)

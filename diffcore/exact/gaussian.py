@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, levels, noise
+from diffcore import _array, _check, _memory, _streams, levels, noise
 from diffcore._array import Array
 from diffcore.exact import _flow
 from diffcore.exact._conditional import check_observation, condition
@@ -172,7 +172,8 @@ class Gaussian(Denoiser):
             count: how many.
             like: an array that gives library, dtype and device; NumPy float64 without one.
         """
-        drawn = coloured(self.model.parts, 0, normals(seed, count, self.event)).reshape(count, *self.event)
+        eps = normals("exact.Gaussian.sample", seed, count, self.event)
+        drawn = coloured(self.model.parts, 0, eps).reshape(count, *self.event)
         return drawn if like is None else cast(drawn, like)
 
 
@@ -188,10 +189,18 @@ def gaussian_of(mean: Float64, covariance: Covariance, parts: Parts, scaling: st
     return made
 
 
-def normals(seed: Any, count: int, event: tuple[int, ...]) -> Float64:
+def normals(function: str, seed: Any, count: int, event: tuple[int, ...]) -> Float64:
     """Return standard normal noise for samples of data, (count, D) on the host."""
+    check_count(function, count, math.prod(event))
     drawn = noise.normal(seed, 0, (count, math.prod(event)), dtype=np.dtype(np.float64), stream=_streams.DATA)
     return np.asarray(drawn)
+
+
+def check_count(function: str, count: int, size: int) -> None:
+    """Raise unless samples of so many float64 elements fit in memory, with what makes them."""
+    _check.integer(function, "count", count)
+    hint = "draw them in parts: sample(noise.keys(seed, n, first=k), n)"
+    _memory.fits(function, "count", count, 8 * count * (3 * size + 4), hint=hint)
 
 
 def coloured(parts: Any, component: int, eps: Float64) -> Float64:

@@ -27,7 +27,7 @@ from diffcore.exact._parts import (
     parts_of,
 )
 from diffcore.exact._weighing import Entered, Model, model_of
-from diffcore.exact.gaussian import Gaussian, coloured, gaussian_of, normals
+from diffcore.exact.gaussian import Gaussian, check_count, coloured, gaussian_of, normals
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +123,9 @@ class Mixture(Denoiser):
 
     def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:
         """Return samples of the data, (count, *event); see `Gaussian.sample`."""
-        choice = choose(self.weights, seed, count)
-        eps = normals(seed, count, self.event)
+        function = "exact.Mixture.sample"
+        choice = choose(function, self.weights, seed, count, math.prod(self.event))
+        eps = normals(function, seed, count, self.event)
         drawn = np.empty_like(eps)
         for k in range(self.weights.size):
             drawn[choice == k] = coloured(self.model.parts, k, eps[choice == k])
@@ -132,8 +133,9 @@ class Mixture(Denoiser):
         return drawn if like is None else cast(drawn, like)
 
 
-def choose(weights: Float64, seed: Any, count: int) -> Any:
-    """Return the number of a component for each of `count` samples, by its weight."""
+def choose(function: str, weights: Float64, seed: Any, count: int, size: int) -> Any:
+    """Return the number of a component for each of `count` samples, by its weight, for events of `size` elements."""
+    check_count(function, count, size)
     words = np.asarray(noise.bits(seed, 0, (count, 1), stream=_streams.CHOICES), dtype=np.float64)[:, 0]
     return np.searchsorted(np.cumsum(weights)[:-1], (words + 0.5) * 2.0**-32, side="right")
 

@@ -99,7 +99,7 @@ def bong_tangent(
     array([1.    , 0.8572, 0.5   , 0.1175, 0.    ])
     """
     scaling_of("grids.bong_tangent", "schedule", schedule)
-    count = _check.integer("grids.bong_tangent", "steps", steps, 1)
+    count = _check.count("grids.bong_tangent", "steps", steps)
 
     def make(first: float, last: float, in_data: bool) -> Float64:
         part = np.array([1.0, 0.0])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check, _layout
+from diffcore import _array, _brief, _check, _layout
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._sources import Apart, Denoiser, Together
@@ -26,6 +26,7 @@ class ClassifierFree:
     weight: Weight
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the guided prediction at z, of its shape and dtype.

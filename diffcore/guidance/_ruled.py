@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffcore import _array, _check, _layout, levels, predictions
+from diffcore import _array, _brief, _check, _layout, levels, predictions
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._guided import FUNCTION, ClassifierFree, chosen
@@ -23,6 +23,7 @@ class Ruled(ClassifierFree):
     rule: Any = None
     prediction: Prediction | None = None
     scaling: str | None = None
+    __repr__ = _brief.fields
 
     def apart(self, z: Array, log_snr: Array) -> None:  # noqa: ARG002
         """Return None: a rule is left to no kernel."""
@@ -62,6 +63,8 @@ class Ruled(ClassifierFree):
 @dataclass(frozen=True, eq=False)
 class Carrying(Ruled):
     """A denoiser under guidance by a rule with momentum: it takes what it made of the stages before."""
+
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:  # noqa: ARG002
         """Raise: the average over the stages before is missing."""

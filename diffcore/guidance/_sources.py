@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _array, _check, _layout
+from diffcore import _array, _brief, _check, _layout
 from diffcore._array import Array
 
 Denoiser = Callable[[Array, Array], Array]
@@ -19,6 +19,7 @@ class Apart:
 
     parts: ClassVar = ("models",)
     models: tuple[Any, ...]
+    __repr__ = _brief.fields
 
     def conditional(self, z: Array, log_snr: Array) -> Array:
         return self.models[0](z, log_snr)
@@ -44,6 +45,7 @@ class Together:
     names: tuple[str, ...]
     denoise: Callable[[Array, Array, Any], Array]
     conds: tuple[Any, ...]
+    __repr__ = _brief.fields
 
     @property
     def models(self) -> tuple[Any, ...]:
@@ -87,6 +89,7 @@ class Under:
     function: str
     denoise: Any
     cond: Any
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         return self.denoise(z, log_snr, merge(self.function, ("cond",), (self.cond,), z.shape[0]))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check, levels, predictions
+from diffcore import _array, _brief, _check, levels, predictions
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._weights import Weight
@@ -29,6 +29,7 @@ class Classifier:
     weight: Weight
     prediction: Prediction
     scaling: str | None
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the guided prediction at z, of its shape and dtype."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _array, _check
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._guided import check_alike, forwarded
@@ -24,6 +24,7 @@ class Composed:
     source: Apart | Together
     scales: tuple[Weight, ...]
     nested: bool = False
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the guided prediction at z, of its shape and dtype."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, levels, noise, predictions
+from diffcore import _array, _brief, _check, _streams, levels, noise, predictions
 from diffcore._array import Array
 from diffcore.guidance import _spaces
 from diffcore.guidance._sources import Apart
@@ -35,6 +35,7 @@ class Remembering:
     seed: Any
     prediction: Prediction
     scaling: str | None
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the prediction at z."""

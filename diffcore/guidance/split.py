@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _array, _check, _layout
+from diffcore import _array, _brief, _check, _layout
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 
@@ -20,6 +20,7 @@ class Split:
     denoise: Any
     mesh: Any
     axis: str
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array, cond: Any) -> Array:
         """Return the prediction under one condition: every device makes it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _explained, predictions
+from diffcore import _array, _brief, _explained, predictions
 from diffcore._array import Array
 from diffcore.interop import _learned, _reading, _schedulers
 from diffcore.plan import Plan
@@ -85,6 +85,8 @@ class _Denoiser:
     table: Any
     known: dict[Any, Any] = field(default_factory=dict)
     """The timesteps of levels that were asked for, beside those of the scheduler then, so that none is at their place."""
+
+    __repr__ = _brief.fields
 
     @property
     def scaling(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, _explained, levels, predictions
+from diffcore import _array, _brief, _check, _explained, levels, predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.samplers import _trace
@@ -124,6 +124,7 @@ class _Denoiser:
     scaling: str
     inputs: Any
     prediction: ClassVar = "x"
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array, /) -> Array:
         return self.model(z, levels.level(log_snr, self.scaling).sigma, **self.inputs)

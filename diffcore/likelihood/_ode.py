@@ -99,7 +99,7 @@ def ode(
     xp = check_data(function, x)
     _check_plan(function, plan)
     if probes is not None:
-        _check.integer(function, "probes", probes, 1, hint="or None for the exact trace")
+        _check.count(function, "probes", probes, hint="or None for the exact trace")
     _array.check_lead(function, "plan", plan.lead, tuple(x.shape))
     denoise = sampling.fitting(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)

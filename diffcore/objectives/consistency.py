@@ -10,6 +10,7 @@ Source: Lu & Song 2025 (arXiv 2410.11081); Geng et al. 2025 (arXiv 2406.14548); 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from diffcore import _array, _check, levels, predictions, process
 from diffcore._array import Array
@@ -112,7 +113,8 @@ def consistency_pair(
         prediction: what the network returns; its x-hat should be z at clean data, as that of "v", "flow" and "edm" is.
         z_s: the state at s on the trajectory of z_t = alpha x + sigma eps, by a teacher; None is alpha_s x + sigma_s eps.
         teacher: another network for the target, such as an average of past weights; None is the network itself.
-        huber: c >= 0, for sqrt(|.|^2 + c^2) - c of a sample's root mean square in place of |.|^2; 0 keeps the square.
+        huber: c >= 0, for sqrt(|.|^2 + c^2) - c of a sample's root mean square in place of |.|^2; 0 keeps the square, and what is
+            below 1e-15 counts as 1e-15.
 
     Returns:
         (B,), at least float32.
@@ -138,8 +140,15 @@ def consistency_pair(
     target = xp.where(clean, before, predictions.convert(y, before, s, source=prediction, target="x"))
     error = mean((_array.widen(xp, found) - stopped(_array.widen(xp, target))) ** 2)
     if c:
-        error = c * c * (xp.sqrt(1.0 + error / (c * c)) - 1.0) / c
+        error = _huber(xp, error, max(c, 1e-15))
     return error * _weight(function, t, s, error)
+
+
+def _huber(xp: Any, error: Array, c: float) -> Array:
+    """Return sqrt(error + c^2) - c, in a form in which c^2 neither overflows nor cancels."""
+    if c < 1.0:
+        return error / (xp.sqrt(error + c * c) + c)
+    return error / c / (xp.sqrt(1.0 + error / c / c) + 1.0)
 
 
 def _weight(function: str, t: Level, s: Level, like: Array) -> Array:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, _layout, levels, predictions
+from diffcore import _array, _check, _layout, _memory, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import checks, io, known, parts, plot, text
@@ -252,11 +252,11 @@ class Plan:
 
     def levels_of(self, batch: int) -> Float64:
         """Return the log-SNRs of all stages for a batch: (stages, B), or (stages, B, T)."""
-        return _for_batch(self.log_snr, batch)
+        return _for_batch("Plan.levels_of", self.log_snr, batch)
 
     def next_levels_of(self, batch: int) -> Float64:
         """Return the log-SNRs after all stages in the same form."""
-        return _for_batch(self.next_log_snr, batch)
+        return _for_batch("Plan.next_levels_of", self.next_log_snr, batch)
 
     def coefficients(self, prediction: predictions.Prediction) -> Float64:
         """Return (stages, *lead, 2 + (1 + M) columns) for a kind of prediction: x-hat's coefficients of z and of the
@@ -321,8 +321,10 @@ class Plan:
         return io.load(path, cls)
 
 
-def _for_batch(log_snr: Float64, batch: int) -> Float64:
+def _for_batch(function: str, log_snr: Float64, batch: int) -> Float64:
     stages, lead = log_snr.shape[0], log_snr.shape[1:]
+    if not _array.traced():  # where it may be a symbol
+        _memory.fits(function, "batch", batch, log_snr.nbytes * _check.integer(function, "batch", batch))
     if not lead or lead[0] == 1:
         log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
     return np.array(log_snr)  # a copy: torch warns of read-only arrays

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, conditioning, noise, sampling
+from diffcore import _array, _brief, _check, _streams, conditioning, noise, sampling
 from diffcore._array import Array
 from diffcore.conditioning._solve import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
@@ -45,6 +45,8 @@ class Sampler:
     methods: tuple[str, ...] = METHODS
     traced: dict[Any, Callable[..., Array]] = field(default_factory=dict)
     """A run for each pattern of known frames: a stream has two or three, and its blocks share their traces."""
+
+    __repr__ = _brief.fields
 
     def __post_init__(self) -> None:
         _check.choice(self.function, "method", self.method, self.methods)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from diffcore import _check
+from diffcore import _brief, _check
 from diffcore._array import Array
 
 FUNCTION = "video.reusing"
@@ -20,6 +20,7 @@ class Reusing:
     cond: Any = None
     null: Any = None
     weight: Any = None
+    __repr__ = _brief.fields
 
     @property
     def prediction(self) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, noise
+from diffcore import _array, _brief, _check, _streams, noise
 from diffcore._array import Array
 
 WEIGHTS = ("constant", "pyramid")
@@ -26,6 +26,7 @@ class Windowed:
     weights: str
     prediction: Any = None
     scaling: str | None = None
+    __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the mean of what the windows predict, of the shape of z."""
