@@ -128,10 +128,8 @@ def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> s
 
 def _foreign(error: Exception, frames: TracebackType | None) -> bool:
     """Return whether an error says nothing of ours and comes from no function of the caller's."""
-    kind = type(error)
-    if (
-        kind.__module__.partition(".")[0] in ("jax", "torch") and kind.__name__ != "_LinAlgError"
-    ):  # of a tracer, of a device
+    singular = type(error).__name__ == "_LinAlgError"  # torch's, which names a function as ours do
+    if type(error).__module__.partition(".")[0] in ("jax", "torch") and not singular:  # of a tracer, of a device
         return False
     root = ""
     while frames is not None:
@@ -141,6 +139,7 @@ def _foreign(error: Exception, frames: TracebackType | None) -> bool:
         frames = frames.tb_next
     return (
         root != "diffcore"
+        or singular
         or not OURS.match(str(error))
         or not isinstance(error, (TypeError, ValueError, RuntimeError, MemoryError))
     )

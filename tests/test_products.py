@@ -57,6 +57,9 @@ def test_pullbacks_give_covariances_up_to_clean_data_and_none_at_pure_noise() ->
     for log_snr in (-1e15, -np.inf):
         with pytest.raises(ValueError, match="`log_snr` must be finite"):
             found(z, torch.tensor(log_snr))
+    without = conditioning.product([PRIOR] * 2, [2.0, -1.0], covariances=[np.eye(2), np.diag([0.0, 0.5])])
+    with pytest.raises(ValueError, match=r"conditioning\.Product: cannot work with `z` .*singular"):
+        without(z, torch.tensor(0.0))
 
 
 def test_another_prior_and_guidance_are_products_too() -> None:
