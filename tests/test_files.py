@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import subprocess
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import halve, kills
+from libraries import example
+from training_cases import CONFIG
 
-from diffcore import _files
+import diffcore as dc
+from diffcore import _files, unet3d
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs permissions and links as POSIX has them")
 
@@ -81,6 +86,48 @@ def test_a_failure_leaves_the_old_file_and_the_parts_of_others(
         _interrupted(path)
     assert path.read_text() == "old"
     assert names(tmp_path) == {"some.txt", *others}
+
+
+def _state(library: str, number: int) -> Callable[[Path], object]:
+    with example(library) as like:
+        state = dc.start(dc.samplers.unipc(dc.schedules.Cosine(), 4), shape=(2, 3), like=like, seed=number)
+    return lambda path: dc.save_state(path, state)
+
+
+def _weights(library: str, number: int) -> Callable[[Path], object]:
+    model = unet3d.build(CONFIG, backend=library, seed=number)
+    return lambda path: unet3d.save(model, path)
+
+
+WRITERS: dict[str, Callable[[int], Callable[[Path], object]]] = {
+    "text": lambda number: lambda path: _files.write(path, f"number {number}"),
+    "plan": lambda number: dc.samplers.ddim(dc.schedules.Cosine(), 2 + number).save,
+    **{f"state {library}": functools.partial(_state, library) for library in ("numpy", "torch", "jax")},
+    **{f"weights {library}": functools.partial(_weights, library) for library in ("numpy", "torch", "jax")},
+}
+"""For each kind of file what makes, of a number, a function that writes what differs with that number."""
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_process_killed_at_any_point_of_a_write_leaves_the_old_file_or_the_new_one(kind: str, tmp_path: Path) -> None:
+    for library in ("torch", "jax"):
+        if library in kind:
+            pytest.importorskip(library)
+    path, left = tmp_path / "some.file", list[bytes]()
+    write_old, write_new = (WRITERS[kind](number) for number in range(2))
+    write_new(path)
+    new = path.read_bytes()
+    write_old(path)
+    old = path.read_bytes()
+    assert old != new
+    for _ in kills(lambda: path.write_bytes(old), lambda: write_new(path)):
+        left.append(path.read_bytes())
+        halve(tmp_path)
+        _files.remove_parts(path)
+        assert names(tmp_path) == {"some.file"}
+    assert left == sorted(left, key=lambda content: content == new)  # once it is there it stays
+    assert set(left) == {old, new}
+    assert path.read_bytes() == new
 
 
 def test_parts_that_were_left_are_removed_and_those_of_other_files_and_programs_are_not(tmp_path: Path) -> None:

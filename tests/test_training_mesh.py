@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kills import halve, kills
 from training_cases import CONFIG, SETTINGS, TOKENS, digits, rows, tokens
 
 from diffcore import _streams, noise
@@ -186,3 +187,35 @@ def test_jax_ends_with_the_same_weights_on_any_mesh(name: str, of_jax: Path) -> 
 def test_every_process_of_jax_refuses_another_run(of_jax: Path) -> None:
     for number in range(2):
         assert "another settings: seed 0 instead of 1" in (of_jax / f"said-{number}.txt").read_text()
+
+
+@pytest.mark.jax
+def test_a_kill_at_any_point_of_a_checkpoint_of_orbax_leaves_the_one_before_or_the_new_one(tmp_path: Path) -> None:
+    """Before it is sealed it counts for nothing; the one before is removed once the new one is whole."""
+    pytest.importorskip("orbax.checkpoint")
+    import jax.numpy as jnp
+
+    from diffcore.unet3d.training import jax_mesh
+
+    states = {step: {"weights/a": jnp.full((4, 3), float(step)), "count": jnp.asarray(step)} for step in (3, 6)}
+    folder, tried, left = tmp_path / "whole", tmp_path / "tried", list[int]()
+    for step, state in states.items():
+        jax_mesh.save(state, checkpoints.place(folder, step))()
+        checkpoints.seal(checkpoints.place(folder, step), {"step": str(step)}, 2)
+    (checkpoints.place(folder, 6) / checkpoints.SEAL).unlink()
+
+    def copied() -> None:
+        shutil.rmtree(tried, ignore_errors=True)
+        shutil.copytree(folder, tried)
+
+    for _ in kills(copied, lambda: checkpoints.seal(checkpoints.place(tried, 6), {"step": "6"}, 1)):
+        halve(checkpoints.place(tried, 6))
+        checkpoints.remove(tried, all_of_them=False)
+        found = checkpoints.newest(tried)
+        assert found is not None
+        if found.step not in left:
+            loaded = jax_mesh.load(states[found.step], found.path)
+            assert all((loaded[name] == array).all() for name, array in states[found.step].items())
+        left.append(found.step)
+    assert left == sorted(left)
+    assert set(left) == {3, 6}

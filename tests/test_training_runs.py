@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kills import halve, kills
 from training_cases import (
     CONFIG,
     SETTINGS,
@@ -39,7 +41,7 @@ from training_cases import quick as quick
 from diffcore import schedules, weights
 from diffcore.unet3d import UNet3DConfig, build, data, load, save, training
 from diffcore.unet3d import weights as files
-from diffcore.unet3d.training import loop, train
+from diffcore.unet3d.training import checkpoints, loop, train
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -110,6 +112,41 @@ def test_a_stopped_run_goes_on_bit_for_bit(backend: str, place: str, unbroken: A
     assert not list(tmp_path.glob(".*.part"))
     train(CONFIG, SETTINGS, digits(), tmp_path, backend=backend)
     assert left(tmp_path) == left(unbroken(backend))
+
+
+@every_backend
+def test_a_kill_at_any_point_of_a_checkpoint_leaves_the_one_before_or_the_new_one(
+    backend: str, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one is removed for it, and nothing of it stays once the next run begins."""
+    folder, tried, write = tmp_path / "run", tmp_path / "tried", checkpoints.write
+    folder.mkdir()
+    seen: list[tuple[str, int]] = []
+
+    def copied() -> None:
+        shutil.rmtree(tried, ignore_errors=True)
+        shutil.copytree(folder, tried)
+
+    def killed(to: Path, state: Any, about: Any, kept: int) -> None:
+        if (before := checkpoints.newest(folder)) is not None:
+            wanted = {before.step: before.state, int(about["step"]): state}
+            for _ in kills(copied, lambda: write(tried, state, about, kept)):
+                halve(tried)
+                checkpoints.remove(tried, all_of_them=False)
+                found = checkpoints.newest(tried)
+                assert found is not None
+                assert found.state.keys() == state.keys()
+                for name, array in found.state.items():
+                    np.testing.assert_array_equal(array, wanted[found.step][name])
+                assert not list(tried.glob(".*.part"))
+                seen.append((about["step"], found.step))
+        write(to, state, about, kept)
+
+    monkeypatch.setattr(checkpoints, "write", killed)
+    train(CONFIG, replace(SETTINGS, checkpoints=2), digits(), folder, backend=backend)
+    assert {"6", "7"} == {about for about, _ in seen}
+    assert set(seen) == {("6", 3), ("6", 6), ("7", 6), ("7", 7)}
+    assert (folder / "model.safetensors").read_bytes() == (unbroken(backend) / "model.safetensors").read_bytes()
 
 
 @pytest.mark.torch
