@@ -39,8 +39,11 @@ def bits(
     sizes = _philox.sizes(shape, region)
     if 0 in sizes:
         return torch.zeros(sizes, dtype=torch.int64, device=device)
-    found = _by_kernel(words, draw, shape, torch.int64, device, stream, region)
-    return _made(words, draw, shape, device, stream, region, list) if found is None else found
+    if (found := _by_kernel(words, draw, shape, torch.int64, device, stream, region)) is not None:
+        return found
+    if (host := _eager(words, draw, device)) is not None:
+        return torch.from_numpy(numpy_noise.bits(*host, shape, stream=stream, region=region).astype(np.int64))
+    return _made(words, draw, shape, device, stream, region, list)
 
 
 def normal(
@@ -61,14 +64,20 @@ def normal(
     if (found := _by_kernel(words, draw, shape, dtype, device, stream, region)) is not None:
         return found
     wide = torch.float32 if is_half(dtype) else dtype
-    if not torch.compiler.is_compiling() and (device is None or torch.device(device).type == "cpu"):
-        host = _on_host(words), _on_host(draw)
-        if host[0] is not None and host[1] is not None:
-            kind = np.float64 if wide == torch.float64 else np.float32
-            drawn = numpy_noise.normal(host[0], host[1], shape, dtype=kind, stream=stream, region=region)
-            return torch.from_numpy(drawn).to(dtype)
+    if (host := _eager(words, draw, device)) is not None:
+        kind = np.float64 if wide == torch.float64 else np.float32
+        drawn = numpy_noise.normal(*host, shape, dtype=kind, stream=stream, region=region)
+        return torch.from_numpy(drawn).to(dtype)
     finish = partial(_philox.normals, xp, dtype=wide, small=torch.int32)
     return _made(words, draw, shape, device, stream, region, finish).to(dtype)
+
+
+def _eager(words: Array, draw: Any, device: Any) -> tuple[Any, Any] | None:
+    """Return the words and the draw for NumPy, where a call on a CPU is not traced; else None."""
+    if torch.compiler.is_compiling() or not (device is None or torch.device(device).type == "cpu"):
+        return None
+    host = _on_host(words), _on_host(draw)
+    return None if host[0] is None or host[1] is None else host
 
 
 def _by_kernel(

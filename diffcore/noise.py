@@ -80,7 +80,8 @@ def _drawn(
     _array.namespace(function, like=like)
     backend, place = backend_of(like), _array.device(like) if device is None else device
     if device is None and _memory.here(like):
-        size = like.dtype.itemsize * math.prod(_philox.sizes(dims, region))
+        each = like.dtype.itemsize if function != "noise.bits" else 4 if isinstance(like, np.ndarray) else 12
+        size = each * math.prod(_philox.sizes(dims, region))
         _memory.fits(function, "shape", dims, size, hint="draw it in parts: see `region`")
     words = backend.keys(_rows(seed, dims[0], region), like)
     if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):

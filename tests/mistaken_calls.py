@@ -686,7 +686,8 @@ def outcome(target: Target, argument: str, mutated: Any, seconds: float = SECOND
         return _judged(target, argument, error)
     if time.process_time() - began > seconds:
         return "late", ""
-    if not said and _nan(found) and not _nan(mutated, infinite=True):
+    documented = target.name == "metrics.seams"  # of one clip, whose error nobody knows
+    if not said and not documented and _nan(found) and not _nan(mutated, infinite=True):
         return "silent NaN", ""
     return "accepted", ""
 

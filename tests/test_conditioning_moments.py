@@ -125,4 +125,6 @@ def test_conjugate_residuals_solve_and_never_grow() -> None:
         assert (np.diff([np.linalg.norm(right, axis=1), *left], axis=0) <= 1e-12).all()
     solved = solve(backend, lambda parts: ((good @ parts[0][..., None])[..., 0],), (right,), 12)[0]
     np.testing.assert_allclose(solved, np.linalg.solve(good, right[..., None])[..., 0], atol=1e-6)
+    huge = solve(backend, lambda parts: ((good @ parts[0][..., None])[..., 0],), (1e300 * right,), 12)[0]
+    np.testing.assert_allclose(1e-300 * huge, solved, atol=1e-6)
     assert not np.any(solve(backend, lambda p: (0.0 * p[0],), (right,), 3)[0])

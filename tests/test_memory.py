@@ -42,6 +42,8 @@ def test_so_are_shapes_on_the_host_but_not_on_other_devices(library: str) -> Non
         with pytest.raises(MemoryError, match=r"`shape` must fit in .* see `region`"):
             call([0, 1], 0, (2, MANY), like=like)
         assert call([0, 1], 0, (2, MANY), like=like, region=((0, 2), (MANY - 4, 3))).shape == (2, 3)
+    with pytest.raises(MemoryError, match=r"times.antithetic: `shape` must fit"):
+        dc.times.antithetic(0, 1, MANY, like=like)
     with pytest.raises(MemoryError, match=r"start: `shape` must fit in .*=noise\.keys"):
         dc.sample(SHIFTED, PLAN, shape=(MANY, 3), like=like)
     assert _memory.here(like)

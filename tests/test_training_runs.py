@@ -146,7 +146,8 @@ def test_a_kill_at_any_point_of_a_checkpoint_leaves_the_one_before_or_the_new_on
     train(CONFIG, replace(SETTINGS, checkpoints=2), digits(), folder, backend=backend)
     assert {"6", "7"} == {about for about, _ in seen}
     assert set(seen) == {("6", 3), ("6", 6), ("7", 6), ("7", 7)}
-    assert (folder / "model.safetensors").read_bytes() == (unbroken(backend) / "model.safetensors").read_bytes()
+    made, wanted = (files.read(of / "model.safetensors").arrays for of in (folder, unbroken(backend)))
+    assert all((made[name] == array).all() for name, array in wanted.items())
 
 
 @pytest.mark.torch

@@ -94,6 +94,13 @@ def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: P
     def step(a: Parts, factor: Array, b: Parts) -> Parts:
         return tuple(p + xp.reshape(factor, (-1,) + (1,) * (q.ndim - 1)) * q for p, q in zip(a, b, strict=True))
 
+    tops = [xp.max(xp.reshape(xp.abs(part), (part.shape[0], -1)), axis=1) for part in right]
+    top = tops[0]
+    for other in tops[1:]:
+        top = xp.maximum(top, other)
+    large = top > float(xp.finfo(top.dtype).max) ** 0.25  # a unit in which no square overflows
+    unit = xp.where(large, top, xp.ones_like(top))
+    right = step(tuple(xp.zeros_like(part) for part in right), 1.0 / unit, right)
     first = dot(right, right)
     zero, one = xp.zeros_like(first), xp.ones_like(first)
 
@@ -117,4 +124,4 @@ def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: P
     nothing = tuple(xp.zeros_like(part) for part in right)
     start = (nothing, right, right, system(right), zero)
     solution: Parts = move(*backend.repeat(iterations - 1, iterate, start))[0]  # the last needs no next direction
-    return solution
+    return step(nothing, unit, solution)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _streams
+from diffcore import _array, _check, _memory, _streams
 from diffcore._array import Array
 
 
@@ -54,7 +55,7 @@ def stratified(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array 
     array([0.25, 0.25, 0.25], dtype=float32)
     """
     xp, dims, like, first = _first_row("stratified", seed, draw, shape, like)
-    steps = np.array([(row << 32) // dims[0] for row in range(dims[0])], dtype=np.int64)
+    steps = ((np.arange(dims[0], dtype=np.uint64) << np.uint64(32)) // np.uint64(max(1, dims[0]))).astype(np.int64)
     return _uniforms(xp, _wrapped_sum(xp, first, steps.reshape(-1, *(1,) * (len(dims) - 1))), like)
 
 
@@ -172,4 +173,7 @@ def _dims(function: str, shape: int | Sequence[int], like: Array | None) -> tupl
     """Return the shape as a tuple, and the array that gives the library and device."""
     given = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else (shape,)
     dims = _check.shape(f"times.{function}", "shape", given, "B or (B, ...)")
-    return dims, np.zeros((), dtype=np.float32) if like is None else like
+    like = np.zeros((), dtype=np.float32) if like is None else like
+    if _memory.here(like):
+        _memory.fits(f"times.{function}", "shape", dims, 28 * math.prod(dims))
+    return dims, like
