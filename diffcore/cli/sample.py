@@ -85,8 +85,9 @@ def sample(
     The shipped model draws clips of a handwritten digit, 0 to 9, that glides and bounces: --label says which. Equal seeds
     give equal clips on every backend and device, whatever is drawn beside them.
 
-    A number in the name of the file, such as %04d, makes a file of each clip. Files that are there already are kept, and
-    under torchrun processes share the clips: torchrun --nproc-per-node 4 -m diffcore sample clips/%04d.mp4 --count 1000
+    A number in the name of the file, such as %04d, makes a file of each clip; clips, frames and seeds are counted from 0.
+    Files that are there already are kept, and under torchrun processes share the clips:
+    torchrun --nproc-per-node 4 -m diffcore sample clips/%04d.mp4 --count 1000
     """
     import diffcore as dc
 

@@ -25,7 +25,7 @@ def write(path: Path, clips: npt.NDArray[np.float32], zoom: int | None) -> None:
     count, frames, height, width, channels = clips.shape
     zoom = zoom_for(height, width) if zoom is None else zoom
     rows = [
-        (f"clip {clip + 1}, frame {first}" if count > 1 else f"frame {first}", clips[clip, first : first + COLUMNS])
+        (f"clip {clip}, frame {first}" if count > 1 else f"frame {first}", clips[clip, first : first + COLUMNS])
         for clip in range(count)
         for first in range(0, frames, COLUMNS)
     ]

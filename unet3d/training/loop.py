@@ -341,5 +341,5 @@ def write_samples(model: Any, like: Any, settings: Settings, path: Path | None, 
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     _pictures.write_sheet(
-        path, [(f"seed {settings.seed}, clip {i + 1}", clip) for i, clip in enumerate(_array.to_host(clips))]
+        path, [(f"seed {settings.seed}, clip {i}", clip) for i, clip in enumerate(_array.to_host(clips))]
     )
