@@ -132,6 +132,16 @@ def table() -> dict[str, RowFunction]:
     return {"x": _x, "eps": _eps, "v": _v, "score": _score, "flow": _flow, "edm": EDM(0.5)}
 
 
+ELSEWHERE = {
+    "noise": "'eps'",
+    "v_prediction": "'v'",
+    **dict.fromkeys(("sample", "original_sample", "x_start"), "'x'"),
+    **dict.fromkeys(("flow_prediction", "rectified_flow"), "'flow'"),
+    "velocity": "'v', alpha eps - sigma x, or 'flow', eps - x,",
+}
+"""Names of other libraries that are not near ours, for messages."""
+
+
 def row_function(function: str, argument: str, prediction: Prediction) -> RowFunction:
     """Return the row function of a prediction, or raise TypeError or ValueError with the choices."""
     if callable(prediction):
@@ -140,6 +150,8 @@ def row_function(function: str, argument: str, prediction: Prediction) -> RowFun
     if isinstance(prediction, str) and prediction in rows:  # in traced code nothing more is called
         return rows[prediction]
     hint = "or give a row function (xp, level) -> Row"
+    if isinstance(prediction, str) and prediction in ELSEWHERE:
+        hint = f"{prediction!r} is called {ELSEWHERE[prediction]} here"
     return rows[_check.choice(function, argument, prediction, sorted(rows), hint=hint)]
 
 

@@ -97,3 +97,12 @@ WRAPPERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("text", WRAPPERS, ids=lambda text: text.partition("(")[0])
 def test_a_wrapper_is_printed_without_the_numbers_it_holds(text: str) -> None:
     assert repr(WRAPPERS[text]()) == text
+
+
+def test_the_names_of_other_libraries_are_answered_with_ours() -> None:
+    z, at = np.zeros((2, 3)), dc.levels.level(0.0)
+    for other, ours in (("v_prediction", "'v'"), ("sample", "'x'"), ("noise", "'eps'"), ("flow_prediction", "'flow'")):
+        with pytest.raises(ValueError, match=f"{other!r} is called {ours} here"):
+            dc.predictions.convert(z, z, at, source=other, target="x")
+    with pytest.raises(TypeError, match=r"got the class MinSNR; call it: MinSNR\(\)"):
+        dc.losses.factor(at, prediction="v", weight=dc.weights.MinSNR)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
+from diffcore import _check
 from diffcore.cli import conditions, files, models, numbered, options, report, writers
 
 EXAMPLES = (
@@ -168,11 +169,9 @@ def sample(
         "device": model.device,
         "seconds": round(seconds, 3),
     }
-    text = (
-        f"{out}: {clips} x {row['frames']} frames of {side[0]}x{side[1]}, {plan.sampler}, {len(plan)} calls a block, "
-    )
+    text = f"{out}: {clips} x {row['frames']} frames of {side[0]}x{side[1]}, {plan.sampler}, {_check.counted(len(plan), 'call')} a block, "
     if apart:
         here = numbered.process()
         row |= {"made": made, "process": here.rank, "processes": here.size}
-        text += f"{made} made by process {here.rank + 1} of {here.size}, "
+        text += f"{made} made by process {here.rank} of {here.size}, " if here.size > 1 else f"{made} made, "
     report.result(row, text + f"{model.backend} on {model.device}, {seconds:.1f} s", as_json=as_json)
