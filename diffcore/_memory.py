@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +30,12 @@ def fits(function: str, argument: str, value: object, size: int, *, hint: str = 
         raise MemoryError(f"{function}: `{argument}` must fit in the memory that is free, {free / 1e9:.3g} GB, {got}")
 
 
-def here(like: object) -> bool:
+def here(like: Any) -> bool:
     """Return whether what is made beside an array is known to lie in this machine's memory: no device's, and nothing traced."""
     torch = sys.modules.get("torch")
     if isinstance(like, np.ndarray) or torch is None or _array.traced():
         return isinstance(like, np.ndarray)
-    return type(like) is torch.Tensor and like.device.type == "cpu"
+    return type(like) is torch.Tensor and str(like.device.type) == "cpu"
 
 
 def room() -> float:

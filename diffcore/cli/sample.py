@@ -169,7 +169,8 @@ def sample(
         "device": model.device,
         "seconds": round(seconds, 3),
     }
-    text = f"{out}: {clips} x {row['frames']} frames of {side[0]}x{side[1]}, {plan.sampler}, {_check.counted(len(plan), 'call')} a block, "
+    calls = _check.counted(len(plan), "call")
+    text = f"{out}: {clips} x {row['frames']} frames of {side[0]}x{side[1]}, {plan.sampler}, {calls} a block, "
     if apart:
         here = numbered.process()
         row |= {"made": made, "process": here.rank, "processes": here.size}
