@@ -18,11 +18,13 @@ from typing import Any
 import cli_cases
 import numpy as np
 import pytest
+import typer
 from cli_cases import QUICK, ROOT, clip, coded, done, refused, run
 
 import diffcore as dc
 from diffcore import unet3d
 from diffcore.cli import battery, bench, estimates, evaluating
+from diffcore.cli.app import app
 from diffcore.unet3d import summary
 
 in_a_folder, tiny = cli_cases.in_a_folder, cli_cases.tiny
@@ -268,6 +270,8 @@ def test_help_teaches_by_examples() -> None:
         assert "Examples:" in text
         assert f"$ diffcore {command}" in text
         assert "--json" in text
+        for option in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
+            assert len(option.help or "") > 10, f"{command} {option.name}"
     assert done("--version").stdout == f"{dc.__version__}\n"
 
 

@@ -57,7 +57,10 @@ Dtype = Annotated[
 Label = Annotated[
     list[int] | None,
     typer.Option(
-        "--label", "-l", help="The class of the clips; once for each clip, or once for all.", rich_help_panel=SAMPLING
+        "--label",
+        "-l",
+        help="The class of the clips, from 0: of the included model the digit. Once for each clip, or once for all.",
+        rich_help_panel=SAMPLING,
     ),
 ]
 Prompt = Annotated[
@@ -82,7 +85,8 @@ Encoder = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(
-        help="Weight w of classifier-free guidance, (1 + w) c - w u; 0 is off. 1 where there is a label or a prompt.",
+        help="Weight w of classifier-free guidance, (1 + w) c - w u: more is clearer and less varied, 0 is off. "
+        "Without it 1 where there is a label or a prompt.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -110,7 +114,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A setting of the sampler, such as gamma=0.1 (ancestral), eta=1 (ddim), order=3 (dpm_solver_pp).",
+        help="A setting of the sampler, such as gamma=0.1 (ancestral), eta=1 (ddim), order=3 (dpm_solver_pp); another name "
+        "is answered by those there are.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -119,7 +124,7 @@ Seed = Annotated[
     typer.Option(
         callback=_seed,
         metavar="INT",
-        help="Equal seeds, equal clips; every clip has noise of its own.",
+        help="Where the noise is from: equal seeds, equal clips; every clip has noise of its own.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -132,7 +137,10 @@ Size = Annotated[
     ),
 ]
 Fps = Annotated[
-    float | None, typer.Option(min=0.1, max=1000, help="Frames per second of .mp4 and .gif.", rich_help_panel=OUTPUT)
+    float | None,
+    typer.Option(
+        min=0.1, max=1000, help="Frames per second of .mp4 and .gif; without it as IN, or 10.", rich_help_panel=OUTPUT
+    ),
 ]
 InFps = Annotated[
     float | None,
@@ -198,7 +206,7 @@ Method = Annotated[
     typer.Option(
         help="How known frames are used: reconstruction and moment_matching need gradients (torch, JAX), replacement does "
         "not. auto: reconstruction where there are gradients. forcing and rolling are for models trained with a level for each "
-        "frame (train --frame-times): known frames are shown clean, and with rolling, of extend alone, the window moves by "
+        "frame (train --frame-times), and of extend alone: known frames are shown clean, and with rolling the window moves by "
         "one frame, --steps being a multiple of window - overlap.",
         rich_help_panel=LONG,
     ),
@@ -212,14 +220,19 @@ History = Annotated[
         rich_help_panel=LONG,
     ),
 ]
-Weight = Annotated[float | None, typer.Option(help="Weight of reconstruction guidance.", min=0.0, rich_help_panel=LONG)]
+Weight = Annotated[
+    float | None,
+    typer.Option(help="Weight of reconstruction guidance; without it 5, of upscale 2.", min=0.0, rich_help_panel=LONG),
+]
 Window = Annotated[
     int | None, typer.Option(min=1, help="Frames of a block; without it the model's.", rich_help_panel=LONG)
 ]
 Overlap = Annotated[
     int | None,
     typer.Option(
-        min=0, help="How many of the last frames a block knows; a quarter of the window.", rich_help_panel=LONG
+        min=0,
+        help="How many of the last frames a block knows; without it a quarter of the window.",
+        rich_help_panel=LONG,
     ),
 ]
 

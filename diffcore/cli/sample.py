@@ -40,7 +40,13 @@ def sample(
     encoder: options.Encoder = None,
     count: Annotated[
         int | None,
-        typer.Option("--count", "-n", min=1, help="How many clips; side by side.", rich_help_panel=options.SAMPLING),
+        typer.Option(
+            "--count",
+            "-n",
+            min=1,
+            help="How many clips, side by side; without it as many as labels or prompts.",
+            rich_help_panel=options.SAMPLING,
+        ),
     ] = None,
     batch: Annotated[
         int,

@@ -42,7 +42,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"The network and how it is trained: {', '.join(sources.presets())}; moving_digits without it and --from.",
+            help=f"The network and how it is trained: {', '.join(sources.presets())}; with --encoder text_small "
+            "and larger ones too. moving_digits without it and --from. Options change single parts of it.",
             autocompletion=sources.presets,
             rich_help_panel=NETWORK,
         ),
@@ -53,16 +54,22 @@ def train(
     validate_every: tuning.ValidateEvery = None,
     log: tuning.Log = None,
     fused: tuning.Compile = False,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of a frame.", rich_help_panel=NETWORK)] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of a frame in pixels: videos are scaled to cover it and cut.", rich_help_panel=NETWORK
+        ),
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.", rich_help_panel=NETWORK)] = None,
     base_channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels of the finest level.", rich_help_panel=NETWORK)
+        int | None,
+        typer.Option(min=1, help="Channels of the finest level; the others are multiples.", rich_help_panel=NETWORK),
     ] = None,
     blocks: Annotated[
-        int | None, typer.Option(min=1, help="Residual blocks of a level.", rich_help_panel=NETWORK)
+        int | None, typer.Option(min=1, help="Residual blocks of a level on the way down.", rich_help_panel=NETWORK)
     ] = None,
     prediction: Annotated[
-        str | None, typer.Option(help="What it predicts: v, eps, x, ...", rich_help_panel=NETWORK)
+        str | None, typer.Option(help="What it predicts: v, eps, x, score, flow or edm.", rich_help_panel=NETWORK)
     ] = None,
     causal: Annotated[
         bool,
@@ -90,9 +97,21 @@ def train(
             rich_help_panel=NETWORK,
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.", rich_help_panel=TRAINING)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps of training, in all: a run that ended goes on with more. Without it and a preset's own, 1000.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Clips a step, on all devices together.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Clips a step, on all devices together; 8 without it and a preset's own.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     accumulate: Annotated[
         int | None,
@@ -101,7 +120,12 @@ def train(
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=0, help="Independent images beside each clip.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            min=0,
+            help="Independent frames of other clips beside each clip, as in the paper: clearer pictures at equal steps.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     frame_times: Annotated[
         Literal["shared", "independent", "monotone", "pyramid"] | None,
@@ -115,7 +139,12 @@ def train(
         float | None,
         typer.Option(min=0.0, help="Of a pyramid, in time; 1 / frames without it.", rich_help_panel=TRAINING),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0, rich_help_panel=TRAINING)] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Of AdamW; without it and a preset's own 1e-3, with --from 1e-4.", rich_help_panel=TRAINING
+        ),
+    ] = None,
     warm_up: Annotated[
         int | None, typer.Option(min=0, help="Steps over which the learning rate rises.", rich_help_panel=TRAINING)
     ] = None,
@@ -124,15 +153,27 @@ def train(
     labels: options.Labels = None,
     background: options.Background = "black",
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            min=1, help="Steps between checkpoints: what a killed run loses at most.", rich_help_panel=TRAINING
+        ),
     ] = None,
     checkpoints: Annotated[
         int | None, typer.Option(min=1, help="How many of the last checkpoints stay.", rich_help_panel=TRAINING)
     ] = None,
     sample_every: Annotated[
-        int | None, typer.Option(min=0, help="Steps between sheets of samples; 0: none.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            min=0, help="Steps between sheets of samples, samples/STEP.png; 0: none.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    precision: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(
+            help="Of convolutions and matrix products; bfloat16 is faster on most GPUs, weights stay float32.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -143,7 +184,8 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and noise.", rich_help_panel=TRAINING)] = 0,
     backend: Annotated[
-        Literal["torch", "jax"] | None, typer.Option(help="NumPy has no gradients.", rich_help_panel=TRAINING)
+        Literal["torch", "jax"] | None,
+        typer.Option(help="The library; without it torch, or JAX. NumPy has no gradients.", rich_help_panel=TRAINING),
     ] = None,
     mesh: Annotated[
         str | None,
