@@ -73,6 +73,31 @@ def test_frames_take_the_steps_in_the_order_that_is_asked_for() -> None:
         np.testing.assert_allclose(np.load("out.npy"), truth, atol=1e-5)
 
 
+def test_a_model_with_one_level_for_all_frames_is_named_where_frames_get_their_own() -> None:
+    says = "was trained with one noise level for all frames of a clip, and --method rolling gives each frame its own"
+    model = shaken("m.safetensors")
+    np.save("in.npy", CLIP)
+    rolls = (
+        "extend",
+        "in.npy",
+        "out.npy",
+        "--frames",
+        5,
+        *QUICK,
+        "--overlap",
+        2,
+        "--force",
+        "--method",
+        "rolling",
+        "-w",
+    )
+    for settings, noted in ((None, False), ("Settings(lag=None)", True), ("Settings(frame_times='pyramid')", False)):
+        dc.unet3d.save(model, "m.safetensors", metadata=None if settings is None else {"settings": settings})
+        assert (says in done(*rolls, "m.safetensors").stderr) == noted
+    how = ("sample", "no.npy", "--order", "autoregressive", "--frames", 17)
+    assert "for up to the model's 16 frames" in refused(2, *how)
+
+
 @pytest.mark.torch
 def test_train_takes_times_of_each_frame_and_causal_attention() -> None:
     done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--causal", "--frame-times", "pyramid", "--lag", 0.5)

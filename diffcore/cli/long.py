@@ -187,6 +187,8 @@ def _run(
         if method in {"forcing", "rolling"} and command != "extend":
             usage = f"--method {method} is for extend; {command} takes reconstruction, moment_matching or replacement"
             report.usage(usage)
+        if method in {"forcing", "rolling"}:
+            models.say_levels(job.weights, f"--method {method}")
         condition, _ = conditions.condition_for(config, job.label, job.prompt, job.encoder, video.clips)
         denoise = models.denoiser(model, condition, job.guidance, reuses=method in {"forcing", "rolling"})
         window = config.frames if job.window is None else job.window

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +131,23 @@ def _model(weights: str, path: Path | None, backend: str, place: Any, name: str,
     if dtype == "bfloat16":
         net = _InBfloat16(net, backend)
     return Model(net, config, backend, name, like)
+
+
+def say_levels(weights: str, asked: str) -> None:
+    """Say where a model was trained with one noise level for all frames of a clip, and is asked to take several."""
+    from safetensors import safe_open
+
+    from diffcore.unet3d.pretrained import shipped as included
+
+    path = weights_file(weights)
+    place = included(weights) if path is None else contextlib.nullcontext(path)
+    with place as found, safe_open(found, framework="numpy") as file:
+        settings = (file.metadata() or {}).get("settings")
+    if settings is not None and re.search(r"frame_times='(?!shared)", settings) is None:
+        note(
+            f"note: {weights} was trained with one noise level for all frames of a clip, and {asked} gives each frame its own, "
+            f"which it has not seen; `train --frame-times independent` makes a model for it"
+        )
 
 
 def placed(backend: str, device: str | None, kind: str) -> tuple[Any, str, Any]:

@@ -111,6 +111,7 @@ def sample(
         if order != "together":
             if length > config.frames:
                 report.usage(f"--order {order} is for up to the model's {config.frames} frames; use extend for more")
+            models.say_levels(weights, f"--order {order}")
             orders = dc.video.orders
             pyramid = order == "pyramid"
             stages = (orders.pyramid if pyramid else orders.autoregressive)(
