@@ -147,14 +147,20 @@ def test_evaluate_two_sets_by_the_features_of_a_name() -> None:
 
 def test_evaluate_two_videos_by_psnr_and_ssim() -> None:
     pytest.importorskip("skimage")
-    real = clip(4, (16, 16))
+    real = clip(19, (16, 16))  # more than are read at once
+    made = np.clip(real + np.linspace(0, 0.3, 19, dtype=np.float32)[:, None, None, None], -1, 1)[:18]
     np.save("real.npy", real)
-    np.save("made.npy", np.clip(real + 0.1, -1, 1)[:3])
+    np.save("made.npy", made)
     found = done("evaluate", "made.npy", "--against", "real.npy", "--json")
     row = json.loads(found.stdout)
-    truth = float(dc.metrics.psnr(np.clip(real + 0.1, -1, 1)[None, :3], real[None, :3])[0])
-    assert row["psnr"][0] == pytest.approx(truth, abs=1e-3)
-    assert "the first 3 are compared" in found.stderr
+    pair = made[None, 1:], real[None, 1:18]
+    assert row["psnr"] == [None]  # the first frames are equal
+    assert row["ssim"][0] == pytest.approx((1 + 17 * float(dc.metrics.ssim(*pair)[0])) / 18, rel=1e-6)
+    assert "the first 18 are compared" in found.stderr
+    np.save("made.npy", made[1:])
+    np.save("real.npy", real[1:])
+    row = json.loads(done("evaluate", "made.npy", "--against", "real.npy", "--json").stdout)
+    assert row["psnr"][0] == pytest.approx(float(dc.metrics.psnr(*pair)[0]), abs=1e-3)
     same = done("evaluate", "real.npy", "--against", "real.npy")
     assert "PSNR inf dB, SSIM 1.0000" in same.stdout
     assert json.loads(done("evaluate", "real.npy", "--against", "real.npy", "--json").stdout)["psnr"] == [None]

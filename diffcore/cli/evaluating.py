@@ -144,13 +144,22 @@ def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
         report.note(
             f"note: {made} is {first.size[0]}x{first.size[1]}; scaled to cover {size[0]}x{size[1]}, as {real}, and cut"
         )
-    x, y = files.read(first, size, channels), files.read(second, size, channels)
-    frames = min(x.shape[1], y.shape[1])
-    if x.shape[1] != y.shape[1]:
-        report.note(f"note: {made} has {x.shape[1]} frames and {real} {y.shape[1]}; the first {frames} are compared")
-    pair = x[:, :frames], y[:, :frames]
-    psnr, side = metrics.psnr(*pair), min(size)
-    ssim = metrics.ssim(*pair, win_size=min(7, side - 1 + side % 2)) if side >= 3 else np.full(len(x), np.nan)
+    frames, side, least = 0, min(size), min(first.frames, second.frames)
+    psnr, ssim = np.zeros(first.clips), np.zeros(first.clips)
+    if first.frames != second.frames:
+        report.note(
+            f"note: {made} has {first.frames} frames and {real} {second.frames}; the first {least} are compared"
+        )
+    with report.Bar("frames", least) as bar:  # both are means over frames, so that a block at a time is enough
+        for x, y in zip(files.blocks(first, size, channels), files.blocks(second, size, channels), strict=False):
+            count = min(x.shape[1], y.shape[1])
+            pair = x[:, :count], y[:, :count]
+            psnr += count * metrics.psnr(*pair)
+            window = {"win_size": min(7, side - 1 + side % 2)}
+            ssim += count * metrics.ssim(*pair, **window) if side >= 3 else np.nan
+            frames += count
+            bar.made(count)
+    psnr, ssim = psnr / frames, ssim / frames
     row = {"command": "evaluate", "made": str(made), "real": str(real), "frames": frames, "psnr": psnr, "ssim": ssim}
     text = f"PSNR {float(np.mean(psnr)):.2f} dB, SSIM {float(np.mean(ssim)):.4f} over {frames} frames of {size[0]}x{size[1]}"
     return row, text

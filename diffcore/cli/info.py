@@ -63,6 +63,10 @@ def info(
         _machine(as_json)
     elif what.endswith(".json"):
         _saved_plan(Path(what), as_json)
+    elif Path(what).is_dir() and not (Path(what) / "model.safetensors").is_file():
+        report.usage(
+            f"{what} is a folder without model.safetensors; give a run's folder, or a file: weights, a plan or a video"
+        )
     elif what in models.shipped() or Path(what).suffix == ".safetensors" or Path(what).is_dir():
         _weights(what, as_json)
     elif not Path(what).exists():

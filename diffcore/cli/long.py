@@ -210,7 +210,8 @@ def _run(
             moving = window - (window // 4 if job.overlap is None else job.overlap)
             if len(plan) % moving:
                 report.usage(
-                    f"--method rolling takes --steps that are a multiple of window - overlap, {moving} here, got {len(plan)}"
+                    f"--method rolling takes --steps that are a multiple of window - overlap, {moving} here, got {len(plan)}; "
+                    f"give --steps {-(-len(plan) // moving) * moving}, or another --overlap"
                 )
 
         def given() -> Iterator[Any]:

@@ -53,7 +53,7 @@ def folder(path: Path, frames: int, size: tuple[int, int], taken: Taken = AS_IT_
 
 
 def _skipped(line: str) -> None:
-    note(f"note: {line}")
+    note(f"note: {line.replace('give fps= for', '--rate takes')}")
 
 
 class Text(NamedTuple):
