@@ -91,7 +91,7 @@ def weights_file(weights: str) -> Path | None:
     """Return the path of a weights file, or None for a shipped model; refuse anything else."""
     if weights in shipped():
         return None
-    path, choose = Path(weights), f"give --weights a .safetensors file or one of {', '.join(shipped())}"
+    path, choose = Path(weights), f"give a .safetensors file, a run's folder, or one of {', '.join(shipped())}"
     if path.is_dir():
         inside = path / "model.safetensors"
         if inside.is_file():

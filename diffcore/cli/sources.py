@@ -31,14 +31,16 @@ class Taken(NamedTuple):
 AS_IT_IS = Taken()
 
 
-def data(name: str, config: Any, *, taken: Taken = AS_IT_IS, split: Any = "train", count: int = 8192) -> Any:
+def data(
+    name: str, config: Any, *, taken: Taken = AS_IT_IS, split: Any = "train", count: int = 8192, option: str = "--data"
+) -> Any:
     """Return the source of a name: "digits", or a folder of videos."""
     from diffcore.unet3d import digits
 
     if name == DIGITS:
         return digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
-        usage(f'--data must be a folder of videos, or "{DIGITS}", got {name}')
+        usage(f'{option} must be a folder of videos, or "{DIGITS}", got {name}')
     return folder(Path(name), config.frames, (config.size, config.size), taken)
 
 
@@ -116,7 +118,8 @@ def network_and_data(
 
     able = presets() if text is None else list(unet3d.PRESETS)
     if preset is not None and preset not in able:
-        usage(f"--preset must be one of {', '.join(able)}, got {preset}")
+        way = "; it takes --encoder FOLDER, for models on text" if preset in unet3d.PRESETS else ""
+        usage(f"--preset must be one of {', '.join(able)}, got {preset}{way}")
     if text is not None and taken.labels is not None:
         usage("--labels and --captions are both given; a network is trained on one of them")
     given = {field: value for field, value in changes.items() if value is not None}

@@ -96,7 +96,7 @@ def held_out(
     if validation is None:
         return None
     taken = taken._replace(labels=getattr(source, "names", None))
-    found = sources.data(validation, config, taken=taken, split="test", count=512)
+    found = sources.data(validation, config, taken=taken, split="test", count=512, option="--validation")
     if said is None:
         return found
     return sources.captioned(found, validation, config, said, split="test", known=source.captions)
