@@ -203,6 +203,13 @@ LONGER = ("extend", "in.npy", "no.npy", "--frames", 9, "-w", "m.safetensors", "-
 BAD = [
     (PROMPT, "--prompt takes --encoder FOLDER, the text encoder that the model was trained with, 't5 12'"),
     ((*PROMPT, "--label", 1), "--label and --prompt are both given"),
+    ((*PROMPT[:-2], "--encoder", "gone"), "--encoder is given without --prompt TEXT"),
+    (
+        ("evaluate", "still.safetensors", "--backend", "numpy"),
+        "clips of 2 frames have no motion to compare; --no-samples",
+    ),
+    (("train", "run", "--data", ".", "--preset", "text_small"), "got text_small; it takes --encoder FOLDER"),
+    (("info", "."), ". is a folder without model.safetensors; give a run's folder"),
     ((*PROMPT, "--encoder", "gone"), "--encoder gone: there is no folder 'gone' with a config.json"),
     ((*PROMPT, "-w", "plain.safetensors"), "--prompt is given, but this model has the condition 'none'"),
     (("train", "run", "--data", "digits", "--encoder", "gone"), "--encoder gone: there is no folder"),
@@ -233,5 +240,6 @@ BAD = [
 def test_what_does_not_go_together_is_refused(arguments: tuple[Any, ...], says: str) -> None:
     shaken("m.safetensors", condition="tokens", token_width=3, encoder="t5 12")
     shaken("plain.safetensors")
+    shaken("still.safetensors", frames=2)
     np.save("in.npy", CLIP)
     assert says in refused(2, *arguments)

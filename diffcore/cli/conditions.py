@@ -17,6 +17,8 @@ def condition_for(
     """Return the condition of the clips on the host, labels or tokens and their mask, or None; and how many clips there are."""
     if prompts and labels:
         usage("--label and --prompt are both given; a model takes one of them")
+    if encoder is not None and not prompts:
+        usage("--encoder is given without --prompt TEXT, which it reads")
     if not prompts:
         found, count = models.labels_for(config, labels, count)
         return None if found is None else np.asarray(found, dtype=np.int64), count

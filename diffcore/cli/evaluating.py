@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from diffcore import _files
+from diffcore import _check, _files
 from diffcore.cli import files, models, options, report, sets, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
@@ -112,7 +112,7 @@ def evaluate(
         with models.opened(what, backend, device, dtype) as model:
             plan = models.plan(sampler, steps, settings, model.config.schedule, grid)
             if data == sources.DIGITS:
-                _check_digits(model.config)
+                _check_digits(model.config, samples)
             taken = sources.Taken(every, rate, labels, background)
             source = sources.data(data, model.config, taken=taken, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
@@ -168,7 +168,11 @@ def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
 # A model
 
 
-def _check_digits(config: Any) -> None:
+def _check_digits(config: Any, samples: bool) -> None:
+    if samples and config.frames < 3:
+        report.usage(
+            f"clips of {_check.counted(config.frames, 'frame')} have no motion to compare; --no-samples measures the loss alone"
+        )
     if config.channels != 1 or (config.condition == "class" and config.classes != 10):
         report.usage(
             f"--data digits has 1 channel and 10 classes, but the model has {config.channels} and {config.classes}; give "
@@ -214,12 +218,12 @@ def _samples(
     from diffcore.unet3d import digits
 
     conditional = model.config.condition == "class"
-    labels = np.arange(count) % 10
-    drawn = []
+    labels, drawn = np.arange(count) % 10, []
+    free = None if conditional else models.denoiser(model, None, guidance)
     with report.Bar("samples", count, stages=len(plan), block=min(batch, count)) as bar:
         for first in range(0, count, batch):
             some = labels[first : first + batch]
-            denoise = models.denoiser(model, some if conditional else None, guidance)
+            denoise = free or models.denoiser(model, some, guidance)
             shape = (len(some), *model.config.shape)
             clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=dc.noise.keys(seed, len(some), first=first),
                               callback=bar.stage, prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip
