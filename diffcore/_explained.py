@@ -6,11 +6,12 @@ of ours: there the function, what it was given, and the cause are said together,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -109,6 +110,23 @@ def explained(function: Callable[P, T], module: str = "") -> Callable[P, T]:
 
     call.__explained__ = True  # type: ignore[attr-defined]
     return call
+
+
+@contextlib.contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Add a note to an error about a value of the wrong kind, which is not ours to reword.
+
+    >>> with noting("is it an array?"):
+    ...     None.shape
+    Traceback (most recent call last):
+    AttributeError: 'NoneType' object has no attribute 'shape'
+    is it an array?
+    """
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        error.add_note(text)
+        raise
 
 
 def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> str:

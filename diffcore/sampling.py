@@ -6,6 +6,7 @@ stopped, saved and resumed, and sample i of a batch does not know of the others.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,9 @@ __all__ = ["sample", "start", "step"]
 
 Draw = Callable[..., Array]
 """A source of noise: (draw number, shape) -> standard normal array."""
+
+NO_LIKE = "sample: without `like` the start is a NumPy array; give like=torch.zeros(1) for a network in torch, jax.numpy.zeros(1) in JAX"
+"""What is added to an error inside a denoiser that may have met the wrong library."""
 
 
 def start(
@@ -274,7 +278,9 @@ def sample(
     owned = z is None
     run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, callback, compile, held, owned)
     if not progress:
-        return backend.run(run, state).z
+        unsaid = shape is not None and like is None and not _array.traced()
+        with _explained.noting(NO_LIKE) if unsaid else contextlib.nullcontext():
+            return backend.run(run, state).z
     with _bar(len(plan), state) as bar:
 
         def advance_bar(reached: State) -> None:

@@ -99,6 +99,19 @@ def test_a_wrapper_is_printed_without_the_numbers_it_holds(text: str) -> None:
     assert repr(WRAPPERS[text]()) == text
 
 
+def test_a_forgotten_like_is_thought_of() -> None:
+    class Network:
+        def __call__(self, z: Any, log_snr: Any) -> Any:
+            return z.to("cuda")
+
+    with pytest.raises(AttributeError, match=r"'numpy\.ndarray' object has no attribute 'to'") as error:
+        dc.sample(Network(), PLAN, shape=(2, 3), prediction="v")
+    assert "without `like` the start is a NumPy array; give like=torch.zeros(1)" in error.value.__notes__[0]
+    with pytest.raises(AttributeError) as error:
+        dc.sample(Network(), PLAN, shape=(2, 3), like=np.zeros(1), prediction="v")
+    assert not hasattr(error.value, "__notes__")
+
+
 def test_the_names_of_other_libraries_are_answered_with_ours() -> None:
     z, at = np.zeros((2, 3)), dc.levels.level(0.0)
     for other, ours in (("v_prediction", "'v'"), ("sample", "'x'"), ("noise", "'eps'"), ("flow_prediction", "'flow'")):

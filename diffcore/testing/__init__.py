@@ -22,6 +22,7 @@ the Hypothesis strategies in `diffcore.testing.strategies`, which draw what to c
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diffcore import _explained
 from diffcore.testing.affine import drawn_by, drawn_from
 from diffcore.testing.conformance import check_backend
 from diffcore.testing.convergence import Convergence, check_order, order_of_convergence
@@ -113,3 +114,6 @@ def __getattr__(name: str) -> Any:
     if name == "strategies":  # the only part that needs hypothesis
         return import_module("diffcore.testing.strategies")
     raise AttributeError(f"module 'diffcore.testing' has no attribute {name!r}")
+
+
+_explained.face(__name__)
