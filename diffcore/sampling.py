@@ -27,7 +27,7 @@ __all__ = ["sample", "start", "step"]
 Draw = Callable[..., Array]
 """A source of noise: (draw number, shape) -> standard normal array."""
 
-NO_LIKE = "sample: without `like` the start is a NumPy array; give like=torch.zeros(1) for a network in torch, jax.numpy.zeros(1) in JAX"
+NO_LIKE = "sample: without `like` the start is a NumPy array; give like=torch.zeros(1) for torch, like=jax.numpy.zeros(1) for JAX"
 """What is added to an error inside a denoiser that may have met the wrong library."""
 
 
