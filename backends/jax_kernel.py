@@ -101,7 +101,7 @@ def works() -> bool:
     if cpu_threads.kernel is None:
         return False
     try:
-        devices = jax.devices("cpu")
+        devices = jax.local_devices(backend="cpu")  # of this process, where there are several
     except RuntimeError:  # left out by JAX_PLATFORMS
         return False
     try:

@@ -136,6 +136,24 @@ class MeshBackend(torch_backend.TorchBackend):
         )
         return inside.seen(LOCAL.run(local, inside.state))
 
+    def gradient(
+        self, function: Callable[[DTensor], DTensor], z: DTensor
+    ) -> tuple[DTensor, Callable[[DTensor], DTensor]]:
+        """By autograd itself: inside torch.func.vjp an array is no DTensor, and a network of ordinary tensors gets nothing."""
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = z.view_as(z) if recorded and z.requires_grad else z.detach().requires_grad_()
+            value = function(at)
+
+        def pull(cotangent: DTensor) -> DTensor:
+            if not value.requires_grad:
+                return torch.zeros_like(z)
+            how = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
+            found: DTensor = torch.autograd.grad(value, at, cotangent, **how)[0]
+            return found
+
+        return value if recorded else value.detach(), pull
+
     def local(self, array: Any, what: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return what this process holds of a DTensor, divided as this backend's are; or of a tensor of the whole `shape`."""
         if not isinstance(array, DTensor):

@@ -308,6 +308,15 @@ def place(array: Array) -> Any:
     return array_api_compat.device(array) if found is None and known else found
 
 
+def placed_as(array: Array, like: Array) -> Array:
+    """Return an array of JAX where another one is, if it is elsewhere; others as they are."""
+    jax = sys.modules.get("jax")
+    if jax is None or not isinstance(array, jax.Array) or not isinstance(like, jax.Array):
+        return array
+    there = place(like)
+    return array if there is None or place(array) == there else jax.device_put(array, there)
+
+
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which NumPy stays silent about infinities that are meant (log 0 at a clean end)."""
     if xp is np and not traced():  # which cannot trace a NumPy context

@@ -102,7 +102,9 @@ def explained(function: Callable[P, T], module: str = "") -> Callable[P, T]:
             return function(*args, **named)
         try:
             return function(*args, **named)
-        except PLAIN as error:
+        except Exception as error:
+            if not isinstance(error, PLAIN) and not _of_explicit_axes(error):
+                raise
             inside = error.__traceback__ and error.__traceback__.tb_next  # not where an argument is missing, say
             if inside is None or not _foreign(error, inside):
                 raise
@@ -129,6 +131,10 @@ def noting(text: str) -> Iterator[None]:
         raise
 
 
+def _of_explicit_axes(error: Exception) -> bool:
+    return type(error).__name__ == "ShardingTypeError"  # of JAX, which is not imported here
+
+
 def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> str:
     """Return what messages call a function: "process.diffuse", "sample", "exact.Gaussian.score", "data.batch"."""
     _, *parts = module.split(".")
@@ -147,7 +153,8 @@ def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> s
 def _foreign(error: Exception, frames: TracebackType | None) -> bool:
     """Return whether an error says nothing of ours and comes from no function of the caller's."""
     singular = type(error).__name__ == "_LinAlgError"  # torch's, which names a function as ours do
-    if type(error).__module__.partition(".")[0] in ("jax", "torch") and not singular:  # of a tracer, of a device
+    kept = type(error).__module__.partition(".")[0] in ("jax", "torch")  # of a tracer, of a device
+    if kept and not singular and not _of_explicit_axes(error):
         return False
     root = ""
     while frames is not None:
@@ -178,5 +185,9 @@ def _explanation(
     kind: type[Exception] = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
     kind = MemoryError if isinstance(error, MemoryError) else kind
     cause = _check.cut(" ".join((str(error) or type(error).__name__).split()), 160)
+    if "torch.Tensor and DTensor" in cause:
+        cause = "it makes ordinary tensors beside the DTensors of a mesh; as a denoiser, put it into diffcore.mesh.local"
+    if _of_explicit_axes(error):
+        cause = "explicit axes of a mesh leave open how this is divided; take a mesh whose axes are jax.sharding.AxisType.Auto"
     with_what = _check.cut(", ".join(shown), 260)
     return kind(f"{called}: cannot work with {with_what}: {cause}" if shown else f"{called}: {cause}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, _explained, levels, predictions, samplers, stage
+from diffcore import _array, _check, _explained, _layout, levels, predictions, samplers, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.plan import Plan
@@ -177,7 +177,7 @@ def sample_adaptive(
             scale = along(1.0 / alpha(below))
             low, high = low * scale, high * scale
             size = xp.maximum(xp.abs(low), xp.abs(last)) * rtol
-            share = (high - low) / xp.maximum(size, xp.full_like(size, atol))
+            share = _layout.samples((high - low) / xp.maximum(size, xp.full_like(size, atol)))
             mean = xp.mean(xp.reshape(share * share, (batch, -1)), axis=1)
             error = np.sqrt(_array.to_host(mean, np.float64, function=function, argument="z"))
             if not np.all(np.isfinite(error[going])):
@@ -189,6 +189,7 @@ def sample_adaptive(
             if not np.any(taken):
                 continue
             here = xp.asarray(taken.reshape((batch,) + (1,) * (z.ndim - 1)), device=_array.device(z))
+            here = _layout.beside(here, z)
             if np.any(noisy > 0.0):
                 now = state._replace(z=z, draw=backend.index(trial + 1))
                 high = high + along(noise_scale * noisy) * stage.drawn(backend, now, source, (at, to))

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _weight, levels, predictions, weights
+from diffcore import _array, _check, _explained, _layout, _weight, levels, predictions, weights
 from diffcore._array import Array
 from diffcore._weight import Split, Weight
 from diffcore.levels import Level
@@ -243,7 +243,7 @@ def _flat(xp: Any, array: Array) -> Array:
     count = 1
     for size in array.shape[1:]:
         count *= size
-    return xp.reshape(array, (array.shape[0], count))
+    return xp.reshape(_layout.samples(array), (array.shape[0], count))
 
 
 _explained.face(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, levels, predictions, stage
+from diffcore import _array, _check, _explained, _layout, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint
@@ -115,13 +115,11 @@ def sample_parallel(
         first, guess, last = int(state.index), [state], [None, None]
         while first < len(plan):
             after, last = sweep(first, guess)
-            moved = [
-                _moved(xp, a.z, b.z) / size[first + k] for k, (a, b) in enumerate(zip(after, guess, strict=False)) if k
-            ]
-            errors = (
-                _array.to_host(xp.stack(moved), np.float64, function=function, argument="z") if moved else np.zeros(0)
-            )
-            right = errors <= tolerance
+            moved = [_moved(xp, a.z, b.z) for a, b in zip(after[1:], guess[1:], strict=False)]
+            errors = np.zeros((0, batch))
+            if moved:
+                errors = _array.to_host(xp.stack(moved), np.float64, function=function, argument="z")
+            right = errors.max(axis=1, initial=0.0) <= tolerance * size[first + 1 : first + 1 + len(errors)]
             final = 1 + (len(right) if np.all(right) else int(np.argmin(right)))
             first, guess = first + final, after[final:]
             if callback is not None:
@@ -139,9 +137,9 @@ def _estimate(z: Array, y: Array | None, row: Any) -> Array | None:
 
 
 def _moved(xp: Any, one: Array, other: Array) -> Array:
-    """Return the largest root mean square of a difference over the samples, in the dtype it is computed in."""
-    difference = _array.widen(xp, one) - _array.widen(xp, other)
-    return xp.sqrt(xp.max(xp.mean(xp.reshape(difference * difference, (one.shape[0], -1)), axis=1)))
+    """Return the root mean square of a difference, of each sample, in the dtype it is computed in."""
+    difference = _layout.samples(_array.widen(xp, one) - _array.widen(xp, other))
+    return xp.sqrt(xp.mean(xp.reshape(difference * difference, (one.shape[0], -1)), axis=1))
 
 
 _explained.face(__name__)

@@ -30,6 +30,7 @@ PLANS = (
     dc.samplers.heun(SCHEDULE, 2),
 )
 START = torch.from_numpy(dc.noise.normal(1, 0, SHAPE))
+WEIGHTS = torch.tensor([0.5, 1.5])
 OBSERVED, MASK = dc.noise.normal(2, 0, SHAPE), dc.noise.normal(3, 0, SHAPE) > 0.5
 KNOWN = dc.conditioning.replacement(OBSERVED, MASK)
 
@@ -88,6 +89,35 @@ def conditional(z: torch.Tensor, log_snr: torch.Tensor, cond: Any) -> torch.Tens
     return torch.tanh(z) * along(cond["label"], z)
 
 
+def ordinary(z: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
+    return net(z * WEIGHTS, log_snr)  # ordinary tensors, which do not mix with DTensors
+
+
+def ode(z: Any) -> Any:
+    plan = dc.samplers.unipc(SCHEDULE, grid=np.linspace(9.0, -9.0, 4))
+    return dc.likelihood.ode(dc.mesh.local(ordinary, within=True), z, plan, prediction="v", probes=1).log_prob
+
+
+def bound(z: Any) -> Any:
+    how: dict[str, Any] = {"prediction": "v", "points": 2}
+    parts = [
+        dc.likelihood.bound(net, z, dc.schedules.LinearLogSNR(), decoder=dc.likelihood.Density(), **how),
+        dc.likelihood.bound(net, 0.0 * z + 1.0, dc.schedules.LinearLogSNR(), **how),
+    ]
+    return torch.stack([part.total for part in parts], dim=1)
+
+
+def recorded(z: Any) -> Any:
+    seen = [dc.start(ANCESTRAL, z, seed=7)]
+    dc.sample(net, ANCESTRAL, seen[0], prediction="v", callback=seen.append)
+    return dc.likelihood.trajectory(net, ANCESTRAL, seen, prediction="v")
+
+
+def extended(z: Any) -> Any:
+    how: dict[str, Any] = {"frames": 7, "window": 5, "method": "reconstruction", "prediction": "v"}
+    return dc.video.extend(dc.mesh.local(ordinary, within=True), ANCESTRAL, z, seed=7, **how).all()
+
+
 def guided(**how: Any) -> Any:
     return dc.guidance.classifier_free(net, other, weight=2.0, **how)
 
@@ -125,6 +155,19 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "APG": draw(ruled(dc.guidance.projected(norm=2.0, momentum=-0.5))),
     "bands": draw(ruled(dc.guidance.bands())),
 }
+SENDING: dict[str, Callable[[Any], Any]] = {
+    "a log-density": ode,
+    "a bound": bound,
+    "a recorded run": recorded,
+    "stages at once": lambda z: dc.sample_parallel(net, ANCESTRAL, z, prediction="v", seed=7),
+    "steps as long as a tolerance allows": lambda z: dc.sample_adaptive(
+        net, dc.schedules.LinearLogSNR(), z, prediction="v", seed=7, order=2, eta=0.5, rtol=0.5
+    ).z,
+    "more frames": extended,
+    "shuffled noise": lambda z: draw(noise=dc.video.shuffled_noise(3, 4, like=z))(z),
+}
+"""What may send something wherever data is divided."""
+
 SENDS = ("dynamic threshold", "rescaled guidance", "CFGNorm", "APG", "bands")
 """Those that read whole samples, and send something where samples are divided."""
 
@@ -270,7 +313,7 @@ def work(rank: int, folder: str) -> None:
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
     places = dict(layouts())
-    wanted = {case: call(START) for case, call in CASES.items()}
+    wanted = {case: call(START) for case, call in (CASES | SENDING).items()}
     for at, (name, layout) in enumerate(places.items()):
         if layout[0].get_coordinate() is None:
             refused("not part of the mesh", ValueError, lambda there=layout: draw()(divided(START, there)))  # type: ignore[misc]
@@ -279,6 +322,8 @@ def work(rank: int, folder: str) -> None:
         check_noise(name, layout)
         if at in (0, 1, 5, 9):
             check_cases(name, layout, wanted)
+    for case, call in SENDING.items():
+        same(call(divided(START, places["samples and frames"])), wanted[case], case)
     check_files(Path(folder), places["axis 1 among 4"], places["samples and frames"])
     check_split(places["copies"])
     check_page()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 from diffcore.conditioning._guided import Linear, Pull, Seen, Term, along
 from diffcore.levels import Level
@@ -88,7 +88,8 @@ def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: P
     rounding = (10.0 * float(xp.finfo(right[0].dtype).eps)) ** 2
 
     def dot(a: Parts, b: Parts) -> Array:
-        sums = [xp.sum(xp.reshape(p * q, (p.shape[0], -1)), axis=1) for p, q in zip(a, b, strict=True)]
+        products = [_layout.samples(p * q) for p, q in zip(a, b, strict=True)]
+        sums = [xp.sum(xp.reshape(each, (each.shape[0], -1)), axis=1) for each in products]
         return sum(sums[1:], sums[0])
 
     def step(a: Parts, factor: Array, b: Parts) -> Parts:

@@ -81,7 +81,7 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
         snr = math.exp(float(schedule.log_snr(1.0)))
         return 0.5 * snr * total(xp, wide**2)
     end = levels.level(float(schedule.log_snr(1.0)), schedule.scaling)
-    unit = xp.ones((1,) * wide.ndim, dtype=wide.dtype, device=_array.device(x))
+    unit = _array.table_for(np.ones((1,) * wide.ndim), x)
     return process.kl(process.marginal(wide, end), Gaussian(xp.zeros_like(wide), variance * unit))
 
 
@@ -139,11 +139,11 @@ def diffusion_discrete(
         u = _spread(seed, intervals, batch)
         which = np.minimum((u * count).astype(np.int64), count - 1)
         share = count / intervals
-    nats = xp.zeros((batch,), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
+    nats = _array.table_for(np.zeros(batch), x)
     with _array.recording(x, gradients):
         for draw, index in enumerate(which):
-            at = _on_device(xp, log_snr[index + 1], x)
-            weight = Interval(_on_device(xp, log_snr[index] - log_snr[index + 1], x), share)
+            at = _array.table_for(log_snr[index + 1], x)
+            weight = Interval(_array.table_for(log_snr[index] - log_snr[index + 1], x), share)
             nats = nats + _error(
                 function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw
             )
@@ -189,11 +189,11 @@ def diffusion_continuous(
     points = _check.count(function, "points", points, 1)
     noisy, clean = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
     check_finite(function, np.array([noisy, clean]))
-    nats = xp.zeros((x.shape[0],), dtype=_array.widen(xp, x).dtype, device=_array.device(x))
+    nats = _array.table_for(np.zeros(x.shape[0]), x)
     weight = PerLogSNR(clean - noisy)
     with _array.recording(x, gradients):
         for draw, u in enumerate(_spread(seed, points, x.shape[0])):
-            at = _on_device(xp, noisy + (clean - noisy) * u, x)
+            at = _array.table_for(noisy + (clean - noisy) * u, x)
             nats = nats + _error(
                 function, denoise, x, at, schedule, weight, prediction=prediction, seed=seed, draw=draw
             )
@@ -312,10 +312,6 @@ def _spread(seed: Any, count: int, batch: int) -> np.ndarray[Any, np.dtype[np.fl
     offset = times.independent(seed, 0, batch, like=np.zeros((), dtype=np.float64))[None, :]
     part = np.arange(count)[:, None]
     return np.asarray((part + np.where(part % 2 == 0, offset, 1.0 - offset)) / count)
-
-
-def _on_device(xp: Any, values: np.ndarray[Any, Any], like: Array) -> Array:
-    return xp.asarray(np.ascontiguousarray(values), dtype=_array.widen(xp, like).dtype, device=_array.device(like))
 
 
 def _check_times(function: str, steps: int | Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _streams
+from diffcore import _array, _check, _layout, _streams
 from diffcore._array import Array
 from diffcore.schedules._base import scaling_of
 
@@ -123,7 +123,7 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
     own, offset, top = own[..., None], offset[..., None], largest[..., None]
     sum_of = xp.zeros_like(wide)
     for first in range(0, bins, BLOCK):
-        values = xp.arange(first, min(first + BLOCK, bins), dtype=wide.dtype, device=_array.device(x))
+        values = _array.table_for(np.arange(first, min(first + BLOCK, bins), dtype=np.float64), wide)
         sum_of = sum_of + xp.sum(xp.exp(exponent(width * (values - own), offset) - top), axis=-1)
     return total(xp, xp.where(off, math.inf * xp.ones_like(largest), largest + xp.log(sum_of)))
 
@@ -150,6 +150,7 @@ def normal(like: Array, seed: Any, *, draw: int, stream: int) -> Array:
 
 def total(xp: Any, each: Array) -> Array:
     """Return the sum over all axes but the first."""
+    each = _layout.samples(each)
     return xp.sum(xp.reshape(each, (each.shape[0], math.prod(each.shape[1:]))), axis=1)
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, levels, predictions, sampling, stage
+from diffcore import _array, _check, _layout, _streams, levels, predictions, sampling, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.likelihood._decoder import check_data, normal
@@ -107,7 +107,7 @@ def ode(
     lead = max(1, len(plan.lead))
     size = math.prod(x.shape[lead:])
     rows = _Rows(plan, prediction, wide)
-    gained = xp.zeros(x.shape[:lead], dtype=wide.dtype, device=_array.device(x))
+    gained = _array.table_for(np.zeros(x.shape[:lead]), x)
 
     def body(carry: Any) -> Any:
         (z, memory), (zeta, traces), k = carry
@@ -195,7 +195,7 @@ def _diagonal(backend: Any, pull: Callable[[Array], Array], z: Array, probes: in
     """Return what sums up to the trace of a Jacobian, of the shape of z: its diagonal, or an estimate of it."""
     xp = _array.library(z)
     size = math.prod(z.shape[1:])
-    number = xp.reshape(xp.arange(size, device=_array.device(z)), z.shape[1:])
+    number = _layout.beside(xp.reshape(xp.arange(size, device=_array.device(z)), z.shape[1:]), z)
 
     def column(carry: Any) -> Any:
         total, i = carry
@@ -214,6 +214,7 @@ def _diagonal(backend: Any, pull: Callable[[Array], Array], z: Array, probes: in
 
 def _sum(xp: Any, each: Array, lead: int) -> Array:
     """Return the sum over all but the first `lead` axes."""
+    each = _layout.samples(each)
     return xp.sum(xp.reshape(each, (*each.shape[:lead], math.prod(each.shape[lead:]))), axis=-1)
 
 

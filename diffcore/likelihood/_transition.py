@@ -13,8 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from diffcore import _array, _check, predictions, sampling, stage
+from diffcore import _array, _check, _layout, predictions, sampling, stage
 from diffcore._array import Array
+from diffcore.likelihood._decoder import total
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
@@ -136,6 +137,7 @@ def trajectory(
         must = f"be the states of at least one of the {len(plan)} stages of {plan.sampler}, and the start"
         raise _check.error(ValueError, function, "states", must, len(found))
     _array.namespace(function, **{f"states[{k}]": z for k, z in enumerate(found)})
+    found = [_array.placed_as(z, found[0]) for z in found]  # on a mesh of JAX a callback got them on its first device
     for z in found:
         number = _array.library(z) is None
         if number or tuple(z.shape) != tuple(found[0].shape):
@@ -180,12 +182,13 @@ def _drawn(plan: Plan, before: State, y: Array, row: Any, to: Array | None, tran
     if to is None:
         return _Drawn(mean.z, mean)
     s = stage.columns_of(row)[2 + form.noise]
-    deviation = xp.broadcast_to(xp.asarray(_array.along(function, "plan", s, mean.z, xp), dtype=mean.z.dtype), z.shape)
+    deviation = _layout.beside(xp.asarray(_array.along(function, "plan", s, mean.z, xp), dtype=mean.z.dtype), z)
+    deviation = xp.broadcast_to(deviation, z.shape)
     has = deviation != 0.0
     safe = xp.where(has, deviation, xp.ones_like(deviation))
     eps = (_array.widen(xp, to) - mean.z) / safe
     each = xp.where(has, -0.5 * (eps**2 + math.log(2.0 * math.pi)) - xp.log(xp.abs(safe)), xp.zeros_like(eps))
-    log_prob = xp.sum(xp.reshape(each, (z.shape[0], math.prod(z.shape[1:]))), axis=1)
+    log_prob = total(xp, each)
     eps = xp.where(has, eps, xp.zeros_like(eps))
     after = stage.update(form, wide, x, row, eps, second)
     exact = xp.where(has, _array.widen(xp, to), mean.z)  # without the rounding of eps, and without a gradient

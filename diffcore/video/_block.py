@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _streams, conditioning, noise, sampling
+from diffcore import _array, _brief, _check, _layout, _streams, conditioning, noise, sampling
 from diffcore._array import Array
 from diffcore.conditioning._solve import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
@@ -97,6 +97,7 @@ class Sampler:
         which, given = np.zeros(shape[1], dtype=np.bool_), None
         if known:
             blank = xp.zeros((shape[0], 1, *shape[2:]), dtype=like.dtype, device=_array.device(like))
+            blank = _layout.beside(blank, like)
             places = [blank] * shape[1]
             for place, frames in known:
                 for k in range(frames.shape[1]):
@@ -106,7 +107,8 @@ class Sampler:
         if low is not None and low.shape[1] < shape[1]:
             measured = (np.arange(shape[1]) < low.shape[1]).reshape(-1, 1, 1, 1)
             rest = (low.shape[0], shape[1] - low.shape[1], *low.shape[2:])
-            low = xp.concat([low, xp.zeros(rest, dtype=low.dtype, device=_array.device(low))], axis=1)
+            more = _layout.beside(xp.zeros(rest, dtype=low.dtype, device=_array.device(low)), low)
+            low = xp.concat([low, more], axis=1)
         plan, drawn = self._plan(which), None
         how: dict[str, Any] = {"seed": self.words(number, shape[0])}
         if self.source is not None:

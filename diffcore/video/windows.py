@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _streams, noise
+from diffcore import _array, _brief, _check, _layout, _streams, noise
 from diffcore._array import Array
 
 WEIGHTS = ("constant", "pyramid")
@@ -44,6 +44,7 @@ class Windowed:
             level = log_snr if np.ndim(log_snr) < 2 else log_snr[:, first : first + self.window]
             y = self.denoise(z[:, first : first + self.window, ...], level)
             share = xp.asarray(ramp / total[first : first + self.window], dtype=y.dtype, device=_array.device(y))
+            share = _layout.beside(share, y)
             parts.append((first, y * xp.reshape(share, (-1,) + (1,) * (y.ndim - 2))))
         edges = sorted({edge for first in starts for edge in (first, first + self.window)})
         for done, end in itertools.pairwise(edges):
@@ -144,6 +145,7 @@ def shuffled_noise(
             order = np.concatenate([order, before[np.argsort(ranks[block])]])
         first = noise.normal(seed, draw, (shape[0], window, *shape[2:]), like=like, stream=stream)
         xp = _array.library(first)
-        return xp.take(first, xp.asarray(order[: shape[1]], device=_array.device(first)), axis=1)
+        place = _layout.beside(xp.asarray(order[: shape[1]], device=_array.device(first)), first)
+        return xp.take(first, place, axis=1)
 
     return drawn

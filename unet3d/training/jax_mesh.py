@@ -165,12 +165,14 @@ def everywhere() -> Mesh | None:
     return None if jax.process_count() == 1 else Mesh(np.array(jax.devices()), ("shard",))
 
 
-def gathered(array: Any) -> np.ndarray[Any, Any]:
-    """Return an array on the host of every process."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        place: Any = array.sharding
-        array = jax.jit(lambda same: same, out_shardings=NamedSharding(place.mesh, P()))(array)
-    return np.array(array)
+def gathered(arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return arrays on the host of every process."""
+    apart = {name: a for name, a in arrays.items() if isinstance(a, jax.Array) and not a.is_fully_addressable}
+    if apart:
+        place: Any = next(iter(apart.values())).sharding
+        whole = jax.jit(lambda same: same, out_shardings=NamedSharding(place.mesh, P()))(apart)  # one program for all
+        arrays = {**arrays, **whole}
+    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _orbax() -> Any:

@@ -118,7 +118,7 @@ class Trainer:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Return all that a run needs to go on, as arrays on the host."""
-        return {name: jax_mesh.gathered(array) for name, array in self._arrays().items()}
+        return jax_mesh.gathered(self._arrays())
 
     def form(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the arrays of `state`."""
@@ -151,7 +151,7 @@ class Trainer:
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
         """Return the averaged weights by canonical name."""
-        return {name: jax_mesh.gathered(array) for name, array in self._state.averaged.items()}
+        return jax_mesh.gathered(self._state.averaged)
 
 
 def compiled(graph: Any, config: UNet3DConfig, settings: Settings, layout: Any = None, places: Any = None) -> Any:
