@@ -136,21 +136,18 @@ class MeshBackend(torch_backend.TorchBackend):
         )
         return inside.seen(LOCAL.run(local, inside.state))
 
-    def gradient(
-        self, function: Callable[[DTensor], DTensor], z: DTensor
-    ) -> tuple[DTensor, Callable[[DTensor], DTensor]]:
+    def gradient(self, function: Callable[[Any], Any], z: Any) -> tuple[Any, Callable[[Any], Any]]:
         """By autograd itself: inside torch.func.vjp an array is no DTensor, and a network of ordinary tensors gets nothing."""
         recorded = torch.is_grad_enabled()
+        at = z.view_as(z) if recorded and z.requires_grad else z.detach().requires_grad_()
         with torch.enable_grad():
-            at = z.view_as(z) if recorded and z.requires_grad else z.detach().requires_grad_()
             value = function(at)
 
-        def pull(cotangent: DTensor) -> DTensor:
+        def pull(cotangent: Any) -> Any:
             if not value.requires_grad:
                 return torch.zeros_like(z)
             how = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
-            found: DTensor = torch.autograd.grad(value, at, cotangent, **how)[0]
-            return found
+            return torch.autograd.grad(value, at, cotangent, **how)[0]
 
         return value if recorded else value.detach(), pull
 

@@ -1,14 +1,20 @@
-"""What a step of training sends between processes: `python -m benchmarks.training_bytes`.
+"""What a step of training sends between processes, and how long it takes.
 
-Counts the bytes of the collectives of one step on a CPU, for meshes of four processes, and sets them beside the arithmetic:
+    python -m benchmarks.training_bytes
+    python -m benchmarks.training_bytes --device cuda --processes 8 --preset bair --batch 32
+
+Counts the bytes of the collectives of one step, for meshes of so many processes, and sets them beside the arithmetic:
 with P bytes of parameters, S shards and R replicas, gathering twice and scattering the gradient once is 3 P (S - 1) / S that each
 process receives, and adding up the gradient of the shards over the replicas 2 (P / S) (R - 1) / R.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,15 +50,24 @@ def counted(seen: dict[str, float]) -> None:
         wrap(name)
 
 
-def work() -> None:
+def work(device: str, name: str, batch: int, steps: int) -> None:
     """What each process does."""
-    torch_mesh.begin("cpu")
-    config, settings = preset("tiny"), Settings(steps=2, batch=4)
+    torch_mesh.begin(device)
+    count = dist.get_world_size()
+    config = replace(preset(name), condition="none", classes=0, token_width=0)
+    settings = Settings(steps=steps + 2, batch=batch, precision="bfloat16" if device == "cuda" else "float32")
     source = data.Arrays(np.zeros((8, config.frames, *config.shape[1:]), np.float32), frames=config.frames)
-    for shape in ((4,), (2, 2), (4, 1)):
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "shards")[-len(shape) :])
+    shapes = ((count,), (2, count // 2), (count, 1)) if count % 2 == 0 else ((count,), (count, 1))
+    for shape in shapes:
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards")[-len(shape) :])
         trainer = Trainer(config, settings, mesh=mesh)
         trainer.step(0, objective.draw(config, settings, source, None, 0, trainer.rows))
+        taken = []
+        for step in range(2, steps + 2):
+            drawn = objective.draw(config, settings, source, None, step, trainer.rows)
+            begun = time.perf_counter()
+            float(trainer.step(step, drawn)[0])  # waits for the device
+            taken.append(time.perf_counter() - begun)
         seen: dict[str, float] = {}
         saved = {name: getattr(dist, name) for name in SHARE}
         counted(seen)
@@ -62,16 +77,26 @@ def work() -> None:
         size, shards, replicas = (
             4 * sum(value.numel() for value in trainer.model.parameters()),
             shape[-1],
-            4 // shape[-1],
+            count // shape[-1],
         )
         sums = 3 * size * (shards - 1) / shards + 2 * size / shards * (replicas - 1) / replicas
         if dist.get_rank() == 0:
             row = {"mesh": shape, "parameters_bytes": size, "received": {k: round(v) for k, v in seen.items()}}
+            row |= {"batch": batch, "seconds": min(taken, default=None)}
             sys.stdout.write(json.dumps({**row, "in_all": round(sum(seen.values())), "arithmetic": round(sums)}) + "\n")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_bytes", description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3, help="that are timed")
+    given = parser.parse_args()
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "bytes"}
-    how = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=4, start_method="fork", max_restarts=0, **meeting)
-    elastic_launch(how, work)()
+    how = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=given.processes, start_method="fork", max_restarts=0, **meeting
+    )
+    elastic_launch(how, work)(given.device, given.preset, given.batch, given.steps)

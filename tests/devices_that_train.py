@@ -18,15 +18,20 @@ import numpy as np  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 from training_cases import CONFIG, SETTINGS  # noqa: E402
 
+from diffcore.cli import meshes  # noqa: E402
 from diffcore.unet3d import data  # noqa: E402
 from diffcore.unet3d.training import jax_trainer, train  # noqa: E402
 
 
-def go(folder: Path, mesh: Any, steps: int = 4, **changes: Any) -> None:
-    """Train, or go on."""
+def source(count: int = 9) -> data.Arrays:
+    return data.Arrays(np.random.default_rng(0).random((count, 4, 8, 8, 1)), np.arange(count) + 1, frames=2)
+
+
+def go(folder: Path, mesh: Any, steps: int = 4, validation: Any = None, **changes: Any) -> None:
+    """Train from the weights of a file, or go on."""
     settings = replace(SETTINGS, batch=8, steps=steps, checkpoint_every=2, log_every=1, **changes)
-    source = data.Arrays(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
-    train(CONFIG, settings, source, folder, backend="jax", mesh=mesh)
+    how = {"start": folder.parent / "start.safetensors", "validation": validation}
+    train(CONFIG, settings, source(), folder, backend="jax", mesh=mesh, **how)
 
 
 def mesh(*shape: int) -> Mesh:
@@ -38,8 +43,10 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     jax.config.update("jax_disable_most_optimizations", True)
     if PROCESS:
-        jax.distributed.initialize(f"localhost:{PROCESS[1]}", 2, int(PROCESS[0]))
-        go(out / "across", None, 2)  # a mesh of all devices
+        os.environ |= {"RANK": PROCESS[0], "WORLD_SIZE": "2", "MASTER_PORT": str(int(PROCESS[1]) - 1)}
+        over = meshes.of("jax", None, "cpu")  # as `torchrun -m diffcore train` does: a mesh of all devices
+        assert (over.devices, over.first) == (4, PROCESS[0] == "0")
+        go(out / "across", over.mesh, 2, validation=source(8))
         try:
             go(out / "across", None, 4, seed=1)
         except ValueError as error:
@@ -48,7 +55,7 @@ if __name__ == "__main__":
         make = jax_trainer.compiled
         once = functools.cache(make)
         jax_trainer.compiled = lambda *given: once(*given) if len(given) == 3 else make(*given)
-        go(out / "one", None)
-        go(out / "across", None)  # which two processes began
-        go(out / "down", mesh(8), 2)
+        go(out / "one", None, validation=source(8))
+        go(out / "across", None, validation=source(8))  # which two processes began
+        go(out / "down", meshes.of("jax", "8", None).mesh, 2)
         go(out / "down", mesh(2), 4, accumulate=2)

@@ -160,9 +160,9 @@ SENDING: dict[str, Callable[[Any], Any]] = {
     "a bound": bound,
     "a recorded run": recorded,
     "stages at once": lambda z: dc.sample_parallel(net, ANCESTRAL, z, prediction="v", seed=7),
-    "steps as long as a tolerance allows": lambda z: dc.sample_adaptive(
-        net, dc.schedules.LinearLogSNR(), z, prediction="v", seed=7, order=2, eta=0.5, rtol=0.5
-    ).z,
+    "steps as long as a tolerance allows": lambda z: (
+        dc.sample_adaptive(net, dc.schedules.LinearLogSNR(), z, prediction="v", seed=7, order=2, eta=0.5, rtol=0.5).z
+    ),
     "more frames": extended,
     "shuffled noise": lambda z: draw(noise=dc.video.shuffled_noise(3, 4, like=z))(z),
 }

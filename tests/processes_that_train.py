@@ -21,14 +21,20 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from training_cases import CONFIG
 from training_cases import SETTINGS as BASE
 
-from diffcore.unet3d import data
-from diffcore.unet3d.training import train
+from diffcore.cli import meshes
+from diffcore.unet3d import build, data, save, training
 
 SETTINGS = replace(BASE, batch=6, steps=6, checkpoint_every=2)
+START = "start.safetensors"
 
 
-def source() -> data.Arrays:
-    return data.Arrays(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
+def source(count: int = 9) -> data.Arrays:
+    return data.Arrays(np.random.default_rng(0).random((count, 4, 8, 8, 1)), np.arange(count) + 1, frames=2)
+
+
+def train(settings: Any, clips: data.Arrays, folder: Path, **options: Any) -> None:
+    """Train from the weights of a file, with clips that are held out."""
+    training.train(CONFIG, settings, clips, folder, start=folder.parent / START, validation=source(6), **options)
 
 
 class Interrupting(data.Arrays):
@@ -45,26 +51,25 @@ class Interrupting(data.Arrays):
 def alone(folder: Path, steps: int, **options: Any) -> None:
     """Train in this process, as if it had been started by itself."""
     saved = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
-    train(CONFIG, replace(SETTINGS, steps=steps), source(), folder, **options)
+    train(replace(SETTINGS, steps=steps), source(), folder, **options)
     os.environ.update(saved)
 
 
 def on(mesh: Any, folder: Path, *, steps: int = SETTINGS.steps, **options: Any) -> None:
     """Train on a mesh."""
     settings = replace(SETTINGS, steps=steps, accumulate=options.pop("accumulate", 1))
-    train(CONFIG, settings, source(), folder, mesh=mesh, **options)
+    train(settings, source(), folder, mesh=mesh, **options)
 
 
 def work(out: Path) -> None:
     """What each process does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    dist.init_process_group("gloo")
+    square = meshes.of("torch", "2x2", "cpu").mesh  # as `diffcore train --mesh 2x2` does
     rank, said = dist.get_rank(), dict[str, str]()
-    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
     pair = square["shards"]  # processes 0 and 1, and 2 and 3
     doubled = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=("pairs", "replicas", "shards"))["replicas", "shards"]
-    train(CONFIG, SETTINGS, source(), out / "four")  # a mesh of all
-    train(CONFIG, replace(SETTINGS, steps=2), source(), out / "down")
+    train(SETTINGS, source(), out / "four")  # a mesh of all
+    train(replace(SETTINGS, steps=2), source(), out / "down")
     if rank == 0:
         alone(out / "up", 2)
     dist.barrier()
@@ -81,15 +86,15 @@ def work(out: Path) -> None:
         alone(out / "one", 6)
     clips = Interrupting(np.random.default_rng(0).random((9, 4, 8, 8, 1)), np.arange(9) + 1, frames=2)
     with contextlib.suppress(KeyboardInterrupt):
-        train(CONFIG, SETTINGS, clips, out / "interrupted")
+        train(SETTINGS, clips, out / "interrupted")
         said["interrupted"] = "not at all"
     Interrupting.armed = False
     said["stopped at"] = str(sorted(path.name for path in (out / "interrupted").glob("checkpoint*")))
     dist.barrier()
-    train(CONFIG, SETTINGS, clips, out / "interrupted")
+    train(SETTINGS, clips, out / "interrupted")
     for name, settings in (("another run", replace(SETTINGS, seed=1)), ("too small", replace(SETTINGS, batch=3))):
         try:
-            train(CONFIG, settings, source(), out / "four")
+            train(settings, source(), out / "four")
         except ValueError as error:
             said[name] = str(error)
     (out / f"said-{rank}.json").write_text(json.dumps(said))
@@ -98,5 +103,6 @@ def work(out: Path) -> None:
 
 if __name__ == "__main__":
     how = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+    save(build(CONFIG, seed=5), Path(sys.argv[1], START))
     config = LaunchConfig(nproc_per_node=4, start_method="fork", max_restarts=0, **how)
     elastic_launch(config, work)(Path(sys.argv[1]))

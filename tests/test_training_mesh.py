@@ -22,7 +22,7 @@ from kills import halve, kills
 from training_cases import CONFIG, SETTINGS, TOKENS, digits, rows, tokens
 
 from diffcore import _streams, noise
-from diffcore.unet3d import weights
+from diffcore.unet3d import build, save, weights
 from diffcore.unet3d.training import checkpoints, objective
 from diffcore.unet3d.training.world import ahead, part_of
 
@@ -47,6 +47,7 @@ def finish(*running: subprocess.Popen[str]) -> None:
 def of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `processes_that_train` leaves."""
     pytest.importorskip("torch.distributed.fsdp")
+    pytest.importorskip("typer")
     folder = tmp_path_factory.mktemp("torch")
     finish(start(HERE / "processes_that_train.py", folder))
     return folder
@@ -56,7 +57,9 @@ def of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_jax(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `devices_that_train` leaves."""
     pytest.importorskip("orbax.checkpoint")
+    pytest.importorskip("typer")
     folder = tmp_path_factory.mktemp("jax")
+    save(build(CONFIG, seed=5), folder / "start.safetensors")
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -67,14 +70,19 @@ def of_jax(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_equal(folder: Path, name: str) -> None:
-    """Hold the weights and the log of a run to those of one process on one device."""
+    """Hold the weights and the log of a run, which is validated, to those of one process on one device."""
     of = [weights.read(folder / run / "model.safetensors").arrays for run in (name, "one")]
     for array, arrays in of[1].items():
         np.testing.assert_allclose(of[0][array], arrays, atol=1e-4, err_msg=array)
     seen = [{row["step"]: row for row in rows(folder / run)} for run in (name, "one")]
-    last = max(seen[1])
-    assert last in seen[0]
-    np.testing.assert_allclose(seen[0][last]["gradient_norm"], seen[1][last]["gradient_norm"], rtol=1e-4)
+    common = [step for step in seen[1] if step in seen[0]]
+    for step in common:
+        for what in ("gradient_norm", "validation_loss"):
+            if what in seen[0][step]:
+                np.testing.assert_allclose(
+                    seen[0][step][what], seen[1][step][what], rtol=1e-4, err_msg=f"{what} {step}"
+                )
+    assert max(seen[1]) in common
 
 
 # What every process draws

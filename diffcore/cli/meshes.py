@@ -37,7 +37,9 @@ def of(backend: str, mesh: str | None, device: str | None) -> Over:
     if world > 1:
         host, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", "29500")) + 1
         here = os.environ.get("LOCAL_RANK", "0") if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 else None
-        of_this_process = None if here is None else [int(here)]  # a GPU, as in torch; the only process of a machine has all
+        of_this_process = (
+            None if here is None else [int(here)]
+        )  # a GPU, as in torch; the only process of a machine has all
         jax.distributed.initialize(f"{host}:{port}", world, rank, local_device_ids=of_this_process)
     platform = {"cuda": "gpu"}.get(device or "", device)
     there = jax.devices(platform.partition(":")[0] if platform else None)

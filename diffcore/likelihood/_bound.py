@@ -125,7 +125,7 @@ def diffusion_discrete(
     array([7.2537])
     """
     function = "likelihood.diffusion_discrete"
-    xp = _check_estimate(function, denoise, x, schedule)
+    _check_estimate(function, denoise, x, schedule)
     times = _check_times(function, steps)
     log_snr = np.asarray(schedule.log_snr(times), dtype=np.float64)
     check_finite(function, log_snr)
@@ -185,7 +185,7 @@ def diffusion_continuous(
     array([7.25])
     """
     function = "likelihood.diffusion_continuous"
-    xp = _check_estimate(function, denoise, x, schedule)
+    _check_estimate(function, denoise, x, schedule)
     points = _check.count(function, "points", points, 1)
     noisy, clean = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
     check_finite(function, np.array([noisy, clean]))
@@ -274,11 +274,11 @@ def bits_per_dim(nats: Array, dims: int, *, bin_width: float) -> Array:
     return nats / (dims * math.log(2.0)) - math.log2(bin_width)
 
 
-def _check_estimate(function: str, denoise: Any, x: Array, schedule: Any) -> Any:
-    """Return the namespace of data (B, ...), or raise TypeError for an argument of another kind."""
+def _check_estimate(function: str, denoise: Any, x: Array, schedule: Any) -> None:
+    """Raise TypeError for an argument of another kind."""
     _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
     scaling_of(function, "schedule", schedule)
-    return check_data(function, x)
+    check_data(function, x)
 
 
 def _error(

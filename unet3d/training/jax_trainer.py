@@ -67,6 +67,7 @@ class Trainer:
         check_batch(settings.batch, settings.accumulate, 1 if mesh is None else mesh.size, even=True)
         self._layout = layout = None if mesh is None else jax_mesh.Layout(mesh, settings.batch)
         self.rows = (0, settings.batch) if layout is None else layout.rows
+        self.parts = settings.accumulate * (1 if layout is None else len(layout.mesh.local_devices))
         self.sharded = jax.process_count() > 1
         self.world = jax_mesh.Processes(layout) if layout is not None and self.sharded else World()
         if layout is not None:

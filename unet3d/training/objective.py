@@ -133,18 +133,22 @@ BATCHES = 16
 
 
 def validation_loss(trainer: Any, config: UNet3DConfig, settings: Settings, source: Source, tokens: Any) -> float:
-    """Return the loss of the averaged weights on clips that are not trained on: the same ones, times and noise each time."""
+    """Return the loss of the averaged weights on clips that are not trained on: the same ones, times and noise each time.
+
+    Of several processes each takes its rows, in parts as large as those that one of its devices trains on.
+    """
     like = trainer.like()
     library, device = _array.library(like), _array.device(like)
     put = lambda array: None if array is None else library.asarray(array, device=device)  # noqa: E731
     predict = trainer.averaged
     if trainer.library == "jax":
-        predict = partial(_jitted(), trainer.averaged)
+        predict = partial(_jitted(), predict)
     count = min(BATCHES, -(-len(source) // settings.batch))
     total = 0.0
     for step in range(count):
-        drawn = draw(config, settings, source, tokens, step)
-        cond = tuple(map(put, drawn.cond)) if isinstance(drawn.cond, tuple) else put(drawn.cond)
-        given = drawn._replace(x=put(drawn.x), t=put(drawn.t), cond=cond)
-        total += float(loss(predict, settings, config, given, step))
-    return total / count
+        for drawn in parts(draw(config, settings, source, tokens, step, trainer.rows), trainer.parts):
+            cond = tuple(map(put, drawn.cond)) if isinstance(drawn.cond, tuple) else put(drawn.cond)
+            given = drawn._replace(x=put(drawn.x), t=put(drawn.t), cond=cond)
+            total += float(loss(predict, settings, config, given, step)) * len(drawn.x)
+    world = trainer.world
+    return float(world.mean(np.array([total]))[0]) * world.count / (count * settings.batch)

@@ -55,6 +55,7 @@ class Trainer:
         self.world = World() if mesh is None else torch_mesh.Processes(mesh)
         check_batch(settings.batch, settings.accumulate, self.world.count, even=False)
         self.rows = part_of(settings.batch, getattr(self.world, "number", 0), self.world.count)
+        self.parts = settings.accumulate
         start = initial(config, settings.seed) if start is None else start
         self.model = assemble("training.train", config, start, "torch", "float32", device, checkpointing)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
