@@ -187,7 +187,7 @@ def _explanation(
     cause = _check.cut(" ".join((str(error) or type(error).__name__).split()), 160)
     if "torch.Tensor and DTensor" in cause:
         cause = (
-            "it makes ordinary tensors beside the DTensors of a mesh; as a denoiser, put it into diffcore.mesh.local"
+            "it makes ordinary tensors beside the DTensors of a mesh; a denoiser of these goes into diffcore.mesh.local"
         )
     if _of_explicit_axes(error):
         cause = "explicit axes of a mesh leave open how this is divided; take a mesh whose axes are jax.sharding.AxisType.Auto"

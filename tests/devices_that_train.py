@@ -24,7 +24,7 @@ from diffcore.unet3d.training import jax_trainer, train  # noqa: E402
 
 
 def source(count: int = 9) -> data.Arrays:
-    return data.Arrays(np.random.default_rng(0).random((count, 4, 8, 8, 1)), np.arange(count) + 1, frames=2)
+    return data.Arrays(np.random.default_rng(0).random((count, 4, 8, 8, 1)), np.arange(count) + 10 - count, frames=2)
 
 
 def go(folder: Path, mesh: Any, steps: int = 4, validation: Any = None, **changes: Any) -> None:

@@ -154,7 +154,8 @@ def shard(model: Any, mesh: DeviceMesh, *, compile: bool) -> None:
         if compile:
             part.compile(fullgraph=True)
         fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # where no backward pass follows, what was gathered last has to be given up too, or the average stays whole
+    fully_shard(model, mesh=mesh, reshard_after_forward=None if model.training else True)
 
 
 def fill(place: torch.Tensor, array: npt.NDArray[Any]) -> None:
