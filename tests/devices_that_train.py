@@ -15,11 +15,13 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 if PROCESS
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
+from flax import nnx  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 from training_cases import CONFIG, SETTINGS  # noqa: E402
 
+from diffcore import noise  # noqa: E402
 from diffcore.cli import meshes  # noqa: E402
-from diffcore.unet3d import data  # noqa: E402
+from diffcore.unet3d import build, data  # noqa: E402
 from diffcore.unet3d.training import jax_trainer, train  # noqa: E402
 
 
@@ -37,6 +39,17 @@ def go(folder: Path, mesh: Any, steps: int = 4, validation: Any = None, **change
 def mesh(*shape: int) -> Mesh:
     """Return a mesh of the first devices."""
     return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), ("replicas", "shards")[-len(shape) :])
+
+
+def check_network() -> None:
+    """The network on a video whose frames and rows are divided: XLA sends what convolutions and attention need."""
+    model = build(replace(CONFIG, dropout=0.0, attention=(8,)), "jax", seed=3)
+    graph, parts = nnx.split(model)
+    z, level, cond = noise.normal(1, 0, (2, 2, 8, 8, 1)), np.zeros(2, np.float32), np.arange(2)
+    call = jax.jit(lambda z: nnx.merge(graph, parts)(z, level, cond))
+    whole = Mesh(np.array(jax.devices()).reshape(2, 4), ("frames", "rows"))
+    divided = jax.device_put(z, NamedSharding(whole, PartitionSpec(None, "frames", "rows")))
+    np.testing.assert_allclose(call(divided), call(z), atol=1e-5)
 
 
 if __name__ == "__main__":
@@ -59,3 +72,4 @@ if __name__ == "__main__":
         go(out / "across", None, validation=source(8))  # which two processes began
         go(out / "down", meshes.of("jax", "8", None).mesh, 2)
         go(out / "down", mesh(2), 4, accumulate=2)
+        check_network()
