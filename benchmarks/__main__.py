@@ -44,7 +44,7 @@ def main() -> int:
             if given.markdown:
                 _files.write(given.markdown, report.markdown(kept.read()))
         found = kept.read()
-        if given.k and not found["rows"] and not worst:
+        if given.k and not (found["rows"] or found["missing"] or worst):
             parser.error(f"no row fits -k {given.k!r}; names are such as 'test_stage[4-ddim-float32-torch]'")
         print(report.markdown(found))
     return worst
