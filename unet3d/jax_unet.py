@@ -18,6 +18,7 @@ from flax import nnx
 from jax import lax
 
 from diffcore._array import to_host
+from diffcore.backends import cpu_threads
 from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig
@@ -28,7 +29,7 @@ MOST_ROWS = 65_535
 
 
 LEAST = 256
-"""Tokens of a frame from which on a CPU takes less time for one head after another."""
+"""Tokens of a frame from which on a CPU takes less time for a few heads after another."""
 
 
 class UNet3D(nnx.Module):
@@ -284,7 +285,7 @@ class TimeAttention(Attention):
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least.
 
-    A head of a frame at a time, whose logits stay in the cache and are computed anew in the backward pass.
+    As many heads at once as there are cores, whose logits stay in the cache and are computed anew in the backward pass.
     """
     wide, (n, tokens, heads, d) = jnp.promote_types(q.dtype, jnp.float32), q.shape
 
@@ -296,7 +297,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     apart = tuple(part.swapaxes(1, 2).reshape(-1, tokens, d) for part in (q, k, v))
     alone = tokens >= LEAST and jax.device_count() == 1  # several devices would gather the frames
-    found: jax.Array = lax.map(one, apart) if alone else jax.vmap(one)(apart)
+    found: jax.Array = lax.map(one, apart, batch_size=cpu_threads.count()) if alone else jax.vmap(one)(apart)
     return found.reshape(n, heads, tokens, d).swapaxes(1, 2)
 
 
