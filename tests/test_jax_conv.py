@@ -10,7 +10,7 @@ import pytest
 
 jax = pytest.importorskip("jax")
 from diffcore.backends import cpu_threads  # noqa: E402
-from diffcore.unet3d import jax_conv, jax_unet  # noqa: E402
+from diffcore.unet3d import jax_conv, jax_layers  # noqa: E402
 
 jnp = jax.numpy
 pytestmark = pytest.mark.jax
@@ -67,16 +67,16 @@ def whole(q: Any, k: Any, v: Any) -> Any:
     return jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(logits, axis=-1), v)
 
 
-def test_attention_by_a_few_heads_is_that_of_all_at_once_and_keeps_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_threads, "count", lambda: 4)  # of six heads, and of sixteen
+def test_attention_part_by_part_is_that_of_all_at_once_and_keeps_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "count", lambda: 4)  # heads at once
     with jax.enable_x64(True):
-        given = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, jax_unet.LEAST, 2, 4)))
+        given = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, jax_layers.LEAST + 8, 2, 4)))
         found, want = (
             jax.jit(jax.value_and_grad(lambda q, k, v, f=f: jnp.sin(f(q, k, v)).sum(), (0, 1, 2)))(*given)
-            for f in (jax_unet.attend, whole)
+            for f in (jax_layers.attend, whole)
         )
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9, atol=1e-9)
     q = jnp.ones((8, 512, 2, 8))
-    step = jax.jit(jax.grad(lambda q: (jax_unet.attend(q, q, q) ** 2).sum()))
+    step = jax.jit(jax.grad(lambda q: (jax_layers.attend(q, q, q) ** 2).sum()))
     assert step.lower(q).compile().memory_analysis().temp_size_in_bytes < 4 * 16 * 512**2  # one set of all logits

@@ -10,12 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from diffcore.backends import cpu_threads
 from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig, groups
 from diffcore.unet3d.jax_conv import conv
 
 Take = Callable[[str], nnx.Param[jax.Array]]
 """Canonical name -> parameter."""
+
+
+LEAST = 256
+"""Tokens of a frame from which on a CPU takes less time for so many queries after another."""
 
 
 class Affine(nnx.Module):
@@ -53,6 +58,37 @@ class Norm(Affine):
         size = h.shape[-1] // groups(h.shape[-1])
         means = h.mean(axis=(1, 2)).reshape(len(h), -1, size).mean(axis=-1)
         return jnp.repeat(means, size, axis=-1)[:, None, None, :]
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least.
+
+    As many heads at once as there are cores, and at most 256 queries of each where equal parts can be made, whose logits stay in
+    the cache and are computed anew in the backward pass.
+    """
+    wide, (n, tokens, heads, d) = jnp.promote_types(q.dtype, jnp.float32), q.shape
+
+    @jax.checkpoint
+    def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        share = jax.nn.softmax(jnp.matmul(q * d**-0.5, k.T, preferred_element_type=wide), axis=-1)
+        return share.astype(v.dtype) @ v
+
+    def head(given: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v = given
+        found: jax.Array = lax.map(lambda q: one(q, k, v), q.reshape(parts, -1, d))
+        return found.reshape(tokens, d)
+
+    parts = -(-tokens // LEAST)
+    parts = parts if tokens % parts == 0 else 1
+    apart = tuple(part.swapaxes(1, 2).reshape(-1, tokens, d) for part in (q, k, v))
+    if tokens < LEAST or jax.device_count() > 1:  # several devices would gather the frames
+        found = jax.vmap(one)(*apart)
+    else:
+        cores = cpu_threads.count()
+        found = lax.map(
+            head, apart, batch_size=cores if cores > 1 else None
+        )  # a batch of one would take half as long again
+    return found.reshape(n, heads, tokens, d).swapaxes(1, 2)
 
 
 class ClassCondition(nnx.Module):

@@ -18,18 +18,13 @@ from flax import nnx
 from jax import lax
 
 from diffcore._array import to_host
-from diffcore.backends import cpu_threads
 from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig
-from diffcore.unet3d.jax_layers import CONDITIONS, Conv, Linear, Norm, Take
+from diffcore.unet3d.jax_layers import CONDITIONS, Conv, Linear, Norm, Take, attend
 
 MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
-
-
-LEAST = 256
-"""Tokens of a frame from which on a CPU takes less time for a few heads after another."""
 
 
 class UNet3D(nnx.Module):
@@ -280,25 +275,6 @@ class TimeAttention(Attention):
             "nhij,ijd->nihd", share, values[at].astype(v.dtype)
         )
         return jnp.concatenate([mixed, alone], axis=1).reshape(tokens.shape), k, v
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least.
-
-    As many heads at once as there are cores, whose logits stay in the cache and are computed anew in the backward pass.
-    """
-    wide, (n, tokens, heads, d) = jnp.promote_types(q.dtype, jnp.float32), q.shape
-
-    @jax.checkpoint
-    def one(given: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v = given
-        share = jax.nn.softmax(jnp.matmul(q * d**-0.5, k.T, preferred_element_type=wide), axis=-1)
-        return share.astype(v.dtype) @ v
-
-    apart = tuple(part.swapaxes(1, 2).reshape(-1, tokens, d) for part in (q, k, v))
-    alone = tokens >= LEAST and jax.device_count() == 1  # several devices would gather the frames
-    found: jax.Array = lax.map(one, apart, batch_size=cpu_threads.count()) if alone else jax.vmap(one)(apart)
-    return found.reshape(n, heads, tokens, d).swapaxes(1, 2)
 
 
 def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:
