@@ -387,6 +387,15 @@ def test_what_is_no_weights_file_is_told(kind: str, tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_damaged_header_is_not_quoted_in_full(tmp_path: Path) -> None:
+    """Whose reader repeats the text that it did not expect."""
+    header = json.dumps({"__metadata__": "x" * 5000}).encode()
+    (tmp_path / "some").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"is no whole safetensors file .*; it is damaged or cut off") as error:
+        load(tmp_path / "some")
+    assert len(str(error.value)) <= 500
+
+
 @pytest.mark.torch
 def test_a_dtype_that_no_weights_file_has_is_named(tmp_path: Path) -> None:
     import torch

@@ -106,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> Content:
     try:
         config = UNet3DConfig.from_dict(json.loads(metadata.pop("config")))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{function}: {name} has a config that does not fit: {error}") from None
+        raise ValueError(f"{function}: {name} has a config that does not fit: {_check.cut(str(error), 300)}") from None
     _check_arrays(f"{function}: {name}", config, arrays)
     check_finite(f"{function}: {name}", arrays)
     return Content(config, arrays, metadata)
@@ -222,7 +222,8 @@ def _refused(function: str, path: Path, error: Exception) -> ValueError:
             f"{function}: {path.name} is a pickle or an archive, as torch.save and numpy.savez write; it takes a "
             f"safetensors file, since opening a pickle can run any code. Write one with unet3d.save"
         )
-    return ValueError(f"{function}: {path.name} is no whole safetensors file ({error}); it is damaged or cut off")
+    why = _check.cut(str(error))  # of a damaged header it quotes whole texts
+    return ValueError(f"{function}: {path.name} is no whole safetensors file ({why}); it is damaged or cut off")
 
 
 def _safetensors(function: str) -> Any:

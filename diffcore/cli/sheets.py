@@ -65,7 +65,7 @@ def read(path: Path, background: tuple[int, int, int] = (0, 0, 0)) -> Read:
             pixels = np.asarray(shown if deep else shown.convert("RGBA" if alpha else "RGB"))
             pixels = over_background(pixels, background) if alpha else pixels
     except Exception as error:  # Pillow raises many kinds for a damaged one
-        raise Failure(f"{path} cannot be read as a picture: {error}") from error
+        raise Failure(f"{path} cannot be read as a picture: {_check.cut(str(error))}") from error
     if deep:
         pixels = np.repeat((pixels.astype(np.uint32) // 257).astype(np.uint8)[..., None], 3, axis=-1)
     if text is None:
@@ -74,7 +74,7 @@ def read(path: Path, background: tuple[int, int, int] = (0, 0, 0)) -> Read:
         return Read(_cut(pixels, json.loads(text)), alpha)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
-            f"{path} has a note on its frames that does not fit the picture ({error}); write it anew"
+            f"{path} has a note on its frames that does not fit the picture ({_check.cut(str(error))}); write it anew"
         ) from error
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _files
+from diffcore import _check, _files
 from diffcore.unet3d import weights
 
 FUNCTION = "training.train"
@@ -118,7 +118,7 @@ def _unsealed(path: Path) -> dict[str, str]:
             if _digest(path / name) != digest:
                 raise ValueError(f"{FUNCTION}: {path.name} is damaged or was changed: {name} is not what was written")
     except (OSError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{FUNCTION}: {path.name} is not whole ({error})") from None
+        raise ValueError(f"{FUNCTION}: {path.name} is not whole ({_check.cut(str(error))})") from None
     return dict(metadata)
 
 
