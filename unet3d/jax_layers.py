@@ -67,6 +67,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     the cache and are computed anew in the backward pass.
     """
     wide, (n, tokens, heads, d) = jnp.promote_types(q.dtype, jnp.float32), q.shape
+    if tokens < LEAST or jax.device_count() > 1:  # several devices would gather the frames
+        logits = jnp.einsum("nihd,njhd->nhij", q * d**-0.5, k, preferred_element_type=wide)
+        return jnp.einsum("njhd,nhij->nihd", v, jax.nn.softmax(logits, axis=-1).astype(v.dtype))
 
     @jax.checkpoint
     def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -78,16 +81,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         found: jax.Array = lax.map(lambda q: one(q, k, v), q.reshape(parts, -1, d))
         return found.reshape(tokens, d)
 
-    parts = -(-tokens // LEAST)
+    parts, cores = -(-tokens // LEAST), cpu_threads.count()
     parts = parts if tokens % parts == 0 else 1
     apart = tuple(part.swapaxes(1, 2).reshape(-1, tokens, d) for part in (q, k, v))
-    if tokens < LEAST or jax.device_count() > 1:  # several devices would gather the frames
-        found = jax.vmap(one)(*apart)
-    else:
-        cores = cpu_threads.count()
-        found = lax.map(
-            head, apart, batch_size=cores if cores > 1 else None
-        )  # a batch of one would take half as long again
+    together = cores if cores > 1 else None  # a batch of one would take half as long again
+    found = lax.map(head, apart, batch_size=together)
     return found.reshape(n, heads, tokens, d).swapaxes(1, 2)
 
 
