@@ -117,6 +117,10 @@ def evaluate(
             source = sources.data(data, model.config, taken=taken, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
                    "device": model.device}  # fmt: skip
+            if model.config.condition != "none" and (model.config.condition != "class" or source.classes is None):
+                report.note(
+                    f"note: this model has the condition {model.config.condition!r}; its loss is measured without it"
+                )
             row["loss"] = _losses(model, source, count, batch, seed)
             if data == sources.DIGITS and samples:
                 row["samples"] = _samples(model, source, plan, count, batch, guidance, seed)
