@@ -37,10 +37,10 @@ def clips_of(split: Literal["train", "test"], count: int | None = None) -> tuple
 
 
 class Network:
-    """A model on torch, as a function of NumPy arrays."""
+    """A model on torch, as a function of NumPy arrays; `half` draws in bfloat16 under autocast, as it was trained."""
 
-    def __init__(self, model: Any, batch: int = 16) -> None:
-        self.model, self.batch = model.eval().requires_grad_(False), batch
+    def __init__(self, model: Any, batch: int = 16, *, half: bool = False) -> None:
+        self.model, self.batch, self.half = model.eval().requires_grad_(False), batch, half
 
     def x(self, z: Float32, level: Any, labels: Any) -> Float32:
         """Return x-hat."""
@@ -55,15 +55,22 @@ class Network:
             parts.append(dc.predictions.convert(y, noisy, at, source=self.model.prediction, target="x").numpy())
         return np.concatenate(parts)
 
-    def draw(self, labels: Any, steps: int, guidance: float, seed: int) -> Float32:
+    def draw(
+        self, labels: Any, steps: int, guidance: float, seed: int, sampler: str = "dpm_solver_pp", **how: Any
+    ) -> Float32:
         """Return a clip of each label."""
         import torch
 
-        plan = dc.samplers.dpm_solver_pp(SCHEDULE, steps=steps)
+        plan = dc.samplers.make(sampler, SCHEDULE, steps, **how)
         parts = []
+
+        def denoise(z: Any, log_snr: Any, cond: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+                return self.model(z, log_snr, cond).float()
+
         for first in range(0, len(labels), self.batch):
             some = torch.from_numpy(labels[first : first + self.batch])
-            guided = dc.guidance.classifier_free(self.model, cond=some, null=self.model.null(some), weight=guidance)
+            guided = dc.guidance.classifier_free(denoise, cond=some, null=self.model.null(some), weight=guidance)
             parts.append(
                 dc.sample(
                     guided,
@@ -119,13 +126,15 @@ def loss_table(network: Network, perfect: Exact, sets: dict[str, Any]) -> dict[s
     return table
 
 
-def sample_table(network: Network, untrained: Network, held: Float32, train: Float32, count: int, steps: int) -> Any:
+def sample_table(
+    network: Network, untrained: Network, held: Float32, train: Float32, count: int, steps: int, sampler: str
+) -> Any:
     """Return Frechet distances to held-out clips, and what a classifier and the motion say, for each set of clips."""
     labels = np.arange(count) % 10
     sets = {"training clips": train[:count]}
     for guidance in (0.0, 1.0):
-        sets[f"samples, guidance {guidance:g}"] = network.draw(labels, steps, guidance, seed=1000)
-    sets["samples, untrained"] = untrained.draw(labels[:count], steps, 0.0, seed=1000)
+        sets[f"samples, guidance {guidance:g}"] = network.draw(labels, steps, guidance, 1000, sampler)
+    sets["samples, untrained"] = untrained.draw(labels, steps, 0.0, 1000, sampler)
     reference = metrics.moments(digits.features(held[count:]))
     table = {}
     for name, clips in {"held-out clips": held[:count], **sets}.items():
@@ -148,20 +157,23 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=256, help="clips of each set (default: 256)")
-    parser.add_argument("--steps", type=int, default=16, help="of DPM-Solver++ 2M (default: 16)")
+    parser.add_argument("--sampler", default="ancestral", help="by name (default: ancestral)")
+    parser.add_argument("--steps", type=int, default=24, help="of the sampler (default: 24)")
+    parser.add_argument("--half", action="store_true", help="draw in bfloat16, as the model was trained")
     settings = parser.parse_args(given)
     began = time.perf_counter()
     model = load(settings.weights, "torch")
-    network, untrained = Network(model), Network(build(model.config, "torch"))
+    network, untrained = (Network(some, half=settings.half) for some in (model, build(model.config, "torch")))
     train, labels = clips_of("train")
     held, held_labels = clips_of("test", 2048)
     few = slice(0, settings.count)
     sets = {"training clips": (train[few], labels[few]), "held-out clips": (held[few], held_labels[few])}
     found = {
         "clips": settings.count,
+        "sampler": settings.sampler,
         "steps": settings.steps,
         "loss": loss_table(network, Exact(train, labels), sets),
-        "samples": sample_table(network, untrained, held, train, settings.count, settings.steps),
+        "samples": sample_table(network, untrained, held, train, settings.count, settings.steps, settings.sampler),
         "seconds": round(time.perf_counter() - began),
     }
     _files.write(settings.out, json.dumps(found, indent=1))
