@@ -24,7 +24,7 @@ CLIPS = 8192
 
 
 REFINING = replace(
-    training.PRESETS["moving_digits"], steps=1700, cool_down=850, weight=weights.Sigmoid(bias=1.0), seed=1
+    training.PRESETS["moving_digits"], steps=1300, cool_down=850, weight=weights.Sigmoid(bias=1.0), seed=1
 )
 r"""Of a run that starts from trained weights. On the plain error of v, w = e^{-b} Sigmoid(b) is
 sigmoid(b - lambda) e^{lambda/2} / pi over the density of uniform t; at b = 1 that is near the inverse of the loss a
