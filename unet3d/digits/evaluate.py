@@ -5,7 +5,7 @@ the exact denoiser of the training clips of the same class (`exact.Empirical`), 
 loss on average over the training clips. It knows them all by heart, so that on held-out clips it is worse.
 
 *Frechet distance*, in the feature space of `unet3d.digits.features`, of samples to held-out real clips; beside it those of other
-held-out clips, of training clips and of an untrained model's samples, as many of each.
+held-out clips and of training clips, as many of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 import diffcore as dc
 from diffcore import _files, exact, losses, metrics, noise, process, times, weights
-from diffcore.unet3d import build, digits, load
+from diffcore.unet3d import digits, load
 from diffcore.unet3d.digits.train import CLIPS, source
 
 Float32 = npt.NDArray[np.float32]
@@ -126,15 +126,12 @@ def loss_table(network: Network, perfect: Exact, sets: dict[str, Any]) -> dict[s
     return table
 
 
-def sample_table(
-    network: Network, untrained: Network, held: Float32, train: Float32, count: int, steps: int, sampler: str
-) -> Any:
+def sample_table(network: Network, held: Float32, train: Float32, count: int, steps: int, sampler: str) -> Any:
     """Return Frechet distances to held-out clips, and what a classifier and the motion say, for each set of clips."""
     labels = np.arange(count) % 10
     sets = {"training clips": train[:count]}
     for guidance in (0.0, 1.0):
         sets[f"samples, guidance {guidance:g}"] = network.draw(labels, steps, guidance, 1000, sampler)
-    sets["samples, untrained"] = untrained.draw(labels, steps, 0.0, 1000, sampler)
     reference = metrics.moments(digits.features(held[count:]))
     table = {}
     for name, clips in {"held-out clips": held[:count], **sets}.items():
@@ -162,8 +159,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--half", action="store_true", help="draw in bfloat16, as the model was trained")
     settings = parser.parse_args(given)
     began = time.perf_counter()
-    model = load(settings.weights, "torch")
-    network, untrained = (Network(some, half=settings.half) for some in (model, build(model.config, "torch")))
+    network = Network(load(settings.weights, "torch"), half=settings.half)
     train, labels = clips_of("train")
     held, held_labels = clips_of("test", 2048)
     few = slice(0, settings.count)
@@ -173,7 +169,7 @@ def main(given: list[str] | None = None) -> None:
         "sampler": settings.sampler,
         "steps": settings.steps,
         "loss": loss_table(network, Exact(train, labels), sets),
-        "samples": sample_table(network, untrained, held, train, settings.count, settings.steps, settings.sampler),
+        "samples": sample_table(network, held, train, settings.count, settings.steps, settings.sampler),
         "seconds": round(time.perf_counter() - began),
     }
     _files.write(settings.out, json.dumps(found, indent=1))
