@@ -37,8 +37,14 @@ def test_a_video_of_another_size_is_scaled_cut_and_made_grey(tiny: str) -> None:
 
 
 def test_clips_on_a_sheet_are_counted_from_0_as_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, page = list[str](), sheets.page
-    monkeypatch.setattr(sheets, "page", lambda given, zoom: rows.extend(name for name, _ in given) or page(given, zoom))
+    rows: list[str] = []
+    page: Any = vars(sheets)["page"]
+
+    def spy(given: Any, zoom: Any) -> Any:
+        rows.extend(name for name, _ in given)
+        return page(given, zoom)
+
+    monkeypatch.setattr(sheets, "page", spy)
     sheets.write(Path("two.png"), np.zeros((2, 17, 8, 8, 1), np.float32), 1)
     assert rows == [f"clip {number}, frame {first}" for number in (0, 1) for first in (0, 16)]
 

@@ -42,7 +42,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     for name in ("forward", "backward"):
         real = getattr(torch_norm_kernel, name)
-        monkeypatch.setattr(torch_norm_kernel, name, lambda *g, n=name, r=real: (found.append(n), r(*g))[1])
+
+        def spy(*given: Any, name: str = name, real: Any = real) -> Any:
+            found.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(torch_norm_kernel, name, spy)
     return found
 
 
@@ -55,9 +60,10 @@ def drawn(size: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> list[
     return [torch.tensor(part, dtype=kind, device=DEVICE) for part, kind in parts]
 
 
-def slopes(function: Any, h: Any, weight: Any, bias: Any, of_out: Any, silu: bool) -> list[Any]:
-    """Return the norm and its gradients, in float64."""
-    given = [part.detach().requires_grad_() for part in (h, weight, bias)]
+def slopes(function: Any, *tensors: Any, silu: bool) -> list[Any]:
+    """Return the norm of h and its gradients, of (h, weight, bias, cotangent), in float64."""
+    *given, of_out = tensors
+    given = [part.detach().requires_grad_() for part in given]
     out = function(*given, silu)
     return [part.detach().double() for part in (out, *torch.autograd.grad(out, given, of_out))]
 
@@ -75,17 +81,17 @@ def test_the_norm_and_its_gradients_are_those_of_float64(number: int, dtype: tor
     given, silu = drawn(SIZES[number], dtype), (number + len(str(dtype))) % 2 == 0
     if silu:  # what comes in may lie in any order
         given[0], given[3] = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in (given[0], given[3]))
-    found = slopes(torch_norm.norm, *given, silu)
+    found = slopes(torch_norm.norm, *given, silu=silu)
     assert launches == ["forward", "backward"]
-    close(found, slopes(torch_norm.plain, *(part.double() for part in given), silu), ROUNDING[dtype])
+    close(found, slopes(torch_norm.plain, *(part.double() for part in given), silu=silu), ROUNDING[dtype])
 
 
 @case
 def test_a_mean_far_from_zero_costs_no_digits() -> None:
     h, *rest = drawn((1, 17, 16, 16), torch.float32)
     h = h + 4096.0  # of which a number keeps 11 bits after the point
-    truth = slopes(torch_norm.plain, *(part.double() for part in (h, *rest)), True)
-    close(slopes(torch_norm.norm, h, *rest, True), truth, 1e-5)
+    truth = slopes(torch_norm.plain, *(part.double() for part in (h, *rest)), silu=True)
+    close(slopes(torch_norm.norm, h, *rest, silu=True), truth, 1e-5)
     flat = torch.full_like(h, 3.0)
     assert torch.equal(torch_norm.norm(flat, *rest[:2]), rest[1].expand_as(flat))
 
@@ -144,7 +150,8 @@ def test_gradients_have_gradients() -> None:
     found = []
     for function in (torch_norm.norm, torch_norm.plain):
         given = [part.detach().requires_grad_() for part in (h, weight, bias, of_out)]
-        first = torch.autograd.grad(function(*given[:3], True), given[:3], given[3], create_graph=True)
+        out = function(given[0], given[1], given[2], True)
+        first = torch.autograd.grad(out, given[:3], given[3], create_graph=True)
         found.append(torch.autograd.grad([part.square().sum() for part in first], given))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

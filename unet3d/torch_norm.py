@@ -27,7 +27,8 @@ def norm(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, silu: bool =
     global _triton
     if _triton and _serves(h, weight):
         try:
-            return normed(h, weight, bias, groups(len(weight)), silu)[0]
+            out: torch.Tensor = normed(h, weight, bias, groups(len(weight)), silu)[0]
+            return out
         except Exception as error:
             if torch.compiler.is_compiling() or not is_compiler_error(error):
                 raise
@@ -129,8 +130,9 @@ def _back_twice(ctx: Any, *cotangents: Any) -> Any:
     """The gradients of the gradients, through torch's operations; as rare as they are needed."""
     with torch.enable_grad():
         given = [part.detach().requires_grad_() for part in ctx.saved_tensors]
-        of_out, *inputs = given
-        slopes = torch.autograd.grad(plain(*inputs, silu=ctx.silu), inputs, of_out, create_graph=True)
+        of_out, h, weight, bias = given
+        out = plain(h, weight, bias, ctx.silu)
+        slopes = torch.autograd.grad(out, (h, weight, bias), of_out, create_graph=True)
         return *torch.autograd.grad(slopes, given, cotangents), None, None, None
 
 
