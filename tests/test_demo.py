@@ -31,7 +31,7 @@ def test_it_runs_from_end_to_end_and_is_reproducible(
     for out in ("a", "b"):
         assert main([*given, "--out", str(tmp_path / out)]) == 0
     said = capsys.readouterr().out
-    assert "new clips of the digits [3, 1]: DPM-Solver++ 2M, 4 steps, guidance 1.0" in said
+    assert "new clips of the digits [3, 1]: DPM-Solver++ 2M SDE, 4 steps, guidance 1.0" in said
     assert "made longer, and its end small and large again, by replacement on numpy" in said
     for name in ("clips.gif", "longer.gif", "sheet.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -125,7 +125,7 @@ def draw(backend: str, settings: argparse.Namespace, plan: dc.Plan, path: list[F
     return _array.to_host(clips)
 
 
-def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Float32, Float32, Float32]:
+def go_on(backend: str, settings: argparse.Namespace, plan: dc.Plan, clip: Float32) -> tuple[Float32, Float32, Float32]:
     """Return the first clip made longer; a small version of the longer one's end; and that, made large again.
 
     By guidance through the network where the library has gradients, else by replacement.
@@ -141,7 +141,6 @@ def go_on(backend: str, settings: argparse.Namespace, clip: Float32) -> tuple[Fl
         "prediction": model.prediction,
         "transform_x": dc.guidance.clip(-1.0, 1.0),
     }
-    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=settings.steps, eta=1.0)
     more = window + window - window // 4
     longer = dc.video.extend(model.denoise, plan, start, frames=more, **common).all()
     down = dc.conditioning.downsample(math.gcd(FACTOR, *clip.shape[2:4]))
@@ -160,10 +159,10 @@ def main(given: list[str] | None = None) -> int:
     if not names:
         say("demo: none of these libraries is here")
         return 1
-    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=settings.steps)
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=settings.steps, eta=1.0)
 
     say(
-        f"2. new clips of the digits {settings.digits}: DPM-Solver++ 2M, {len(plan)} steps, guidance {settings.guidance}"
+        f"2. new clips of the digits {settings.digits}: DPM-Solver++ 2M SDE, {len(plan)} steps, guidance {settings.guidance}"
     )
     drawn: dict[str, Float32] = {}
     path: list[Float32] = []
@@ -186,7 +185,7 @@ def main(given: list[str] | None = None) -> int:
             ("x-hat of the first clip's middle frame, from noise to clip", np.stack([path[k][middle] for k in stages]))
         )
     start, last = time.perf_counter(), next((name for name in ("torch", "jax") if name in names), names[0])
-    longer, small, large = go_on(last, settings, clips[:1])
+    longer, small, large = go_on(last, settings, plan, clips[:1])
     frames = clips.shape[1]
     for first in range(0, longer.shape[1], frames):
         rows.append((f"the first clip made longer, from frame {first}", longer[0, first : first + frames]))
