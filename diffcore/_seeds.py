@@ -32,6 +32,10 @@ def words_of(seed: Any) -> tuple[Array, bool]:
         return _from_host(seed.reshape(-1).tolist()), not shape
     if "int" not in kind:
         raise _check.error(TypeError, "noise", "seed", "be an int, ints or words (B, 2)", seed)
+    if shape == (2,) and kind == "uint32" and _array.name(_array.library(seed)) == "jax":
+        must = "not be two words of uint32, which may be two seeds or one old key of `jax.random.PRNGKey`"
+        way = "jax.random.key is a key; words.reshape(1, 2) is one key; of two seeds take int32"
+        raise _check.error(TypeError, "noise", "seed", must, seed, way)
     if len(shape) < 2:
         return _split(_array.library(seed), seed), not shape
     if len(shape) > 2 or shape[1] != 2:
