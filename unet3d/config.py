@@ -101,7 +101,8 @@ class UNet3DConfig:
         for level, width in enumerate(self.widths):
             last = level == len(self.widths) - 1  # the middle
             if (self.attends(level) or last) and width % self.head_dim:
-                must = f"divide the {width} channels of level {level}, which attends"
+                who = f"level {level}" if self.attends(level) else "the middle"
+                must = f"divide the {width} channels of {who}, which attends"
                 raise _check.error(ValueError, NAME, "head_dim", must, self.head_dim)
 
     def _set(self, name: str, value: object) -> None:
