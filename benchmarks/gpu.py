@@ -74,6 +74,7 @@ PARTS = (
     Part("a few numbers, others", 60, STAGE, f"{REST} and not 6291456 and not 100000000"),
     Part("runs", 60, RUN, "test_run"),
     Part("product", 20, ["benchmarks/bench_process.py"], "test_product"),
+    Part("several GPUs", 120, ["benchmarks/bench_mesh.py"], "mesh"),
     Part("U-Net, compiled", 120, NETWORK, "cuda and compiled"),
 )
 """The most telling first."""

@@ -313,9 +313,9 @@ def test_a_level_given_as_numbers_fits_every_library_and_is_exact() -> None:
         ({"y": 1.0}, TypeError, r"`y` must be an array \(B, \.\.\.\), got 1\.0"),
         ({"level": level(np.zeros(5))}, ValueError, r"does not align with the leading axes"),
         (
-            {"prediction": "noise"},
+            {"prediction": "nothing"},
             ValueError,
-            r"`prediction` must be 'edm', 'eps'.*, got 'noise'; or give a row function",
+            r"`prediction` must be 'edm', 'eps'.*, got 'nothing'; or give a row function",
         ),
         ({"weight": "min_snr"}, TypeError, r"`weight` must be a weight, such as diffcore\.weights.*, got 'min_snr'"),
         (

@@ -185,7 +185,7 @@ def test_jaxs_own_keys_are_seeds() -> None:
         noise.keys(jax.random.key(7, impl="rbg"), 3)
     old = jax.random.PRNGKey(7)
     for call in (noise.keys, jax.jit(noise.keys, static_argnums=1)):
-        with pytest.raises(TypeError, match="one old key of `jax.random.PRNGKey`"):
+        with pytest.raises(TypeError, match="one old key"):
             call(old, 2)
     np.testing.assert_array_equal(np.asarray(noise.keys(old.reshape(1, 2), 1))[0], jax.random.key_data(one))
 

@@ -323,7 +323,7 @@ class Plan:
 
 def _for_batch(function: str, log_snr: Float64, batch: int) -> Float64:
     stages, lead = log_snr.shape[0], log_snr.shape[1:]
-    if not _array.traced():  # where it may be a symbol
+    if not _array.traced() and not type(batch).__module__.startswith("torch"):  # a symbol, or torch.jit's tensor
         _memory.fits(function, "batch", batch, log_snr.nbytes * _check.integer(function, "batch", batch))
     if not lead or lead[0] == 1:
         log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
