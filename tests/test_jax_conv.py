@@ -69,6 +69,7 @@ def whole(q: Any, k: Any, v: Any) -> Any:
 
 def test_attention_part_by_part_is_that_of_all_at_once_and_keeps_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_threads, "count", lambda: 4)  # heads at once
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # with several, all at once
     with jax.enable_x64(True):
         given = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, jax_layers.LEAST + 8, 2, 4)))
         found, want = (
