@@ -14,6 +14,9 @@ import pytest
 
 from diffcore.backends import cpu_threads, numpy_memory
 
+collect_ignore_glob = ["devices_that_*.py", "processes_that_*.py", "killed_*.py"]
+"""Programs that tests start, which set up the process they are in: not to be imported in search of doctests."""
+
 _SLOW_START = [hypothesis.HealthCheck.too_slow]  # a first example that compiles takes long, and that is no fault
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25, suppress_health_check=_SLOW_START)
