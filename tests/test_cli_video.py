@@ -198,6 +198,37 @@ def test_held_out_clips_have_captions_of_their_own(monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_evaluate_shows_a_model_of_texts_the_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is that under each clip's caption; samples are read for the digit and the motion that theirs name."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("diffcore.cli.conditions.encoder_in", lambda folder: Spelling())
+    monkeypatch.setattr("diffcore.cli.evaluating.LEVELS", (1.0,))
+    monkeypatch.setattr("diffcore.cli.evaluating.HELD_OUT", 40)
+    config = {"condition": "tokens", "token_width": 3, "encoder": "letters 1", "size": 16, "frames": 8, "attention": (8,)}
+    model = shaken("said.safetensors", **config)
+    held = {"frames": 8, "size": 16, "count": 40, "split": "test"}
+    source = dc.unet3d.digits.moving_digits(**held)
+    captions = dc.unet3d.digits.captions(dc.unet3d.digits.moving_digits_truth(**held))
+    common = ("evaluate", "said.safetensors", "-n", 3, "--backend", "numpy", "--steps", 1, "--json")
+    row = json.loads(done(*common, "--no-samples", "--encoder", "letters").stdout)
+    drawn = [dc.unet3d.data.batch(source, 1, step=step, seed=0) for step in range(3)]
+    clips = source.clips / np.float32(127.5) - np.float32(1.0)
+    which = [int(np.abs(clips - each.x).max(axis=(1, 2, 3, 4)).argmin()) for each in drawn]
+    cond, x = Spelling()([captions[number] for number in which]), clips[which]
+    level, eps = dc.levels.level(np.ones(3, dtype=np.float32)), dc.noise.normal(dc.noise.keys(0, 3), 0, x.shape)
+    y = model(dc.process.diffuse(x, eps, level), level.log_snr, cond)
+    truth = dc.losses.denoising(y, x, eps, level, prediction="v", weight=dc.weights.V()).mean()
+    assert row["loss"]["1"] == pytest.approx(float(truth), rel=1e-4)
+    blind = done(*common, "--no-samples")
+    assert abs(json.loads(blind.stdout)["loss"]["1"] / float(truth) - 1.0) > 1e-3
+    assert "it is measured without it; --encoder FOLDER reads captions" in blind.stderr
+    for frames, moves in ((clips, True), (clips[:, ::-1], False)):
+        monkeypatch.setattr(dc, "sample", lambda *given, frames=frames, **how: frames[: how["shape"][0]])
+        seen = json.loads(done(*common, "--encoder", "letters").stdout)["samples"]
+        assert seen["accuracy"] == 1.0
+        assert (seen["moves_as_said"] == 1.0) == moves
+
+
 PROMPT = ("sample", "no.npy", "-w", "m.safetensors", *QUICK, "--prompt", "a dog")
 LONGER = ("extend", "in.npy", "no.npy", "--frames", 9, "-w", "m.safetensors", "--backend", "numpy", "--steps", 4)
 BAD = [
@@ -214,6 +245,7 @@ BAD = [
     ((*PROMPT, "-w", "plain.safetensors"), "--prompt is given, but this model has the condition 'none'"),
     (("train", "run", "--data", "digits", "--encoder", "gone"), "--encoder gone: there is no folder"),
     (("train", "run", "--data", "digits", "--captions", "a.jsonl"), "--captions takes --encoder FOLDER"),
+    (("evaluate", "m.safetensors", "--captions", "a.jsonl"), "--captions takes --encoder FOLDER"),
     (("train", "run", "--data", ".", "--encoder", "gone"), "--encoder takes --captions FILE"),
     (
         ("train", "run", "--data", "gone", "--captions", "a.jsonl", "--encoder", "gone"),

@@ -54,11 +54,16 @@ def encoder_in(folder: Path) -> Any:
 
 def encoded(config: Any, folder: Path, texts: list[str]) -> Any:
     """Return tokens and mask of texts, by the encoder that a network knows."""
+    found = encoder_in(folder)
+    check(config, found, str(folder))
+    return found(texts)
+
+
+def check(config: Any, encoder: Any, folder: str) -> None:
+    """Refuse an encoder, that of a folder, whose vectors a network does not take."""
     from diffcore.unet3d import text
 
-    found = encoder_in(folder)
     try:
-        text.check(config, found)
+        text.check(config, encoder)
     except ValueError as error:
         usage(f"--encoder {folder}: {str(error).removeprefix('unet3d.text: ')}")
-    return found(texts)

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from diffcore import _check, _files
-from diffcore.cli import files, models, options, report, sets, sources, writers
+from diffcore.cli import conditions, files, models, options, report, sets, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 HELD_OUT = 2048
@@ -66,6 +66,15 @@ def evaluate(
     rate: options.Rate = None,
     labels: options.Labels = None,
     background: options.Background = "black",
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a model trained on text: what each video of --data shows, in the form that train takes. The digits have "
+            "captions of their own.",
+        ),
+    ] = None,
+    encoder: options.Encoder = None,
     samples: Annotated[
         bool, typer.Option("--samples/--no-samples", help="Draw clips too, and compare: Frechet distance, legibility.")
     ] = True,
@@ -90,7 +99,8 @@ def evaluate(
     """Measure a model, or a video.
 
     A model: the squared error of x-hat, as the loss of v, at each noise level, on real clips. On digits clips are drawn too:
-    their Frechet distance to held-out ones, and how often a classifier reads the digit that was asked for.
+    their Frechet distance to held-out ones, and how often a classifier reads the digit that was asked for; by a model of
+    texts, with --encoder, also how often it moves as its caption says.
     A video, with --against: PSNR in decibels and SSIM, frame by frame.
     """
     del debug
@@ -117,13 +127,10 @@ def evaluate(
             source = sources.data(data, model.config, taken=taken, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
                    "device": model.device}  # fmt: skip
-            if model.config.condition != "none" and (model.config.condition != "class" or source.classes is None):
-                report.note(
-                    f"note: this model has the condition {model.config.condition!r}; its loss is measured without it"
-                )
-            row["loss"] = _losses(model, source, count, batch, seed)
+            source, conditions_of = _conditioned(model.config, source, data, captions, encoder)
+            row["loss"] = _losses(model, source, conditions_of, count, batch, seed)
             if data == sources.DIGITS and samples:
-                row["samples"] = _samples(model, source, plan, count, batch, guidance, seed)
+                row["samples"] = _samples(model, source, conditions_of, plan, count, batch, guidance, seed)
             row["seconds"] = round(time.perf_counter() - began, 3)
         text = ""
     if out is not None:
@@ -184,7 +191,23 @@ def _check_digits(config: Any, samples: bool) -> None:
         )
 
 
-def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int) -> report.Row:
+def _conditioned(config: Any, source: Any, data: str, captions: Path | None, encoder: Path | None) -> tuple[Any, Any]:
+    """Return a source whose labels number the conditions of a network, and the function from labels to these, or None."""
+    said = sources.text(data, captions, encoder)
+    if said is not None:
+        conditions.check(config, said.encoder, str(encoder))
+        source = sources.captioned(source, data, config, said, split="test" if data == sources.DIGITS else "train")
+        table = said.encoder(source.captions)
+        return source, lambda labels: tuple(part[labels] for part in table)
+    if config.condition == "class" and source.classes is not None:
+        return source, lambda labels: labels
+    if config.condition != "none":
+        way = "; --encoder FOLDER reads captions" if config.condition == "tokens" else ""
+        report.note(f"note: this model has the condition {config.condition!r}; it is measured without it{way}")
+    return source, None
+
+
+def _losses(model: models.Model, source: Any, conditions_of: Any, count: int, batch: int, seed: int) -> report.Row:
     """Return the mean squared error of v at each level, on the first clips of a source."""
     from diffcore import levels, losses, noise, process, weights
     from diffcore.unet3d import data
@@ -195,9 +218,8 @@ def _losses(model: models.Model, source: Any, count: int, batch: int, seed: int)
             some = [data.batch(source, 1, step=step, seed=seed) for step in range(first, min(first + batch, count))]
             x = model.put(_in_channels(np.concatenate([one.x for one in some]), model.config.channels))
             cond = None
-            if model.config.condition == "class" and some[0].labels is not None:
-                kind = np.int32 if model.backend == "jax" else np.int64
-                cond = model.put(np.concatenate([one.labels for one in some]).astype(kind))
+            if conditions_of is not None:
+                cond = models.condition_on(model, conditions_of(np.concatenate([one.labels for one in some])))
             eps = noise.normal(noise.keys(seed, len(some), first=first), 0, tuple(x.shape), like=x)
             for level in LEVELS:
                 at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), model.net.scaling or "vp")
@@ -214,39 +236,53 @@ def _in_channels(x: files.Float32, channels: int) -> files.Float32:
 
 
 def _samples(
-    model: models.Model, source: Any, plan: Any, count: int, batch: int, guidance: float | None, seed: int
+    model: models.Model,
+    source: Any,
+    conditions_of: Any,
+    plan: Any,
+    count: int,
+    batch: int,
+    guidance: float | None,
+    seed: int,
 ) -> report.Row:
-    """Draw clips of all digits in turn, and return what a classifier and the Frechet distance say of them."""
+    """Draw clips of all digits in turn, or of the first captions, and return what a classifier and the Frechet distance say."""
     import diffcore as dc
     from diffcore import metrics
     from diffcore.unet3d import digits
 
-    conditional = model.config.condition == "class"
-    labels, drawn = np.arange(count) % 10, []
-    free = None if conditional else models.denoiser(model, None, guidance)
+    texts = model.config.condition == "tokens" and conditions_of is not None
+    digits_of = source.source if texts else source
+    asked = np.array([source.label(index % len(source)) for index in range(count)]) if texts else np.arange(count) % 10
+    labels = digits_of.labels[np.arange(count) % len(source)] if texts else asked
+    free = models.denoiser(model, None, guidance) if conditions_of is None else None
+    drawn = []
     with report.Bar("samples", count, stages=len(plan), block=min(batch, count)) as bar:
         for first in range(0, count, batch):
-            some = labels[first : first + batch]
-            denoise = free or models.denoiser(model, some, guidance)
+            some = asked[first : first + batch]
+            denoise = free or models.denoiser(model, conditions_of(some), guidance)
             shape = (len(some), *model.config.shape)
             clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=dc.noise.keys(seed, len(some), first=first),
                               callback=bar.stage, prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip
             drawn.append(models.sound(clips))
             bar.made(len(some))
     clips = np.concatenate(drawn)
+    held = digits_of.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
     with report.warnings_as_notes():
-        seen = digits.legibility(clips, labels if conditional else None)
-        held = source.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        seen = digits.legibility(clips, None if conditions_of is None else labels)
         real, fake = (metrics.moments(digits.features(some)) for some in (held, clips))
         distance = metrics.frechet_distance(real, fake)
-    return {
+    row = {
         "calls": len(plan),
         "sampler": plan.sampler,
         "frechet_distance": distance,
         "legibility": seen.probability,
-        "accuracy": seen.accuracy if conditional else None,
+        "accuracy": seen.accuracy,
         "identity_held": digits.identity_held(clips),
     }
+    if texts:
+        real_ones = held[np.arange(count) % len(source)]
+        row["moves_as_said"] = float(np.mean(digits.directions(clips) == digits.directions(real_ones)))
+    return row
 
 
 def _show(row: report.Row) -> None:

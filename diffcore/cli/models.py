@@ -232,6 +232,13 @@ def labels_for(config: Any, labels: list[int] | None, count: int | None) -> tupl
     return (labels * count if len(labels) == 1 else labels), count
 
 
+def condition_on(model: Model, condition: Any) -> Any:
+    """Return a condition from the host, labels or a pair of tokens and mask, as a model takes it."""
+    if isinstance(condition, tuple):
+        return tuple(map(model.put, condition))
+    return model.put(condition.astype(np.int32 if model.backend == "jax" else np.int64))
+
+
 def denoiser(model: Model, condition: Any, guidance: float | None, *, reuses: bool = False) -> Any:
     """Return (z, log_snr) -> prediction under a condition, with guidance; `reuses` says to keep known frames of causal networks."""
     from diffcore.guidance import classifier_free
@@ -246,10 +253,7 @@ def denoiser(model: Model, condition: Any, guidance: float | None, *, reuses: bo
                 f"note: this model has the condition {model.config.condition!r}; drawing without it, any clip may come"
             )
         return reusing(model.net) if reuses else model.net
-    if isinstance(condition, tuple):
-        cond: Any = tuple(map(model.put, condition))
-    else:
-        cond = model.put(condition.astype(np.int32 if model.backend == "jax" else np.int64))
+    cond = condition_on(model, condition)
     null, weight = model.net.null(cond), 1.0 if guidance is None else guidance
     if reuses:
         return reusing(model.net, cond, null=null, weight=weight) if weight else reusing(model.net, cond)

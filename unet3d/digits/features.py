@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from diffcore import _array, _check
 from diffcore._array import Array
+from diffcore.unet3d.digits.captions import DIRECTIONS
 from diffcore.unet3d.digits.data import moving_digits
 
 Float64 = npt.NDArray[np.float64]
@@ -182,6 +183,35 @@ def straightness(clips: Array) -> float:
     """
     places = _see("digits.straightness", clips, 3).places
     return float(np.median(np.abs(np.diff(places, n=2, axis=1)), axis=1).mean())
+
+
+def directions(clips: Array) -> npt.NDArray[np.str_]:
+    """Return where the digits move at first, in the words of `captions`: "right", "down right", and so on by eighths of a turn.
+
+    Along each axis the digit has the median of abs(velocity), which a bounce leaves as it is, and the sign of its first step
+    of at least half of that.
+
+    Args:
+        clips: as in `features`, T >= 3.
+
+    Returns:
+        (N,) words. Those of a clip without motion mean nothing.
+
+    Raises:
+        TypeError, ValueError: as `features`.
+
+    >>> from diffcore.unet3d.digits import captions, moving_digits, moving_digits_truth
+    >>> captions(moving_digits_truth(count=3))
+    ['an eight moves down right, then bounces', 'a nine moves left, then bounces', 'a four moves down right, then bounces']
+    >>> directions(moving_digits(count=3).clips / 127.5 - 1.0).tolist()
+    ['down right', 'left', 'down right']
+    """
+    velocity = np.diff(_see("digits.directions", clips, 3).places, axis=1)
+    size = np.median(np.abs(velocity), axis=1)
+    first = (np.abs(velocity) >= 0.5 * size[:, None]).argmax(axis=1)
+    down, right = (np.sign(np.take_along_axis(velocity, first[:, None], axis=1)[:, 0]) * size).T
+    eighths = np.rint(np.arctan2(down, right) / (np.pi / 4)).astype(np.int64) % 8
+    return np.array(DIRECTIONS)[eighths]
 
 
 def _see(function: str, clips: Array, least: int) -> _Seen:
