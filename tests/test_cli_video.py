@@ -204,7 +204,14 @@ def test_evaluate_shows_a_model_of_texts_the_captions(monkeypatch: pytest.Monkey
     monkeypatch.setattr("diffcore.cli.conditions.encoder_in", lambda folder: Spelling())
     monkeypatch.setattr("diffcore.cli.evaluating.LEVELS", (1.0,))
     monkeypatch.setattr("diffcore.cli.evaluating.HELD_OUT", 40)
-    config = {"condition": "tokens", "token_width": 3, "encoder": "letters 1", "size": 16, "frames": 8, "attention": (8,)}
+    config = {
+        "condition": "tokens",
+        "token_width": 3,
+        "encoder": "letters 1",
+        "size": 16,
+        "frames": 8,
+        "attention": (8,),
+    }
     model = shaken("said.safetensors", **config)
     held = {"frames": 8, "size": 16, "count": 40, "split": "test"}
     source = dc.unet3d.digits.moving_digits(**held)
