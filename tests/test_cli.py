@@ -62,6 +62,17 @@ def test_labels_guide_the_shipped_model() -> None:
     assert "--guidance 2 needs --label" in refused(2, "sample", "d.npy", *common, "--guidance", 2)
 
 
+def test_a_class_is_named_as_the_folder_it_was_trained_on() -> None:
+    model = dc.unet3d.build(dc.unet3d.preset("tiny", condition="class", classes=3), seed=1)
+    dc.unet3d.save(model, "m.safetensors", metadata={"classes": '["1", "cat", "dog"]'})
+    common = ("-w", "m.safetensors", *QUICK)
+    row = json.loads(done("sample", "a.npy", *common, "-l", "dog", "-l", "1", "-l", 0, "-l", 3, "--json").stdout)
+    assert row["labels"] == [2, 0, 0, 3]  # a name goes before a number
+    said = refused(2, "sample", "b.npy", *common, "--label", "cow")
+    assert "--label cow: the model knows 0 to 2, and 3 for any, by name 1, cat, dog" in said
+    assert "--label -1: the model knows 0 to 2" in refused(2, "sample", "b.npy", *common, "--label", -1)
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_dtype_is_what_the_network_computes_in(tiny: str, dtype: str) -> None:

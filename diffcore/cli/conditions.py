@@ -12,7 +12,12 @@ from diffcore.cli.report import Failure, usage
 
 
 def condition_for(
-    config: Any, labels: list[int] | None, prompts: list[str] | None, encoder: Path | None, count: int | None
+    weights: str,
+    config: Any,
+    labels: list[str] | None,
+    prompts: list[str] | None,
+    encoder: Path | None,
+    count: int | None,
 ) -> tuple[Any, int]:
     """Return the condition of the clips on the host, labels or tokens and their mask, or None; and how many clips there are."""
     if prompts and labels:
@@ -20,7 +25,7 @@ def condition_for(
     if encoder is not None and not prompts:
         usage("--encoder is given without --prompt TEXT, which it reads")
     if not prompts:
-        found, count = models.labels_for(config, labels, count)
+        found, count = models.labels_for(weights, config, labels, count)
         return None if found is None else np.asarray(found, dtype=np.int64), count
     if config.condition != "tokens":
         usage(f"--prompt is given, but this model has the condition {config.condition!r}; train one with --captions")

@@ -189,7 +189,7 @@ def _run(
             report.usage(usage)
         if method in {"forcing", "rolling"}:
             models.say_levels(job.weights, f"--method {method}")
-        condition, _ = conditions.condition_for(config, job.label, job.prompt, job.encoder, video.clips)
+        condition, _ = conditions.condition_for(job.weights, config, job.label, job.prompt, job.encoder, video.clips)
         denoise = models.denoiser(model, condition, job.guidance, reuses=method in {"forcing", "rolling"})
         window = config.frames if job.window is None else job.window
         if job.overlap is not None and job.overlap >= window:

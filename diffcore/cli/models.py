@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, _check
 from diffcore.cli.report import Failure, note, usage
 
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax"), "numpy": ()}
@@ -133,8 +134,8 @@ def _model(weights: str, path: Path | None, backend: str, place: Any, name: str,
     return Model(net, config, backend, name, like)
 
 
-def say_levels(weights: str, asked: str) -> None:
-    """Say where a model was trained with one noise level for all frames of a clip, and is asked to take several."""
+def _notes(weights: str) -> dict[str, str]:
+    """Return what a weights file says beside the weights."""
     from safetensors import safe_open
 
     from diffcore.unet3d.pretrained import shipped as included
@@ -142,7 +143,12 @@ def say_levels(weights: str, asked: str) -> None:
     path = weights_file(weights)
     place = included(weights) if path is None else contextlib.nullcontext(path)
     with place as found, safe_open(found, framework="numpy") as file:
-        settings = (file.metadata() or {}).get("settings")
+        return dict(file.metadata() or {})
+
+
+def say_levels(weights: str, asked: str) -> None:
+    """Say where a model was trained with one noise level for all frames of a clip, and is asked to take several."""
+    settings = _notes(weights).get("settings")
     if settings is not None and re.search(r"frame_times='(?!shared)", settings) is None:
         note(
             f"note: {weights} was trained with one noise level for all frames of a clip, and {asked} gives each frame its own, "
@@ -218,15 +224,20 @@ class _InBfloat16:
             return self.net(z, log_snr, cond).to(z.dtype)
 
 
-def labels_for(config: Any, labels: list[int] | None, count: int | None) -> tuple[list[int] | None, int]:
-    """Return a label for each clip, or None, and how many clips there are."""
-    if not labels:
+def labels_for(weights: str, config: Any, given: list[str] | None, count: int | None) -> tuple[list[int] | None, int]:
+    """Return a label for each clip, by number or by the name of its class, or None; and how many clips there are."""
+    if not given:
         return None, 1 if count is None else count
     if config.condition != "class":
         usage(f"--label is given, but this model has the condition {config.condition!r}; leave it out")
-    if bad := [label for label in labels if not 0 <= label <= config.classes]:
-        usage(f"--label {bad[0]}: the model knows 0 to {config.classes - 1}, and {config.classes} for any")
-    count = len(labels) if count is None else count
+    names = json.loads(_notes(weights).get("classes", "[]"))
+    numbers = {str(number): number for number in range(config.classes + 1)} | {
+        name: number for number, name in enumerate(names)
+    }
+    if bad := [label for label in given if label not in numbers]:
+        called = f", by name {_check.cut(', '.join(names))}" if names else ""
+        usage(f"--label {bad[0]}: the model knows 0 to {config.classes - 1}, and {config.classes} for any{called}")
+    labels, count = [numbers[label] for label in given], len(given) if count is None else count
     if len(labels) not in {1, count}:
         usage(f"--label is given {len(labels)} times for {count} clips; give one for each, or one for all")
     return (labels * count if len(labels) == 1 else labels), count

@@ -55,11 +55,13 @@ Dtype = Annotated[
     Dtypes, typer.Option(help="What the network computes in; bfloat16 on torch and JAX.", rich_help_panel=MODEL)
 ]
 Label = Annotated[
-    list[int] | None,
+    list[str] | None,
     typer.Option(
         "--label",
         "-l",
-        help="The class of the clips, from 0: of the included model the digit. Once for each clip, or once for all.",
+        metavar="INT|NAME",
+        help="The class of the clips, from 0, or the name of the sub-folder it was trained on: of the included model the digit. "
+        "Once for each clip, or once for all.",
         rich_help_panel=SAMPLING,
     ),
 ]

@@ -106,7 +106,7 @@ def sample(
     with models.opened(weights, backend, numbered.device_of(device, backend), dtype) as model:
         config = model.config
         plan = models.plan(sampler, steps, settings, config.schedule, grid)
-        condition, clips = conditions.condition_for(config, label, prompt, encoder, count)
+        condition, clips = conditions.condition_for(weights, config, label, prompt, encoder, count)
         length = config.frames if frames is None else frames
         if order != "together":
             if length > config.frames:
