@@ -80,6 +80,9 @@ def test_a_dtype_is_what_the_network_computes_in(tiny: str, dtype: str) -> None:
     done("sample", "b.npy", "-w", tiny, *QUICK)
     apart = np.abs(np.load("a.npy") - np.load("b.npy")).max()
     assert apart < (1e-4 if dtype == "float64" else 0.2)
+    measure = ("evaluate", tiny, "--backend", "torch", "--device", "cpu", "--no-samples", "-n", 2, "--json", "--dtype")
+    losses, truth = (json.loads(done(*measure, kind).stdout)["loss"] for kind in (dtype, "float32"))
+    assert losses == pytest.approx(truth, rel=1e-4 if dtype == "float64" else 0.05)
     assert "needs --backend torch or jax" in refused(2, "sample", "c.npy", "-w", tiny, *QUICK, "--dtype", "bfloat16")
 
 

@@ -123,6 +123,7 @@ def opened(weights: str, backend: str | None, device: str | None, dtype: str = "
 
 def _model(weights: str, path: Path | None, backend: str, place: Any, name: str, like: Any, dtype: str) -> Model:
     from diffcore import unet3d
+    from diffcore.unet3d.half import InBfloat16
 
     how: dict[str, Any] = {"dtype": dtype_of(backend, dtype), "device": place}
     net = unet3d.pretrained(weights, backend, **how) if path is None else unet3d.load(path, backend, **how)
@@ -130,7 +131,7 @@ def _model(weights: str, path: Path | None, backend: str, place: Any, name: str,
         net = net.eval().requires_grad_(False)
     config = net.config
     if dtype == "bfloat16":
-        net = _InBfloat16(net, backend)
+        net = InBfloat16(net)
     return Model(net, config, backend, name, like)
 
 
@@ -201,27 +202,6 @@ def _wide() -> Any:
     import jax
 
     return jax.enable_x64(True)
-
-
-class _InBfloat16:
-    """A network that computes in bfloat16 with weights, input and output in float32."""
-
-    def __init__(self, net: Any, backend: str) -> None:
-        self.net, self.backend = net, backend
-        self.prediction, self.null = net.prediction, net.null
-        if backend == "jax":
-            import jax.numpy as jnp
-
-            net.compute_dtype = jnp.dtype("bfloat16")
-
-    def __call__(self, z: Any, log_snr: Any, cond: Any = None) -> Any:
-        """Return the prediction, of the dtype of z."""
-        if self.backend == "jax":
-            return self.net(z, log_snr, cond).astype(z.dtype)
-        import torch
-
-        with torch.autocast(z.device.type, dtype=torch.bfloat16):
-            return self.net(z, log_snr, cond).to(z.dtype)
 
 
 def labels_for(weights: str, config: Any, given: list[str] | None, count: int | None) -> tuple[list[int] | None, int]:

@@ -23,6 +23,7 @@ import diffcore as dc
 from diffcore import _files, exact, losses, metrics, noise, process, times, weights
 from diffcore.unet3d import digits, load
 from diffcore.unet3d.digits.train import CLIPS, source
+from diffcore.unet3d.half import InBfloat16
 
 Float32 = npt.NDArray[np.float32]
 SCHEDULE = dc.schedules.Cosine()
@@ -40,7 +41,8 @@ class Network:
     """A model on torch, as a function of NumPy arrays; `half` draws in bfloat16 under autocast, as it was trained."""
 
     def __init__(self, model: Any, batch: int = 16, *, half: bool = False) -> None:
-        self.model, self.batch, self.half = model.eval().requires_grad_(False), batch, half
+        self.model, self.batch = model.eval().requires_grad_(False), batch
+        self.drawing = InBfloat16(self.model) if half else self.model
 
     def x(self, z: Float32, level: Any, labels: Any) -> Float32:
         """Return x-hat."""
@@ -63,14 +65,9 @@ class Network:
 
         plan = dc.samplers.make(sampler, SCHEDULE, steps, **how)
         parts = []
-
-        def denoise(z: Any, log_snr: Any, cond: Any) -> Any:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-                return self.model(z, log_snr, cond).float()
-
         for first in range(0, len(labels), self.batch):
             some = torch.from_numpy(labels[first : first + self.batch])
-            guided = dc.guidance.classifier_free(denoise, cond=some, null=self.model.null(some), weight=guidance)
+            guided = dc.guidance.classifier_free(self.drawing, cond=some, null=self.model.null(some), weight=guidance)
             parts.append(
                 dc.sample(
                     guided,

@@ -20,6 +20,7 @@ import numpy as np
 import diffcore as dc
 from diffcore import _files, metrics
 from diffcore.unet3d import digits, load
+from diffcore.unet3d.half import InBfloat16
 
 TOGETHER = 8
 """Clips that are drawn at once."""
@@ -100,6 +101,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--overlap", type=int, help="frames that a block knows (default: half of the model's)")
     parser.add_argument("--steps", type=int, default=16, help="of DPM-Solver++ 2M SDE (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance to the digit (default: 1)")
+    parser.add_argument("--half", action="store_true", help="the network computes in bfloat16")
     wanted = parser.parse_args(given)
     if wanted.count < 2:
         parser.error(
@@ -114,7 +116,9 @@ def main(given: list[str] | None = None) -> None:
     if wanted.method in ("forcing", "rolling"):
         how["history"] = clean_level(schedule)
     plan = dc.samplers.dpm_solver_pp(schedule, steps=wanted.steps, eta=1.0)
-    clips = draw(model, wanted.count, wanted.frames, plan, guidance=wanted.guidance, **how)
+    clips = draw(
+        InBfloat16(model) if wanted.half else model, wanted.count, wanted.frames, plan, guidance=wanted.guidance, **how
+    )
     real = digits.moving_digits(frames=wanted.frames, size=config.size, count=wanted.count, split="test", seed=1)
     held = digits.moving_digits(frames=window, size=config.size, count=2048, split="test")
     reference = metrics.moments(digits.features(held.clips / np.float32(127.5) - np.float32(1.0)))
