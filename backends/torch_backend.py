@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.autograd import forward_ad
 
-from diffcore import _array, stage
+from diffcore import _array, _rescale, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import torch_graph, torch_noise
@@ -102,15 +102,16 @@ class TorchBackend(HostBackend):
         with torch.cuda.device_of(state.z):  # where Triton launches
             for turn in stage.turns(run, first, levels):
                 number = draw + turn.stage - first
-                y, other, weight = _apart(form, turn.denoise, state.z, turn.levels)
+                y, other, weight, phi = _apart(form, turn.denoise, state.z, turn.levels)
                 before = self._at(state, turn.stage, number, counter) if extra or run.held is not None else state
                 if kernel.takes(y, before.z) and (other is None or kernel.takes(other, before.z)):
                     y, other = y.contiguous(), None if other is None else other.contiguous()
                     stands = state, y, table, turn.stage, kernel.signed(number), counter
-                    given: tuple[Any, ...] = (*stands, turn.noisy, other, weight, watched)
                     try:
+                        factor = kernel.factors(y, other, weight, phi, advance.computed) if phi else None
+                        given: tuple[Any, ...] = (*stands, turn.noisy, other, weight, factor, watched)
                         if extra:
-                            more = before, turn, y, other, weight, table, held
+                            more = before, turn, y, other, weight, factor, table, held
                             given = (*given, kernel.beside(self, run, advance, *more))
                         state = advance(*given)
                     except Exception as error:
@@ -120,7 +121,11 @@ class TorchBackend(HostBackend):
                         return self._run_fused(run, self._at(state, turn.stage, number, counter))
                     done = held is not None
                 else:
-                    y = y if weight is None or other is None else y + weight * (y - other)
+                    if weight is not None and other is not None:
+                        c, y = y, y + weight * (y - other)
+                        if phi:
+                            c, y = _array.widen(self.xp, c), _array.widen(self.xp, y)
+                            y = y * _rescale.factor(self.xp, y, c, phi)
                     settings: dict[str, Any] = {"transform_x": run.transform_x, "stochastic": turn.noisy}
                     settings["other"] = other if form.second == "unguided" else None
                     settings["between"] = stage.levels_between(run.plan, turn.stage)
@@ -218,14 +223,15 @@ class TorchBackend(HostBackend):
 
 def _apart(
     form: Form, denoise: Any, z: torch.Tensor, levels: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
-    """Return what the denoiser predicts, the prediction without guidance, and its weight where guidance is left to a kernel."""
+) -> tuple[torch.Tensor, torch.Tensor | None, float | None, float]:
+    """Return what the denoiser predicts, the prediction without guidance, and where guidance is left to a kernel its weight and by
+    how much it is rescaled."""
     pair = denoise.apart(z, *levels) if hasattr(denoise, "apart") else None
     if pair is None:
-        return *stage.ask(form, denoise, z, levels), None
+        return *stage.ask(form, denoise, z, levels), None, 0.0
     for prediction in pair[:2]:
         stage.check_prediction(prediction, z)
-    guided: tuple[torch.Tensor, torch.Tensor, float] = pair
+    guided: tuple[torch.Tensor, torch.Tensor, float, float] = pair
     return guided
 
 

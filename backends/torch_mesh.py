@@ -310,7 +310,7 @@ class Asked:
         method = getattr(self.__dict__["denoise"], name)
         if name == "at":
             return lambda log_snr: Asked(method(log_snr), self.inside)
-        if name == "apart":
+        if name == "apart" and not getattr(self.__dict__["denoise"], "rescale", 0.0):  # which reads whole samples
             return lambda z, *levels: self._apart(method(*self._in(z, levels)))
         if name == "with_unguided":
             return lambda z, *levels: tuple([self._back(y) for y in method(*self._in(z, levels))])
@@ -319,7 +319,7 @@ class Asked:
         raise AttributeError(f"{type(self.denoise).__name__!r} object has no attribute {name!r} in a run on a mesh")
 
     def _apart(self, found: Any) -> Any:
-        return None if found is None else (self._back(found[0]), self._back(found[1]), found[2])
+        return None if found is None else (self._back(found[0]), self._back(found[1]), *found[2:])
 
     def _carried(self, found: Any) -> Any:
         y, other, carried = found

@@ -21,6 +21,7 @@ from diffcore import _philox
 from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends.torch_triton_kernel import _stage
 from diffcore.backends.torch_triton_noise import signed
+from diffcore.backends.torch_triton_rescale import factors as factors
 from diffcore.plan import Form
 from diffcore.stage import Run, Turn, drawn, levels_between, remembered, transformed
 from diffcore.state import State
@@ -97,19 +98,22 @@ class Stages:
         stochastic: bool,
         other: torch.Tensor | None = None,
         weight: float | None = None,
+        factor: torch.Tensor | None = None,
         wants_x: bool = True,
         extra: Extra = NOTHING,
     ) -> State:
         """Return the state after stage number `at` of a table of coefficients, see `stage`, on the current device.
 
-        `draw` is a number below 2^31, see `signed`, counted from what `counter` holds where there is one.
+        `draw` is a number below 2^31, see `signed`, counted from what `counter` holds where there is one; `factor`, (B,), is
+        what guidance by the weight is multiplied by, see `torch_triton_rescale`.
         """
         form, (z, memory, _, index, drawn, keys, *_) = self.form, cast(tuple[Any, ...], state)
         to_z, *to_memory = [_empty(z) for _ in range(self.rows)]
         to_x = _empty(z) if wants_x or form.keeps_x else None
         noise = None if not stochastic else "keys" if extra.eps is None else "given"
-        kind = (noise, counter is not None, weight is not None, to_x is not None, extra.held is not None, False)
-        self._send(kind, z, y, other, memory, to_z, to_memory, to_x, table, at, draw, counter, keys, weight, extra)
+        kind = (noise, counter is not None, _guided(weight, factor), to_x is not None, extra.held is not None, False)
+        numbers = table, at, draw, counter, keys, weight, factor
+        self._send(kind, z, y, other, memory, to_z, to_memory, to_x, *numbers, extra)
         if form.memory:
             memory = remembered(form, [*to_memory, to_x] if form.keeps_x else to_memory, memory)
         return State(to_z, memory, to_x, index, drawn, keys)
@@ -122,13 +126,13 @@ class Stages:
         at: int,
         other: torch.Tensor | None = None,
         weight: float | None = None,
+        factor: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return x-hat of a stage before it is transformed, in the dtype that the stage is computed in."""
         x = torch.empty(state.z.shape, dtype=self.computed, device=state.z.device)
-        kind = (None, False, weight is not None, False, False, True)
-        self._send(
-            kind, state.z, y, other, state.memory, state.z, [], x, table, at, 0, None, state.keys, weight, NOTHING
-        )
+        kind = (None, False, _guided(weight, factor), False, False, True)
+        numbers = table, at, 0, None, state.keys, weight, factor
+        self._send(kind, state.z, y, other, state.memory, state.z, [], x, *numbers, NOTHING)
         return x
 
     def _send(
@@ -147,6 +151,7 @@ class Stages:
         counter: Any,
         keys: Any,
         weight: float | None,
+        factor: Any,
         extra: Extra,
     ) -> None:
         """Launch a stage: by the compiled kernel itself where it is known."""
@@ -156,7 +161,7 @@ class Stages:
         keys = table if keys is None else keys
         arguments = lambda: (  # noqa: E731
             z, y, z if other is None else other, memory, to_z, tuple(to_memory), z if to_x is None else to_x, table[at],
-            keys, table if counter is None else counter, *_or(extra, z, table),
+            table if factor is None else factor, keys, table if counter is None else counter, *_or(extra, z, table),
             draw, extra.until, *self.numbers, scale, *self.clip,
         )  # fmt: skip
         z_at, y_at = z.data_ptr(), y.data_ptr()
@@ -177,7 +182,8 @@ class Stages:
             launch(
                 z_at, y_at, other_at, tuple(past), to_z.data_ptr(), tuple([array.data_ptr() for array in to_memory]),
                 z_at if to_x is None else to_x.data_ptr(), base + at * self.row_bytes,
-                keys.data_ptr(), base if counter is None else counter.data_ptr(), z_at, z_at, z_at, z_at, base,
+                base if factor is None else factor.data_ptr(), keys.data_ptr(),
+                base if counter is None else counter.data_ptr(), z_at, z_at, z_at, z_at, base,
                 draw, 1, *self.numbers, scale, *self.clip, *constants,
             )  # fmt: skip
         except (TypeError, ValueError):  # a Triton that takes them in another form, and has launched nothing
@@ -196,6 +202,11 @@ class Stages:
             self.ready[kind] = found[self.grid], tuple(constants[name] for name in _stage.arg_names[len(arguments) :])
 
 
+def _guided(weight: float | None, factor: torch.Tensor | None) -> int:
+    """Return 2 where guidance by the weight is rescaled, 1 where it is not, 0 where there is none."""
+    return (weight is not None) + (factor is not None)
+
+
 def _or(extra: Extra, z: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the tensors of an `Extra`, with others in place of those that are not read."""
     held = (z, z, table) if extra.held is None else extra.held
@@ -211,13 +222,14 @@ def beside(
     y: torch.Tensor,
     other: torch.Tensor | None,
     weight: float | None,
+    factor: torch.Tensor | None,
     table: torch.Tensor,
     held: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
 ) -> Extra:
     """Return what a stage reads beside the state and the predictions; what is not the kernel's is done here."""
     eps = x = None
     if run.transform_x is not None and not isinstance(run.transform_x, Clip):
-        raw = advance.estimate(state, y, table, turn.stage, other, weight)
+        raw = advance.estimate(state, y, table, turn.stage, other, weight, factor)
         if isinstance(run.transform_x, DynamicThreshold):
             x = run.transform_x.limits(raw).contiguous()
         else:
@@ -265,7 +277,8 @@ def stage(
         draw: the number of the draw of its noise.
         transform_x: a clip of x-hat.
         settings: `stochastic`, whether the stage may add noise; `other`, the unguided prediction, where there is a weight or
-            the plan reads it; `weight`, see y; `wants_x`, whether x-hat is written out though the memory does not keep it
+            the plan reads it; `weight`, see y; `factor`, (B,), what guidance by the weight is multiplied by;
+            `wants_x`, whether x-hat is written out though the memory does not keep it
             (True unless given).
     """
     with torch.cuda.device_of(state.z):  # Triton launches where the process is, not where the tensors are

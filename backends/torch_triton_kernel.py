@@ -48,18 +48,21 @@ def _normals(first, second, TYPE: tl.constexpr, HALF: tl.constexpr):
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["row_p", "keys_p", "counter_p", "held_p", "draw", "until", "tiles", "stride", "frame_size"])
+@triton.jit(do_not_specialize=[
+    "row_p", "factor_p", "keys_p", "counter_p", "held_p", "draw", "until", "tiles", "stride", "frame_size",
+])
 def _stage(
-    z_p, y_p, other_p, memory_p, to_z, to_memory, to_x, row_p, keys_p, counter_p,
+    z_p, y_p, other_p, memory_p, to_z, to_memory, to_x, row_p, factor_p, keys_p, counter_p,
     eps_p, x_p, observed_p, known_p, held_p, draw, until, size, tiles, stride, frame_size, weight, low, high,
     COLUMNS: tl.constexpr, LEAD: tl.constexpr, NOISY: tl.constexpr, COUNTED: tl.constexpr, CLIPS: tl.constexpr,
     GUIDED: tl.constexpr, SECOND: tl.constexpr, WRITES_X: tl.constexpr, WIDTH: tl.constexpr, HOLDS: tl.constexpr,
     ALONE: tl.constexpr, EXACT: tl.constexpr, TYPE: tl.constexpr,
 ):
     """One tile of one sample: `diffcore.stage.advance`. `row_p` are the coefficients of the stage, `stride` is how many rows of
-    them a sample has; the draw is number `draw`, counted from what `counter_p` holds. A tensor is (WIDTH, TILE / WIDTH), so that
-    a thread makes the noise of the WIDTH neighbours it reads. What `eps_p` to `held_p` are, `torch_triton.Extra` says. ALONE,
-    x-hat is all that is written. EXACT are weight, low and high where a float32 argument would round them.
+    them a sample has, `factor_p` what guidance is multiplied by where GUIDED is 2; the draw is number `draw`, counted from
+    what `counter_p` holds. A tensor is (WIDTH, TILE / WIDTH), so that a thread makes the noise of the WIDTH neighbours it reads.
+    What `eps_p` to `held_p` are, `torch_triton.Extra` says. ALONE, x-hat is all that is written. EXACT are weight, low and high
+    where a float32 argument would round them.
     """
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
@@ -102,6 +105,8 @@ def _stage(
             other = tl.load(other_p + at, mask=mask).to(TYPE)
             if GUIDED:
                 y += weight * (y - other)
+            if GUIDED == 2:
+                y *= tl.load(factor_p + sample)
             if SECOND == "unguided":
                 second = of_z * z + of_y * other
         x = of_z * z + of_y * y

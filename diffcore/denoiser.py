@@ -10,7 +10,7 @@ A **denoiser** is any callable. What it says of itself, it says by attributes, w
 | `with_scaling(scaling)` | method | the same denoiser for a scaling, asked where `scaling` is None |
 | `at(log_snr)` | method | the denoiser for a stage whose level is known on the host, asked before each stage |
 | `with_unguided(z, log_snr)` | method | (prediction, prediction without guidance), for plans with `second="unguided"` |
-| `apart(z, log_snr)` | method | (c, u, w) where it is c + w (c - u) and nothing else, for kernels that work it out; or None |
+| `apart(z, log_snr)` | method | (c, u, w, phi), where it is g = c + w (c - u) times phi std(c) / std(g) + 1 - phi; or None |
 | `begin(z)` | method | the arrays that it carries before the first stage, where it carries some, such as a running average |
 | `carrying(z, log_snr, carried)` | method | (prediction, that without guidance, what the next stage gets); see `State.carried` |
 | `posterior_covariance(z, log_snr)`, `posterior_variance` | methods | Cov[x given z], or its diagonal, known in closed form |

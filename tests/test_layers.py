@@ -26,6 +26,7 @@ LAYERS: dict[str, list[str]] = {
         "_philox",
         "_pictures",
         "_quantile",
+        "_rescale",
         "_seeds",
         "_streams",
         "_threshold",

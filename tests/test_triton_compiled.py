@@ -261,7 +261,7 @@ def test_what_goes_beside_a_stage_compiles_to_registers(
     if what == "estimate":
         advance.estimate(state, y, table, 0, y, 1.5)
     else:
-        advance(state, y, table, 0, 7, None, True, y, 1.5, True, extra[what])
+        advance(state, y, table, 0, 7, None, True, y, 1.5, None, True, extra[what])
     (found,) = kernel._stage.device_caches[90][0].values()
     code = assembled(found, tmp_path / "cubin")
     assert (code.usage["STACK"], code.usage["SHARED"], code.usage["LOCAL"]) == (0, 0, 0)
@@ -292,6 +292,47 @@ def test_the_noise_alone_compiles_to_wide_stores(
     (found_again,) = torch_triton_noise._whole.device_caches[90][0].values()
     torch_triton_noise.drawn(arguments[0][:1], torch.tensor(2**32 - 1), 0, 2**31, 1 << 16, [], [], dtype)
     assert list(torch_triton_noise._whole.device_caches[90][0].values()) == [found_again]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_rescaled_guidance_compiles_to_wide_reads(
+    dtype: torch.dtype, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of a sample, and the stage that reads its factor; another batch or size compiles nothing anew."""
+    from diffcore.backends import torch_triton_rescale
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    both = torch_triton_rescale._sums, torch_triton_rescale._factors
+    for one in both:
+        one.device_caches.clear()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for shape in ((2, 16384), (5, 1 << 16)):
+        y = torch.zeros(shape, dtype=dtype)
+        factor = torch_triton_rescale.factors(y, y, 1.5, 0.7, wide)
+    for one in both:
+        (found,) = one.device_caches[90][0].values()
+        code = assembled(found, tmp_path / "cubin")
+        assert (code.usage["STACK"], code.usage["LOCAL"]) == (0, 0)
+        if one is both[0]:
+            assert code.usage["REG"] <= 64  # four programs of 256 threads in a multiprocessor
+            reads = "LDG.E.64" if dtype == torch.bfloat16 else "LDG.E.128"  # four numbers of a thread
+            assert code.instructions.count(reads) == 2 * max(1, dtype.itemsize // 4)
+    advance = kernel.stages(Form(), state := given(Form()), (), None)
+    for _ in range(2):  # the second one is a prepared launch
+        advance(
+            state,
+            torch.zeros_like(state.z),
+            torch.zeros(1, 5),
+            0,
+            7,
+            None,
+            True,
+            torch.zeros_like(state.z),
+            1.5,
+            factor,
+        )
+    launches = [flat(launch[9:]) for launch in Sent.launches[-2:]]
+    assert sum(factor.data_ptr() in launch for launch in launches) == 2
 
 
 def test_the_norm_of_the_network_compiles_to_wide_accesses(

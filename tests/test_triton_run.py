@@ -94,7 +94,7 @@ def test_guidance_in_a_run_is_combined_by_the_kernel(plan: dc.Plan, form: str, m
 
 
 @case
-@pytest.mark.parametrize("how", ["rescale", "interval", "function", "off", "double"])
+@pytest.mark.parametrize("how", ["interval", "function", "off", "double", "rescaled double"])
 def test_guidance_that_is_more_than_a_weight_is_not_taken_apart(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plans()["ancestral"]
     state = dc.start(plan, shape=(2, 41), like=torch.zeros(1, device=DEVICE), seed=1)
@@ -102,9 +102,11 @@ def test_guidance_that_is_more_than_a_weight_is_not_taken_apart(how: str, monkey
     settings: dict[str, Any] = {"weight": 0.0 if how == "off" else 1.5}
     if how == "function":
         settings["weight"] = lambda log_snr: 0.0 * log_snr + 1.5
-    elif how in ("rescale", "interval"):
-        settings[how] = 0.7 if how == "rescale" else (-4.0, 4.0)
-    wide = torch.Tensor.double if how == "double" else torch.Tensor.float
+    elif how == "interval":
+        settings[how] = (-4.0, 4.0)
+    elif how == "rescaled double":
+        settings["rescale"] = 0.7
+    wide = torch.Tensor.double if "double" in how else torch.Tensor.float
     guided = dc.guidance.classifier_free(lambda z, at: -0.5 * z, lambda z, at: wide(0.25 * z.sin()), **settings)
     end = backend._run_kernel(run_of(plan, guided), state, kernel())
     torch.testing.assert_close(
@@ -113,6 +115,51 @@ def test_guidance_that_is_more_than_a_weight_is_not_taken_apart(how: str, monkey
     inside = sum(-4.0 <= at <= 4.0 for at in plan.log_snr)
     assert 0 < inside < len(plan)
     assert len([call for call in calls if call["weight"] is not None]) == (inside if how == "interval" else 0)
+
+
+@case
+@pytest.mark.parametrize(
+    ("name", "size", "dtype", "settings"),
+    [
+        ("ddim", 5001, torch.float32, {}),
+        ("ancestral", 48, torch.bfloat16, {}),
+        ("largest", 41, torch.float64, {}),  # which reads the unguided prediction too, which is not rescaled
+        ("raw", 41, torch.float32, {"transform_x": dc.guidance.dynamic_threshold(0.8, bound=0.5)}),
+    ],
+)
+def test_rescaled_guidance_is_the_kernels_too(
+    name: str, size: int, dtype: torch.dtype, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample of usual numbers, one whose mean is large beside its deviation, one of very large numbers, one without deviation."""
+    plan = plan_of(LARGEST) if name == "largest" else RUNS[name]
+    state = dc.start(plan, shape=(4, size), like=torch.zeros(1, device=DEVICE, dtype=dtype), seed=1)
+    numbers = torch.arange(size, device=DEVICE)
+    mean = 100.0 if dtype == torch.bfloat16 else 1000.0
+
+    def predicted(z: Any, own: bool) -> Any:
+        y = 0.25 * z.sin() if own else 0.1 * z
+        y[1:] = (1.3 * numbers).cos() if own else (1.7 * numbers).sin()
+        y[1:] *= torch.tensor([[1.0], [1e25], [0.0]], device=DEVICE)
+        y[1] += mean
+        y[3] += 0.1
+        return y
+
+    calls, phi = calls_of(monkeypatch), 0.7
+    pair = (lambda z, at: predicted(z, True)), (lambda z, at: predicted(z, False))
+    run = run_of(plan, dc.guidance.classifier_free(*pair, weight=1.7, rescale=phi), **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayAPIBackend, "advance", lambda *given, **how: pytest.fail("the plain way"))
+        end = backend._run_kernel(run, state, kernel())
+    want = ArrayAPIBackend.run(backend, run, state)
+    wide = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 3e-2}[dtype]
+    for got, plain in zip(end.z, want.z, strict=True):
+        torch.testing.assert_close(got, plain, rtol=0.0, atol=wide * float(plain.abs().max()))
+    c, u = (part(state.z, None).double().cpu().numpy() for part in pair)
+    ratio = c[:3].std(1) / (c + 1.7 * (c - u))[:3].std(1)  # Lin et al. 2023, eq. 15-16
+    factor = np.append(phi * ratio + 1.0 - phi, 1.0)
+    exact = 1e-12 if dtype == torch.float64 else 1e-6
+    np.testing.assert_allclose(calls[0]["factor"].cpu().numpy(), factor, rtol=exact)
+    assert len(calls) == len(plan)
 
 
 @case

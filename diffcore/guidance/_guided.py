@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _layout
+from diffcore import _array, _brief, _check, _layout, _rescale
 from diffcore._array import Array
 from diffcore.guidance import _spaces, _weights
 from diffcore.guidance._sources import Apart, Denoiser, Together
@@ -58,19 +58,19 @@ class ClassifierFree:
             return source.conditional
         return replace(self, source=source, interval=None if np.all(active) else self.interval)
 
-    def apart(self, z: Array, log_snr: Array) -> tuple[Array, Array, float] | None:
-        """Return (c, u, w) where guidance is c + w (c - u) with a number w and nothing else, for a kernel that computes it
-        with the other parts of a step; else None.
+    def apart(self, z: Array, log_snr: Array) -> tuple[Array, Array, float, float] | None:
+        """Return (c, u, w, phi) where guidance is c + w (c - u) with a number w, rescaled by phi, and nothing else, for a kernel
+        that computes it with the other parts of a step; else None.
 
         >>> from diffcore.guidance import classifier_free
         >>> guided = classifier_free(lambda z, l: z, lambda z, l: -z, weight=2.0)
-        >>> guided.apart(1.0, 0.0), replace(guided, rescale=0.5).apart(1.0, 0.0)
-        ((1.0, -1.0, 2.0), None)
+        >>> guided.apart(1.0, 0.0), replace(guided, interval=(0.0, 1.0)).apart(1.0, 0.0)
+        ((1.0, -1.0, 2.0, 0.0), None)
         """
-        if not isinstance(self.weight, float) or self.weight == 0.0 or self.rescale != 0.0 or self.interval is not None:
+        if not isinstance(self.weight, float) or self.weight == 0.0 or self.interval is not None:
             return None
         c, u = self.source.all(z, log_snr)
-        return c, u, self.weight
+        return c, u, self.weight, self.rescale
 
     def with_unguided(self, z: Array, log_snr: Array) -> tuple[Array, Array]:
         """Return the guided prediction at z and the unconditional one, for plans that read both; outside the interval the
@@ -145,20 +145,7 @@ class ClassifierFree:
         return c + _weights.along(FUNCTION, self.weight, log_snr, c, xp) * (c - u)
 
     def _rescaled(self, xp: Any, guided: Array, c: Array) -> Array:
-        """Return phi std(c) / std(guided) guided + (1 - phi) guided, the deviations over all axes but the first."""
-        if self.rescale == 0.0:
-            return guided
-        axes = tuple(range(1, guided.ndim))
-        centred = [part - xp.mean(part, axis=axes, keepdims=True) for part in (c, guided)]
-        top = xp.max(xp.maximum(*(xp.abs(part) for part in centred)), axis=axes, keepdims=True)
-        zero, one = xp.zeros_like(top), xp.ones_like(top)
-        top = xp.where(top > 0, top, one)  # a unit in which no square overflows
-        wanted, found = (xp.mean((part / top) ** 2, axis=axes, keepdims=True) for part in centred)
-        # the square root has no slope at 0, so it is not taken there
-        positive, some = found > 0, (found > 0) & (wanted > 0)
-        ratio = xp.sqrt(xp.where(some, wanted, one) / xp.where(some, found, one))
-        ratio = xp.where(some, ratio, xp.where(positive, zero, one))
-        return guided * (self.rescale * ratio + (1.0 - self.rescale))
+        return guided if self.rescale == 0.0 else guided * _rescale.factor(xp, guided, c, self.rescale)
 
 
 def forwarded(wrapper: Any, name: str) -> Any:
