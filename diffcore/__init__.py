@@ -7,7 +7,7 @@ table, and noise is a pure function. Start with `schedules`, `samplers` and `sam
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffcore import grids, levels, noise, predictions, process, samplers, schedules
+from diffcore import _explained, grids, levels, noise, predictions, process, samplers, schedules
 from diffcore.levels import Gaussian, Level
 from diffcore.plan import Plan
 from diffcore.sampling import sample, start, step
@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"diffcore.{name}")
     if name in _DRIVERS:
         return getattr(import_module(f"diffcore.{_DRIVERS[name]}"), name)
-    raise AttributeError(f"module 'diffcore' has no attribute {name!r}")
+    raise _explained.missing("diffcore", name)
 
 
 def __dir__() -> list[str]:

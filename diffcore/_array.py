@@ -59,7 +59,10 @@ def namespace(function: str, /, **arrays: Array) -> Any:
         try:
             xp = library(array)
         except TypeError as error:
-            raise TypeError(f"{function}: `{argument}` {error}") from None
+            hint = "; it says the library, dtype and device, as torch.zeros(1, device='cuda') does" * (
+                argument == "like"
+            )
+            raise TypeError(f"{function}: `{argument}` {error}{hint}") from None
         if xp is None:
             continue
         if found is None:

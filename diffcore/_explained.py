@@ -7,12 +7,13 @@ of ours: there the function, what it was given, and the cause are said together,
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from diffcore import _check
@@ -45,16 +46,55 @@ LIBRARIES = {
 
 PLAIN = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, RuntimeError, MemoryError)
 
+ARGUMENTS = {
+    "steps": "num_steps n_steps num_inference_steps inference_steps nfe",
+    "like": "device dtype mesh sharding backend xp",
+    "seed": "generator rng key random_state keys",
+    "prediction": "prediction_type parameterization parametrization objective model_type",
+    "scale": "guidance_scale cfg_scale cfg",
+    "weight": "guidance guidance_weight",
+    "transform_x": "clip clip_denoised clip_sample clip_x transform",
+    "denoise": "model net network unet denoiser",
+    "grid": "timesteps sigmas times t_steps",
+    "callback": "callback_on_step_end hook",
+    "shape": "batch_size size n num_samples",
+    "z": "x_t latents x_T init",
+}
+"""Arguments here, and what they are called elsewhere."""
 
-def face(module: str) -> None:
+NAMES = {
+    "process.diffuse": "add_noise q_sample forward_process",
+    "process.posterior": "q_posterior q_posterior_mean_variance",
+    "step": "p_sample",
+    "sample": "p_sample_loop generate",
+    "guidance.classifier_free": "classifier_free classifier_free_guidance cfg",
+    "guidance.clip": "clip clip_denoised",
+    "conditioning.replacement": "replacement inpaint inpainting",
+    "conditioning.reconstruction": "reconstruction reconstruction_guidance",
+    "losses.denoising": "loss denoising_loss training_losses",
+    "schedules.by_name": "get_named_beta_schedule get_beta_schedule",
+    "samplers.make": "get_sampler make_sampler",
+    "samplers.table()": "names SAMPLERS",
+    "noise.normal": "randn randn_like randn_tensor",
+    "unet3d.build": "Unet3D UNet UNet3D Unet UNet3DConditionModel",
+}
+"""Functions here, and what they are called elsewhere."""
+
+
+def face(module: str, aliases: Callable[[], Mapping[str, str]] = lambda: MappingProxyType({})) -> None:
     """Explain the errors of all that a module offers, at its end: functions, and the methods of classes.
 
-    What it offers is `__all__`, or else what it defines without an underscore.
+    What it offers is `__all__`, or else what it defines without an underscore. That is also what `dir` lists, and a
+    name that is not there is answered with the one that may be meant; `aliases` has more such names.
     """
     names = vars(sys.modules[module])
-    offered = names.get("__all__") or [
-        name for name, value in names.items() if name[:1] != "_" and getattr(value, "__module__", "") == module
-    ]
+    offered = _offered(module)
+
+    def found(name: str) -> Any:
+        raise missing(module, name, aliases)
+
+    names.setdefault("__getattr__", found)
+    names.setdefault("__dir__", lambda: sorted(offered))
     for name in offered:
         value = names.get(name)
         if inspect.isfunction(value):
@@ -67,6 +107,49 @@ def face(module: str) -> None:
             for base in value.__mro__:
                 if base.__module__.startswith("diffcore."):
                     _explain_methods(base, module)
+
+
+def _offered(module: str) -> list[str]:
+    names = vars(sys.modules[module])
+    return names.get("__all__") or [
+        name for name, value in names.items() if name[:1] != "_" and getattr(value, "__module__", "") == module
+    ]
+
+
+def missing(
+    module: str, name: str, aliases: Callable[[], Mapping[str, str]] = lambda: MappingProxyType({})
+) -> AttributeError:
+    """Return the error for a name that a module does not have, with the one that may be meant.
+
+    >>> missing("diffcore.samplers", "DDIM")
+    AttributeError("module 'diffcore.samplers' has no attribute 'DDIM'; did you mean `diffcore.samplers.ddim`?")
+    """
+    text = f"module {module!r} has no attribute {name!r}"
+    if name[:1] == "_":
+        return AttributeError(text, name=name, obj=sys.modules.get(module))
+    own = _offered(module) if module in sys.modules else []
+    known = "".join(f"{module}.{here}" for here in own if _plainly(here) == _plainly(name)) or aliases().get(name, "")
+    known = known or _near(module, name, own, 0.85)
+    for other in sorted(there for there in sys.modules if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
+        same = [here for here in _offered(other) if _plainly(here) == _plainly(name)]
+        known = known or (f"{other}.{same[0]}" if same else "")
+    known = known or _elsewhere(name, {f"diffcore.{here}": there for here, there in NAMES.items()})
+    known = known or _near(module, name, own, 0.6)
+    return AttributeError(f"{text}; did you mean `{known}`?" if known else text)
+
+
+def _near(module: str, name: str, names: list[str], cutoff: float) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f"{module}.{near[0]}" if near else ""
+
+
+def _plainly(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _elsewhere(name: str, names: Mapping[str, str]) -> str:
+    """Return what is called so elsewhere, "" where nothing is."""
+    return next((here for here, there in names.items() if name in there.split()), "")
 
 
 def _explain_methods(of: type, module: str) -> None:
@@ -105,10 +188,16 @@ def explained(function: Callable[P, T], module: str = "") -> Callable[P, T]:
         except Exception as error:
             if not isinstance(error, PLAIN) and not _of_explicit_axes(error):
                 raise
-            inside = error.__traceback__ and error.__traceback__.tb_next  # not where an argument is missing, say
-            if inside is None or not _foreign(error, inside):
+            called, inside = _name(function, module, args), error.__traceback__ and error.__traceback__.tb_next
+            if inside is None:  # the arguments do not fit
+                raise _misfit(called, function, args, error) from None
+            if not _foreign(error, inside):
+                _say_where(called, error, inside)
                 raise
-            raise _explanation(_name(function, module, args), function, args, named, error) from error
+            explanation = _explanation(called, function, args, named, error)
+            for note in getattr(error, "__notes__", ()):
+                explanation.add_note(note)
+            raise explanation from error
 
     call.__explained__ = True  # type: ignore[attr-defined]
     return call
@@ -146,7 +235,8 @@ def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> s
     called = function.__name__
     if "." in function.__qualname__ and args:
         owner = args[0] if isinstance(args[0], type) else type(args[0])
-        called = owner.__name__ if called[:2] == "__" else f"{owner.__name__}.{called}"
+        name = owner.__name__ if hasattr(owner, called) else function.__qualname__.split(".")[0]
+        called = name if called[:2] == "__" else f"{name}.{called}"
     return called if package in ("", "sampling", "state", "plan") else f"{package}.{called}"
 
 
@@ -170,6 +260,53 @@ def _foreign(error: Exception, frames: TracebackType | None) -> bool:
     )
 
 
+def _theirs(frame: FrameType) -> bool:
+    """Return whether a frame is of the caller's code, of neither diffcore nor what it calls."""
+    root = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return root != "diffcore" and root not in LIBRARIES and root not in sys.stdlib_module_names
+
+
+def _say_where(called: str, error: Exception, frames: TracebackType | None) -> None:
+    """Note with what a function of the caller's was called that raised an error: a denoiser, with z and log_snr, say."""
+    while frames is not None and not _theirs(frames.tb_frame):
+        frames = frames.tb_next
+    if frames is None or any("called with" in note for note in getattr(error, "__notes__", ())):
+        return
+    code, values = frames.tb_frame.f_code, frames.tb_frame.f_locals
+    given = [name for name in code.co_varnames[: code.co_argcount] if name in values and name != "self"]
+    if given:
+        shown = ", ".join(f"{name}: {_check.cut(_check.shown(values[name]), 70)}" for name in given)
+        error.add_note(_check.cut(f"{called}: `{code.co_name}` was called with {shown}", 300))
+
+
+def _misfit(called: str, function: Callable[..., Any], args: tuple[Any, ...], error: Exception) -> Exception:
+    """Return the error for arguments that a function does not take, or lacks: with the likely one, and all that it takes."""
+    said = re.sub(r"^[\w.<>]+\(\) ", "", str(error)).split(". Did you")[0]
+    parts = list(inspect.signature(function).parameters.values())
+    method = parts[0].name in ("self", "cls") if parts else False
+    parts = parts[method:]
+    if " were given" in said or " was given" in said:
+        count = len(args) - method
+        said = f"got {count} positional argument{'s' * (count != 1)}, which {'are' if count != 1 else 'is'} too many"
+    if wrong := re.search(r"unexpected keyword argument '(\w+)'", said):
+        names = [part.name for part in parts]
+        known = _elsewhere(wrong[1], {here: there for here, there in ARGUMENTS.items() if here in names})
+        near = [known] if known else difflib.get_close_matches(wrong[1], names, n=1)
+        said += f"; did you mean `{near[0]}`?" if near else ""
+    if method and args and not hasattr(args[0], function.__name__):
+        said += "; it is a method of an object, not of a class"
+    bare = [part.replace(annotation=part.empty, default=_plain(part.default)) for part in parts]
+    takes = str(inspect.Signature(bare)).replace("=Ellipsis", "=...")
+    takes = takes if len(takes) < 240 else re.sub(r"=[^,()]*(\([^()]*\))?", "", takes)
+    return TypeError(_check.cut(f"{called}: {said}{'' if said[-1] == '?' else ';'} it takes {takes}", _check.LONGEST))
+
+
+def _plain(default: object) -> object:
+    """Return a default as a signature shows it: what is no number, word or tuple by three dots."""
+    plain = default is inspect.Parameter.empty or default is None or isinstance(default, (int, float, str, tuple))
+    return default if plain else ...
+
+
 def _explanation(
     called: str, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], error: Exception
 ) -> Exception:
@@ -191,5 +328,8 @@ def _explanation(
         )
     if _of_explicit_axes(error):
         cause = "explicit axes of a mesh leave open how this is divided; take a mesh whose axes are jax.sharding.AxisType.Auto"
+    for name, value in given.items():
+        if isinstance(value, type) or hasattr(value, "__explained__"):
+            cause += f"; is `{name}` meant to be what {value.__name__}(...) returns?"
     with_what = _check.cut(", ".join(shown), 260)
     return kind(f"{called}: cannot work with {with_what}: {cause}" if shown else f"{called}: {cause}")

@@ -31,7 +31,9 @@ def words_of(seed: Any) -> tuple[Array, bool]:
     if isinstance(seed, np.ndarray) and len(shape) < 2:
         return _from_host(seed.reshape(-1).tolist()), not shape
     if "int" not in kind:
-        raise _check.error(TypeError, "noise", "seed", "be an int, ints or words (B, 2)", seed)
+        own = type(seed).__name__ in ("Generator", "RandomState")
+        hint = "give what a generator of your own draws as `noise=`, a function (draw, shape) -> array" if own else ""
+        raise _check.error(TypeError, "noise", "seed", "be an int, ints or words (B, 2)", seed, hint)
     if shape == (2,) and kind == "uint32" and _array.name(_array.library(seed)) == "jax":
         must = "not be two words of uint32, which may be two seeds or one old key of `jax.random.PRNGKey`"
         way = "jax.random.key is a key; words.reshape(1, 2) is one key; of two seeds take int32"

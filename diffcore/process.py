@@ -304,8 +304,9 @@ def ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
     s, t = levels.line_up(function, s=s, t=t)
     host = (int, float, np.ndarray)  # the values of other libraries are not read: they may be traced
     if isinstance(s.log_snr, host) and isinstance(t.log_snr, host) and not np.all(s.log_snr >= t.log_snr):
-        must = f"have a log-SNR >= {_check.shown(t.log_snr)}, that of `t`, the noisier level"
-        raise _check.error(ValueError, function, "s", must, s.log_snr, "exchange them")
+        found, least = (float(f"{part:.6g}") if np.ndim(part) == 0 else part for part in (s.log_snr, t.log_snr))
+        must = f"have a log-SNR >= {_check.shown(least)}, that of `t`, the noisier level"
+        raise _check.error(ValueError, function, "s", must, found, "exchange them")
     return s, t
 
 

@@ -110,6 +110,8 @@ def check_prediction(y: Array, z: Array) -> None:
         return
     if not hasattr(y, "dtype"):
         hint = "it is what the denoiser returned"
+        if hasattr(y, "sample"):
+            hint += "; take its `.sample`, or wrap the network: interop.diffusers.denoiser(model, scheduler)"
         raise _check.error(TypeError, "step", "y", "be an array of the shape of `z`", y, hint)
     _array.namespace("step", z=z, y=y)
     _array.check_floating("step", y=y)

@@ -45,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in {"data", "digits", "text", "training"}:
         return import_module(f"diffcore.unet3d.{name}")
-    raise AttributeError(f"module 'diffcore.unet3d' has no attribute {name!r}")
+    raise _explained.missing("diffcore.unet3d", name)
 
 
 _explained.face(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         scheduler: the name of the class of diffusers.
-        sampler: a name of `samplers.table()`; None for the class's own method.
+        sampler: a name of `samplers.table()` or `samplers.aliases()`; None for the class's own method.
         settings: of the sampler, such as {"order": 3}.
         config: of the class: what its constructor takes.
 
@@ -80,7 +81,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"`sampler` in settings={{...}}"
             )
         if sampler is not None:
-            _check.choice(FUNCTION, "sampler", sampler, sorted(samplers.table()))
+            sampler, more = (
+                samplers.aliases().get(sampler, (sampler, {})) if isinstance(sampler, str) else (sampler, {})
+            )
+            row = samplers.table()[_check.choice(FUNCTION, "sampler", sampler, sorted(samplers.table()))]
+            takes = sorted(inspect.signature(row.make).parameters.keys() - {"schedule", "steps", "grid"})
+            settings = {**more, **(settings or {})} or settings
+            for name in settings or {}:
+                _check.choice(FUNCTION, "settings", name, takes, hint=f"these are what {sampler} takes")
         loop = Loop(kind(**config), sampler, settings or {})
         found = dict(loop.stock.config)
         unset = sorted(set(found.pop(_config.DEFAULTS, ())) - set(_config.TRAINING))  # so that theirs keep these too

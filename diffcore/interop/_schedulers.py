@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import levels, predictions, schedules
+from diffcore import _check, levels, predictions, schedules
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import Float64
@@ -48,6 +48,9 @@ class Velocity:
 
 def kind(scheduler: Any) -> str:
     """Return the kind of a scheduler; raise TypeError for one of no kind."""
+    if isinstance(scheduler, type):
+        hint = f"call it: {scheduler.__name__}()"
+        raise _check.error(TypeError, "interop.diffusers", "scheduler", "be a scheduler of diffusers", scheduler, hint)
     config = getattr(scheduler, "config", {})
     if hasattr(scheduler, "initial_alpha_cumprod"):
         raise TypeError(
@@ -65,9 +68,14 @@ def kind(scheduler: Any) -> str:
         return "table"
     if hasattr(scheduler, "timesteps") and hasattr(scheduler, "_get_prev_sample"):
         return "circle"
+    way = (
+        "a network goes before it, as in denoiser(model, scheduler)"
+        if callable(scheduler)
+        else "write its loop for samplers.trace"
+    )
     raise TypeError(
         f"interop.diffusers: `scheduler` must be a scheduler of diffusers with sigmas or alphas_cumprod, got a "
-        f"{type(scheduler).__name__}; write its loop for samplers.trace"
+        f"{type(scheduler).__name__}; {way}"
     )
 
 

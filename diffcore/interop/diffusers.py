@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     """Load `Scheduler`, which needs diffusers, when it is asked for."""
     if name == "Scheduler":
         return importlib.import_module("diffcore.interop._scheduler").Scheduler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise _explained.missing(__name__, name)
 
 
 def schedule(scheduler: Any) -> Schedule:

@@ -21,7 +21,8 @@ def arrays(plan: Any) -> None:
     more = 2 + (plan.second is not None)
     if update[:-2] != shape or len(update) != len(shape) + 2 or update[-1] != update[-2] + more or update[-2] < 1:
         raise ValueError(
-            f"Plan: `update` must have the shape {(*shape, '1 + M', f'M + {1 + more}')} for M arrays of memory, got {update}"
+            f"Plan: `update` must have the shape ({', '.join(map(str, shape))}, 1 + M, M + {1 + more}) for M arrays of memory, "
+            f"got {update}"
         )
     if not np.all(np.isfinite(plan.update)):
         stage = int(np.argwhere(~np.isfinite(plan.update))[0][0])

@@ -60,6 +60,7 @@ __all__ = [
     "Variant",
     "aliases",
     "ancestral",
+    "cps",
     "ddim",
     "deis",
     "dpm2",
@@ -67,14 +68,22 @@ __all__ = [
     "dpm_solver",
     "dpm_solver_fast",
     "dpm_solver_pp",
+    "dpm_solver_pp_2m_cfg_pp",
     "dpm_solver_pp_2s",
+    "dpm_solver_pp_2s_cfg_pp",
     "dpm_solver_pp_3s",
+    "dpm_solver_pp_sde",
+    "er_sde",
     "euler",
     "euler_ancestral",
+    "euler_cfg_pp",
+    "flow_grpo",
+    "flow_map",
     "gradient_estimation",
     "heun",
     "heunpp",
     "ipndm",
+    "lcm",
     "lms",
     "make",
     "plms",
@@ -83,23 +92,26 @@ __all__ = [
     "res_2s",
     "res_3s",
     "res_multistep",
-    "runge_kutta",
-    "lcm",
-    "tcd",
-    "flow_grpo",
-    "cps",
     "restart",
-    "euler_cfg_pp",
-    "dpm_solver_pp_2m_cfg_pp",
-    "dpm_solver_pp_2s_cfg_pp",
-    "flow_map",
-    "seeds",
-    "er_sde",
-    "dpm_solver_pp_sde",
+    "runge_kutta",
     "sa_solver",
+    "seeds",
     "table",
+    "tcd",
     "trace",
     "unipc",
 ]
 
-_explained.face(__name__)
+
+def _here() -> dict[str, str]:
+    """Return the names of other libraries with what makes the same here."""
+    parts = {
+        name: [here, *(f"{key}={value!r}" for key, value in more.items())] for name, (here, more) in aliases().items()
+    }
+    return {
+        name: f"diffcore.samplers.{here}({', '.join(['schedule', 'steps', *more])})"
+        for name, (here, *more) in parts.items()
+    }
+
+
+_explained.face(__name__, _here)

@@ -54,7 +54,9 @@ def steps_of(
             f"{function}: give exactly one of `steps`, for a grid uniform in time, and `grid`, log-SNRs (N + 1, *lead), such "
             f"as dc.grids.karras(schedule, 18); got steps={_check.shown(steps)} and {'no' if grid is None else 'a'} grid"
         )
-    _check.instance(function, "schedule", schedule, Schedule, "a schedule, such as diffcore.schedules.Cosine()")
+    what = "a schedule, such as diffcore.schedules.Cosine()"
+    hint = "by name it is schedules.by_name('cosine')" if isinstance(schedule, str) else ""
+    _check.instance(function, "schedule", schedule, Schedule, what, hint=hint)
     points = grids.check(function, spaced(schedule, steps) if steps is not None else grid)
     if grid is not None:
         _refuse_other_units(function, schedule, points)

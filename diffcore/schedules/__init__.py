@@ -11,7 +11,7 @@ from diffcore.schedules.cosine import Cosine, InverseCosine
 from diffcore.schedules.exploding import Flow, Geometric, Karras
 from diffcore.schedules.interpolated import Interpolated, interpolate
 from diffcore.schedules.learned import Monotone
-from diffcore.schedules.named import betas, named, simple_diffusion, zero_terminal_snr
+from diffcore.schedules.named import betas, by_name, named, simple_diffusion, zero_terminal_snr
 from diffcore.schedules.polynomial import Polynomial, PolynomialVP
 from diffcore.schedules.sigmoid import Sigmoid
 from diffcore.schedules.tables import Table, from_alphas_cumprod, from_betas, from_sigmas
@@ -38,6 +38,7 @@ __all__ = [
     "Table",
     "Truncated",
     "betas",
+    "by_name",
     "from_alphas_cumprod",
     "from_betas",
     "from_dict",

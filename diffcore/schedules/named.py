@@ -187,8 +187,20 @@ _NAMED: dict[str, Callable[[], Schedule]] = {
 }
 
 
+def by_name(name: str) -> Schedule:
+    """Return a schedule by the name that papers and other libraries give it, with their settings: one of `named`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one.
+
+    >>> by_name("edm")
+    Karras(sigma_min=0.002, sigma_max=80.0, rho=7.0, scaling='ve')
+    """
+    return _NAMED[_check.choice("schedules.by_name", "name", name, _NAMED, hint="see schedules.named()")]()
+
+
 def named() -> dict[str, Schedule]:
-    """Return schedules by the names that papers and other libraries give them, with the settings of these.
+    """Return all schedules of `by_name`, by their names.
 
     >>> named()["linear_vp"], named()["stable_diffusion"].log_snr(1.0).round(3)
     (PolynomialVP(power=1.0, scaling='vp'), np.float64(-5.364))

@@ -113,7 +113,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "strategies":  # the only part that needs hypothesis
         return import_module("diffcore.testing.strategies")
-    raise AttributeError(f"module 'diffcore.testing' has no attribute {name!r}")
+    raise _explained.missing(__name__, name)
 
 
 _explained.face(__name__)

@@ -1,0 +1,109 @@
+"""Names of other libraries, misspelt names and arguments that do not fit are answered with what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffcore
+
+dc: Any = diffcore
+SCHEDULE = dc.schedules.Cosine()
+PLAN = dc.samplers.ddim(SCHEDULE, 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "meant"),
+    [
+        (dc, "ddim", "diffcore.samplers.ddim"),
+        (dc, "Cosine", "diffcore.schedules.Cosine"),
+        (dc, "sampler", "diffcore.samplers"),
+        (dc.samplers, "DDIM", "diffcore.samplers.ddim"),
+        (dc.samplers, "dpmpp_2m_sde", r"diffcore.samplers.dpm_solver_pp\(schedule, steps, order=2, eta=1.0\)"),
+        (dc.samplers, "UniPCMultistepScheduler", "diffcore.samplers.unipc"),
+        (dc.schedules, "linear_beta", "diffcore.schedules.LinearBeta"),
+        (dc.process, "add_noise", "diffcore.process.diffuse"),
+        (dc.video, "extnd", "diffcore.video.extend"),
+    ],
+)
+def test_a_name_that_is_not_there_is_answered_with_the_one_that_is(module: Any, name: str, meant: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; did you mean `{meant}"):
+        getattr(module, name)
+    assert not hasattr(module, name)
+
+
+def test_names_nobody_could_mean_and_private_ones_get_no_answer() -> None:
+    for name in ("zzzzzz", "_ddim", "__wrapped__"):
+        with pytest.raises(AttributeError, match=f"^module 'diffcore.samplers' has no attribute '{name}'$"):
+            getattr(dc.samplers, name)
+
+
+def test_completion_lists_what_a_module_offers_and_nothing_that_it_imports() -> None:
+    for module in (dc.testing, dc.process, dc.samplers, dc.mesh):
+        assert "Any" not in dir(module)
+        assert set(dir(module)) == {name for name in dir(module) if hasattr(module, name)}
+    assert set(dir(dc.samplers)) >= set(dc.samplers.table())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: dc.samplers.ddim(SCHEDULE, num_inference_steps=4),
+            r"samplers.ddim: got an unexpected keyword argument 'num_inference_steps'; did you mean `steps`\? it takes "
+            r"\(schedule, steps=None, \*, eta=0.0, ",
+        ),
+        (
+            lambda: dc.sample(None, PLAN, device="cpu"),
+            r"sample: .*'device'; did you mean `like`\? it takes \(denoise, plan",
+        ),
+        (lambda: dc.guidance.classifier_free(None, guidance_scale=2.0), "did you mean `scale`"),
+        (lambda: dc.exact.Gaussian(0.0, covarience=1.0), r"'covarience'; did you mean `covariance`\?"),
+        (
+            lambda: dc.process.posterior(1.0, 2.0, SCHEDULE(0.1), SCHEDULE(0.5)),
+            r"process.posterior: got 4 positional arguments, which are too many; it takes \(z_t, x, \*, s, t\)",
+        ),
+        (
+            lambda: dc.noise.normal((2, 3)),
+            r"noise.normal: missing 2 .* 'draw' and 'shape'; it takes \(seed, draw, shape",
+        ),
+        (
+            lambda: dc.unet3d.UNet3DConfig(64),
+            r"UNet3DConfig: got 1 positional argument, which is .*takes \(\*, frames, size",
+        ),
+        (lambda: dc.schedules.Cosine.log_snr(0.5), "it is a method of an object, not of a class"),
+        (lambda: dc.testing.check_moments(dc.samplers.ddim), r"is `plan` meant to be what ddim\(...\) returns\?"),
+        (lambda: dc.samplers.ddim("cosine", 4), r"must be a schedule.*schedules.by_name\('cosine'\)"),
+        (
+            lambda: dc.sample(lambda z, _: z, PLAN, shape=(1, 2), like="cuda", prediction="v"),
+            "`like` takes an array .*device='cuda'",
+        ),
+        (lambda: dc.noise.normal(np.random.default_rng(0), 0, (2,)), "`seed` must be .*`noise=`"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_answered_with_those_that_do(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message) as caught:
+        call()
+    assert len(str(caught.value)) <= 500
+
+
+def test_an_error_of_the_denoiser_says_what_it_was_called_with() -> None:
+    def net(z: Any, log_snr: Any) -> Any:
+        return z * log_snr  # (4, 2, 3) by (4,)
+
+    with pytest.raises(ValueError, match="broadcast") as caught:
+        dc.sample(net, PLAN, shape=(4, 2, 3), prediction="v")
+    assert caught.value.__notes__ == [
+        "sample: `net` was called with z: ndarray of shape (4, 2, 3) and dtype float32, "
+        "log_snr: ndarray of shape (4,) and dtype float32"
+    ]
+
+
+def test_schedules_go_by_their_names() -> None:
+    assert dc.schedules.by_name("edm") == dc.schedules.Karras()
+    assert {name: dc.schedules.by_name(name) for name in dc.schedules.named()} == dc.schedules.named()
+    with pytest.raises(ValueError, match="did you mean 'cosine'"):
+        dc.schedules.by_name("cosin")
