@@ -211,7 +211,8 @@ def directions(clips: Array) -> npt.NDArray[np.str_]:
     first = (np.abs(velocity) >= 0.5 * size[:, None]).argmax(axis=1)
     down, right = (np.sign(np.take_along_axis(velocity, first[:, None], axis=1)[:, 0]) * size).T
     eighths = np.rint(np.arctan2(down, right) / (np.pi / 4)).astype(np.int64) % 8
-    return np.array(DIRECTIONS)[eighths]
+    found: npt.NDArray[np.str_] = np.array(DIRECTIONS)[eighths]
+    return found
 
 
 def _see(function: str, clips: Array, least: int) -> _Seen:
