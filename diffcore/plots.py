@@ -5,6 +5,8 @@ Each function returns a `matplotlib.figure.Figure`, and writes it where a `path`
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ Path = str | os.PathLike[str] | None
 
 
 def schedules(given: Schedule | Sequence[Schedule] | Mapping[str, Schedule], path: Path = None) -> Any:
-    """Draw schedules: the log-SNR over time, and alpha and sigma over time.
+    """Draw schedules: the log-SNR over time, and alpha and sigma over time, under "ve" divided by max(1, sigma).
 
     Args:
         given: one, several, or a mapping from names.
@@ -38,9 +40,10 @@ def schedules(given: Schedule | Sequence[Schedule] | Mapping[str, Schedule], pat
     """
     figure = plot.figure("plots.schedules", 10.0, 4.0)
     left, right = figure.subplots(1, 2)
-    t = np.linspace(0.0, 1.0, 401)
+    t, divided = np.linspace(0.0, 1.0, 401), False
     for name, schedule in _named("plots.schedules", given, Schedule, "a schedule, such as schedules.Cosine()"):
         level = schedule(t)
+        divided = divided or schedule.scaling == "ve"
         shown = np.where(np.isfinite(level.log_snr), level.log_snr, np.nan)
         (line,) = left.plot(t, shown, label=name)
         size = (
@@ -53,7 +56,7 @@ def schedules(given: Schedule | Sequence[Schedule] | Mapping[str, Schedule], pat
     left.set_xlabel("t, 0 is data")
     left.set_ylabel("log-SNR")
     right.set_xlabel("t")
-    right.set_ylabel("alpha (line), sigma (dashed)")
+    right.set_ylabel("alpha (line), sigma (dashed)" + "\nve: divided by max(1, sigma)" * divided)
     plot.legend(right)
     return plot.save(figure, path)
 
@@ -134,17 +137,17 @@ def plans(given: Plan | Sequence[Plan] | Mapping[str, Plan], path: Path = None) 
     return plot.save(figure, path)
 
 
-def trajectory(states: Sequence[State], path: Path = None, *, sample: int = 0, columns: int = 8) -> Any:
+def trajectory(states: Sequence[State], path: Path = None, *, sample: int | None = None, columns: int = 8) -> Any:
     """Draw the states of a run, as a callback collects them: z above x-hat for pictures and video, else lines over the stages.
 
     Args:
         states: `states = []; dc.sample(..., callback=states.append)`.
         path: where to write the picture, or None.
-        sample: which sample of the batch.
+        sample: which sample of the batch; None is the first, and of what is no picture as many as make 40 lines.
         columns: how many of the states at most.
 
     Pictures are (B, H, W, C) or (B, T, H, W, C) with 1 or 3 channels in [-1, 1], of which the first frame is drawn. Of other
-    arrays the first 12 elements are.
+    arrays the first 12 elements of a sample are.
 
     Raises:
         ValueError: no states, or a sample that is not there.
@@ -162,21 +165,24 @@ def trajectory(states: Sequence[State], path: Path = None, *, sample: int = 0, c
         must = "be states of a run, collected by `dc.sample(..., callback=states.append)`"
         raise _check.error(ValueError, function, "states", must, states)
     _check.integer(function, "columns", columns, 1)
-    _check.integer(function, "sample", sample, 0, states[0].z.shape[0] - 1)
+    shape = tuple(states[0].z.shape[1:])
+    pictures = len(shape) in (3, 4) and shape[-1] in (1, 3)
+    first = _check.integer(function, "sample", 0 if sample is None else sample, 0, states[0].z.shape[0] - 1)
+    several = sample is None and not pictures
+    which = slice(first, first + (max(1, 40 // max(1, min(12, math.prod(shape)))) if several else 1))
     rows = {"z": [state.z for state in states], "x-hat": [state.x for state in states]}
     arrays = {
-        name: np.stack([_array.to_host(part[sample, ...], np.float64) for part in parts])
+        name: np.stack([_array.to_host(part[which, ...], np.float64) for part in parts])
         for name, parts in rows.items()
         if all(part is not None for part in parts)
     }
-    shape = arrays["z"].shape[1:]
-    if len(shape) not in (3, 4) or shape[-1] not in (1, 3):
+    if not pictures:
         return plot.save(_lines(function, arrays, [int(state.index) for state in states]), path)
     chosen = np.unique(np.linspace(0, len(states) - 1, min(columns, len(states))).round().astype(int))
     figure = plot.figure(function, 1.0 + 1.4 * len(chosen), 0.4 + 1.5 * len(arrays))
     grid = figure.subplots(len(arrays), len(chosen), squeeze=False)
     for line, (name, array) in enumerate(arrays.items()):
-        frames = array[:, 0] if len(shape) == 4 else array
+        frames = array[:, 0, 0] if len(shape) == 4 else array[:, 0]
         for column, at in enumerate(chosen):
             axes, frame = grid[line][column], frames[at]
             size = max(1.0, float(np.std(frame)) / 0.5) if name == "z" else 1.0
@@ -196,7 +202,8 @@ def _lines(function: str, arrays: Mapping[str, Any], index: list[int]) -> Any:
     for axes, (name, array) in zip(
         figure.subplots(len(arrays), 1, sharex=True, squeeze=False)[:, 0], arrays.items(), strict=True
     ):
-        axes.plot(index, array.reshape(len(array), -1)[:, :12], marker=".")
+        lines = array.reshape(*array.shape[:2], -1)[..., :12].reshape(len(array), -1)
+        axes.plot(index, lines, marker=".", linewidth=1.5 if lines.shape[1] <= 12 else 0.7)
         axes.set_ylabel(name)
     plot.stages(axes, "stages done")
     return figure
@@ -214,6 +221,14 @@ def _named(function: str, given: Any, kind: type[Any], what: str) -> list[tuple[
 
 def _name(entry: Any) -> str:
     text = f"{entry.sampler}, {entry.scaling}" if isinstance(entry, Plan) else repr(entry)
+    if dataclasses.is_dataclass(entry) and all(
+        field.default is not dataclasses.MISSING for field in dataclasses.fields(entry)
+    ):
+        text = (
+            text
+            if any(getattr(entry, field.name) != field.default for field in dataclasses.fields(entry))
+            else type(entry).__name__
+        )
     return text if len(text) <= 40 else type(entry).__name__ if not isinstance(entry, Plan) else text[:40]
 
 

@@ -30,6 +30,7 @@ REFERENCE = (
     "diffcore.objectives",
     "diffcore.samplers",
     "diffcore.denoiser",
+    "diffcore.mesh",
     "diffcore.noise",
     "diffcore.guidance",
     "diffcore.conditioning",
@@ -42,12 +43,18 @@ REFERENCE = (
     "diffcore.interop.diffusers",
     "diffcore.interop.k_diffusion",
     "diffcore.testing",
+    "diffcore.testing.strategies",
     "diffcore.backends.contract",
     "diffcore.unet3d",
     "diffcore.unet3d.data",
+    "diffcore.unet3d.text",
+    "diffcore.unet3d.digits",
     "diffcore.unet3d.training",
 )
 """The modules that have a page in the reference, in the order of the menu."""
+
+CLASSES_FIRST = {f"diffcore{name}" for name in ("", ".schedules", ".weights", ".times", ".exact", ".denoiser")}
+"""Modules whose classes are what one looks for; elsewhere most are what functions return, and come after these."""
 
 
 def on_config(config: Any) -> Any:
@@ -85,6 +92,8 @@ def public(module: str) -> dict[str, str]:
         body = ast.parse(Path(str(found.__file__)).read_text(encoding="utf-8")).body
         names = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     objects = {name: getattr(found, name) for name in names if not name.startswith("_")}
+    if module not in CLASSES_FIRST:
+        objects = dict(sorted(objects.items(), key=lambda entry: isinstance(entry[1], type)))
     folder = hasattr(found, "__path__")
     return {
         name: f"{value.__module__}.{name}"
@@ -123,11 +132,14 @@ def fenced(text: str) -> str:
 
 
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eps": "ε", "eta": "η", "kappa": "κ", "lambda": "λ"}
+GREEK |= {"Delta": "Δ", "Phi": "Φ", "Sigma": "Σ"}
 GREEK |= {"mu": "μ", "phi": "φ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "theta": "θ"}
 GREEK |= {"inf": "∞", "+-inf": "±∞", "sqrt": "√", "x-hat": "x̂", "eps-hat": "ε̂"}
+OPERATORS = {"grad": "∇", "int": "∫", "prod": "∏", "sum": "∑"}
 WORDS = "|".join(map(re.escape, sorted(GREEK, key=len, reverse=True)))
 NAME = re.compile(rf"(?<![\w.\"'`/=-])({WORDS})(?![A-Za-z0-9\"'`=]|-[a-z])")
-INDEX = re.compile(r"((?<![A-Za-z0-9])[A-Za-zα-ω]̂?|[)\]>])([_^])(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?![\w(]))")
+OPERATOR = re.compile(rf"\b({'|'.join(OPERATORS)})(?=_)")
+INDEX = re.compile(r"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?|[)\]>])([_^])(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?![\w(]))")
 
 
 def typeset(text: str) -> str:
@@ -137,6 +149,7 @@ def typeset(text: str) -> str:
     'z<sub>t</sub> = α<sub>t</sub> x + σ<sub>t+1</sub><sup>2</sup> ε, `log_snr` at ±∞'
     """
     text = NAME.sub(lambda m: GREEK[m.group(1)], text)
+    text = OPERATOR.sub(lambda m: OPERATORS[m.group(1)], text)
     before = ""
     while before != text:  # from the innermost braces outwards, and x_t^2 in two turns
         before, text = text, INDEX.sub(index, text)

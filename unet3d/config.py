@@ -199,7 +199,7 @@ PRESETS: dict[str, UNet3DConfig] = {
         classes=10,
     ),
 }
-"""The models of Ho et al. 2022, app. A, by the names of its tables; a tiny one for first trials; and the shipped one."""
+"""The models of Ho et al. 2022, app. A, by the names of its tables; a tiny one for first trials; and the included one."""
 
 
 def preset(name: str, **changes: Any) -> UNet3DConfig:
@@ -207,7 +207,7 @@ def preset(name: str, **changes: Any) -> UNet3DConfig:
 
     Args:
         name: "ucf101", "bair", "kinetics600", "text_small", "text_large_16x64x64", "text_large_9x128x128" (Ho et al.
-            2022, app. A), "moving_digits" (the shipped model), or "tiny".
+            2022, app. A), "moving_digits" (the included model), or "tiny".
         changes: fields of `UNet3DConfig`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The models that are shipped with the library, trained by it; the one there is lies with its example, `unet3d.digits`."""
+"""The models that are included in the library, trained by it; the one there is lies with its example, `unet3d.digits`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MODELS = ("moving_digits",)
 
 
 def shipped(name: str) -> AbstractContextManager[Path]:
-    """Return a context that gives the path of the weights file of a shipped model."""
+    """Return a context that gives the path of the weights file of an included model."""
     return resources.as_file(resources.files("diffcore.unet3d") / "digits" / f"{name}.safetensors")
 
 
 def pretrained(
     name: str, backend: str = "numpy", *, dtype: Any = "float32", device: Any = None, checkpointing: bool = False
 ) -> Any:
-    """Return a shipped model.
+    """Return an included model.
 
     Args:
         name: "moving_digits": clips of 16 frames of 32x32, one handwritten digit that glides and bounces; the

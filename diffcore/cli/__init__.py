@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrongly asked, 130 interrupted."""
+    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     try:
         from diffcore.cli.app import app
     except KeyboardInterrupt:

@@ -66,7 +66,7 @@ app = typer.Typer(
     "$ diffcore sample clip.mp4 --label 3\n\n"
     "$ diffcore extend clip.mp4 longer.mp4 --frames 64 --label 3\n\n"
     "$ diffcore info\n\n"
-    "Exit codes: 0 done, 1 failed, 2 wrongly asked, 130 interrupted.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
 
 
@@ -82,7 +82,7 @@ def _version(asked: bool) -> None:
 def diffcore_(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error comes from; also after the name of a command.")

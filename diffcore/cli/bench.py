@@ -44,7 +44,7 @@ def checkout() -> Path:
 def bench(
     only: Annotated[
         str | None,
-        typer.Option("-k", metavar="FILTER", help="Only rows whose name fits, as for pytest: 'stage and ddim'."),
+        typer.Option("-k", metavar="FILTER", help="Only rows whose name matches, as in pytest: 'stage and ddim'."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and repetitions.")] = False,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch and JAX rows run.")] = "cpu",

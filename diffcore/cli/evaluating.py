@@ -35,7 +35,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="WEIGHTS|VIDEO",
-            help="A weights file or shipped model; or a video, with --against.",
+            help="A weights file or included model; or a video, with --against.",
             autocompletion=models.shipped,
         ),
     ] = "moving_digits",
@@ -78,7 +78,7 @@ def evaluate(
     samples: Annotated[
         bool, typer.Option("--samples/--no-samples", help="Draw clips too, and compare: Frechet distance, legibility.")
     ] = True,
-    batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Clips drawn at once.")] = 16,
     backend: options.Backend = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",

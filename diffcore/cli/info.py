@@ -32,7 +32,7 @@ def info(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="A weights file or shipped model, a plan that was saved (.json), or a video; nothing for this machine.",
+            help="A weights file or included model, a saved plan (.json), or a video; without it, this machine.",
             autocompletion=models.shipped,
         ),
     ] = None,
@@ -71,7 +71,7 @@ def info(
         _weights(what, as_json)
     elif not Path(what).exists():
         report.usage(
-            f"there is no file {what}, nor a shipped model of that name; shipped are {', '.join(models.shipped())}"
+            f"there is no file {what}, nor an included model of that name; included are {', '.join(models.shipped())}"
         )
     elif Path(what).is_file() and Path(what).suffix.lower() not in files.readable():
         report.usage(f"{what} must be weights (.safetensors), a plan (.json) or a video (.mp4, .gif, .npy, ...)")
@@ -103,7 +103,7 @@ def _machine(as_json: bool) -> None:
     report.table(f"diffcore {diffcore.__version__}", ["backend", "version", "devices", "gradients", "compiles"], shown)
     kernel = "compiled" if compiled else "not compiled, so NumPy's operations serve; install again with a C compiler"
     typer.echo(f"kernel of the CPU: {kernel}")
-    typer.echo(f"shipped models: {', '.join(models.shipped())}; the default backend here is {models.installed()[0]}")
+    typer.echo(f"included models: {', '.join(models.shipped())}; the default backend here is {models.installed()[0]}")
 
 
 def _row(name: str, devices: list[str], *, gradients: bool, compiles: str | None) -> report.Row:

@@ -36,19 +36,22 @@ Weights = Annotated[
         "--weights",
         "-w",
         metavar="FILE|NAME",
-        help="A weights file (.safetensors), or the name of a shipped model.",
+        help="A weights file (.safetensors), or the name of an included model.",
         autocompletion=models.shipped,
         rich_help_panel=MODEL,
     ),
 ]
 Backend = Annotated[
     Backends | None,
-    typer.Option(help="The library; without it torch, JAX or NumPy, the first there is.", rich_help_panel=MODEL),
+    typer.Option(
+        help="The library; without it torch, JAX or NumPy, the first that is installed.", rich_help_panel=MODEL
+    ),
 ]
 Device = Annotated[
     str | None,
     typer.Option(
-        help='Where: "cpu", "cuda", "cuda:1" (torch); "cpu", "gpu" (JAX). A GPU if there is one.', rich_help_panel=MODEL
+        help='Where to run: "cpu", "cuda", "cuda:1" (torch); "cpu", "gpu" (JAX). Without it a GPU if there is one.',
+        rich_help_panel=MODEL,
     ),
 ]
 Dtype = Annotated[
@@ -96,7 +99,7 @@ Sampler = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help=f"One of {', '.join(models.samplers())}.",
+        help=f"The method: one of {', '.join(models.samplers())}; names of k-diffusion and diffusers work too.",
         autocompletion=models.samplers,
         rich_help_panel=SAMPLING,
     ),
@@ -116,8 +119,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A setting of the sampler, such as gamma=0.1 (ancestral), eta=1 (ddim), order=3 (dpm_solver_pp); another name "
-        "is answered by those there are.",
+        help="A setting of the sampler, such as gamma=0.1 (ancestral), eta=1 (ddim), order=3 (dpm_solver_pp); a wrong "
+        "name lists the settings there are.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -126,7 +129,7 @@ Seed = Annotated[
     typer.Option(
         callback=_seed,
         metavar="INT",
-        help="Where the noise is from: equal seeds, equal clips; every clip has noise of its own.",
+        help="Seed of the noise: equal seeds give equal clips, and each clip has noise of its own.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -134,14 +137,17 @@ Size = Annotated[
     str | None,
     typer.Option(
         metavar="HxW",
-        help='Height x width that frames are scaled and cut to: "64", "48x64", or "keep".',
+        help='Height x width to which frames are scaled and cut: "64", "48x64", or "keep".',
         rich_help_panel=OUTPUT,
     ),
 ]
 Fps = Annotated[
     float | None,
     typer.Option(
-        min=0.1, max=1000, help="Frames per second of .mp4 and .gif; without it as IN, or 10.", rich_help_panel=OUTPUT
+        min=0.1,
+        max=1000,
+        help="Frames per second of .mp4 and .gif; without it those of IN, or 10.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 InFps = Annotated[
@@ -150,7 +156,7 @@ InFps = Annotated[
         "--in-fps",
         min=0.01,
         max=1000,
-        help="Take frames of IN at equal times, so many a second. Without it each frame is taken once, and where the rate of IN "
+        help="Take frames of IN at equal times, this many a second. Without it each frame is taken once, and where the rate of IN "
         "varies, as many a second as there are on average.",
         rich_help_panel=INPUT,
     ),
@@ -167,7 +173,7 @@ Every = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Of a folder of videos: keep one frame of so many; 2 without it and without --rate.",
+        help="Of a folder of videos: keep every N-th frame; 2 without it and without --rate.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -177,7 +183,7 @@ Rate = Annotated[
         "--rate",
         min=0.01,
         max=1000,
-        help="Of a folder of videos: take frames at equal times, so many a second, whatever the rate of each file, so that a "
+        help="Of a folder of videos: take frames at equal times, this many a second, whatever the rate of each file, so that a "
         "motion has one speed in all of them.",
         rich_help_panel=INPUT,
     ),
@@ -195,21 +201,24 @@ Zoom = Annotated[
         min=1,
         max=64,
         rich_help_panel=OUTPUT,
-        help="Write each pixel as a square of so many; by default as many as make frames 96 wide or high. An .npy has none.",
+        help="Write each pixel as a square of this side; without it large enough for frames 96 pixels wide or high. Not for .npy.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.", rich_help_panel=OUTPUT)]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.", rich_help_panel=OUTPUT)]
 Json = Annotated[
-    bool, typer.Option("--json", help="The result as JSON on stdout; all else goes to stderr.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--json", help="Print the result as JSON on stdout; everything else goes to stderr.", rich_help_panel=OUTPUT
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", rich_help_panel=OUTPUT)]
 Method = Annotated[
     Methods,
     typer.Option(
-        help="How known frames are used: reconstruction and moment_matching need gradients (torch, JAX), replacement does "
-        "not. auto: reconstruction where there are gradients. forcing and rolling are for models trained with a level for each "
-        "frame (train --frame-times), and of extend alone: known frames are shown clean, and with rolling the window moves by "
-        "one frame, --steps being a multiple of window - overlap.",
+        help="How the known frames guide the new ones: reconstruction and moment_matching need gradients (torch, JAX), "
+        "replacement does not. auto: reconstruction where there are gradients. forcing and rolling are for models trained with a "
+        "level for each frame (train --frame-times), and for extend alone: known frames are shown clean, and with rolling the "
+        "window moves by one frame, --steps being a multiple of window - overlap.",
         rich_help_panel=LONG,
     ),
 ]
@@ -224,7 +233,7 @@ History = Annotated[
 ]
 Weight = Annotated[
     float | None,
-    typer.Option(help="Weight of reconstruction guidance; without it 5, of upscale 2.", min=0.0, rich_help_panel=LONG),
+    typer.Option(help="Weight of reconstruction guidance; without it 5, for upscale 2.", min=0.0, rich_help_panel=LONG),
 ]
 Window = Annotated[
     int | None, typer.Option(min=1, help="Frames of a block; without it the model's.", rich_help_panel=LONG)

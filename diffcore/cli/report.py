@@ -21,7 +21,7 @@ class Failure(Exception):
 
 
 class Usage(Exception):
-    """A command that was wrongly asked: exit code 2."""
+    """A command that was used wrongly: exit code 2."""
 
 
 def usage(message: str) -> NoReturn:

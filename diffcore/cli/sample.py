@@ -77,7 +77,12 @@ def sample(
         ),
     ] = "together",
     lag: Annotated[
-        int, typer.Option(min=1, help="Of --order pyramid, in steps.", rich_help_panel=options.SAMPLING)
+        int,
+        typer.Option(
+            min=1,
+            help="Steps by which a frame is behind the one before it, with --order pyramid.",
+            rich_help_panel=options.SAMPLING,
+        ),
     ] = 1,
     seed: options.Seed = 0,
     size: options.Size = None,
@@ -89,7 +94,7 @@ def sample(
 ) -> None:
     """Draw new clips from a model.
 
-    The shipped model draws clips of a handwritten digit, 0 to 9, that glides and bounces: --label says which. Equal seeds
+    The included model draws clips of a handwritten digit, 0 to 9, that glides and bounces: --label says which. Equal seeds
     give equal clips on every backend and device, whatever is drawn beside them.
 
     A number in the name of the file, such as %04d, makes a file of each clip; clips, frames and seeds are counted from 0.

@@ -35,7 +35,11 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     folder: Annotated[
-        Path, typer.Argument(help="Where weights, log, checkpoint and samples go; made if it is missing.")
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="The folder for the run: where weights, log, checkpoint and samples go; made if it is missing.",
+        ),
     ],
     data: Annotated[str, typer.Option(metavar="FOLDER|digits", help='A folder of video files, or "digits".')],
     preset: Annotated[
@@ -101,7 +105,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Steps of training, in all: a run that ended goes on with more. Without it and a preset's own, 1000.",
+            help="Steps of training, in all: a run that ended goes on with more. Without it the preset's, or 1000.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -109,14 +113,14 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Clips a step, on all devices together; 8 without it and a preset's own.",
+            help="Clips a step, on all devices together; without it the preset's, or 8.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
     accumulate: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Take a batch in so many parts: less memory, the same step.", rich_help_panel=TRAINING
+            min=1, help="Take a batch in this many parts: less memory, the same step.", rich_help_panel=TRAINING
         ),
     ] = None,
     images: Annotated[
@@ -137,12 +141,18 @@ def train(
     ] = None,
     lag: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Of a pyramid, in time; 1 / frames without it.", rich_help_panel=TRAINING),
+        typer.Option(
+            min=0.0,
+            help="How far a frame is behind the next one in a pyramid, in time; 1 / frames without it.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Of AdamW; without it and a preset's own 1e-3, with --from 1e-4.", rich_help_panel=TRAINING
+            min=0.0,
+            help="Learning rate of AdamW; without it the preset's or 1e-3, with --from 1e-4.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     warm_up: Annotated[
@@ -159,7 +169,7 @@ def train(
         ),
     ] = None,
     checkpoints: Annotated[
-        int | None, typer.Option(min=1, help="How many of the last checkpoints stay.", rich_help_panel=TRAINING)
+        int | None, typer.Option(min=1, help="How many of the last checkpoints are kept.", rich_help_panel=TRAINING)
     ] = None,
     sample_every: Annotated[
         int | None,
@@ -170,7 +180,7 @@ def train(
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
         typer.Option(
-            help="Of convolutions and matrix products; bfloat16 is faster on most GPUs, weights stay float32.",
+            help="Precision of convolutions and matrix products; bfloat16 is faster on most GPUs, weights stay float32.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -178,11 +188,12 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What noise it learns: Cosine as in the paper, Flow, Karras, LinearBeta, ...; the weights file says it.",
+            help="The noise schedule: Cosine as in the paper, Flow, Karras, LinearBeta, ..., or a name such as ddpm; "
+            "kept in the weights file.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and noise.", rich_help_panel=TRAINING)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, batches and noise.", rich_help_panel=TRAINING)] = 0,
     backend: Annotated[
         Literal["torch", "jax"] | None,
         typer.Option(help="The library; without it torch, or JAX. NumPy has no gradients.", rich_help_panel=TRAINING),
@@ -202,7 +213,7 @@ def train(
     device: options.Device = None,
     force: Annotated[
         bool,
-        typer.Option("--force", "-f", help="Begin anew: delete the run in the folder.", rich_help_panel=options.OUTPUT),
+        typer.Option("--force", "-f", help="Start over: delete the run in the folder.", rich_help_panel=options.OUTPUT),
     ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -210,7 +221,7 @@ def train(
     """Train a network on a folder of videos or on moving digits, from new weights or, with --from, from those of a model.
 
     The folder gets model.safetensors, log.jsonl and the last checkpoints. The same command goes on from the newest checkpoint
-    of a run that was stopped, and on a CPU ends with the very bits of one that was not. Under torchrun, all its processes
+    of a run that was stopped, and on a CPU ends with the same bits as one that was not. Under torchrun, all its processes
     train one network; any number of them goes on with what any other number began.
     """
     del debug

@@ -28,7 +28,7 @@ Freeze = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Weights that stay as they are, by a pattern of their names, such as 'down.*' or '*.space.*'; may be given again.",
+        help="Weights that stay as they are, by a pattern of their names, such as 'down.*' or '*.space.*'; may be repeated.",
         rich_help_panel=START,
     ),
 ]

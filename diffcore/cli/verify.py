@@ -25,10 +25,12 @@ def add_to(app: typer.Typer) -> None:
 def verify(
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", "-b", metavar="NAME", help="Only this one, numpy, torch or jax; may be given again."),
+        typer.Option("--backend", "-b", metavar="NAME", help="Only this one: numpy, torch or jax; may be repeated."),
     ] = None,
     device: options.Device = None,
-    only: Annotated[str | None, typer.Option("-k", metavar="TEXT", help="Only identities whose name has it.")] = None,
+    only: Annotated[
+        str | None, typer.Option("-k", metavar="TEXT", help="Only identities whose name contains this.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long.")] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,

@@ -1,1 +1,1 @@
-"""`python -m diffcore.demo`: draw clips of moving digits from the shipped model, on every library there is, from one seed."""
+"""`python -m diffcore.demo`: draw clips of moving digits from the included model, on every library there is, from one seed."""

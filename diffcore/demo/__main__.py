@@ -47,7 +47,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7, help="of all clips (default: 7)")
     parser.add_argument("--steps", type=int, default=16, help="calls of the network, times two (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="(1 + w) c - w u; 0 is off (default: 1)")
-    parser.add_argument("--weights", type=Path, help="a weights file of one's own instead of the shipped model")
+    parser.add_argument("--weights", type=Path, help="a weights file of one's own instead of the included model")
     parser.add_argument("--backends", nargs="+", choices=["numpy", "torch", "jax"], help="default: all that are there")
     settings = parser.parse_args(given)
     if settings.steps < 1:

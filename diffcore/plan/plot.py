@@ -90,8 +90,10 @@ def levels(axes: Any, at: Float64, to: Float64, **how: Any) -> None:
         axes.annotate(
             "clean" if path[k] > 0 else "noise",
             (k, shown[k]),
+            xytext=(-6, 0),
+            textcoords="offset points",
             ha="right",
-            va="bottom",
+            va="center",
             fontsize="small",
             color=line.get_color(),
         )

@@ -31,7 +31,7 @@ def ancestral(
     r"""Return the plan of the ancestral sampler of DDPM, with the reverse variance interpolated by gamma.
 
         z_s = e^{l_t - l_s} (alpha_s / alpha_t) z_t + (1 - e^{l_t - l_s}) alpha_s x-hat
-              + sqrt(posterior_variance^{1 - gamma} transition_variance^gamma) eps
+              + sqrt(v^{1 - gamma} w^gamma) eps,   v of the posterior, w of the transition
 
     The step that ends on clean data returns x-hat: no noise, no mixing.
 

@@ -1,7 +1,7 @@
-"""Train the shipped model: `python -m diffcore.unet3d.digits.train --out FOLDER` goes on where it was stopped.
+"""Train the included model: `python -m diffcore.unet3d.digits.train --out FOLDER` goes on where it was stopped.
 
 With `--from FILE` it goes on from trained weights, with more weight on levels where the frames of a clip come to agree
-(`REFINING`); the shipped model was made by the two, one after the other.
+(`REFINING`); the included model was made by the two, one after the other.
 
 With `--causal --frame-times independent` it trains one for endless video, which `python -m diffcore.unet3d.digits.long` evaluates.
 """

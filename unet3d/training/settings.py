@@ -211,4 +211,4 @@ PRESETS: dict[str, Settings] = {
         sample_every=250,
     ),
 }
-"""The settings of Ho et al. 2022, app. A, and of the shipped model, by the names of `unet3d.PRESETS`."""
+"""The settings of Ho et al. 2022, app. A, and of the included model, by the names of `unet3d.PRESETS`."""
