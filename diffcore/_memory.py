@@ -32,10 +32,13 @@ def fits(function: str, argument: str, value: object, size: int, *, hint: str = 
 
 def here(like: Any) -> bool:
     """Return whether what is made beside an array is known to lie in this machine's memory: no device's, and nothing traced."""
-    torch = sys.modules.get("torch")
-    if isinstance(like, np.ndarray) or torch is None or _array.traced():
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if isinstance(like, np.ndarray) or _array.traced():
         return isinstance(like, np.ndarray)
-    return type(like) is torch.Tensor and str(like.device.type) == "cpu"
+    if jax is not None and isinstance(like, jax.Array):
+        known = not isinstance(like, jax.core.Tracer) and like.is_fully_addressable
+        return known and {each.platform for each in like.devices()} == {"cpu"}
+    return torch is not None and type(like) is torch.Tensor and str(like.device.type) == "cpu"
 
 
 def room() -> float:

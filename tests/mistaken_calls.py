@@ -370,6 +370,7 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
         "grids.by_name": {"name": "karras", "schedule": SCHEDULE, "steps": 3},
         "grids.resolution_mu": {"tokens": 1024},
         "grids.stretch": {"grid": [-2.0, 0.0, 3.0], "terminal": 0.1},
+        "schedules.by_name": {"name": "edm"},
         "schedules.simple_diffusion": {"side": 64},
         "schedules.zero_terminal_snr": {"table": dc.schedules.from_betas([0.1, 0.2, 0.3])},
         "exact.Empirical": {"points": give.array([[0.3, -0.4, 0.1], [0.2, 0.5, -0.7]])},
@@ -753,7 +754,7 @@ def given_in(library: str) -> Given:
     if library == "jax":
         import jax.numpy as jnp
 
-        return Given(lambda values: jnp.asarray(np.asarray(values, dtype=np.float32)))
+        return Given(lambda values: jnp.asarray(np.asarray(values)))  # floats in float32, of what else is given its kind
     return Given(lambda values: np.asarray(values))
 
 

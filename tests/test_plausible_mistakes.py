@@ -292,16 +292,18 @@ def test_on_torch_a_timestep_is_no_time_where_nothing_waits_for_a_device(method:
 
 @pytest.mark.jax
 @pytest.mark.parametrize("method", ["log_snr", "slope"])
-def test_on_jax_what_is_no_time_has_no_level(method: str) -> None:
+def test_on_jax_a_timestep_is_no_time_and_traced_it_has_no_level(method: str) -> None:
     import jax
     import jax.numpy as jnp
 
     for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=9.0)):
         call: Any = getattr(schedule, method)
-        for run in (call, jax.jit(call)):
-            t = jnp.asarray([0.0, 1.0, 1.0 + 2.0**-23, -0.1, 500.0, jnp.nan])
-            assert np.isnan(run(t)).tolist() == [False] * 3 + [True] * 3
-            np.testing.assert_array_equal(run(t)[1], run(t)[2])
+        t = jnp.asarray([0.0, 1.0, 1.0 + 2.0**-23, jnp.nan, -0.1, 500.0])
+        with pytest.raises(ValueError, match=r"`t` must be in \[0, 1\], .* got -0\.1"):
+            call(t)
+        for found, wrong in ((call(t[:4]), 1), (jax.jit(call)(t), 3)):
+            assert np.isnan(found).tolist() == [False] * 3 + [True] * wrong
+            np.testing.assert_array_equal(found[1], found[2])
 
 
 def test_times_that_were_rounded_past_an_end_are_the_end() -> None:

@@ -119,12 +119,20 @@ def test_a_sub_vp_state_is_gain_times_a_vp_state() -> None:
 
 @pytest.mark.parametrize("name", schedules.named())
 def test_a_named_schedule_is_a_schedule_that_files_can_hold(name: str) -> None:
-    schedule, t = schedules.named()[name], np.linspace(0.0, 1.0, 101)
+    schedule, t = schedules.by_name(name), np.linspace(0.0, 1.0, 101)
+    assert schedule == schedules.named()[name]
     assert schedules.from_dict(json.loads(json.dumps(schedules.to_dict(schedule)))) == schedule
     found = schedule.log_snr(t)
     assert np.all(np.diff(found) < 0.0)
     inner = t if np.isfinite(found).all() else t[1:-1]
     np.testing.assert_allclose(schedule.time(schedule.log_snr(inner)), inner, rtol=1e-9, atol=1e-12)
+
+
+def test_a_schedule_by_name_has_the_fields_that_it_gets() -> None:
+    assert schedules.by_name("edm", sigma_max=40.0) == schedules.Karras(sigma_max=40.0)
+    assert schedules.by_name("Karras", sigma_max=40.0) == schedules.Karras(sigma_max=40.0)
+    shifted = schedules.by_name("Shifted", schedule=Cosine(), delta=1.0)
+    assert shifted == schedules.Shifted(schedule=Cosine(), delta=1.0)
 
 
 def test_named_schedules_have_the_alphas_of_their_papers() -> None:
@@ -141,6 +149,11 @@ def test_named_schedules_have_the_alphas_of_their_papers() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
+        (lambda: schedules.by_name("emd"), ValueError, r"schedules\.by_name: `name` must be .*; did you mean 'edm'\?"),
+        (lambda: schedules.by_name(Cosine), TypeError, r"`name` must be .*, got the class Cosine"),  # type: ignore[arg-type]
+        (lambda: schedules.by_name("edm", lag=1), ValueError, r"`settings` must be fields of Karras, \['sigma_min', .*'lag'"),
+        (lambda: schedules.by_name("edm", sigma_max="x"), TypeError, r"`sigma_max` must be a finite number > 0, got 'x'"),
+        (lambda: schedules.by_name("Shifted"), ValueError, r"of Shifted, .* it needs \['delta', 'schedule'\]"),
         (lambda: betas("cosine"), ValueError, r"schedules\.betas: `kind` must be 'linear', .*, got 'cosine'"),
         (lambda: betas("linear", 1), ValueError, r"`steps` must be an int >= 2, got 1"),
         (lambda: betas("exp", beta_start=0.1), ValueError, r"`beta_start` must be None for 'exp', .*, got 0\.1"),

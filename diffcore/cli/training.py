@@ -342,10 +342,10 @@ def _schedule(name: str | None) -> Any:
     """Return a schedule by its own name, with its default settings, or by that of a paper."""
     from diffcore import schedules
 
-    known = dict[str, Any](schedules.named())
-    for kind, example in schedules.table().items():
+    known = dict[str, Any]()
+    for each in (*schedules.named(), *schedules.table()):
         with contextlib.suppress(ValueError):  # those that have no default settings
-            known[kind] = schedules.from_dict({"kind": kind, "scaling": example.scaling})
+            known[each] = schedules.by_name(each)
     if name is not None and name not in known:
         report.usage(f"--schedule must be one of {', '.join(sorted(known))}, got {name}")
     return None if name is None else known[name]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, levels
+from diffcore import _array, _check, _memory, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
@@ -65,8 +65,8 @@ class Schedule(ABC):
 
         Raises:
             TypeError: `t` is an integer array, or not an array.
-            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or a torch tensor on the
-                CPU. Elsewhere (JAX, another device, traced) the result is NaN there. NaN stays NaN.
+            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or an array of torch or JAX
+                on the CPU. Elsewhere (another device, traced) the result is NaN there. NaN stays NaN.
         """
         xp, t = self._times("log_snr", t)
         with _array.quiet(xp):
@@ -100,8 +100,8 @@ class Schedule(ABC):
 
         Raises:
             TypeError: `t` is an integer array, or not an array.
-            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or a torch tensor on the
-                CPU. Elsewhere (JAX, another device, traced) the result is NaN there. NaN stays NaN.
+            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or an array of torch or JAX
+                on the CPU. Elsewhere (another device, traced) the result is NaN there. NaN stays NaN.
         """
         xp, t = self._times("slope", t)
         with _array.quiet(xp):
@@ -117,7 +117,7 @@ class Schedule(ABC):
         xp, t = _array.level_array(where, "t", t)
         within = clip(xp, t)
         beyond = xp.abs(t - within) > 4.0 * float(xp.finfo(t.dtype).eps)  # less is rounding of a sum of steps
-        seen = isinstance(t, np.ndarray) or _array.name(xp) == "torch"  # JAX would wait for its computation
+        seen = _memory.here(t) or _array.name(xp) == "torch"  # a device would be waited for
         if seen and (known := _array.known(beyond)) is not None and np.any(known):
             wrong = float(_array.known(t)[known].flat[0])
             hint = "timestep i of 0, ..., T - 1 is i / (T - 1)"
@@ -132,7 +132,7 @@ class Schedule(ABC):
     ) -> None:
         """Store a field as a float after checking that it is in (low, high) and finite, or in [low, high] if `closed`."""
         where, value = f"schedules.{type(self).__name__}", getattr(self, field)
-        hint = "Monotone takes arrays" if _array.library(value) is not None else ""
+        hint = "Monotone takes arrays" if hasattr(value, "shape") else ""
         found = _check.number(
             where, field, value, low, high, open_low=not closed, open_high=not closed, finite=not closed, hint=hint
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
+from typing import Any
 
 import numpy as np
 
 from diffcore import _check
 from diffcore.schedules._base import Schedule
+from diffcore.schedules._table import table
 from diffcore.schedules.combinators import shift
 from diffcore.schedules.cosine import Cosine, InverseCosine
 from diffcore.schedules.exploding import Flow, Geometric, Karras
@@ -206,3 +209,24 @@ def named() -> dict[str, Schedule]:
     (PolynomialVP(power=1.0, scaling='vp'), np.float64(-5.364))
     """
     return {name: make() for name, make in _NAMED.items()}
+
+
+def by_name(name: str, **settings: Any) -> Schedule:
+    """Return a schedule by a name of `named`, or by that of its class, with some of its fields set.
+
+    Raises:
+        ValueError: an unknown name; a field that the schedule does not have, or one that it needs; what the schedule refuses.
+
+    >>> by_name("edm", sigma_max=40.0), by_name("Karras").sigma_max
+    (Karras(sigma_min=0.002, sigma_max=40.0, rho=7.0, scaling='ve'), 80.0)
+    """
+    function, kinds = "schedules.by_name", table()
+    name = _check.choice(function, "name", name, [*_NAMED, *kinds])
+    schedule = _NAMED[name]() if name in _NAMED else kinds[name]
+    takes = [field for field in fields(schedule) if field.init]  # type: ignore[arg-type]
+    needs = {field.name for field in takes if field.default is MISSING and name in kinds}
+    if not needs <= set(settings) <= {field.name for field in takes}:
+        must = f"be fields of {type(schedule).__name__}, {[field.name for field in takes]}"
+        hint = f"it needs {sorted(needs)}" if needs else ""
+        raise _check.error(ValueError, function, "settings", must, sorted(settings), hint)
+    return replace(schedule, **settings) if name in _NAMED else type(schedule)(**settings)  # type: ignore[type-var]

@@ -28,6 +28,9 @@ SUFFIXES = frozenset(
 PIXELS = 2**26
 """Of the largest frame, which has square pixels and covers what it is cut to: 8K has half as many."""
 
+PART = 2**16
+"""Pixels that are mixed with a background at a time: they stay in the cache, and most parts are wholly opaque or transparent."""
+
 BACKGROUNDS: dict[str, Colour] = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128)}
 """What lies under transparent pixels, by name."""
 
@@ -200,7 +203,13 @@ def over_background(rgba: Pixels, background: Colour) -> Pixels:
     >>> over_background(np.array([[200, 60, 30, 255], [9, 9, 9, 0], [200, 0, 0, 51]], np.uint8), (0, 0, 100)).tolist()
     [[200, 60, 30], [0, 0, 100], [40, 0, 80]]
     """
-    alpha = rgba[..., 3:].astype(np.float32) / np.float32(255.0)
-    under = np.array(background, dtype=np.float32)
-    mixed: Pixels = np.rint(alpha * rgba[..., :3] + (1.0 - alpha) * under).astype(np.uint8)
+    mixed = np.empty((*rgba.shape[:-1], 3), dtype=np.uint8)
+    seen, out, under = rgba.reshape(-1, 4), mixed.reshape(-1, 3), np.array(background, dtype=np.uint8)
+    for first in range(0, len(seen), PART):
+        part = seen[first : first + PART]
+        if (opaque := int(part[:, 3].min())) == 255 or int(part[:, 3].max()) == 0:
+            out[first : first + PART] = part[:, :3] if opaque else under
+            continue
+        alpha = part[:, 3:].astype(np.float32) / np.float32(255.0)
+        out[first : first + PART] = np.rint(alpha * part[:, :3] + (1.0 - alpha) * under.astype(np.float32))
     return mixed
