@@ -13,9 +13,11 @@ import numpy.typing as npt
 from diffcore import _array, _check, _explained, _layout, levels, predictions, samplers, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._fitting import check_given, memoryless
 from diffcore.plan import Plan
-from diffcore.sampling import Draw, check_given, memoryless, started, step
+from diffcore.sampling import started, step
 from diffcore.schedules import Schedule
+from diffcore.stage import Draw
 from diffcore.state import State
 
 Float64 = npt.NDArray[np.float64]

@@ -10,9 +10,11 @@ import numpy as np
 from diffcore import _array, _check, _explained, _layout, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._fitting import check_given, check_resumed, memoryless, refuse_seed
 from diffcore.denoiser import Constraint
 from diffcore.plan import Plan
-from diffcore.sampling import Draw, begin, check_given, check_resumed, memoryless, refuse_seed, started
+from diffcore.sampling import begin, started
+from diffcore.stage import Draw
 from diffcore.state import State
 
 

@@ -14,18 +14,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _memory, noise, predictions, stage
+from diffcore import _array, _check, _explained, _fitting, _memory, noise, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint
 from diffcore.plan import Plan
-from diffcore.stage import Run, Source
+from diffcore.stage import Draw, Run, Source
 from diffcore.state import State
 
 __all__ = ["sample", "start", "step"]
-
-Draw = Callable[..., Array]
-"""A source of noise: (draw number, shape) -> standard normal array."""
 
 NO_LIKE = "sample: without `like` the start is a NumPy array; give like=torch.zeros(1) for torch, like=jax.numpy.zeros(1) for JAX"
 """What is added to an error inside a denoiser that may have met the wrong library."""
@@ -67,7 +64,7 @@ def start(
     >>> dc.start(plan, shape=(2, 3), seed=7).z.shape
     (2, 3)
     """
-    source = check_given("start", plan, noise=noise)
+    source = _fitting.check_given("start", plan, noise=noise)
     state, backend = started(plan, z, shape, like, seed, source)
     state = state._replace(x=_blank(state.z))
     return (
@@ -91,7 +88,7 @@ def started(
     keys: Array | None = None
     draw: Any = 1
     if isinstance(z, State):
-        refuse_seed("start", seed)
+        _fitting.refuse_seed("start", seed)
         keys, draw = z.keys, z.draw
         z = cast(Array, z.z)
         backend = backend_of(z)
@@ -181,7 +178,7 @@ def step(
     (array([[0.5, 0.5]]), array([[0.5, 0.5]]))
     """
     _check.instance("step", "state", state, State, "a diffcore.State, from diffcore.start")
-    source = check_given("step", plan, noise=noise, transform_x=transform_x)
+    source = _fitting.check_given("step", plan, noise=noise, transform_x=transform_x)
     backend, form = backend_of(state.z), plan.form
     stage.check_prediction(y, state.z)
     if (unguided is None) != (form.second != "unguided"):
@@ -195,7 +192,7 @@ def step(
         row, *levels = (_array.take_row(_array.table_for(each, state.z), state.index, state.z) for each in tables)
         noisy, between = plan.stochastic, (levels[0], levels[1])
     else:
-        check_place("step", plan, state, at)
+        _fitting.check_place("step", plan, state, at)
         row, noisy = stage.row_of(table, at, state.z), plan.noisy[at]
         between = None if source is None else stage.levels_between(plan, at)
     settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
@@ -261,12 +258,14 @@ def sample(
     >>> dc.sample(data, plan, shape=(3, 2), seed=[7, 8, 9]).shape
     (3, 2)
     """
-    source = check_given("sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
-    denoise = fitting("sample", denoise, plan)
+    source = _fitting.check_given(
+        "sample", plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback
+    )
+    denoise = _fitting.fitting("sample", denoise, plan)
     prediction = predictions.kind_of("sample", denoise, prediction)
     if isinstance(z, State):
-        refuse_seed("sample", seed)
-        check_resumed(plan, z, source, constraint is not None)
+        _fitting.refuse_seed("sample", seed)
+        _fitting.check_resumed(plan, z, source, constraint is not None)
         state, backend = z, backend_of(z.z)
     else:
         state, backend = started(plan, z, shape, like, seed, source)
@@ -295,77 +294,6 @@ def begin(backend: Any, held: Any, state: State, source: Source | None) -> State
     """Return the state that a run starts from, as a constraint wants it: with the draw before the first stage's."""
     before = state._replace(draw=state.draw - 1)
     return state._replace(z=held.begin(before, stage.known_noise(backend, before, source)))
-
-
-def check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
-    """Raise TypeError for a wrong plan or an argument that cannot be called; return the source of noise."""
-    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
-    for argument, value in {"noise": noise, **given}.items():
-        if not callable(value) and (value is not None or argument == "denoise"):
-            takes = {"denoise": "(z, log_snr) -> y", "noise": "(draw, shape) -> eps", "transform_x": "x -> x"}
-            _check.callable_(function, argument, value, f"a function {takes.get(argument, '(state)')}")
-    return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
-
-
-def refuse_seed(function: str, seed: object) -> None:
-    """Raise ValueError for a seed beside a state, which has keys of its own."""
-    if seed is not None:
-        hint = "or replace them: state._replace(keys=...)"
-        raise _check.error(ValueError, function, "seed", "be left out for a State, which has its own keys", seed, hint)
-
-
-def check_place(function: str, plan: Plan, state: State, at: int) -> None:
-    """Raise ValueError for a state that does not fit the stage of the plan that it is at."""
-    if at >= len(plan):
-        must = f"be at one of the {len(plan)} stages of {plan.sampler}"
-        raise _check.error(ValueError, function, "state", must, at, "the run is over; begin another with `start`")
-    if len(state.memory) != plan.memory:
-        must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
-        hint = "it belongs to another plan; begin with `start(plan, ...)`"
-        raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
-    if plan.needs_memory[at] and (draw := _array.known_int(state.draw)) is not None and draw <= at:
-        raise ValueError(
-            f"{function}: `state` was moved to stage {at} by hand, but {plan.sampler} needs the memory of the stages before; "
-            f"run those, or make a plan for the remaining levels"
-        )
-
-
-def check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:
-    """Raise for a state that a run of the plan cannot go on from."""
-    _array.check_floating("sample", state=state.z)
-    at = _array.known_int(state.index)
-    if at is not None and at < len(plan):
-        check_place("sample", plan, state, at)
-    if state.keys is None and source is None and (plan.stochastic or held):
-        raise _check.error(ValueError, "sample", "state", "have keys", None, "give `noise`, or start with `seed`")
-
-
-def memoryless(function: str, denoise: Any, plan: Plan) -> Any:
-    """Return what `fitting` does; raise for a denoiser that carries something from stage to stage as well."""
-    denoise = fitting(function, denoise, plan)
-    if hasattr(denoise, "carrying"):
-        must, hint = "depend on z and the level alone, not on the calls before", "use diffcore.sample"
-        raise _check.error(TypeError, function, "denoise", must, denoise, hint)
-    return denoise
-
-
-def fitting(function: str, denoise: Any, plan: Plan) -> Any:
-    """Return the denoiser for the scaling of the plan; raise where it is for another, or lacks what the plan reads."""
-    if plan.second == "unguided" and not hasattr(denoise, "with_unguided"):
-        must = "be guidance.classifier_free(...), or have a method with_unguided(z, log_snr)"
-        hint = f"{plan.sampler} reads the prediction without guidance"
-        raise _check.error(TypeError, function, "denoise", must, denoise, hint)
-    scaling = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
-    if scaling is None:
-        return denoise.with_scaling(plan.scaling) if hasattr(denoise, "with_scaling") else denoise
-    if scaling != plan.scaling:
-        hint = f"make the plan from a schedule of scaling {scaling!r}"
-        if hasattr(denoise, "with_scaling"):
-            hint += f", or use denoise.with_scaling({plan.scaling!r})"
-        raise _check.error(
-            ValueError, function, "denoise", f"have the scaling of `plan`, {plan.scaling!r}", scaling, hint
-        )
-    return denoise
 
 
 def _seed_words(seed: Any, batch: int) -> Array:

@@ -18,6 +18,9 @@ from diffcore.state import State
 
 Float64 = npt.NDArray[np.float64]
 
+Draw = Callable[..., Array]
+"""A source of noise: (draw number, shape) -> standard normal array."""
+
 
 @dataclass(frozen=True, eq=False)
 class Run:

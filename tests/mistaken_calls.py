@@ -754,7 +754,9 @@ def given_in(library: str) -> Given:
     if library == "jax":
         import jax.numpy as jnp
 
-        return Given(lambda values: jnp.asarray(np.asarray(values)))  # floats in float32, of what else is given its kind
+        return Given(
+            lambda values: jnp.asarray(np.asarray(values))
+        )  # floats in float32, of what else is given its kind
     return Given(lambda values: np.asarray(values))
 
 

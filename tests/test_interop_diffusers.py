@@ -259,8 +259,20 @@ def test_the_timesteps_of_a_run_are_worked_out_on_the_host() -> None:
 
 
 def test_what_cannot_be_a_plan_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"`scheduler` must be a scheduler of diffusers .* got a int"):
-        interop.plan(3)
+    stock = diffusers.DDIMScheduler
+    for wrong, says in (
+        (3, "got 3; write its loop for samplers.trace"),
+        (stock, r"got the class DDIMScheduler; call it: DDIMScheduler\(\), or"),
+        (
+            type("Pipeline", (), {"scheduler": stock()})(),
+            r"got an object of type Pipeline; give its .* pipeline\.scheduler",
+        ),
+    ):
+        with pytest.raises(TypeError, match=rf"`scheduler` must be a scheduler of diffusers .* {says}"):
+            interop.plan(wrong)
+    for steps, error in ((0, ValueError), ("3", TypeError), (2.5, TypeError)):
+        with pytest.raises(error, match=r"interop\.diffusers\.plan: `steps` must be an int >= 1, got"):
+            interop.plan(stock(), steps)
     with pytest.raises(ValueError, match="`prediction_type` must be one of"):
         interop.plan(diffusers.CMStochasticIterativeScheduler(), STEPS)
     with pytest.raises(TypeError, match="DDIMInverseScheduler, which takes the output"):

@@ -49,6 +49,7 @@ LAYERS: dict[str, list[str]] = {
     "the stage": ["state", "denoiser", "stage"],
     "the backends": ["backends"],
     "the loop": [
+        "_fitting",
         "sampling",
         "adaptive",
         "parallel",

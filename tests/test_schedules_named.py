@@ -151,8 +151,16 @@ def test_named_schedules_have_the_alphas_of_their_papers() -> None:
     [
         (lambda: schedules.by_name("emd"), ValueError, r"schedules\.by_name: `name` must be .*; did you mean 'edm'\?"),
         (lambda: schedules.by_name(Cosine), TypeError, r"`name` must be .*, got the class Cosine"),  # type: ignore[arg-type]
-        (lambda: schedules.by_name("edm", lag=1), ValueError, r"`settings` must be fields of Karras, \['sigma_min', .*'lag'"),
-        (lambda: schedules.by_name("edm", sigma_max="x"), TypeError, r"`sigma_max` must be a finite number > 0, got 'x'"),
+        (
+            lambda: schedules.by_name("edm", lag=1),
+            ValueError,
+            r"`settings` must be fields of Karras, \['sigma_min', .*'lag'",
+        ),
+        (
+            lambda: schedules.by_name("edm", sigma_max="x"),
+            TypeError,
+            r"`sigma_max` must be a finite number > 0, got 'x'",
+        ),
         (lambda: schedules.by_name("Shifted"), ValueError, r"of Shifted, .* it needs \['delta', 'schedule'\]"),
         (lambda: betas("cosine"), ValueError, r"schedules\.betas: `kind` must be 'linear', .*, got 'cosine'"),
         (lambda: betas("linear", 1), ValueError, r"`steps` must be an int >= 2, got 1"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, noise, predictions, sampling
+from diffcore import _array, _check, _fitting, _streams, noise, predictions
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, linearise
 from diffcore.conditioning._solve import covariance, posterior_variance, variance_of
@@ -118,7 +118,7 @@ def twisted(
     variance, batch = variance_of(FUNCTION, data_variance), sizes[0]
     _check_plan(plan)
     what = measured(FUNCTION, observed, mask, measure, deviation)
-    denoise = sampling.fitting(FUNCTION, denoise, plan)
+    denoise = _fitting.fitting(FUNCTION, denoise, plan)
     guided = _Denoiser(denoise, (), predictions.kind_of(FUNCTION, denoise, prediction), plan.scaling)
     like = np.zeros((), dtype=np.float32) if like is None else like
     xp, keys = _array.namespace(FUNCTION, like=like), noise.keys(seed, batch)

@@ -48,9 +48,10 @@ class Velocity:
 
 def kind(scheduler: Any) -> str:
     """Return the kind of a scheduler; raise TypeError for one of no kind."""
-    if isinstance(scheduler, type):
-        hint = f"call it: {scheduler.__name__}()"
-        raise _check.error(TypeError, "interop.diffusers", "scheduler", "be a scheduler of diffusers", scheduler, hint)
+    if isinstance(scheduler, type) and hasattr(scheduler, "from_config"):
+        raise _wrong(scheduler, f"call it: {scheduler.__name__}(), or .from_config(pipeline.scheduler.config)")
+    if hasattr(scheduler, "scheduler"):
+        raise _wrong(scheduler, "give its scheduler: pipeline.scheduler")
     config = getattr(scheduler, "config", {})
     if hasattr(scheduler, "initial_alpha_cumprod"):
         raise TypeError(
@@ -68,15 +69,13 @@ def kind(scheduler: Any) -> str:
         return "table"
     if hasattr(scheduler, "timesteps") and hasattr(scheduler, "_get_prev_sample"):
         return "circle"
-    way = (
-        "a network goes before it, as in denoiser(model, scheduler)"
-        if callable(scheduler)
-        else "write its loop for samplers.trace"
-    )
-    raise TypeError(
-        f"interop.diffusers: `scheduler` must be a scheduler of diffusers with sigmas or alphas_cumprod, got a "
-        f"{type(scheduler).__name__}; {way}"
-    )
+    network = "a network goes before it, as in denoiser(model, scheduler)"
+    raise _wrong(scheduler, network if callable(scheduler) else "write its loop for samplers.trace")
+
+
+def _wrong(scheduler: object, hint: str) -> Exception:
+    must = "be a scheduler of diffusers with sigmas or alphas_cumprod"
+    return _check.error(TypeError, "interop.diffusers", "scheduler", must, scheduler, hint)
 
 
 def prediction(scheduler: Any) -> Prediction:

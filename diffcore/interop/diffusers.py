@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _brief, _explained, predictions
+from diffcore import _array, _brief, _check, _explained, predictions
 from diffcore._array import Array
 from diffcore.interop import _learned, _reading, _schedulers
 from diffcore.plan import Plan
@@ -47,6 +47,7 @@ def plan(scheduler: Any, steps: int | None = None, *, step: Mapping[str, Any] = 
     <Plan PNDMScheduler, vp, 9 stages, memory 3>
     """
     _schedulers.kind(scheduler)
+    steps = None if steps is None else _check.count("interop.diffusers.plan", "steps", steps)
     if steps is not None or set_timesteps:
         scheduler.set_timesteps(*(() if steps is None else (steps,)), **set_timesteps)
     return _reading.read("interop.diffusers.plan", scheduler, step=step).plan

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _layout, _streams, levels, predictions, sampling, stage
+from diffcore import _array, _check, _fitting, _layout, _streams, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.likelihood._decoder import check_data, normal
@@ -101,7 +101,7 @@ def ode(
     if probes is not None:
         _check.count(function, "probes", probes, hint="or None for the exact trace")
     _array.check_lead(function, "plan", plan.lead, tuple(x.shape))
-    denoise = sampling.fitting(function, denoise, plan)
+    denoise = _fitting.fitting(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)
     wide, backend, form = _array.widen(xp, x), backend_of(x), plan.form
     lead = max(1, len(plan.lead))

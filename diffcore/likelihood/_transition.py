@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from diffcore import _array, _check, _layout, predictions, sampling, stage
+from diffcore import _array, _check, _fitting, _layout, predictions, stage
 from diffcore._array import Array
 from diffcore.likelihood._decoder import total
 from diffcore.plan import Plan
@@ -69,7 +69,7 @@ def transition(
     _refuse_second(function, plan)
     k = _array.known_int(before.index)
     if k is not None:
-        sampling.check_place(function, plan, before, k)
+        _fitting.check_place(function, plan, before, k)
         if not plan.noisy[k]:
             must = f"be at a stage that adds noise; stage {k} of {plan.sampler} is deterministic, and z' has no density"
             hint = (
@@ -127,7 +127,7 @@ def trajectory(
     _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
     _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     _refuse_second(function, plan)
-    denoise = sampling.fitting(function, denoise, plan)
+    denoise = _fitting.fitting(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)
     _check_transform(function, transform_x)
     if not isinstance(states, list | tuple):

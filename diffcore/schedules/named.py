@@ -190,27 +190,6 @@ _NAMED: dict[str, Callable[[], Schedule]] = {
 }
 
 
-def by_name(name: str) -> Schedule:
-    """Return a schedule by the name that papers and other libraries give it, with their settings: one of `named`.
-
-    Raises:
-        ValueError: an unknown name, with the nearest one.
-
-    >>> by_name("edm")
-    Karras(sigma_min=0.002, sigma_max=80.0, rho=7.0, scaling='ve')
-    """
-    return _NAMED[_check.choice("schedules.by_name", "name", name, _NAMED, hint="see schedules.named()")]()
-
-
-def named() -> dict[str, Schedule]:
-    """Return all schedules of `by_name`, by their names.
-
-    >>> named()["linear_vp"], named()["stable_diffusion"].log_snr(1.0).round(3)
-    (PolynomialVP(power=1.0, scaling='vp'), np.float64(-5.364))
-    """
-    return {name: make() for name, make in _NAMED.items()}
-
-
 def by_name(name: str, **settings: Any) -> Schedule:
     """Return a schedule by a name of `named`, or by that of its class, with some of its fields set.
 
@@ -221,7 +200,7 @@ def by_name(name: str, **settings: Any) -> Schedule:
     (Karras(sigma_min=0.002, sigma_max=40.0, rho=7.0, scaling='ve'), 80.0)
     """
     function, kinds = "schedules.by_name", table()
-    name = _check.choice(function, "name", name, [*_NAMED, *kinds])
+    name = _check.choice(function, "name", name, [*_NAMED, *kinds], hint="see schedules.named()")
     schedule = _NAMED[name]() if name in _NAMED else kinds[name]
     takes = [field for field in fields(schedule) if field.init]  # type: ignore[arg-type]
     needs = {field.name for field in takes if field.default is MISSING and name in kinds}
@@ -230,3 +209,12 @@ def by_name(name: str, **settings: Any) -> Schedule:
         hint = f"it needs {sorted(needs)}" if needs else ""
         raise _check.error(ValueError, function, "settings", must, sorted(settings), hint)
     return replace(schedule, **settings) if name in _NAMED else type(schedule)(**settings)  # type: ignore[type-var]
+
+
+def named() -> dict[str, Schedule]:
+    """Return all schedules of `by_name`, by their names.
+
+    >>> named()["linear_vp"], named()["stable_diffusion"].log_snr(1.0).round(3)
+    (PolynomialVP(power=1.0, scaling='vp'), np.float64(-5.364))
+    """
+    return {name: make() for name, make in _NAMED.items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, conditioning, sampling, stage
+from diffcore import _array, _check, _fitting, _streams, conditioning, stage
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import kind_of
@@ -88,7 +88,7 @@ def _taking(
         return _after(sampler, known, moving, turn, like)
     xp, backend = _array.library(like), backend_of(like)
     part, begun = turn_of(sampler.plan, known, moving, turn, sampler.history)
-    denoise: Any = sampling.fitting(sampler.function, sampler.denoise, part)
+    denoise: Any = _fitting.fitting(sampler.function, sampler.denoise, part)
     coefficients = part.coefficients(kind_of(sampler.function, denoise, sampler.prediction))
     clean = (np.arange(known + moving) < known).reshape(-1, *(1,) * (like.ndim - 2))
 
