@@ -91,7 +91,11 @@ def archive(function: str, path: str | os.PathLike[str], argument: str = "path")
 
 def read(function: str, path: str | os.PathLike[str], argument: str = "path") -> bytes:
     """Return what a file holds. Raises what `regular` raises, and the OSError of a file that may not be read."""
-    return regular(function, path, argument).read_bytes()
+    found = regular(function, path, argument)
+    try:
+        return found.read_bytes()
+    except OSError as error:  # while it is read, the error does not name it
+        raise error if error.filename else OSError(error.errno, error.strerror, str(found)) from None
 
 
 @contextlib.contextmanager

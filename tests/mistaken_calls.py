@@ -37,6 +37,9 @@ import diffcore as dc
 SECONDS = 8
 """Of processor time, what no call may take longer than; others may be using the machine."""
 
+LARGE = 2**30
+"""Bytes: what is asked for and fits in the memory is made, however long that takes; a call that holds so much is not late."""
+
 PACKAGES = (
     "",
     *(
@@ -670,23 +673,34 @@ class Late(BaseException):
     """Raised where a call takes too long."""
 
 
+def _held() -> int:
+    """Return the bytes that this process holds, 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        return 4096 * int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return 0
+
+
 def outcome(target: Target, argument: str, mutated: Any, seconds: float = SECONDS) -> tuple[str, str]:
     """Return (what came of a call, where and with which words)."""
-    began = time.process_time()
+    began, held = time.process_time(), _held()
+
+    def late(most: int = 0) -> str:
+        return "large" if max(most, _held()) - held > LARGE else "late"
+
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             found = target.call(**{**target.given, argument: mutated})
             if isinstance(found, types.GeneratorType) or hasattr(found, "__next__"):
                 found = next(iter(found), None)
-    except Late:
-        return "late", ""
+    except Late as error:
+        return late(*error.args), ""
     except Exception as error:
         if time.process_time() - began > seconds:
-            return "late", str(error)[:200]
+            return late(), str(error)[:200]
         return _judged(target, argument, error)
     if time.process_time() - began > seconds:
-        return "late", ""
+        return late(), ""
     documented = target.name == "metrics.seams"  # of one clip, whose error nobody knows
     if not said and not documented and _nan(found) and not _nan(mutated, infinite=True):
         return "silent NaN", ""
@@ -765,7 +779,7 @@ def limited(seconds: int) -> Iterator[None]:
     """Raise `Late` where a call takes longer, or waits ten times as long."""
 
     def late(*_: Any) -> None:
-        raise Late
+        raise Late(_held())  # before what was made is given back
 
     clocks = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 10 * seconds)}
     before = {number: signal.signal(number, late) for number, _ in clocks.values()}
@@ -793,7 +807,7 @@ def run(library: str, share: float, seed: int) -> tuple[Counter[str], Counter[st
         except Late:
             what, where = "late", ""
         totals[what] += 1
-        if what not in ("accepted", "refused", "of the caller"):
+        if what not in ("accepted", "refused", "of the caller", "large"):
             places[f"{what}: {where}" if where else f"{what}: {target.name}({argument}={name})"] += 1
             examples[f"{what}: {target.name}({argument}={name}) {where}"] += 1
     return totals, places, examples

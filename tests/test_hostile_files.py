@@ -153,7 +153,10 @@ def test_a_plan_whose_levels_do_not_follow_is_none() -> None:
             dc.Plan("unipc", "vp", PLAN.log_snr, wrong, PLAN.update)
 
 
-@pytest.mark.parametrize("change", [{"frames": 10**9}, {"classes": 10**9}, {"size": 2**62}, {"embedding": 10**12}])
+@pytest.mark.parametrize(
+    "change",
+    [{"frames": 10**9}, {"classes": 10**9}, {"size": 2**62}, {"embedding": 10**12}, {"multipliers": [1] * 10**5}],
+)
 def test_a_config_that_asks_for_more_than_its_file_holds_is_refused(change: Any, tmp_path: Path) -> None:
     config = unet3d.preset("tiny", condition="class", classes=3)
     model = unet3d.build(config)
@@ -169,6 +172,45 @@ def test_clips_are_checked_in_place_and_only_what_is_drawn_is_converted(tmp_path
     del clips
     source = data.array_file(tmp_path / "some.npy", frames=2)
     assert source.clip(0, np.random.default_rng(0)).shape == (2, 64, 64, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"ffconcat version 1.0\nfile 'named.mp4'\n",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nnamed.mp4\n#EXT-X-ENDLIST\n",
+        b"what a person wrote\n" * 9,
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".ts"])
+def test_no_file_that_another_names_is_opened_and_no_text_is_drawn(content: bytes, suffix: str, tmp_path: Path) -> None:
+    READERS["a film"].write(tmp_path / "named.mp4")
+    path = tmp_path / f"list{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(report.Failure, match="cannot be read as a video"):
+        files.look(path)
+
+
+def test_a_file_far_too_large_for_a_plan_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(ValueError, match=r"holds no plan: it has 1000000000000 bytes, and a plan at most 268435456$"):
+        dc.Plan.load(path)
+
+
+def test_a_background_shows_through_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffcore.unet3d.data import _coded
+
+    monkeypatch.setattr(_coded, "PART", 5)
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (4, 6, 4), dtype=np.uint8)
+    rgba[0, :, 3], rgba[2, :, 3] = 255, 0
+    alpha = rgba[..., 3:] / 255.0
+    wanted = np.rint(alpha * rgba[..., :3] + (1.0 - alpha) * np.array([3, 200, 77]))
+    found = _coded.over_background(rgba, (3, 200, 77))
+    np.testing.assert_allclose(found, wanted, atol=1.0)  # of a tie that float32 rounds the other way
+    assert np.array_equal(found[[0, 2]], wanted[[0, 2]])
 
 
 def test_what_a_file_says_moves_no_cursor() -> None:

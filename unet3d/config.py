@@ -98,8 +98,9 @@ class UNet3DConfig:
         if self.schedule is not None:
             what = "a schedule, such as schedules.Cosine(), or None"
             _check.instance(NAME, "schedule", self.schedule, Schedule, what)
-        for level, width in enumerate(self.widths):
-            last = level == len(self.widths) - 1  # the middle
+        widths = self.widths
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1  # the middle
             if (self.attends(level) or last) and width % self.head_dim:
                 who = f"level {level}" if self.attends(level) else "the middle"
                 must = f"divide the {width} channels of {who}, which attends"

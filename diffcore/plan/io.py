@@ -16,6 +16,8 @@ from diffcore import _check, _files
 T = TypeVar("T")
 
 FORMAT = 2
+LARGEST = 2**28
+"""Bytes of a file that may hold a plan; one of 100,000 stages with three arrays of memory has 50 million."""
 ARRAYS = ("log_snr", "next_log_snr", "update")
 
 
@@ -29,8 +31,11 @@ def save(path: str | os.PathLike[str], **fields: Any) -> None:
 
 def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
     """Read a plan; see `Plan.load`."""
-    text = _files.read("Plan.load", path)
+    size = _files.regular("Plan.load", path).stat().st_size
     try:
+        if size > LARGEST:
+            raise ValueError(f"it has {size} bytes, and a plan at most {LARGEST}")
+        text = _files.read("Plan.load", path)
         document = json.loads(text)
         if document["format"] != FORMAT:
             raise ValueError(

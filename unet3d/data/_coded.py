@@ -25,6 +25,9 @@ SUFFIXES = frozenset(
 )
 """What a video's name ends with, in capitals or not; other files of a folder are not looked at."""
 
+FORMATS = "asf,avi,dv,flv,gif,h264,hevc,m4v,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,yuv4mpegpipe"
+"""FFmpeg's names of the formats that are read: those whose frames are in the file itself."""
+
 PIXELS = 2**26
 """Of the largest frame, which has square pixels and covers what it is cut to: 8K has half as many."""
 
@@ -51,8 +54,16 @@ def av_() -> Any:
 
 
 def opened(path: Path) -> Any:
-    """Open a file; as an absolute path, since FFmpeg takes "10:30.mp4" for a URL."""
-    return av_().open(os.path.abspath(path))
+    """Open a file; as an absolute path, since FFmpeg takes "10:30.mp4" for a URL, and none that only names other files, which
+    FFmpeg would open, or draws text.
+
+    Raises:
+        ValueError: a file of none of `FORMATS`.
+    """
+    try:
+        return av_().open(os.path.abspath(path), options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+    except av_().error.ArgumentError:
+        raise ValueError("it holds no video of a known format, such as mp4, webm or gif") from None
 
 
 def broken() -> tuple[type[Exception], ...]:
