@@ -200,7 +200,7 @@ def by_name(name: str, **settings: Any) -> Schedule:
     (Karras(sigma_min=0.002, sigma_max=40.0, rho=7.0, scaling='ve'), 80.0)
     """
     function, kinds = "schedules.by_name", table()
-    name = _check.choice(function, "name", name, [*_NAMED, *kinds], hint="see schedules.named()")
+    name = _check.choice(function, "name", name, [*kinds, *_NAMED], hint="see schedules.named()")
     schedule = _NAMED[name]() if name in _NAMED else kinds[name]
     takes = [field for field in fields(schedule) if field.init]  # type: ignore[arg-type]
     needs = {field.name for field in takes if field.default is MISSING and name in kinds}
