@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 -m benchmarks.mesh --device cuda --size 2 16 64 64 4
 
 A row a case, as JSON: microseconds a stage on the local tensor and on the DTensor, the least of several runs side by side, with a
-denoiser that returns what is there; and the collectives of a run of four stages.
+denoiser that returns what is there; and the collectives of a stage, with the bytes that a process gets from others in them, beside
+those of a prediction.
 """
 
 from __future__ import annotations
@@ -18,13 +19,32 @@ from typing import Any
 import torch
 import torch.distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffcore as dc
 
 STAGES, RUNS = 200, 15
 SCHEDULE = dc.schedules.Cosine()
+
+
+class Received(TorchDispatchMode):
+    """Counts collectives, and the bytes that a process gets from others in them, each a ring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectives, self.size = 0, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # what it does comes by again
+        found = func(*args, **(kwargs or {}))
+        if func.namespace == "_c10d_functional" and not func.__name__.startswith(("wait", "_wrap")):
+            count = torch.distributed.get_world_size()
+            passes = 2.0 if "all_reduce" in func.__name__ else 1.0
+            self.collectives += 1
+            self.size += passes * max(args[0].nbytes, found.nbytes) * (count - 1) / count
+        return found
 
 
 def once(plan: dc.Plan, z: Any, device: str) -> float:
@@ -73,9 +93,10 @@ def main() -> None:
             "dynamic threshold": (pair[0], dc.guidance.dynamic_threshold()),
         }
         for case, (denoise, transform) in cases.items():
-            with CommDebugMode() as sent:
+            with Received() as sent:
                 dc.sample(denoise, plan, z, seed=3, prediction="v", transform_x=transform)
-            row = {"processes": count, "axis": axis, "case": case, "collectives_a_stage": sent.get_total_counts() / 4}
+            row = {"processes": count, "axis": axis, "case": case, "collectives_a_stage": sent.collectives / 4}
+            row |= {"received_a_stage": round(sent.size / 4), "bytes_of_a_prediction": whole.nbytes}
             if torch.distributed.get_rank() == 0:
                 print(json.dumps(row))
     torch.distributed.destroy_process_group()

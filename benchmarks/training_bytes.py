@@ -4,8 +4,9 @@
     python -m benchmarks.training_bytes --device cuda --processes 8 --preset bair --batch 32
 
 Counts the bytes of the collectives of one step, for meshes of so many processes, and sets them beside the arithmetic:
-with P bytes of parameters, S shards and R replicas, gathering twice and scattering the gradient once is 3 P (S - 1) / S that each
-process receives, and adding up the gradient of the shards over the replicas 2 (P / S) (R - 1) / R.
+with P bytes of parameters, S shards, R replicas and a batch in k parts (--accumulate), gathering twice for each part and scattering
+the gradient once is (2 k + 1) P (S - 1) / S that each process receives, and adding up the gradient of the shards over the
+replicas 2 (P / S) (R - 1) / R.
 """
 
 from __future__ import annotations
@@ -50,12 +51,13 @@ def counted(seen: dict[str, float]) -> None:
         wrap(name)
 
 
-def work(device: str, name: str, batch: int, steps: int) -> None:
+def work(device: str, name: str, batch: int, steps: int, accumulate: int) -> None:
     """What each process does."""
     torch_mesh.begin(device)
     count = dist.get_world_size()
     config = replace(preset(name), condition="none", classes=0, token_width=0)
-    settings = Settings(steps=steps + 2, batch=batch, precision="bfloat16" if device == "cuda" else "float32")
+    half = "bfloat16" if device == "cuda" else "float32"
+    settings = Settings(steps=steps + 2, batch=batch, accumulate=accumulate, precision=half)
     source = data.Arrays(np.zeros((8, config.frames, *config.shape[1:]), np.float32), frames=config.frames)
     shapes = ((count,), (2, count // 2), (count, 1)) if count % 2 == 0 else ((count,), (count, 1))
     for shape in shapes:
@@ -79,10 +81,10 @@ def work(device: str, name: str, batch: int, steps: int) -> None:
             shape[-1],
             count // shape[-1],
         )
-        sums = 3 * size * (shards - 1) / shards + 2 * size / shards * (replicas - 1) / replicas
+        sums = (2 * accumulate + 1) * size * (shards - 1) / shards + 2 * size / shards * (replicas - 1) / replicas
         if dist.get_rank() == 0:
             row = {"mesh": shape, "parameters_bytes": size, "received": {k: round(v) for k, v in seen.items()}}
-            row |= {"batch": batch, "seconds": min(taken, default=None)}
+            row |= {"batch": batch, "accumulate": accumulate, "seconds": min(taken, default=None)}
             sys.stdout.write(json.dumps({**row, "in_all": round(sum(seen.values())), "arithmetic": round(sums)}) + "\n")
     dist.destroy_process_group()
 
@@ -94,9 +96,10 @@ if __name__ == "__main__":
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3, help="that are timed")
+    parser.add_argument("--accumulate", type=int, default=1)
     given = parser.parse_args()
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "bytes"}
     how = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=given.processes, start_method="fork", max_restarts=0, **meeting
     )
-    elastic_launch(how, work)(given.device, given.preset, given.batch, given.steps)
+    elastic_launch(how, work)(given.device, given.preset, given.batch, given.steps, given.accumulate)

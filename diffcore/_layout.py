@@ -89,18 +89,23 @@ def samples(array: Array) -> Array:
     return array.redistribute(placements=[p if p.is_shard(0) else Replicate() for p in array.placements])
 
 
+def gathered(array: Array) -> Array:
+    """Return the whole of a DTensor as a tensor, in every process."""
+    return array.full_tensor() if divided(array) else array
+
+
 def leading(array: Array, like: Array) -> Array:
-    """Return a DTensor that belongs to the leading axes of the data divided as those axes of the data are: nothing is sent where
-    it was whole, while an operation on both may send the data instead."""
-    if not (divided(array) and divided(like)):
+    """Return what belongs to the leading axes of the data, a DTensor or a tensor that every process has whole, divided as those
+    axes are: nothing is sent, while an operation on both may send the data instead."""
+    if not divided(like):
         return array
     from torch.distributed.tensor import Replicate
 
     shape, of = tuple(array.shape), tuple(like.shape)
     fits = [p.is_shard() and p.dim < len(shape) and shape[p.dim] == of[p.dim] for p in like.placements]
-    return array.redistribute(
-        placements=[p if fit else Replicate() for p, fit in zip(like.placements, fits, strict=True)]
-    )
+    placements = tuple([p if fit else Replicate() for p, fit in zip(like.placements, fits, strict=True)])
+    array = beside(array, like)
+    return array if array.placements == placements else array.redistribute(placements=placements)
 
 
 def mapped(function: Callable[[Array], Array], array: Array) -> Array:

@@ -40,7 +40,8 @@ class Local:
                 "a denoiser that acts element by element, or sends by itself what it needs, may have within=True",
             )
         cut = [_cut(part, backend.region(shape), shape) for part in (log_snr, *more)]
-        return backend.wrap(self.denoise(backend.local(z, "z"), *cut), shape)
+        y = self.denoise(backend.local(z, "z"), *cut)
+        return backend.wrap(y, shape[: y.ndim])
 
     def at(self, log_snr: Any) -> Local:
         """Return the denoiser for a stage whose log-SNR is known on the host."""
@@ -62,7 +63,8 @@ def local(denoise: Denoiser, *, within: bool = False) -> Local:
 
     So a network that knows nothing of DTensors, or whose weights FSDP divides, draws samples that are divided among processes.
     Other arguments, such as a condition, are cut likewise: tensors with one row for each sample of the whole batch, alone or in
-    dicts, lists and tuples. Ordinary arrays pass as they are, so the same denoiser serves one process.
+    dicts, lists and tuples. Ordinary arrays pass as they are, so the same denoiser serves one process. A function that returns
+    one number for each sample, (B,), such as a loss, is cut in the same way.
 
     Args:
         denoise: (z, log_snr, ...) -> prediction, called in every process of the mesh, also for no sample at all, as where there
@@ -122,7 +124,7 @@ def _cut(value: Any, place: tuple[tuple[int, int], ...], shape: tuple[int, ...])
 def _here(value: Array, place: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> Array:
     """Return the part of a DTensor on the mesh of the data: what this process has, less the samples that are another's."""
     own = region(value)
-    found = value.to_local()
+    found = backend_of(value).local(value, "a DTensor beside z")
     for axis, ((first, size), (begin, count)) in enumerate(zip(own, place, strict=False)):
         if value.shape[axis] == shape[axis] and (first, size) != (begin, count):
             if not (first <= begin and begin + count <= first + size):

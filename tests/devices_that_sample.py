@@ -150,12 +150,36 @@ def check_split() -> None:
     close(jax.jit(run)(START), want)
 
 
+def check_objectives() -> None:
+    """Losses with a derivative forwards, and their gradient, of data divided by samples and frames."""
+    flow, vp, ends = dc.schedules.Flow(), dc.schedules.Cosine(), jnp.linspace(0.9, 0.5, 4)
+    apart = {"t": flow(ends), "s": flow(0.3 * ends)}
+
+    def losses(scale: Any, x: Any) -> Any:
+        def flow_map(z: Any, *levels: Any) -> Any:
+            return jnp.tanh(scale * z) + sum(jax.nn.sigmoid(level)[:, None, None, None, None] for level in levels)
+
+        each = (
+            dc.objectives.meanflow(flow_map, x, jnp.sin(x), **apart),
+            dc.objectives.lagrangian(flow_map, x, jnp.sin(x), **apart),
+            dc.objectives.consistency(flow_map, x, jnp.sin(x), level=vp(ends)),
+        )
+        return jnp.stack(each).mean(), each
+
+    run = jax.jit(jax.value_and_grad(losses, has_aux=True))
+    mesh = mesh_of((2, 4), KINDS[0])
+    x = jax.device_put(START, jax.sharding.NamedSharding(mesh, SPEC("x", "y")))
+    for found, want in zip(jax.tree.leaves(run(0.7, x)), jax.tree.leaves(run(0.7, START)), strict=True):
+        close(found, want)
+
+
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
     check_layouts(PLANS)
     check_whole_samples()
     check_shard_map()
     check_split()
+    check_objectives()
     jax_kernel.works = lambda: False  # type: ignore[assignment]  # as on a GPU: XLA's own operations
     jax.clear_caches()
     check_layouts(PLANS[:1])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mesh_objectives
 import numpy as np
 import pytest
 import torch
@@ -324,8 +325,11 @@ def work(rank: int, folder: str) -> None:
             check_cases(name, layout, wanted)
     for case, call in SENDING.items():
         same(call(divided(START, places["samples and frames"])), wanted[case], case)
-    check_files(Path(folder), places["axis 1 among 4"], places["samples and frames"])
+    square, line = places["samples and frames"], places["axis 1 among 4"]
+    mesh_objectives.check_objectives(START, places["axis 0 among 4"], square)
+    mesh_objectives.check_compiled(net, ANCESTRAL, START, (line, square), "aot_eager")
+    check_files(Path(folder), line, square)
     check_split(places["copies"])
     check_page()
-    check_refusals(places["axis 1 among 4"])
+    check_refusals(line)
     torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ The processes are forked by the agent of torchrun from one that has loaded every
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torch._dynamo.backends.debugging import aot_eager
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from training_cases import CONFIG
@@ -62,6 +65,12 @@ def on(mesh: Any, folder: Path, *, steps: int = SETTINGS.steps, **options: Any) 
     train(settings, source(), folder, mesh=mesh, **options)
 
 
+def of_sizes(graph: Any, inputs: Any) -> Any:
+    """Compile a graph without a compiler of C++, and refuse one for sizes that vary, which inductor cannot always compile."""
+    assert not any(isinstance(value, torch.SymInt) for value in inputs)
+    return aot_eager(graph, inputs)
+
+
 def work(out: Path) -> None:
     """What each process does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,7 +84,9 @@ def work(out: Path) -> None:
         alone(out / "up", 2)
     dist.barrier()
     if rank < 2:
-        on(pair, out / "down", steps=4)
+        eager, torch.compile = torch.compile, functools.partial(torch.compile, backend=of_sizes)
+        on(pair, out / "down", steps=4, accumulate=2, compile=True)
+        torch.compile = eager
         on(pair, out / "up", steps=4, checkpointing=True)
     else:
         on(doubled, out / "replicated", accumulate=2, workers=2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, levels
+from diffcore import _array, _check, _layout, levels, mesh
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
 from diffcore.levels import Level
 
 
@@ -55,7 +57,22 @@ def log_snr_of(function: str, level: Level, like: Array) -> Array:
     _array.check_lead(function, "level", tuple(found.shape), tuple(like.shape))
     lead = max(1, len(found.shape))
     shape = (like.shape[0], *found.shape[1:]) if lead > 1 else (like.shape[0],)
-    return xp.broadcast_to(found, shape)
+    return _layout.leading(xp.broadcast_to(found, shape), like)
+
+
+def by_samples(function: str, loss: Callable[..., Array], x: Array, *given: Any) -> Array:
+    """Return loss(x, *given) of DTensors, of which each process works out those of its samples, on ordinary tensors: torch takes
+    a DTensor for a constant where it differentiates forwards."""
+    if not backend_of(x).whole:
+        raise _check.error(
+            ValueError,
+            function,
+            "x",
+            "be divided by samples alone, Shard(0) or Replicate()",
+            x.placements,
+            "`split_meanflow`, `shortcut` and `consistency_pair`, which take no derivative, may be divided in any way",
+        )
+    return mesh.local(loss)(x, *given)
 
 
 def stopped(array: Array) -> Array:
@@ -79,5 +96,5 @@ def along(function: str, coefficient: Array, data: Array) -> Array:
 def mean(each: Array) -> Array:
     """Return the mean over all axes but the first."""
     xp = _array.library(each)
-    flat = xp.reshape(each, (each.shape[0], math.prod(each.shape[1:])))
+    flat = xp.reshape(_layout.samples(each), (each.shape[0], math.prod(each.shape[1:])))
     return xp.sum(flat, axis=1) / max(flat.shape[1], 1)

@@ -12,11 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diffcore import _array, _check, levels, predictions, process
+from diffcore import _array, _check, _layout, levels, predictions, process
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.levels import Level
-from diffcore.objectives._common import along, check, check_network, check_scaling, log_snr_of, mean, stopped
+from diffcore.objectives._common import (
+    along,
+    by_samples,
+    check,
+    check_network,
+    check_scaling,
+    log_snr_of,
+    mean,
+    stopped,
+)
 from diffcore.predictions import Prediction
 
 
@@ -60,6 +69,10 @@ def consistency(
     torch.Size([1])
     """
     function = "objectives.consistency"
+    if _layout.divided(x):
+        how: dict[str, Any] = {"velocity": velocity, "warmup": warmup, "normalise": normalise}
+        run = lambda x, eps, level: consistency(network, x, eps, level=level, **how)  # noqa: E731
+        return by_samples(function, run, x, eps, level)
     check_network(function, network, velocity=velocity)
     xp = check(function, level, x=x, eps=eps)
     check_scaling(function, "level", level, "vp")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _layout
 from diffcore._array import Array
 
 
@@ -41,9 +41,10 @@ def optimal_transport(x: Array, eps: Array) -> Array:
     _array.check_floating(function, x=x, eps=eps)
     shape = _check.equal_shapes(function, x=x, eps=eps)
     host = [
-        _array.to_host(array, np.float64, function=function, argument=argument, finite=True)
+        _array.to_host(_layout.gathered(array), np.float64, function=function, argument=argument, finite=True)
         for argument, array in (("x", x), ("eps", eps))
     ]
     data, drawn = (array.reshape(shape[0], math.prod(shape[1:])) for array in host)
     order = linear_sum_assignment(-data @ drawn.T)[1]  # the squares of |x_i - eps_j|^2 are in every order
-    return xp.take(eps, xp.asarray(order, device=_array.device(eps)), axis=0)
+    whole = _layout.gathered(eps)
+    return _layout.beside(xp.take(whole, xp.asarray(order, device=_array.device(whole)), axis=0), eps, shape=shape)

@@ -15,11 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diffcore import _array, _check, levels, process
+from diffcore import _array, _check, _layout, levels, process
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.levels import Level
-from diffcore.objectives._common import along, check, check_network, check_scaling, log_snr_of, mean, stopped
+from diffcore.objectives._common import (
+    along,
+    by_samples,
+    check,
+    check_network,
+    check_scaling,
+    log_snr_of,
+    mean,
+    stopped,
+)
 
 Network = Callable[[Array, Array, Array], Array]
 Velocity = Callable[[Array, Array], Array]
@@ -65,6 +74,9 @@ def meanflow(
     """
     function = "objectives.meanflow"
     _check.number(function, "power", power, 0.0)
+    if _layout.divided(x):
+        how: dict[str, Any] = {"velocity": velocity, "power": power}
+        return by_samples(function, lambda x, eps, t, s: meanflow(network, x, eps, t=t, s=s, **how), x, eps, t, s)
     z, wide_x, wide_eps = _noised(function, network, x, eps, t, s, velocity)
     xp, log_snr, after = _array.library(z), log_snr_of(function, t, x), log_snr_of(function, s, x)
     v = wide_eps - wide_x if velocity is None else stopped(_array.widen(xp, velocity(_like(z, x), log_snr)))
@@ -143,6 +155,9 @@ def lagrangian(
     Source: Boffi et al. 2025 (arXiv 2505.18825), sec. 3; Boffi et al. 2024 (arXiv 2406.07507), sec. 3.
     """
     function = "objectives.lagrangian"
+    if _layout.divided(x):
+        run = lambda x, eps, t, s: lagrangian(network, x, eps, t=t, s=s, velocity=velocity)  # noqa: E731
+        return by_samples(function, run, x, eps, t, s)
     z, _, _ = _noised(function, network, x, eps, t, s, velocity)
     xp, log_snr, after = _array.library(z), log_snr_of(function, t, x), log_snr_of(function, s, x)
     time = along(function, levels.level(log_snr, "flow").sigma, z)

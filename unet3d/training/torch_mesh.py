@@ -11,6 +11,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,12 @@ Found = TypeVar("Found")
 FUNCTION = "training.train"
 dcp: Any = torch.distributed.checkpoint
 PrefixStore: Any = torch.distributed.PrefixStore  # type: ignore[attr-defined]
+COMPILED: dict[str, Any] = {
+    "fullgraph": True,
+    "dynamic": False,
+}  # sizes that vary from block to block are no sizes that vary
+if "isolate_recompiles" in signature(torch.compile).parameters:  # blocks of one class share no limit of graphs
+    COMPILED["isolate_recompiles"] = True
 
 
 class Processes(World):
@@ -152,7 +159,7 @@ def shard(model: Any, mesh: DeviceMesh, *, compile: bool) -> None:
         now.data = now.data.contiguous()  # channels_last is refused
     for part in model.parts:
         if compile:
-            part.compile(fullgraph=True)
+            part.compile(**COMPILED)
         fully_shard(part, mesh=mesh)
     # where no backward pass follows, what was gathered last has to be given up too, or the average stays whole
     fully_shard(model, mesh=mesh, reshard_after_forward=None if model.training else True)
@@ -184,7 +191,9 @@ def save(state: dict[str, torch.Tensor], path: Path, group: Any) -> Callable[[],
 
 def load(state: dict[str, torch.Tensor], path: Path, group: Any) -> None:
     """Read a folder into the tensors of a state, however many processes wrote it."""
-    dcp.load(state, storage_reader=dcp.FileSystemReader(path), process_group=group, no_dist=group is None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # where one process reads
+        dcp.load(state, storage_reader=dcp.FileSystemReader(path), process_group=group, no_dist=group is None)
 
 
 def held(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
