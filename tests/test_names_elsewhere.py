@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,23 @@ def test_schedules_go_by_their_names() -> None:
     assert {name: dc.schedules.by_name(name) for name in dc.schedules.named()} == dc.schedules.named()
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
         dc.schedules.by_name("cosin")
+
+
+def test_training_says_what_a_source_is() -> None:
+    settings = dc.unet3d.training.Settings(steps=1)
+    for wrong in ("videos", np.zeros((4, 4, 8, 8, 1), np.float32)):
+        with pytest.raises(
+            TypeError, match=r"training.train: `source` must be a source of clips, got .*videos\(folder"
+        ):
+            dc.unet3d.training.train(dc.unet3d.preset("tiny"), settings, wrong, "run")
+    with pytest.raises(TypeError, match=r"data.videos: `folder` must be the path of one folder"):
+        dc.unet3d.data.videos(["a.mp4"], frames=4, size=(8, 8))
+
+
+def test_the_folder_of_a_run_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    model = dc.unet3d.build(dc.unet3d.preset("tiny"))
+    dc.unet3d.save(model, tmp_path / "model.safetensors")
+    assert dc.unet3d.load(tmp_path).config == model.config
+    with pytest.raises(ValueError, match="which is a folder"):
+        dc.unet3d.load(tmp_path.parent)

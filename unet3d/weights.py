@@ -83,7 +83,7 @@ def load(
     """Return the model of a weights file in any backend; on torch in evaluation mode, without dropout.
 
     Args:
-        path: of the file that `save` wrote.
+        path: of the file that `save` wrote, or a run's folder, which has model.safetensors.
         backend, dtype, device, checkpointing: as in `unet3d.build`.
 
     Raises:
@@ -99,6 +99,8 @@ def load(
 def read(path: str | os.PathLike[str]) -> Content:
     """Return what a weights file holds, checked against its config. Raises what `load` raises."""
     function = "unet3d.load"
+    if isinstance(path, (str, os.PathLike)) and (inside := Path(path, "model.safetensors")).is_file():
+        path = inside
     arrays, metadata = read_arrays(function, path)
     name = Path(path).name
     if "config" not in metadata:

@@ -111,6 +111,10 @@ class Videos(Source):
         wanted = _names(function, labels)
         height, width = _check.shape(function, "size", size, "(height, width)", least=1)
         self._size = height, width
+        if not isinstance(folder, (str, os.PathLike)):
+            raise _check.error(
+                TypeError, function, "folder", "be the path of one folder, read with its sub-folders", folder
+            )
         self._folder, self._report = Path(folder), report
         self._reported: set[str] = set()  # so that a broken file is not told of in each epoch
         if not self._folder.is_dir():

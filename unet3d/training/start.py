@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diffcore import _check
 from diffcore.unet3d import structure, weights
 from diffcore.unet3d.build import initial
 from diffcore.unet3d.config import UNet3DConfig
@@ -92,7 +93,9 @@ def _fitted(name: str, found: Any, shape: tuple[int, ...]) -> Any:
 
 
 def check_source(function: str, config: UNet3DConfig, source: Source, tokens: Any, name: str = "source") -> None:
-    """Raise ValueError where clips do not fit a network."""
+    """Raise TypeError for what is no source of clips, ValueError where they do not fit a network."""
+    hint = "see unet3d.data: videos(folder, ...), array_file(path, ...), Arrays(clips, ...)"
+    _check.instance(function, name, source, Source, "a source of clips", hint=hint)
     frames, _, _, channels = source.shape
     if (frames, channels) != (config.frames, config.channels):
         raise ValueError(
