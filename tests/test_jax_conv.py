@@ -41,22 +41,43 @@ def gradient_of_each(conv: Conv, h: Any, w: Any, dh: Any, dw: Any) -> Any:
     return jax.vmap(jax.grad(kept, 1), in_axes=(0, None))(jnp.stack([h, dh]), w)
 
 
+def plainly_enlarged(h: Any, weight: Any) -> Any:
+    return jax_conv._plain(jnp.repeat(jnp.repeat(h, 2, -3), 2, -2), weight)
+
+
+def enlarged(h: Any, weight: Any) -> Any:
+    return jax_conv.enlarged(h, weight, (2 * h.shape[-3], 2 * h.shape[-2]))
+
+
+@pytest.mark.parametrize(
+    "pair", [(jax_conv.conv, jax_conv._plain), (enlarged, plainly_enlarged)], ids=["as it is", "enlarged"]
+)
 @pytest.mark.parametrize("derived", [gradients, tangents, gradient_of_tangent, tangent_of_gradient, gradient_of_each])
-def test_derivatives_of_any_order_are_xlas(derived: Any) -> None:
+def test_derivatives_of_any_order_are_xlas(derived: Any, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # with several, they are XLA's
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         frames, weights = [(2, 25, 23, 2)] * 2, [(3, 3, 2, 3)] * 2
         h, dh, w, dw = (jnp.asarray(rng.standard_normal(shape)) for shape in (*frames, *weights))
         assert h.shape[1] * h.shape[2] >= jax_conv.LEAST
-        found, want = (
-            jax.jit(derived, static_argnums=0)(conv, h, w, dh, dw) for conv in (jax_conv.conv, jax_conv._plain)
-        )
+        found, want = (jax.jit(derived, static_argnums=0)(conv, h, w, dh, dw) for conv in pair)
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9, atol=1e-9)
 
 
-def test_a_training_step_keeps_no_windows() -> None:
+@pytest.mark.parametrize("size", [(5, 6), (6, 7), (6, 8)])
+def test_each_pixel_is_made_four_before_the_convolution(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        h, w = jnp.asarray(rng.standard_normal((2, 3, 4, 5))), jnp.asarray(rng.standard_normal((3, 3, 5, 2)))
+        want = jax_conv._plain(jnp.repeat(jnp.repeat(h, 2, 1), 2, 2)[:, : size[0], : size[1]], w)
+        np.testing.assert_allclose(jax_conv.enlarged(h, w, size), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_training_step_keeps_no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose arrays are nine times as large as the frames."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     h, w = jnp.ones((8, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
     step = jax.jit(jax.grad(lambda h, w: (jax_conv.conv(h, w) ** 2).sum(), 1))
     assert step.lower(h, w).compile().memory_analysis().temp_size_in_bytes < 5 * h.nbytes

@@ -1,12 +1,16 @@
-"""The 3x3 convolution of frames in JAX, with a gradient of its weights that a CPU computes well.
+"""The 3x3 convolution of frames in JAX, alone and after each pixel was made four, in the forms that a CPU computes well.
 
-XLA computes that gradient as a convolution with a window of a whole frame, for which a CPU takes several times as long as for
-the convolution itself. Frame by frame it is one product of matrices, of what the window sees of a frame, (9 in, pixels), and the
-gradient of its pixels, (pixels, out), both of which stay in the cache.
+XLA computes the gradient of the weights as a convolution with a window of a whole frame, for which a CPU takes several times as
+long as for the convolution itself. Frame by frame it is one product of matrices, of what the window sees of a frame,
+(9 in, pixels), and the gradient of its pixels, (pixels, out), both of which stay in the cache.
+
+After each pixel was made four, 3x3 neighbours are 2x2 different pixels, whose weights are sums of those of the nine: so the even
+and the odd rows and columns are four convolutions of the pixels as they were, with 16 products where there were 36.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,51 +20,85 @@ from jax import lax
 LEAST = 512
 """Pixels of a frame from which on this takes less time."""
 
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Pixels of zeros above and below, left and right."""
+SAME: Padding = ((1, 1), (1, 1))
 
-def conv(h: jax.Array, weight: jax.Array, stride: int = 1) -> jax.Array:
+
+def conv(h: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:
     """Return the convolution of frames (N, H, W, in), padded with a pixel of zeros, and weights (3, 3, in, out)."""
     large = stride == 1 and h.shape[1] * h.shape[2] >= LEAST and h.dtype in (jnp.float32, jnp.float64)
-    if large and jax.default_backend() == "cpu" and jax.device_count() == 1:  # several devices would gather the frames
-        found: jax.Array = _large(h, weight)
+    if large and _on_one_cpu():
+        found: jax.Array = _large(padding, h, weight)
         return found
-    return _plain(h, weight, stride)
+    return _plain(h, weight, stride, padding)
 
 
-def _plain(h: jax.Array, weight: jax.Array, stride: int = 1) -> jax.Array:
+def enlarged(h: jax.Array, weight: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return the convolution of frames of which each pixel is made four, cropped to a size; in the dtype of the frames."""
+    n, height, width, _ = h.shape
+    if not _on_one_cpu() or tuple(size) != (2 * height, 2 * width):
+        return conv(_resized(h, size), weight.astype(h.dtype))
+    parts = []
+    for row in (0, 1):
+        for column in (0, 1):
+            own = _summed(_summed(weight, 0, row), 1, column).astype(h.dtype)
+            parts.append(conv(h, own, padding=((1 - row, row), (1 - column, column))))
+    apart = jnp.stack(parts).reshape(2, 2, n, height, width, -1)
+    return apart.transpose(2, 3, 0, 4, 1, 5).reshape(n, 2 * height, 2 * width, -1)
+
+
+def _summed(weight: jax.Array, axis: int, odd: int) -> jax.Array:
+    """Return the weights of two pixels, of which an even place sees the second twice, an odd one the first."""
+    first, middle, last = jnp.split(weight, 3, axis)
+    return jnp.concatenate([first + middle, last] if odd else [first, middle + last], axis)
+
+
+def _resized(h: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return each pixel four times, cropped to a size."""
+    n, height, width, channels = h.shape
+    twice = jnp.broadcast_to(h[:, :, None, :, None], (n, height, 2, width, 2, channels))
+    return twice.reshape(n, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
+
+
+def _on_one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1  # several devices would gather the frames
+
+
+def _plain(h: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:
     layouts = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(h, weight, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layouts)
+    return lax.conv_general_dilated(h, weight, (stride, stride), padding, dimension_numbers=layouts)
 
 
-@jax.custom_jvp
-def _large(h: jax.Array, weight: jax.Array) -> jax.Array:
-    return _plain(h, weight)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _large(padding: Padding, h: jax.Array, weight: jax.Array) -> jax.Array:
+    return _plain(h, weight, 1, padding)
 
 
-def _tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _tangent(padding: Padding, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """Return the convolution and its derivative: the gradient is the transpose of what is linear in the weights' tangent."""
     (h, weight), (of_h, of_weight) = primals, tangents
-    out, none = _large(h, weight), jax.custom_derivatives.SymbolicZero
-    parts = [] if isinstance(of_h, none) else [_large(of_h, weight)]
-    parts += (
-        [] if isinstance(of_weight, none) else [lax.platform_dependent(h, of_weight, cpu=_framewise, default=_plain)]
-    )
+    out, none = _large(padding, h, weight), jax.custom_derivatives.SymbolicZero
+    parts = [] if isinstance(of_h, none) else [_large(padding, of_h, weight)]
+    if not isinstance(of_weight, none):
+        plain, framewise = partial(_plain, padding=padding), jax.checkpoint(partial(_framewise, padding=padding))
+        parts.append(lax.platform_dependent(h, of_weight, cpu=framewise, default=plain))
     return out, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(out)
 
 
 _large.defjvp(_tangent, symbolic_zeros=True)
 
 
-@jax.checkpoint
-def _framewise(h: jax.Array, weight: jax.Array) -> jax.Array:
+def _framewise(h: jax.Array, weight: jax.Array, padding: Padding) -> jax.Array:
     """Return the convolution as a product of matrices a frame, of which the windows are not kept for the backward pass."""
-    _, height, width, channels = h.shape
+    (_, height, width, channels), (rows, columns, *_) = h.shape, weight.shape
 
     @jax.checkpoint
     def product(frame: jax.Array) -> jax.Array:
-        padded = jnp.pad(frame.transpose(2, 0, 1), ((0, 0), (1, 1), (1, 1)))
-        seen = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
-        windows = jnp.stack(seen).reshape(9 * channels, -1)
-        return (windows.T @ weight.reshape(9 * channels, -1)).reshape(height, width, -1)
+        padded = jnp.pad(frame.transpose(2, 0, 1), ((0, 0), *padding))
+        seen = [padded[:, row : row + height, at : at + width] for row in range(rows) for at in range(columns)]
+        windows = jnp.stack(seen).reshape(rows * columns * channels, -1)
+        return (windows.T @ weight.reshape(rows * columns * channels, -1)).reshape(height, width, -1)
 
     found: jax.Array = lax.map(product, h)
     return found

@@ -13,7 +13,7 @@ from jax import lax
 from diffcore.backends import cpu_threads
 from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig, groups
-from diffcore.unet3d.jax_conv import conv
+from diffcore.unet3d.jax_conv import conv, enlarged
 
 Take = Callable[[str], nnx.Param[jax.Array]]
 """Canonical name -> parameter."""
@@ -42,6 +42,10 @@ class Conv(Affine):
 
     def __call__(self, h: jax.Array, stride: int = 1) -> jax.Array:
         return conv(h, self.weight[...].astype(h.dtype), stride) + self.bias[...].astype(h.dtype)
+
+    def enlarged(self, h: jax.Array, size: tuple[int, ...]) -> jax.Array:
+        """Return the convolution of each frame after each of its pixels was made four, cropped to a size."""
+        return enlarged(h, self.weight[...], size) + self.bias[...].astype(h.dtype)
 
 
 class Norm(Affine):

@@ -153,7 +153,7 @@ def _forward(
         elif row.kind == "down":
             h = part(h, stride=2)
         else:
-            h = part(resize(h, skips[-1].shape[1:3]))
+            h = part.enlarged(h, skips[-1].shape[1:3])
         if row.pushes:
             skips.append(h)
     return None if keeps else model.output(h).reshape(z.shape).astype(z.dtype), tuple(kept)
@@ -275,13 +275,6 @@ class TimeAttention(Attention):
             "nhij,ijd->nihd", share, values[at].astype(v.dtype)
         )
         return jnp.concatenate([mixed, alone], axis=1).reshape(tokens.shape), k, v
-
-
-def resize(h: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Return each pixel four times, cropped to a size."""
-    n, height, width, channels = h.shape
-    twice = jnp.broadcast_to(h[:, :, None, :, None], (n, height, 2, width, 2, channels))
-    return twice.reshape(n, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
 
 
 def drop(h: jax.Array, rate: float, key: Any) -> jax.Array:
