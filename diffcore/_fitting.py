@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from diffcore import _array, _check
+from diffcore import _array, _check, _wrapping
 from diffcore.plan import Plan
 from diffcore.stage import Draw, Source
 from diffcore.state import State
@@ -68,7 +68,7 @@ def fitting(function: str, denoise: Any, plan: Plan) -> Any:
         must = "be guidance.classifier_free(...), or have a method with_unguided(z, log_snr)"
         hint = f"{plan.sampler} reads the prediction without guidance"
         raise _check.error(TypeError, function, "denoise", must, denoise, hint)
-    scaling = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
+    scaling = _wrapping.own_scaling(denoise)
     if scaling is None:
         return denoise.with_scaling(plan.scaling) if hasattr(denoise, "with_scaling") else denoise
     if scaling != plan.scaling:

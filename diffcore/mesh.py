@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffcore import _brief, _check, _explained, _layout
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._wrapping import Forwarding, Staged
 from diffcore.guidance._sources import Denoiser
 
 __all__ = ["Local", "local", "region"]
 
-_FORWARDED = ("prediction", "scaling", "schedule")
-
 
 @dataclass(frozen=True)
-class Local:
+class Local(Staged, Forwarding):
     """A denoiser of ordinary tensors that gets those which this process holds: what `local` returns."""
 
     parts: ClassVar = ("denoise",)
@@ -42,18 +41,6 @@ class Local:
         cut = [_cut(part, backend.region(shape), shape) for part in (log_snr, *more)]
         y = self.denoise(backend.local(z, "z"), *cut)
         return backend.wrap(y, shape[: y.ndim])
-
-    def at(self, log_snr: Any) -> Local:
-        """Return the denoiser for a stage whose log-SNR is known on the host."""
-        return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self
-
-    def __getattr__(self, name: str) -> Any:
-        inner = self.__dict__["denoise"]
-        if name in _FORWARDED:
-            return getattr(inner, name)
-        if name == "with_scaling" and hasattr(inner, name):
-            return lambda scaling: replace(self, denoise=inner.with_scaling(scaling))
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def local(denoise: Denoiser, *, within: bool = False) -> Local:

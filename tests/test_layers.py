@@ -37,6 +37,7 @@ LAYERS: dict[str, list[str]] = {
         "predictions",
         "weights",
         "_weight",
+        "_wrapping",
         "losses",
         "schedules",
         "grids",

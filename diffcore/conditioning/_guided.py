@@ -17,13 +17,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from diffcore import _array, _check, levels, predictions
+from diffcore import _array, _check, _wrapping, levels, predictions
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
+from diffcore._wrapping import along
 from diffcore.conditioning._observed import check, known_of, weigh
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
-from diffcore.schedules._base import scaling_of
 
 Pull = Callable[[Array], Array]
 """A linear map as a function: a pullback u -> J^T u, or a product v -> A v."""
@@ -42,7 +43,7 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
-class Guided(ABC):
+class Guided(_wrapping.Staged, ABC):
     """A denoiser (z, log_snr) -> prediction that is conditioned on terms: a method is its `shift` of x-hat."""
 
     parts: ClassVar = ("denoise", "terms")
@@ -73,11 +74,7 @@ class Guided(ABC):
     def with_scaling(self, scaling: str) -> Self:
         """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
         levels.check_scaling("conditioning", scaling)
-        return replace(self, denoise=_scaled(self.denoise, scaling), scaling=scaling)
-
-    def at(self, log_snr: Any) -> Self:
-        """Return the denoiser for a stage whose log-SNR is known on the host; see `guidance.ClassifierFree.at`."""
-        return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self
+        return replace(self, denoise=_wrapping.scaled(self.denoise, scaling), scaling=scaling)
 
 
 class Given(NamedTuple):
@@ -104,24 +101,12 @@ def given(
     check(function, term.observed, term.mask)
     prediction = predictions.kind_of(function, denoise, prediction)
     predictions.row_function(function, "prediction", prediction)
-    scaling = getattr(denoise, "scaling", None)
+    scaling = _wrapping.scaling_given(function, denoise, schedule)
     if schedule is not None:
-        scaling_of(function, "schedule", schedule)
-        if scaling is not None and scaling != schedule.scaling:
-            raise ValueError(
-                f"{function}: `schedule` must have the denoiser's scaling, {scaling!r}, got {schedule.scaling!r}"
-            )
-        scaling = schedule.scaling
-        denoise = _scaled(denoise, scaling)
+        denoise = _wrapping.scaled(denoise, schedule.scaling)
     if isinstance(denoise, kind):
         return Given(denoise.denoise, (*denoise.terms, term), prediction, scaling)
     return Given(denoise, (term,), prediction, scaling)
-
-
-def _scaled(denoise: Any, scaling: str) -> Any:
-    if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
-        return denoise.with_scaling(scaling)
-    return denoise
 
 
 class Linear(NamedTuple):
@@ -138,46 +123,16 @@ def linearise(function: str, guided: Guided, z: Array, log_snr: Array, *, gradie
     """Call the denoiser once, and return it with its Jacobian, where that is wanted."""
     xp = _array.namespace(function, z=z)
     _array.check_floating(function, z=z)
-    if guided.scaling is None:
-        raise ValueError(
-            f"{function}: the scaling is not known; give `schedule`, or call it through diffcore.sample, which uses the "
-            f"plan's"
-        )
-    wide = _array.widen(xp, z)
-    level = levels.level(log_snr, guided.scaling)
-    p, q, from_x = (along(function, part, wide) for part in _coefficients(level, guided.prediction))
+    wide, level = _array.widen(xp, z), _wrapping.level_of(function, log_snr, guided.scaling)
+    p, q, from_x = _wrapping.mixing(function, level, guided.prediction, "x", wide)
     y, pull_y = _jacobian(function, guided, z, wide, log_snr, level, gradients)
     return Linear(y, p * wide + q * y, lambda u: p * u + pull_y(q * u), from_x, level)
-
-
-def _coefficients(level: Level, prediction: Prediction) -> tuple[Any, Any, Any]:
-    """Return (p, q, dy/dx-hat), 0 where they are not finite."""
-    xp = _array.namespace("conditioning", log_snr=level.log_snr)
-    level = Level(*(_array.as_array(xp, part) for part in level))
-    row, row_x = predictions.row_function("conditioning", "prediction", prediction), predictions.table()["x"]
-    with _array.quiet(xp):
-        p, q = predictions.solve(xp, level, row, row_x)
-        back = predictions.solve(xp, level, row_x, row).from_y
-        finite = xp.isfinite(p) & xp.isfinite(q)
-        zero = xp.zeros_like(p)
-        solved = (xp.where(finite, p, zero), xp.where(finite, q, zero), xp.where(xp.isfinite(back), back, zero))
-    return tuple(_array.scalar(part) for part in solved)
-
-
-def along(function: str, value: Any, data: Array) -> Any:
-    """Return a level's part, in any library, as a float or lined up with the data."""
-    xp = _array.library(data)
-    if isinstance(value, np.ndarray):
-        value = xp.asarray(value, dtype=data.dtype, device=_array.device(data))
-    return _array.along(function, "log_snr", value, data, xp)
 
 
 def _jacobian(
     function: str, guided: Guided, z: Array, wide: Array, log_snr: Array, level: Level, gradients: bool
 ) -> tuple[Array, Pull]:
     """Return y and u -> (dy/dz)^T u: by the library's gradients, or in closed form for an exact denoiser on NumPy."""
-    from diffcore._dispatch import backend_of
-
     xp, denoise = _array.library(z), guided.denoise
 
     def predicted(at: Array) -> Array:
@@ -215,8 +170,6 @@ class Seen(NamedTuple):
 
 def see(function: str, term: Term, x: Array) -> Seen:
     """Return a term's residual at x-hat, with A and A^T."""
-    from diffcore._dispatch import backend_of
-
     xp = _array.library(x)
     if term.measure is None:
         truth, known = known_of(function, term.observed, term.mask, x)

@@ -61,11 +61,13 @@ def soft(mask: Any) -> bool:
     return _array.is_floating(mask)
 
 
-def refuse_soft(function: str, mask: Any, hint: str) -> None:
-    """Raise ValueError for a mask with weights between 0 and 1, where they are known."""
-    if soft(mask) and _array.known(mask) is not None:
-        must = "be booleans, or 0 and 1,"
+def deviation_of(function: str, noise_std: Any, mask: Any) -> float:
+    """Return the deviation of an observation's noise; raise where it is 0 for a mask with weights between 0 and 1."""
+    deviation = _check.number(function, "noise_std", noise_std, 0)
+    if deviation == 0.0 and soft(mask) and _array.known(mask) is not None:
+        must, hint = "be booleans, or 0 and 1,", "they divide the variance of the noise; give `noise_std` > 0"
         raise _check.error(ValueError, function, "mask", must, "weights between 0 and 1", hint)
+    return deviation
 
 
 def beside(function: str, argument: str, value: Any, like: Array, *, boolean: bool) -> Array:

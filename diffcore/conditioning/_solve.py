@@ -12,7 +12,9 @@ from typing import Any
 
 from diffcore import _array, _check, _layout
 from diffcore._array import Array
-from diffcore.conditioning._guided import Linear, Pull, Seen, Term, along
+from diffcore._dispatch import backend_of
+from diffcore._wrapping import along
+from diffcore.conditioning._guided import Linear, Pull, Seen, Term
 from diffcore.levels import Level
 
 Parts = tuple[Array, ...]
@@ -67,7 +69,6 @@ def gathered(seen: Sequence[Seen], parts: Parts) -> Array:
 
 def solve(x: Array, seen: Sequence[Seen], terms: Sequence[Term], spread: Pull, iterations: int) -> Parts:
     """Return u with (A R A^T + s^2 I) u = y - A x-hat for all terms at once; `spread` is v -> R v."""
-    from diffcore._dispatch import backend_of
 
     def system(parts: Parts) -> Parts:
         inside = spread(gathered(seen, parts))

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffcore import _array, _brief, _check
 from diffcore._array import Array
-from diffcore.conditioning._observed import check, known_of, refuse_soft
+from diffcore.conditioning._observed import check, deviation_of, known_of
 from diffcore.conditioning.measurements import Svd
 from diffcore.plan import Plan
 from diffcore.state import State
@@ -124,10 +124,7 @@ def measured(function: str, observed: Any, mask: Any, measure: Any, noise_std: A
     """Return the checked arguments of a constraint."""
     check(function, observed, mask)
     svd_of(function, measure)
-    deviation = _check.number(function, "noise_std", noise_std, 0)
-    if deviation == 0.0:
-        refuse_soft(function, mask, "they divide the variance of the noise; give `noise_std` > 0")
-    return Measured(observed, mask, measure, deviation)
+    return Measured(observed, mask, measure, deviation_of(function, noise_std, mask))
 
 
 def check_plan(function: str, plan: Plan) -> None:

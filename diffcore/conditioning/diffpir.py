@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from diffcore import _array, _brief, _check
 from diffcore._array import Array
-from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
-from diffcore.conditioning._observed import refuse_soft
+from diffcore._wrapping import along
+from diffcore.conditioning._guided import Guided, Linear, Term, given, see
+from diffcore.conditioning._observed import deviation_of
 from diffcore.conditioning._solve import Variance, check_iterations, gathered, posterior_variance, solve, variance_of
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
@@ -97,10 +98,8 @@ def diffpir(
     >>> guided(np.zeros((1, 2)), 0.0)                                   # r^2 = s^2 = 0.25: half way
     array([[0.5, 0. ]])
     """
-    deviation = _check.number(FUNCTION, "noise_std", noise_std, 0)
+    deviation = deviation_of(FUNCTION, noise_std, mask)
     check_iterations(FUNCTION, iterations)
-    if deviation == 0.0:
-        refuse_soft(FUNCTION, mask, "they divide the variance of the noise; give `noise_std` > 0")
     if weight is not None and data_variance is not None:
         must = "be None where `data_variance` is given"
         raise _check.error(ValueError, FUNCTION, "weight", must, weight, "both say how far x-hat can be trusted")

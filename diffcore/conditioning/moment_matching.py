@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _brief, _check
+from diffcore import _brief
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
-from diffcore.conditioning._observed import refuse_soft
+from diffcore.conditioning._observed import deviation_of
 from diffcore.conditioning._solve import check_iterations, covariance, gathered, solve
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -92,10 +92,8 @@ def moment_matching(
     >>> data.conditional_denoise(np.zeros((1, 2)), 0.0, x, mask).round(6)
     array([[1.      , 0.588235]])
     """
-    deviation = _check.number(FUNCTION, "noise_std", noise_std, 0)
+    deviation = deviation_of(FUNCTION, noise_std, mask)
     check_iterations(FUNCTION, iterations)
-    if deviation == 0.0:
-        refuse_soft(FUNCTION, mask, "they divide the variance of the noise; give `noise_std` > 0")
     term = Term(observed, mask, measure, deviation)
     inner = denoise.iterations if isinstance(denoise, MomentMatching) else 0
     checked = given(FUNCTION, MomentMatching, denoise, term, prediction, schedule)

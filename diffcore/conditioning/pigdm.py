@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _brief, _check
+from diffcore import _array, _brief
 from diffcore._array import Array
-from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
-from diffcore.conditioning._observed import refuse_soft
+from diffcore._wrapping import along
+from diffcore.conditioning._guided import Guided, Linear, Term, given, see
+from diffcore.conditioning._observed import deviation_of
 from diffcore.conditioning._solve import (
     Variance,
     check_iterations,
@@ -87,10 +88,8 @@ def pigdm(
     >>> guided(np.zeros((1, 2)), 0.0).round(6)                          # r^2 / (r^2 + s^2) = 0.2 / 0.45
     array([[0.444444, 0.      ]])
     """
-    deviation = _check.number(FUNCTION, "noise_std", noise_std, 0)
+    deviation = deviation_of(FUNCTION, noise_std, mask)
     check_iterations(FUNCTION, iterations)
-    if deviation == 0.0:
-        refuse_soft(FUNCTION, mask, "they divide the variance of the noise; give `noise_std` > 0")
     variance = variance_of(FUNCTION, data_variance)
     checked = given(FUNCTION, PiGDM, denoise, Term(observed, mask, measure, deviation), prediction, schedule)
     return PiGDM(*checked, variance, iterations)

@@ -24,10 +24,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, levels, predictions
+from diffcore import _array, _brief, _check, _wrapping, levels, predictions
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
-from diffcore.conditioning._guided import _scaled
 from diffcore.predictions import Prediction
 
 Denoise = Callable[[Array, Array], Array]
@@ -81,7 +80,9 @@ class Product:
     def with_scaling(self, scaling: str) -> Self:
         """Return the same denoiser for "vp", "ve" or "flow"."""
         levels.check_scaling("conditioning.product", scaling)
-        return replace(self, scaling=scaling, denoisers=tuple(_scaled(part, scaling) for part in self.denoisers))
+        return replace(
+            self, scaling=scaling, denoisers=tuple(_wrapping.scaled(part, scaling) for part in self.denoisers)
+        )
 
     def _solved(self, z: Array, log_snr: Array) -> tuple[Array, _At, Array, Array]:
         """Return x-hat, the level, and the spread s with s L^{-1} s: s^2 = 1 + e^lambda keeps it finite at both ends."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from diffcore import _array, _brief, _check
 from diffcore._array import Array
-from diffcore.conditioning._guided import Guided, Linear, Term, along, given, see
+from diffcore._wrapping import along
+from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._observed import beside
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _brief, _check
+from diffcore import _array, _brief
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
-from diffcore.conditioning._observed import refuse_soft
+from diffcore.conditioning._observed import deviation_of
 from diffcore.conditioning._solve import covariance, gathered
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -76,7 +76,5 @@ def tmpd(
     >>> dc.conditioning.tmpd(data, x, mask, schedule=dc.schedules.Cosine())(np.zeros((1, 2)), 0.0).round(6)
     array([[1.      , 0.588235]])
     """
-    deviation = _check.number(FUNCTION, "noise_std", noise_std, 0)
-    if deviation == 0.0:
-        refuse_soft(FUNCTION, mask, "they divide the variance of the noise; give `noise_std` > 0")
+    deviation = deviation_of(FUNCTION, noise_std, mask)
     return TMPD(*given(FUNCTION, TMPD, denoise, Term(observed, mask, measure, deviation), prediction, schedule))

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _layout, _rescale
+from diffcore import _array, _brief, _check, _layout, _rescale, _wrapping
 from diffcore._array import Array
-from diffcore.guidance import _spaces, _weights
+from diffcore._dispatch import backend_of
+from diffcore.guidance import _weights
 from diffcore.guidance._sources import Apart, Denoiser, Together
 from diffcore.guidance._weights import Weight
 
@@ -96,7 +97,7 @@ class ClassifierFree:
         return forwarded(self, name)
 
     def _with_scaling(self, scaling: str) -> ClassifierFree:
-        return replace(self, source=self.source.map(lambda model: _spaces.scaled(model, scaling)))
+        return replace(self, source=self.source.map(lambda model: _wrapping.scaled(model, scaling)))
 
     def _branch(self, guided: Any, conditional: Any, z: Array, log_snr: Array, *carried: Any) -> Any:
         """Return guided(z, log_snr, inside, ...) or conditional(...), which take the same; `inside` is None where all is."""
@@ -113,8 +114,6 @@ class ClassifierFree:
         inside = (log_snr >= low) & (log_snr <= high)
         if _array.name(xp) == "torch":  # its `cond` runs both branches, and would call the model three times
             return guided(z, log_snr, inside, *carried)
-        from diffcore._dispatch import backend_of
-
         return backend_of(z).cond(xp.any(inside), guided, conditional, z, log_snr, inside, *carried)
 
     def _conditional(self, z: Array, log_snr: Array, inside: Array | None) -> Array:  # noqa: ARG002

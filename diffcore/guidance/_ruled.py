@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffcore import _array, _brief, _check, _layout, levels, predictions
+from diffcore import _array, _brief, _check, _layout, _wrapping, levels, predictions
 from diffcore._array import Array
-from diffcore.guidance import _spaces, _weights
+from diffcore.guidance import _weights
 from diffcore.guidance._guided import FUNCTION, ClassifierFree, chosen
 from diffcore.guidance._rule import At, Rule
 from diffcore.guidance._sources import Apart, Together
@@ -36,7 +36,7 @@ class Ruled(ClassifierFree):
     def with_scaling(self, scaling: str) -> Ruled:
         """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
         levels.check_scaling(FUNCTION, scaling)
-        return replace(self, source=self.source.map(lambda model: _spaces.scaled(model, scaling)), scaling=scaling)
+        return replace(self, source=self.source.map(lambda model: _wrapping.scaled(model, scaling)), scaling=scaling)
 
     def _combined(self, xp: Any, z: Array, log_snr: Array, c: Array, u: Array) -> Array:
         return self._by_rule(xp, z, log_snr, c, u, None)[0]
@@ -49,7 +49,8 @@ class Ruled(ClassifierFree):
         mixing = None
         if space is not None and space != self.prediction:
             assert self.prediction is not None
-            mixing = _spaces.mixing(FUNCTION, log_snr, self.scaling, self.prediction, space, c)
+            level = _wrapping.level_of(FUNCTION, log_snr, self.scaling)
+            mixing = _wrapping.mixing(FUNCTION, level, self.prediction, space, c)
         difference, wide = c - u, _layout.samples(_array.widen(xp, z))
         inside, other = c, u
         if mixing is not None:
@@ -125,10 +126,10 @@ def guided_by(
         predictions.row_function(function, "prediction", prediction)
     else:
         prediction = getattr(model, "prediction", None)
-    scaling = _spaces.scaling_given(function, model, schedule)
+    scaling = _wrapping.scaling_given(function, model, schedule)
     if schedule is not None:
         assert scaling is not None
         to = scaling
-        source = source.map(lambda model: _spaces.scaled(model, to))
+        source = source.map(lambda model: _wrapping.scaled(model, to))
     kind = Carrying if rule.momentum else Ruled
     return kind(source, weight, rescale, interval, rule, prediction, scaling)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from diffcore import _array, _brief, _check, _layout
 from diffcore._array import Array
+from diffcore._wrapping import Forwarding
 
 Denoiser = Callable[[Array, Array], Array]
 """Any callable (z, log_snr) -> prediction."""
@@ -82,7 +83,7 @@ class Together:
 
 
 @dataclass(frozen=True, eq=False)
-class Under:
+class Under(Forwarding):
     """A denoiser (z, log_snr, cond) under a condition: (z, log_snr) -> prediction."""
 
     parts: ClassVar = ("denoise", "cond")
@@ -93,11 +94,6 @@ class Under:
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         return self.denoise(z, log_snr, merge(self.function, ("cond",), (self.cond,), z.shape[0]))
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("prediction", "scaling", "schedule"):
-            return getattr(self.__dict__["denoise"], name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def merge(function: str, names: tuple[str, ...], conds: tuple[Any, ...], batch: int | None, path: str = "") -> Any:

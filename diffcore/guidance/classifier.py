@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, levels, predictions
+from diffcore import _array, _brief, _check, _wrapping, levels, predictions
 from diffcore._array import Array
-from diffcore.guidance import _spaces, _weights
+from diffcore._dispatch import backend_of
+from diffcore.guidance import _weights
 from diffcore.guidance._weights import Weight
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -19,7 +20,7 @@ FUNCTION = "guidance.classifier"
 
 
 @dataclass(frozen=True, eq=False)
-class Classifier:
+class Classifier(_wrapping.Staged):
     """A denoiser under classifier guidance: what `classifier` returns, which documents it."""
 
     parts: ClassVar = ("denoise", "log_prob", "gradient", "weight")
@@ -44,28 +45,22 @@ class Classifier:
     def with_scaling(self, scaling: str) -> Classifier:
         """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
         levels.check_scaling(FUNCTION, scaling)
-        return replace(self, denoise=_spaces.scaled(self.denoise, scaling), scaling=scaling)
-
-    def at(self, log_snr: Any) -> Classifier:
-        """Return the denoiser for a stage whose log-SNR is known on the host; see `ClassifierFree.at`."""
-        return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self
+        return replace(self, denoise=_wrapping.scaled(self.denoise, scaling), scaling=scaling)
 
     def _moved(self, z: Array, log_snr: Array, y: Array) -> Array:
         xp = _array.namespace(FUNCTION, z=z, y=y)
         wide = _array.widen(xp, z)
         slope = _array.widen(xp, self._slope(z, wide, log_snr))
         _check.equal_shapes(FUNCTION, "it is the gradient of log p(c | z)", z=z, gradient=slope)
-        mixing = _spaces.mixing(FUNCTION, log_snr, self.scaling, self.prediction, "eps", wide)
-        assert self.scaling is not None
-        sigma = _spaces.beside(FUNCTION, levels.level(log_snr, self.scaling).sigma, wide)
+        level = _wrapping.level_of(FUNCTION, log_snr, self.scaling)
+        mixing = _wrapping.mixing(FUNCTION, level, self.prediction, "eps", wide)
+        sigma = _wrapping.along(FUNCTION, level.sigma, wide)
         w = _weights.along(FUNCTION, self.weight, log_snr, wide, xp)
         return xp.astype(_array.widen(xp, y) - mixing.back * sigma * w * slope, y.dtype, copy=False)
 
     def _slope(self, z: Array, wide: Array, log_snr: Array) -> Array:
         if self.gradient is not None:
             return self.gradient(z, log_snr)
-        from diffcore._dispatch import backend_of
-
         xp = _array.library(z)
         if isinstance(z, np.ndarray):
             raise TypeError(f"{FUNCTION}: NumPy arrays carry no gradients; give `gradient`, or use torch or JAX arrays")
@@ -130,7 +125,7 @@ def classifier(
     w = _weights.check(FUNCTION, "weight", weight)
     kind = predictions.kind_of(FUNCTION, denoise, prediction)
     predictions.row_function(FUNCTION, "prediction", kind)
-    scaling = _spaces.scaling_given(FUNCTION, denoise, schedule)
+    scaling = _wrapping.scaling_given(FUNCTION, denoise, schedule)
     if schedule is not None and scaling is not None:
-        denoise = _spaces.scaled(denoise, scaling)
+        denoise = _wrapping.scaled(denoise, scaling)
     return Classifier(denoise, log_prob, gradient, w, kind, scaling)

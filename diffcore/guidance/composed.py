@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffcore import _array, _brief, _check
+from diffcore import _array, _brief, _check, _wrapping
 from diffcore._array import Array
-from diffcore.guidance import _spaces, _weights
+from diffcore.guidance import _weights
 from diffcore.guidance._guided import check_alike, forwarded
 from diffcore.guidance._sources import Apart, Together, merge
 from diffcore.guidance._weights import Weight
@@ -50,7 +50,7 @@ class Composed:
         return forwarded(self, name)
 
     def _with_scaling(self, scaling: str) -> Composed:
-        return replace(self, source=self.source.map(lambda model: _spaces.scaled(model, scaling)))
+        return replace(self, source=self.source.map(lambda model: _wrapping.scaled(model, scaling)))
 
 
 def composed(

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _streams, levels, noise, predictions
+from diffcore import _array, _brief, _check, _streams, _wrapping, levels, noise, predictions
 from diffcore._array import Array
-from diffcore.guidance import _spaces
 from diffcore.guidance._sources import Apart
 from diffcore.guidance._weights import Weight, check
 from diffcore.guidance.composed import Composed
@@ -39,10 +38,6 @@ class Remembering:
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return the prediction at z."""
-        if self.scaling is None:
-            raise ValueError(
-                f"{FUNCTION}: the scaling is not known; give `schedule`, or call it through diffcore.sample, which uses the plan's"
-            )
         xp = _array.namespace(FUNCTION, z=z, observed=self.observed)
         if z.ndim < 2 or z.shape[1] != len(self.known):
             must = f"have the frames of `known`, {len(self.known)}, on its second axis"
@@ -55,7 +50,7 @@ class Remembering:
         x = xp.broadcast_to(_array.widen(xp, self.observed), z.shape)
         x = xp.where(known, x, xp.zeros_like(wide))
         eps = noise.normal(self.seed, 0, tuple(z.shape), like=wide, stream=_streams.HISTORY)
-        here, gone = (levels.level(at, self.scaling) for at in (self.level, self.absent))
+        at, here, gone = (_wrapping.level_of(FUNCTION, at, self.scaling) for at in (log_snr, self.level, self.absent))
         old = xp.where(
             seen, float(here.alpha) * x + float(here.sigma) * eps, float(gone.alpha) * x + float(gone.sigma) * eps
         )
@@ -63,7 +58,7 @@ class Remembering:
         own = np.where(np.array(self.seen), self.level, self.absent)
         y = self.denoise(given, self._levels(xp, wide, log_snr, own))
         # in known frames: the prediction whose x-hat, at the level of the state, is what is known
-        mixing = _spaces.mixing(FUNCTION, log_snr, self.scaling, self.prediction, "x", wide)
+        mixing = _wrapping.mixing(FUNCTION, at, self.prediction, "x", wide)
         y_wide = _array.widen(xp, y)
         told = y_wide + mixing.back * (x - mixing.into(wide, y_wide))
         return xp.astype(xp.where(known, told, y_wide), y.dtype, copy=False)
@@ -84,7 +79,7 @@ class Remembering:
     def with_scaling(self, scaling: str) -> Remembering:
         """Return the same denoiser for "vp", "ve" or "flow"."""
         levels.check_scaling(FUNCTION, scaling)
-        return replace(self, denoise=_spaces.scaled(self.denoise, scaling), scaling=scaling)
+        return replace(self, denoise=_wrapping.scaled(self.denoise, scaling), scaling=scaling)
 
 
 def history(
@@ -154,9 +149,9 @@ def history(
     _array.check_floating(FUNCTION, observed=observed)
     kind = predictions.kind_of(FUNCTION, denoise, prediction)
     predictions.row_function(FUNCTION, "prediction", kind)
-    scaling = _spaces.scaling_given(FUNCTION, denoise, schedule)
+    scaling = _wrapping.scaling_given(FUNCTION, denoise, schedule)
     if schedule is not None and scaling is not None:
-        denoise = _spaces.scaled(denoise, scaling)
+        denoise = _wrapping.scaled(denoise, scaling)
     gone = _check.number(FUNCTION, "absent", absent, finite=False)
     made = [
         Remembering(denoise, observed, frames, subset, part, gone, seed, kind, scaling)

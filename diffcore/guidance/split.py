@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffcore import _array, _brief, _check, _layout
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._wrapping import Forwarding, Staged
 
 FUNCTION = "guidance.split"
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(Staged, Forwarding):
     """A denoiser (z, log_snr, cond) whose conditions are divided among devices: what `split` returns, which documents it."""
 
     parts: ClassVar = ("denoise",)
@@ -33,18 +34,6 @@ class Split:
             must = "be an array of torch or JAX"
             raise _check.error(TypeError, FUNCTION, "z", must, z, "leave out guidance.split where there is one device")
         return (_by_torch if library == "torch" else _by_jax)(self, z, log_snr, conds)
-
-    def at(self, log_snr: Any) -> Split:
-        """Return the denoiser for a stage whose log-SNR is known on the host."""
-        return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self
-
-    def __getattr__(self, name: str) -> Any:
-        inner = self.__dict__["denoise"]
-        if name in ("prediction", "scaling", "schedule"):
-            return getattr(inner, name)
-        if name == "with_scaling" and hasattr(inner, name):
-            return lambda scaling: replace(self, denoise=inner.with_scaling(scaling))
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def split(denoise: Any, mesh: Any, axis: str) -> Split:

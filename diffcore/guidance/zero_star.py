@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffcore import _check
+from diffcore import _check, _wrapping
 from diffcore._array import Array
 from diffcore.guidance._rule import At, Rule, axes_of, check_over, divided, dot
-from diffcore.guidance._spaces import beside
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class ZeroStar(Rule):
         guided = c + at.weight * (c - nearest)
         if self.zero_below is None:
             return guided
-        level = beside("guidance.zero_star", at.log_snr, c)
+        level = _wrapping.along("guidance.zero_star", at.log_snr, c)
         return xp.where(level < self.zero_below + 0.0 * c, xp.zeros_like(c), guided)
 
 

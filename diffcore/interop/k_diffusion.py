@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _brief, _check, _explained, levels, predictions
+from diffcore import _array, _brief, _check, _explained, _wrapping, levels, predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.samplers import _trace
@@ -177,7 +177,7 @@ def model(
     function = "interop.k_diffusion.model"
     _check.choice(function, "scaling", scaling, SCALINGS)
     source = predictions.kind_of(function, denoise, prediction)
-    own = getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None) or scaling
+    own = _wrapping.own_scaling(denoise) or scaling
     fitted: Any = denoise.with_scaling(own) if hasattr(denoise, "with_scaling") else denoise
 
     def call(x: Array, sigma: Any, **_: Any) -> Array:

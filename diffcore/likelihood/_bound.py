@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _streams, levels, losses, predictions, process
+from diffcore import _array, _check, _streams, levels, losses, predictions, process, times
 from diffcore._array import Array
 from diffcore._weight import Weight
 from diffcore.levels import Gaussian
@@ -307,8 +307,6 @@ def _spread(seed: Any, count: int, batch: int) -> np.ndarray[Any, np.dtype[np.fl
 
     The offset runs forwards in one part and backwards in the next, so that its first-order error cancels.
     """
-    from diffcore import times
-
     offset = times.independent(seed, 0, batch, like=np.zeros((), dtype=np.float64))[None, :]
     part = np.arange(count)[:, None]
     return np.asarray((part + np.where(part % 2 == 0, offset, 1.0 - offset)) / count)

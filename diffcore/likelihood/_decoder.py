@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _layout, _streams
+from diffcore import _array, _check, _layout, _streams, noise
 from diffcore._array import Array
 from diffcore.schedules._base import scaling_of
 
@@ -143,8 +143,6 @@ def _off_the_values(function: str, decoder: Bins, x: Array, distance: Array) -> 
 
 def normal(like: Array, seed: Any, *, draw: int, stream: int) -> Array:
     """Return standard normals of the shape, dtype and library of an array."""
-    from diffcore import noise
-
     return noise.normal(seed, draw, tuple(like.shape), like=like, stream=stream)
 
 

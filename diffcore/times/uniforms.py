@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _memory, _streams
+from diffcore import _array, _check, _memory, _streams, noise
 from diffcore._array import Array
 
 
@@ -31,8 +31,6 @@ def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array
     >>> float(independent(7, 0, 4)[1]) == float(independent([3, 7], 0, 2)[1])
     False
     """
-    from diffcore import noise
-
     dims, like = _dims("independent", shape, like)
     bits = noise.bits(seed, draw, dims, like=like, stream=_streams.TIMES)
     return _uniforms(_array.library(bits), bits, like)
@@ -161,8 +159,6 @@ def _wrapped_sum(xp: Any, bits: Array, steps: np.ndarray[Any, np.dtype[np.int64]
 def _first_row(
     function: str, seed: Any, draw: int, shape: int | Sequence[int], like: Array | None
 ) -> tuple[Any, tuple[int, ...], Array, Array]:
-    from diffcore import noise
-
     dims, like = _dims(function, shape, like)
     first = noise.keys(seed, dims[0])[:1, ...]
     bits = noise.bits(first, draw, (min(1, dims[0]), *dims[1:]), like=like, stream=_streams.TIMES)

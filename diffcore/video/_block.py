@@ -11,6 +11,7 @@ import numpy as np
 
 from diffcore import _array, _brief, _check, _layout, _streams, conditioning, noise, sampling
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
 from diffcore.conditioning._solve import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
 from diffcore.levels import level
@@ -89,8 +90,6 @@ class Sampler:
             like: any array of the video.
             low, measure: what is measured of the block, of its first frames alone where `low` has fewer.
         """
-        from diffcore._dispatch import backend_of
-
         if self.reuses and known:
             return self._after(number, shape, known[0][1], like)
         xp, backend = _array.library(like), backend_of(like)
@@ -146,8 +145,6 @@ class Sampler:
 
     def _after(self, number: int, shape: tuple[int, ...], context: Array, like: Array) -> Array:
         """Return a block whose known frames, its first ones, are computed once: the other frames go through the plan alone."""
-        from diffcore._dispatch import backend_of
-
         there, words = context.shape[1], self.words(number, shape[0])
 
         def run(context: Array, words: Any) -> Array:

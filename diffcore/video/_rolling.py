@@ -15,6 +15,7 @@ import numpy as np
 
 from diffcore import _array, _check, _fitting, _streams, conditioning, stage
 from diffcore._array import Array
+from diffcore._dispatch import backend_of
 from diffcore.plan import Plan
 from diffcore.predictions import kind_of
 from diffcore.stage import Run, Source
@@ -82,8 +83,6 @@ def _taking(
     sampler: Sampler, known: int, moving: int, turn: int, like: Array, *, traced: bool = True
 ) -> Callable[..., Any]:
     """Return what takes the stages of a turn, (z, memory, key words of each frame) -> (z, memory)."""
-    from diffcore._dispatch import backend_of
-
     if sampler.reuses and known:
         return _after(sampler, known, moving, turn, like)
     xp, backend = _array.library(like), backend_of(like)
@@ -116,8 +115,6 @@ def _taking(
 
 def _after(sampler: Sampler, known: int, moving: int, turn: int, like: Array) -> Callable[..., Any]:
     """Return what takes the stages of a turn with the clean frames computed once: as `_taking`, with the moving ones alone."""
-    from diffcore._dispatch import backend_of
-
     xp, backend, steps = _array.library(like), backend_of(like), len(sampler.plan)
 
     def take(z: Array, memory: tuple[Array, ...], words: tuple[Any, ...]) -> tuple[Array, tuple[Array, ...]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from diffcore import _brief, _check
+from diffcore import _brief, _check, guidance
 from diffcore._array import Array
 
 FUNCTION = "video.reusing"
@@ -43,8 +43,6 @@ class Reusing:
 
     def after(self, past: Any) -> Callable[[Array, Array], Array]:
         """Return the denoiser of the frames that follow."""
-        from diffcore import guidance
-
         of_cond, of_null = (None, None) if past is None else past
 
         def told(z: Array, log_snr: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The kind of prediction in which a rule works: predictions are taken there, and the change is taken back.
+"""What wrappers of a denoiser share: its attributes, its scaling, and the kinds of prediction between which they go.
 
 At one z all kinds are affine maps of one another, s = p z + q y. A change of s by delta is one of y by delta / q. Neither p nor
 1 / q is finite at every level: where y does not determine s (x from eps at alpha = 0), or s cannot change y, it stays as it is.
@@ -6,7 +6,8 @@ At one z all kinds are affine maps of one another, s = p z + q y. A change of s 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -16,6 +17,30 @@ from diffcore.levels import Level
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
 from diffcore.schedules._base import scaling_of
+
+
+class Staged:
+    """A base of wrappers that are dataclasses with a field `denoise`, which may be another one at each stage."""
+
+    denoise: Any
+
+    def at(self, log_snr: Any) -> Self:
+        """Return the denoiser for a stage whose log-SNR is known on the host."""
+        return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self  # type: ignore[type-var]
+
+
+class Forwarding:
+    """A base of wrappers that are dataclasses with a field `denoise`, whose attributes they have."""
+
+    denoise: Any
+
+    def __getattr__(self, name: str) -> Any:
+        inner = self.__dict__["denoise"]
+        if name in ("prediction", "scaling", "schedule"):
+            return getattr(inner, name)
+        if name == "with_scaling" and hasattr(inner, name):
+            return lambda scaling: replace(self, denoise=inner.with_scaling(scaling))  # type: ignore[type-var]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class Mixing(NamedTuple):
@@ -30,15 +55,17 @@ class Mixing(NamedTuple):
         return self.p * z + self.q * y
 
 
-def mixing(
-    function: str, log_snr: Array, scaling: str | None, source: Prediction, target: Prediction, z: Array
-) -> Mixing:
-    """Return how a prediction of one kind becomes one of another at a level, for data like z."""
+def level_of(function: str, log_snr: Array, scaling: str | None) -> Level:
+    """Return the level at a log-SNR; raise where the scaling is not known."""
     if scaling is None:
         raise ValueError(
             f"{function}: the scaling is not known; give `schedule`, or call it through diffcore.sample, which uses the plan's"
         )
-    level = levels.level(log_snr, scaling)
+    return levels.level(log_snr, scaling)
+
+
+def mixing(function: str, level: Level, source: Prediction, target: Prediction, z: Array) -> Mixing:
+    """Return how a prediction of one kind becomes one of another at a level, for data like z."""
     xp = _array.namespace(function, log_snr=level.log_snr)
     level = Level(*(_array.as_array(xp, part) for part in level))
     rows = [predictions.row_function(function, "prediction", kind) for kind in (source, target)]
@@ -47,10 +74,10 @@ def mixing(
         back = predictions.solve(xp, level, *rows[::-1]).from_y
         zero, finite = xp.zeros_like(p), xp.isfinite(p) & xp.isfinite(q)
         solved = (xp.where(finite, p, zero), xp.where(finite, q, zero), xp.where(xp.isfinite(back), back, zero))
-    return Mixing(*(beside(function, _array.scalar(part), z) for part in solved))
+    return Mixing(*(along(function, _array.scalar(part), z) for part in solved))
 
 
-def beside(function: str, value: Any, data: Array) -> Any:
+def along(function: str, value: Any, data: Array) -> Any:
     """Return what belongs to a level, of any library, as a float or lined up with the data."""
     xp = _array.library(data)
     if isinstance(value, np.ndarray):
@@ -58,10 +85,14 @@ def beside(function: str, value: Any, data: Array) -> Any:
     return _array.along(function, "log_snr", value, data, xp)
 
 
+def own_scaling(denoise: Any) -> str | None:
+    """Return the scaling that a denoiser says it is for, itself or by its schedule."""
+    return getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
+
+
 def scaling_given(function: str, denoise: Any, schedule: Schedule | None) -> str | None:
     """Return the scaling of a denoiser or a schedule, which must agree; None where neither says."""
-    own = getattr(denoise, "scaling", None)
-    own = getattr(getattr(denoise, "schedule", None), "scaling", None) if own is None else own
+    own = own_scaling(denoise)
     if schedule is None:
         return own
     scaling = scaling_of(function, "schedule", schedule)
