@@ -75,34 +75,14 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = (
-    "backends",
-    "conditioning",
-    "exact",
-    "guidance",
-    "interop",
-    "likelihood",
-    "losses",
-    "mesh",
-    "metrics",
-    "objectives",
-    "plots",
-    "testing",
-    "times",
-    "unet3d",
-    "video",
-    "weights",
-)
-
-
 _DRIVERS = {"Adapted": "adaptive", "sample_adaptive": "adaptive", "sample_parallel": "parallel"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return import_module(f"diffcore.{name}")
     if name in _DRIVERS:
         return getattr(import_module(f"diffcore.{_DRIVERS[name]}"), name)
+    if name in __all__:  # a module that is loaded when it is asked for
+        return import_module(f"diffcore.{name}")
     raise _explained.missing("diffcore", name)
 
 

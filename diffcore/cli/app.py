@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffcore.cli import bench, evaluating, info, interrupts, long, report, sample, training, verify
+import diffcore as dc
+from diffcore.cli import bench, evaluating, info, interrupts, long, options, report, sample, training, verify
 
 
 class Commands(TyperGroup):
@@ -72,9 +73,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        import diffcore
-
-        typer.echo(diffcore.__version__)
+        typer.echo(dc.__version__)
         raise typer.Exit
 
 
@@ -94,10 +93,15 @@ def diffcore_(
         typer.echo(context.get_help())
 
 
-sample.add_to(app)
-long.add_to(app)
-training.add_to(app)
-evaluating.add_to(app)
-info.add_to(app)
-verify.add_to(app)
-bench.add_to(app)
+for command, examples in (
+    (sample.sample, sample.EXAMPLES),
+    (long.with_job(long.extend), long.EXTEND),
+    (long.with_job(long.interpolate), long.INTERPOLATE),
+    (long.with_job(long.upscale), long.UPSCALE),
+    (training.train, training.EXAMPLES),
+    (evaluating.evaluate, evaluating.EXAMPLES),
+    (info.info, info.EXAMPLES),
+    (verify.verify, verify.EXAMPLES),
+    (bench.bench, bench.EXAMPLES),
+):
+    app.command(help=options.help_of(command), epilog=examples)(command)

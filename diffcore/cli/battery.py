@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import diffcore as dc
+from diffcore import _array
+
 LAMBDAS = np.linspace(-6.0, 6.0, 7)
 CLEAN = np.array([-9.0, -4.0, -1.0, 0.5, 4.0, np.inf])
-SCALINGS = ("vp", "ve", "flow")
 
 
 class Check(NamedTuple):
@@ -31,91 +33,66 @@ class Check(NamedTuple):
 
 def checks() -> list[Check]:
     """Return the identities of `diffcore.testing`, on schedules, samplers and denoisers of every kind."""
-    from diffcore import testing
-
     return [
         Check("schedules are decreasing maps with inverses", _schedules),
-        Check("alpha and sigma keep their scaling", lambda like: _each(like, testing.check_scaling, named=True)),
-        Check("levels within 4 ulp of 60 digits", lambda like: _precise(testing.check_level_precision, like), slow=True),
-        Check("posterior within 16 ulp of 60 digits", lambda like: _precise(testing.check_posterior_precision, like),
+        Check("alpha and sigma keep their scaling", lambda like: _each(like, dc.testing.check_scaling, named=True)),
+        Check("levels within 4 ulp of 60 digits", lambda like: _precise(dc.testing.check_level_precision, like), slow=True),
+        Check("posterior within 16 ulp of 60 digits", lambda like: _precise(dc.testing.check_posterior_precision, like),
               slow=True),
-        Check("Chapman-Kolmogorov", lambda like: _ordered(like, testing.check_chapman_kolmogorov, 3)),
-        Check("Bayes: posterior from transition and marginal", lambda like: _ordered(like, testing.check_bayes, 2)),
-        Check("reverse variance between its bounds", lambda like: _ordered(like, testing.check_reverse_variance, 2)),
-        Check("predictions convert into one another", lambda like: _each(like, testing.check_conversions)),
-        Check("loss the same for all predictions", lambda like: _each(like, testing.check_loss_invariance)),
-        Check("guidance the same for all predictions", lambda like: _each(like, testing.check_guidance_invariance)),
-        Check("noise: Philox4x32-10 and Box-Muller", testing.check_noise),
-        Check("last step returns the estimate", lambda like: _plans(testing.check_last_step_returns_x, like)),
-        Check("runs repeat, bit for bit", lambda like: _runs(testing.check_deterministic, like)),
-        Check("a batch is its samples, bit for bit", lambda like: _runs(testing.check_batch_equals_singles, like)),
-        Check("a stopped run goes on, bit for bit", lambda like: _runs(testing.check_resumed, like, stages=(0, 2))),
+        Check("Chapman-Kolmogorov", lambda like: _ordered(like, dc.testing.check_chapman_kolmogorov, 3)),
+        Check("Bayes: posterior from transition and marginal", lambda like: _ordered(like, dc.testing.check_bayes, 2)),
+        Check("reverse variance between its bounds", lambda like: _ordered(like, dc.testing.check_reverse_variance, 2)),
+        Check("predictions convert into one another", lambda like: _each(like, dc.testing.check_conversions)),
+        Check("loss the same for all predictions", lambda like: _each(like, dc.testing.check_loss_invariance)),
+        Check("guidance the same for all predictions", lambda like: _each(like, dc.testing.check_guidance_invariance)),
+        Check("noise: Philox4x32-10 and Box-Muller", dc.testing.check_noise),
+        Check("last step returns the estimate", lambda like: _plans(dc.testing.check_last_step_returns_x, like)),
+        Check("runs repeat, bit for bit", lambda like: _runs(dc.testing.check_deterministic, like)),
+        Check("a batch is its samples, bit for bit", lambda like: _runs(dc.testing.check_batch_equals_singles, like)),
+        Check("a stopped run goes on, bit for bit", lambda like: _runs(dc.testing.check_resumed, like, stages=(0, 2))),
         Check("interleaved runs do not meet", _interleaved),
-        Check("contract of the backend, all plans and dtypes", _backend, slow=True),
+        Check("contract of the backend, all plans and dtypes", lambda like: dc.testing.check_backend(like=like), slow=True),
         Check("bound depends on the ends alone", _bounds, host=True),
-        Check("DDIM with eta = 1 is ancestral", lambda _: _grids(testing.check_ddim_eta1_is_ancestral), host=True),
-        Check("DPM-Solver++ 1 is DDIM", lambda _: _grids(testing.check_dpm1_is_ddim), host=True),
+        Check("DDIM with eta = 1 is ancestral", lambda _: _grids(dc.testing.check_ddim_eta1_is_ancestral), host=True),
+        Check("DPM-Solver++ 1 is DDIM", lambda _: _grids(dc.testing.check_dpm1_is_ddim), host=True),
         Check("steps compose for a fixed estimate", _compose, host=True),
         Check("runs go through the marginals", _marginals, host=True),
-        Check("exact moments of every sampler", lambda _: _plans(testing.check_moments), host=True),
-        Check("the corrector's bias", lambda _: testing.check_corrector_bias(_cosine("vp")), host=True),
+        Check("exact moments of every sampler", lambda _: _plans(dc.testing.check_moments), host=True),
+        Check("the corrector's bias", lambda _: dc.testing.check_corrector_bias(dc.schedules.Cosine()), host=True),
         Check("exact denoisers agree with their likelihood", _denoisers, host=True),
         Check("what replacement misses is a gradient", _conditionals, host=True),
         Check("orders of convergence", _orders, host=True, slow=True),
     ]  # fmt: skip
 
 
-def _cosine(scaling: str) -> Any:
-    from diffcore import schedules
-
-    return schedules.Cosine(scaling=scaling)
-
-
-def _put(values: Any, like: Any) -> Any:
-    from diffcore import _array
-
-    xp = _array.namespace("verify", like=like)
-    return xp.asarray(np.asarray(values), dtype=like.dtype, device=_array.device(like))
-
-
 def _level(values: Any, scaling: str, like: Any) -> Any:
-    from diffcore import levels
-
-    return levels.level(_put(values, like), scaling)
+    xp = _array.library(like)
+    return dc.levels.level(xp.asarray(values.copy(), dtype=like.dtype, device=_array.device(like)), scaling)
 
 
 def _schedules(like: Any) -> None:
-    from diffcore import schedules as s
-    from diffcore import testing
-
-    for schedule in (s.Cosine(), s.LinearBeta(), s.Flow(), s.Karras(), s.LinearLogSNR(), s.shift(s.Sigmoid(), -1.4)):
-        testing.check_schedule(schedule, like=like)
+    for schedule in dc.schedules.table().values():
+        dc.testing.check_schedule(schedule, like=like)
 
 
 def _each(like: Any, check: Callable[..., object], *, named: bool = False) -> None:
-    for scaling in SCALINGS:
+    for scaling in dc.levels.scalings():
         level = _level(LAMBDAS, scaling, like)
         check(level, scaling) if named else check(level)
 
 
 def _ordered(like: Any, check: Callable[..., object], count: int) -> None:
-    for scaling in SCALINGS:
+    for scaling in dc.levels.scalings():
         check(*(_level(LAMBDAS[count - 1 - k : len(LAMBDAS) - k], scaling, like) for k in range(count)))
 
 
 def _precise(check: Callable[..., object], like: Any) -> None:
-    for scaling in SCALINGS:
+    for scaling in dc.levels.scalings():
         check(like, scaling)
 
 
-def _named_plans() -> dict[str, Any]:
-    from diffcore.testing import conformance
-
-    return conformance.plans()
-
-
 def _plans(check: Callable[..., object], like: Any = None) -> None:
-    for plan in _named_plans().values():
+    for plan in dc.testing.conformance.plans().values():
         check(plan) if like is None else check(plan, like=like)
 
 
@@ -127,42 +104,29 @@ def _bounded(z: Any, log_snr: Any) -> Any:
 
 def _runs(check: Callable[..., object], like: Any, **how: Any) -> None:
     for name in ("ancestral", "unipc"):
-        check(_bounded, _named_plans()[name], like, prediction="v", **how)
+        check(_bounded, dc.testing.conformance.plans()[name], like, prediction="v", **how)
 
 
 def _interleaved(like: Any) -> None:
-    from diffcore import testing
-
-    testing.check_interleaved(_bounded, list(_named_plans().values())[:2], like, prediction="v")
-
-
-def _backend(like: Any) -> None:
-    from diffcore import testing
-
-    testing.check_backend(like=like)
+    dc.testing.check_interleaved(_bounded, list(dc.testing.conformance.plans().values())[:2], like, prediction="v")
 
 
 def _bounds(_: Any) -> None:
-    from diffcore import schedules, testing
-
-    for schedule in (schedules.Cosine(), schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=7.0)):
-        testing.check_bound(schedule)
+    for schedule in (dc.schedules.Cosine(), dc.schedules.LinearLogSNR(log_snr_min=-9.0, log_snr_max=7.0)):
+        dc.testing.check_bound(schedule)
 
 
 def _grids(check: Callable[..., object]) -> None:
-    for scaling in SCALINGS:
-        check(_cosine(scaling), CLEAN)
+    for scaling in dc.levels.scalings():
+        check(dc.schedules.Cosine(scaling=scaling), CLEAN)
 
 
-def _makers(scaling: str, promise: str) -> dict[str, Callable[[Any], Any]]:
-    from diffcore import samplers
-
-    schedule = _cosine(scaling)
-    return {
-        name: partial(_on_grid, row.make, schedule)
-        for name, row in samplers.table().items()
-        if row.variants[0].marginal and getattr(row.variants[0], promise)
-    }
+def _makers(promise: str) -> Iterator[Callable[[Any], Any]]:
+    """Yield the samplers whose first variant makes a promise, under each scaling, as functions of a grid."""
+    for scaling in dc.levels.scalings():
+        for row in dc.samplers.table().values():
+            if row.variants[0].marginal and getattr(row.variants[0], promise):
+                yield partial(_on_grid, row.make, dc.schedules.Cosine(scaling=scaling))
 
 
 def _on_grid(make: Callable[..., Any], schedule: Any, grid: Any) -> Any:
@@ -170,50 +134,36 @@ def _on_grid(make: Callable[..., Any], schedule: Any, grid: Any) -> Any:
 
 
 def _compose(_: Any) -> None:
-    from diffcore import testing
-
-    for scaling in SCALINGS:
-        for make in _makers(scaling, "composes").values():
-            testing.check_composes(make, LAMBDAS)
+    for make in _makers("composes"):
+        dc.testing.check_composes(make, LAMBDAS)
 
 
 def _marginals(_: Any) -> None:
-    from diffcore import testing
-
-    for scaling in SCALINGS:
-        for make in _makers(scaling, "marginal").values():
-            testing.check_keeps_marginals(make(CLEAN))
+    for make in _makers("marginal"):
+        dc.testing.check_keeps_marginals(make(CLEAN))
 
 
 def _gaussian() -> Any:
-    from diffcore import exact
-
-    return exact.Gaussian(np.array([0.1, 0.2, 0.3]), np.array([[1.0, 0.5, 0.2], [0.5, 2.0, 0.3], [0.2, 0.3, 0.4]]))
+    return dc.exact.Gaussian(np.array([0.1, 0.2, 0.3]), np.array([[1.0, 0.5, 0.2], [0.5, 2.0, 0.3], [0.2, 0.3, 0.4]]))
 
 
 def _denoisers(_: Any) -> None:
-    from diffcore import exact, testing
-
     points = np.random.default_rng(0).normal(size=(5, 3))
     for data in (
         _gaussian(),
-        exact.Mixture([0.3, 0.7], points[:2], [np.eye(3), 0.3 * np.eye(3)]),
-        exact.Empirical(points),
+        dc.exact.Mixture([0.3, 0.7], points[:2], [np.eye(3), 0.3 * np.eye(3)]),
+        dc.exact.Empirical(points),
     ):
         for log_snr in (-5.0, 0.0, 4.0):
-            testing.check_denoiser(data, log_snr, points[:2])
+            dc.testing.check_denoiser(data, log_snr, points[:2])
 
 
 def _conditionals(_: Any) -> None:
-    from diffcore import testing
-
     for log_snr in (-5.0, 0.0, 3.0):
-        testing.check_conditional(_gaussian(), np.array([True, False, False]), log_snr)
+        dc.testing.check_conditional(_gaussian(), np.array([True, False, False]), log_snr)
 
 
 def _orders(_: Any) -> None:
-    from diffcore import samplers, testing
-
     for name in ("ddim", "heun", "dpm_solver_pp"):
-        row = samplers.table()[name]
-        testing.check_order(partial(_on_grid, row.make, _cosine("vp")), row.variants[0].order or 0)
+        row = dc.samplers.table()[name]
+        dc.testing.check_order(partial(_on_grid, row.make, dc.schedules.Cosine()), row.variants[0].order or 0)

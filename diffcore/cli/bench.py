@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import diffcore as dc
 from diffcore import _files
 from diffcore.cli import options, report, writers
 
@@ -23,16 +24,9 @@ EXAMPLES = (
 )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(help=options.help_of(bench), epilog=EXAMPLES)(bench)
-
-
 def checkout() -> Path:
     """Return the folder of the checkout that has the benchmarks; refuse an installed package, which has none."""
-    import diffcore
-
-    root = Path(diffcore.__file__).resolve().parent.parent
+    root = Path(dc.__file__).resolve().parent.parent
     if not (root / "benchmarks" / "__main__.py").is_file():
         raise report.Failure(
             "the benchmarks are in a checkout of the project only, and this diffcore is installed without them; clone it, run "

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import diffcore as dc
 from diffcore.cli import models
 from diffcore.cli.report import Failure, usage
 
@@ -47,10 +48,8 @@ def rows_of(condition: Any, numbers: list[int]) -> Any:
 
 def encoder_in(folder: Path) -> Any:
     """Return the text encoder of a folder."""
-    from diffcore.unet3d import text
-
     try:
-        return text.encoder(folder)
+        return dc.unet3d.text.encoder(folder)
     except ImportError as error:
         raise Failure(str(error)) from error
     except (OSError, ValueError) as error:
@@ -66,9 +65,7 @@ def encoded(config: Any, folder: Path, texts: list[str]) -> Any:
 
 def check(config: Any, encoder: Any, folder: str) -> None:
     """Refuse an encoder, that of a folder, whose vectors a network does not take."""
-    from diffcore.unet3d import text
-
     try:
-        text.check(config, encoder)
+        dc.unet3d.text.check(config, encoder)
     except ValueError as error:
         usage(f"--encoder {folder}: {str(error).removeprefix('unet3d.text: ')}")

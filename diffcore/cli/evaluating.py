@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+import diffcore as dc
 from diffcore import _check, _files
 from diffcore.cli import conditions, files, models, options, report, sets, sources, writers
 
@@ -145,8 +146,6 @@ def evaluate(
 
 
 def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
-    from diffcore import metrics
-
     first, second = files.look(made), files.look(real)
     if first.clips != second.clips:
         report.usage(f"both videos must have as many clips, got {first.clips} in {made} and {second.clips} in {real}")
@@ -165,9 +164,9 @@ def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
         for x, y in zip(files.blocks(first, size, channels), files.blocks(second, size, channels), strict=False):
             count = min(x.shape[1], y.shape[1])
             pair = x[:, :count], y[:, :count]
-            psnr += count * metrics.psnr(*pair)
+            psnr += count * dc.metrics.psnr(*pair)
             window = {"win_size": min(7, side - 1 + side % 2)}
-            ssim += count * metrics.ssim(*pair, **window) if side >= 3 else np.nan
+            ssim += count * dc.metrics.ssim(*pair, **window) if side >= 3 else np.nan
             frames += count
             bar.made(count)
     psnr, ssim = psnr / frames, ssim / frames
@@ -209,22 +208,22 @@ def _conditioned(config: Any, source: Any, data: str, captions: Path | None, enc
 
 def _losses(model: models.Model, source: Any, conditions_of: Any, count: int, batch: int, seed: int) -> report.Row:
     """Return the mean squared error of v at each level, on the first clips of a source."""
-    from diffcore import levels, losses, noise, process, weights
-    from diffcore.unet3d import data
-
     found = dict.fromkeys(LEVELS, 0.0)
     with report.Bar("loss", count * len(LEVELS)) as bar:
         for first in range(0, count, batch):
-            some = [data.batch(source, 1, step=step, seed=seed) for step in range(first, min(first + batch, count))]
+            some = [
+                dc.unet3d.data.batch(source, 1, step=step, seed=seed)
+                for step in range(first, min(first + batch, count))
+            ]
             x = model.put(_in_channels(np.concatenate([one.x for one in some]), model.config.channels))
             cond = None
             if conditions_of is not None:
                 cond = models.condition_on(model, conditions_of(np.concatenate([one.labels for one in some])))
-            eps = noise.normal(noise.keys(seed, len(some), first=first), 0, tuple(x.shape), like=x)
+            eps = dc.noise.normal(dc.noise.keys(seed, len(some), first=first), 0, tuple(x.shape), like=x)
             for level in LEVELS:
-                at = levels.level(model.put(np.full(len(some), level, dtype=np.float32)), model.net.scaling or "vp")
-                y = model.net(process.diffuse(x, eps, at), at.log_snr, cond)
-                each = losses.denoising(y, x, eps, at, prediction=model.config.prediction, weight=weights.V())
+                at = dc.levels.level(model.put(np.full(len(some), level, dtype=np.float32)), model.net.scaling or "vp")
+                y = model.net(dc.process.diffuse(x, eps, at), at.log_snr, cond)
+                each = dc.losses.denoising(y, x, eps, at, prediction=model.config.prediction, weight=dc.weights.V())
                 found[level] += float(each.mean()) * len(some)
                 bar.made(len(some))
     return {f"{level:g}": total / count for level, total in found.items()}
@@ -246,11 +245,7 @@ def _samples(
     seed: int,
 ) -> report.Row:
     """Draw clips of all digits in turn, or of the first captions, and return what a classifier and the Frechet distance say."""
-    import diffcore as dc
-    from diffcore import metrics
-    from diffcore.unet3d import digits
-
-    texts = model.config.condition == "tokens" and conditions_of is not None
+    digits, texts = dc.unet3d.digits, model.config.condition == "tokens" and conditions_of is not None
     digits_of = source.source if texts else source
     asked = np.array([source.label(index % len(source)) for index in range(count)]) if texts else np.arange(count) % 10
     labels = digits_of.labels[np.arange(count) % len(source)] if texts else asked
@@ -269,8 +264,8 @@ def _samples(
     held = digits_of.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
     with report.warnings_as_notes():
         seen = digits.legibility(clips, None if conditions_of is None else labels)
-        real, fake = (metrics.moments(digits.features(some)) for some in (held, clips))
-        distance = metrics.frechet_distance(real, fake)
+        real, fake = (dc.metrics.moments(digits.features(some)) for some in (held, clips))
+        distance = dc.metrics.frechet_distance(real, fake)
     row = {
         "calls": len(plan),
         "sampler": plan.sampler,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+import diffcore as dc
 from diffcore import _check
 from diffcore.cli import files, models, options, report
 
@@ -20,11 +21,6 @@ EXAMPLES = (
     "$ diffcore info --plan ancestral --steps 8 --set gamma=0.1\n\n"
     "$ diffcore info clip.mp4"
 )
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(help=options.help_of(info), epilog=EXAMPLES)(info)
 
 
 def info(
@@ -83,12 +79,11 @@ def info(
 
 
 def _machine(as_json: bool) -> None:
-    import diffcore
     from diffcore.backends import cpu_threads
 
     rows, compiled = [_numpy(), _torch(), _jax()], cpu_threads.kernel is not None
     if as_json:
-        report.result({"diffcore": diffcore.__version__, "cpu_kernel": compiled, "backends": rows}, "", as_json=True)
+        report.result({"diffcore": dc.__version__, "cpu_kernel": compiled, "backends": rows}, "", as_json=True)
         return
     shown = [
         [
@@ -100,7 +95,7 @@ def _machine(as_json: bool) -> None:
         ]
         for row in rows
     ]
-    report.table(f"diffcore {diffcore.__version__}", ["backend", "version", "devices", "gradients", "compiles"], shown)
+    report.table(f"diffcore {dc.__version__}", ["backend", "version", "devices", "gradients", "compiles"], shown)
     kernel = "compiled" if compiled else "not compiled, so NumPy's operations serve; install again with a C compiler"
     typer.echo(f"kernel of the CPU: {kernel}")
     typer.echo(f"included models: {', '.join(models.shipped())}; the default backend here is {models.installed()[0]}")
@@ -207,11 +202,9 @@ def _fields(text: str) -> list[list[str]]:
 
 
 def _saved_plan(path: Path, as_json: bool) -> None:
-    from diffcore import Plan
-
     if not path.is_file():
         report.usage(f"there is no file {path}")
-    _plan(Plan.load(path), as_json)
+    _plan(dc.Plan.load(path), as_json)
 
 
 def _plan(plan: Any, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+import diffcore as dc
 from diffcore.cli import conditions, estimates, files, models, options, report, writers
 
 EXTEND = (
@@ -64,13 +65,7 @@ class Job(NamedTuple):
     debug: options.Debug = False
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command, examples in ((extend, EXTEND), (interpolate, INTERPOLATE), (upscale, UPSCALE)):
-        app.command(help=options.help_of(command), epilog=examples)(_with_job(command))
-
-
-def _with_job(command: Callable[..., None]) -> Callable[..., None]:
+def with_job(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that takes the fields of a `Job` as options beside its own."""
     types = typing.get_type_hints(command, include_extras=True) | typing.get_type_hints(Job, include_extras=True)
     own = {name: given for name, given in inspect.signature(command).parameters.items() if name != "job"}
@@ -176,8 +171,6 @@ def _run(
     history: float | None = None,
 ) -> None:
     """Read, make and write, a block at a time."""
-    import diffcore as dc
-
     began = time.perf_counter()
     with models.opened(job.weights, job.backend, job.device, job.dtype) as model:
         config = model.config

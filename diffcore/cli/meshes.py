@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any, NamedTuple
 
+from diffcore.cli import numbered
 from diffcore.cli.report import usage
 
 
@@ -29,7 +31,7 @@ class Over(NamedTuple):
 def of(backend: str, mesh: str | None, device: str | None) -> Over:
     """Return what a command runs over: all processes that torchrun started, or `mesh`, such as "8" or "2x4"."""
     shape = _shape(mesh)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = numbered.process()
     if backend == "torch":
         return _of_torch(shape, device, rank, world)
     import jax
@@ -44,7 +46,7 @@ def of(backend: str, mesh: str | None, device: str | None) -> Over:
     platform = {"cuda": "gpu"}.get(device or "", device)
     there = jax.devices(platform.partition(":")[0] if platform else None)
     shape = shape or ((len(there),) if world > 1 else ())
-    size = _size(shape)
+    size = math.prod(shape)
     if size > len(there) or (world > 1 and size != len(there)):
         usage(f"--mesh {mesh} is for {size} devices, but JAX finds {len(there)}")
     if not shape:
@@ -56,7 +58,7 @@ def of(backend: str, mesh: str | None, device: str | None) -> Over:
 
 
 def _of_torch(shape: tuple[int, ...], device: str | None, rank: int, world: int) -> Over:
-    size = _size(shape)
+    size = math.prod(shape)
     if shape and size != world:
         usage(
             f"--mesh is for {size} processes, but there are {world}; start them with torchrun --nproc-per-node {size} -m "
@@ -83,10 +85,3 @@ def _shape(mesh: str | None) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})?", mesh):
         usage(f"--mesh must be a number of devices, such as 8, or replicas x shards, such as 2x4, got {mesh}")
     return tuple(map(int, mesh.split("x")))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    found = 1
-    for part in shape:
-        found *= part
-    return found

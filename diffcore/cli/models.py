@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+import diffcore as dc
 from diffcore import _array, _check
 from diffcore.cli.report import Failure, note, usage
 
@@ -41,15 +42,7 @@ class Model(NamedTuple):
     def put(self, values: npt.NDArray[Any]) -> Any:
         """Return values from the host as an array of the model's library and device; floats in the dtype of `like`."""
         kind = self.like.dtype if np.issubdtype(values.dtype, np.floating) else None
-        if self.backend == "numpy":
-            return values.astype(kind) if kind is not None else values
-        if self.backend == "torch":
-            import torch
-
-            return torch.from_numpy(np.array(values)).to(device=self.like.device, dtype=kind)
-        import jax
-
-        return jax.device_put(values.astype(kind) if kind is not None else values, self.like.device)
+        return _array.library(self.like).asarray(values.copy(), dtype=kind, device=_array.device(self.like))
 
 
 def sound(block: Any) -> npt.NDArray[np.float32]:
@@ -64,23 +57,17 @@ def sound(block: Any) -> npt.NDArray[np.float32]:
 
 def shipped() -> list[str]:
     """Return the names of the models that are shipped."""
-    from diffcore.unet3d import MODELS
-
-    return list(MODELS)
+    return list(dc.unet3d.MODELS)
 
 
 def samplers() -> list[str]:
     """Return the names of the samplers."""
-    from diffcore import samplers as there
-
-    return list(there.table())
+    return list(dc.samplers.table())
 
 
 def grids() -> list[str]:
     """Return the names of the grids."""
-    from diffcore import grids as there
-
-    return list(there.table())
+    return list(dc.grids.table())
 
 
 def installed() -> list[str]:
@@ -122,11 +109,10 @@ def opened(weights: str, backend: str | None, device: str | None, dtype: str = "
 
 
 def _model(weights: str, path: Path | None, backend: str, place: Any, name: str, like: Any, dtype: str) -> Model:
-    from diffcore import unet3d
     from diffcore.unet3d.half import InBfloat16
 
     how: dict[str, Any] = {"dtype": dtype_of(backend, dtype), "device": place}
-    net = unet3d.pretrained(weights, backend, **how) if path is None else unet3d.load(path, backend, **how)
+    net = dc.unet3d.pretrained(weights, backend, **how) if path is None else dc.unet3d.load(path, backend, **how)
     if backend == "torch":
         net = net.eval().requires_grad_(False)
     config = net.config
@@ -232,9 +218,6 @@ def condition_on(model: Model, condition: Any) -> Any:
 
 def denoiser(model: Model, condition: Any, guidance: float | None, *, reuses: bool = False) -> Any:
     """Return (z, log_snr) -> prediction under a condition, with guidance; `reuses` says to keep known frames of causal networks."""
-    from diffcore.guidance import classifier_free
-    from diffcore.video import reusing
-
     reuses = reuses and model.config.causal and hasattr(model.net, "past")
     if condition is None:
         if guidance:
@@ -243,25 +226,25 @@ def denoiser(model: Model, condition: Any, guidance: float | None, *, reuses: bo
             note(
                 f"note: this model has the condition {model.config.condition!r}; drawing without it, any clip may come"
             )
-        return reusing(model.net) if reuses else model.net
+        return dc.video.reusing(model.net) if reuses else model.net
     cond = condition_on(model, condition)
     null, weight = model.net.null(cond), 1.0 if guidance is None else guidance
     if reuses:
-        return reusing(model.net, cond, null=null, weight=weight) if weight else reusing(model.net, cond)
-    return classifier_free(model.net, cond=cond, null=null, weight=weight)
+        return (
+            dc.video.reusing(model.net, cond, null=null, weight=weight) if weight else dc.video.reusing(model.net, cond)
+        )
+    return dc.guidance.classifier_free(model.net, cond=cond, null=null, weight=weight)
 
 
 def history_for(schedule: Any, method: str, given: float | None) -> float | None:
     """Return the log-SNR at which known frames are shown: the greatest that a model was trained on, None where that is infinite."""
-    from diffcore.schedules import Cosine
-
     if method not in {"forcing", "rolling"}:
         if given is not None:
             usage(f"--history {given:g} is for --method forcing and rolling, and not for {method}")
         return None
     if given is not None:
         return given
-    most = float((schedule or Cosine()).log_snr(0.0))
+    most = float((schedule or dc.schedules.Cosine()).log_snr(0.0))
     return most if np.isfinite(most) else None
 
 
@@ -269,13 +252,10 @@ def plan(
     sampler: str, steps: int, settings: list[str] | None = None, schedule: Any = None, grid: str | None = None
 ) -> Any:
     """Return the plan of a sampler by its name, here or elsewhere, on the schedule that a model was trained on, or the paper's."""
-    from diffcore import samplers as there
-    from diffcore.schedules import Cosine
-
-    sampler, known = there.aliases().get(sampler, (sampler, {}))
+    sampler, known = dc.samplers.aliases().get(sampler, (sampler, {}))
     if sampler not in samplers():
         usage(f"--sampler must be one of {', '.join(samplers())}, got {sampler}")
-    make = getattr(there, sampler)
+    make = dc.samplers.table()[sampler].make
     takes = [name for name, given in inspect.signature(make).parameters.items() if given.kind is given.KEYWORD_ONLY]
     takes = [name for name in takes if name not in {"grid", "churn_range"}]
     given: dict[str, Any] = dict(known)
@@ -289,7 +269,7 @@ def plan(
             given[name] = int(value) if name == "order" else float(value)
         except ValueError:
             usage(f"--set {text}: {value!r} is not a number, as in --set {name}=1")
-    schedule = schedule or Cosine()
+    schedule = schedule or dc.schedules.Cosine()
     try:
         points = {"steps": steps} if grid is None else {"grid": _grid(grid, schedule, steps)}
         return make(schedule, **points, **given)
@@ -299,13 +279,11 @@ def plan(
 
 def _grid(text: str, schedule: Any, steps: int) -> Any:
     """Return a grid by its name, or of a list of sigmas."""
-    from diffcore import grids as there
-
-    if text in there.table():
-        return there.by_name(text, schedule, steps)
+    if text in dc.grids.table():
+        return dc.grids.by_name(text, schedule, steps)
     if not any(character.isdigit() for character in text):
         usage(f"--grid must be one of {', '.join(grids())}, or sigmas such as '14.6, 6.4, 1, 0', got {text}")
-    found = there.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
+    found = dc.grids.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
     if found.note:
         note(f"note: {found.note}")
     return found.grid

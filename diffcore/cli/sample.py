@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
+import diffcore as dc
 from diffcore import _check
 from diffcore.cli import conditions, files, models, numbered, options, report, writers
 
@@ -22,11 +23,6 @@ EXAMPLES = (
     "$ diffcore sample clips/%04d.mp4 --count 1000 --batch 16\n\n"
     "$ diffcore sample mine.mp4 -w run/model.safetensors --backend torch --device cuda --dtype bfloat16"
 )
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(help=options.help_of(sample), epilog=EXAMPLES)(sample)
 
 
 def sample(
@@ -101,8 +97,6 @@ def sample(
     Files that are there already are kept, and under torchrun processes share the clips:
     torchrun --nproc-per-node 4 -m diffcore sample clips/%04d.mp4 --count 1000
     """
-    import diffcore as dc
-
     del debug
     apart = numbered.asked(out)
     if not apart:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffcore as dc
 from diffcore.cli import files, report, sources
 
 DIGITS = "digits"
@@ -15,21 +16,15 @@ DIGITS = "digits"
 
 def names() -> list[str]:
     """Return the names of features."""
-    from diffcore.metrics import features
-
-    return [*features.table(), DIGITS]
+    return [*dc.metrics.features.table(), DIGITS]
 
 
 def function_of(name: str) -> Callable[[Any], Any]:
     """Return features by their name, or a function of a module: "mine:embed", which lies in this folder or is installed."""
-    from diffcore.metrics import features
-
-    if name in features.table():
-        return features.table()[name]
+    if name in dc.metrics.features.table():
+        return dc.metrics.features.table()[name]
     if name == DIGITS:
-        from diffcore.unet3d import digits
-
-        return digits.features
+        return dc.unet3d.digits.features
     module, colon, function = name.partition(":")
     if not colon:
         report.usage(f"--features must be one of {', '.join(names())}, or module:function, got {name}")
@@ -53,10 +48,8 @@ def clips_of(
     path: Path, frames: int, size: files.Size, channels: int, count: int, taken: sources.Taken
 ) -> files.Float32:
     """Return at most `count` clips (N, T, H, W, C): of a folder at random places of its videos, of a file one after another."""
-    from diffcore.unet3d import data
-
     if path.is_dir():
-        x = data.batch(sources.folder(path, frames, size, taken._replace(labels=None)), count, step=0).x
+        x = dc.unet3d.data.batch(sources.folder(path, frames, size, taken._replace(labels=None)), count, step=0).x
         return (x @ files.LUMA)[..., None] if channels == 1 else x
     video = files.look(path, taken.rate, taken.background)
     files.say(video)
@@ -74,8 +67,6 @@ def compared(
     made: Path, real: Path, features: str | None, frames: int, size: str | None, count: int, taken: sources.Taken
 ) -> tuple[report.Row, str]:
     """Return the Frechet distance of two sets, as a row and in words."""
-    from diffcore import metrics
-
     name = features or "convolutions"
     function, side = function_of(name), files.parse_size(size or ("32" if name == DIGITS else "64"))
     for path in (made, real):
@@ -91,7 +82,7 @@ def compared(
     if fewer < 2:
         report.usage(f"a distance takes at least 2 clips of each, got {fewer}; give smaller --frames, or more videos")
     with report.warnings_as_notes():
-        distance = metrics.frechet_distance(second[:fewer], first[:fewer], features=function, batch=16)
+        distance = dc.metrics.frechet_distance(second[:fewer], first[:fewer], features=function, batch=16)
     row = {"command": "evaluate", "made": str(made), "real": str(real), "features": name, "clips": fewer, "frames": frames,
            "size": list(side), "frechet_distance": distance}  # fmt: skip
     text = f"Frechet distance {distance:.6g} by {name}, of {fewer} clips each, {frames} frames of {side[0]}x{side[1]}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffcore as dc
 from diffcore.cli import conditions, files
 from diffcore.cli.report import note, usage
 
@@ -14,9 +16,7 @@ DIGITS = "digits"
 
 def presets() -> list[str]:
     """Return the names of the networks to start from: those without text."""
-    from diffcore.unet3d import PRESETS
-
-    return [name for name, config in PRESETS.items() if config.condition != "tokens"]
+    return [name for name, config in dc.unet3d.PRESETS.items() if config.condition != "tokens"]
 
 
 class Taken(NamedTuple):
@@ -35,10 +35,8 @@ def data(
     name: str, config: Any, *, taken: Taken = AS_IT_IS, split: Any = "train", count: int = 8192, option: str = "--data"
 ) -> Any:
     """Return the source of a name: "digits", or a folder of videos."""
-    from diffcore.unet3d import digits
-
     if name == DIGITS:
-        return digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
+        return dc.unet3d.digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
         usage(f'{option} must be a folder of videos, or "{DIGITS}", got {name}')
     return folder(Path(name), config.frames, (config.size, config.size), taken)
@@ -46,12 +44,10 @@ def data(
 
 def folder(path: Path, frames: int, size: tuple[int, int], taken: Taken = AS_IT_IS) -> Any:
     """Return a folder of videos as a source."""
-    from diffcore.unet3d import data as there
-
     if taken.every is not None and taken.rate is not None:
         usage("give --every or --rate, not both: one frame of every so many, or so many a second at equal times")
     how: dict[str, Any] = {"labels": taken.labels, "background": files.colour(taken.background), "report": _skipped}
-    return there.videos(path, frames=frames, size=size, every=taken.every, fps=taken.rate, **how)
+    return dc.unet3d.data.videos(path, frames=frames, size=size, every=taken.every, fps=taken.rate, **how)
 
 
 def _skipped(line: str) -> None:
@@ -85,18 +81,17 @@ def captioned(
 
     Captions of a folder that has no file of the same name as --captions are in that one, beside those of the others.
     """
-    from diffcore.unet3d import data as there
-    from diffcore.unet3d import digits
-
     if name == DIGITS:
-        truth = digits.moving_digits_truth(frames=config.frames, size=config.size, count=len(source), split=split)
-        return there.captioned(source, digits.captions(truth), known=known)
+        truth = dc.unet3d.digits.moving_digits_truth(
+            frames=config.frames, size=config.size, count=len(source), split=split
+        )
+        return dc.unet3d.data.captioned(source, dc.unet3d.digits.captions(truth), known=known)
     if said.captions is None:
         usage(f"--data {DIGITS} takes --validation {DIGITS} with --encoder, got {name}, whose captions are not known")
     own = Path(name) / said.captions.name
     path = own if split != "train" and own.is_file() else said.captions
     try:
-        return there.captioned(source, path, known=known)
+        return dc.unet3d.data.captioned(source, path, known=known)
     except (OSError, ValueError) as error:
         way = "" if split == "train" else f"; they may be in {own}, as --captions are"
         usage(f"--captions {path}: {str(error).removeprefix('data.captioned: ')}{way if path != own else ''}")
@@ -112,18 +107,14 @@ def network_and_data(
     origin: Any = None,
 ) -> tuple[Any, Any]:
     """Return a config that fits the data, that of a preset or of weights to start from, and the data."""
-    from dataclasses import replace
-
-    from diffcore import unet3d
-
-    able = presets() if text is None else list(unet3d.PRESETS)
+    able = presets() if text is None else list(dc.unet3d.PRESETS)
     if preset is not None and preset not in able:
-        way = "; it takes --encoder FOLDER, for models on text" if preset in unet3d.PRESETS else ""
+        way = "; it takes --encoder FOLDER, for models on text" if preset in dc.unet3d.PRESETS else ""
         usage(f"--preset must be one of {', '.join(able)}, got {preset}{way}")
     if text is not None and taken.labels is not None:
         usage("--labels and --captions are both given; a network is trained on one of them")
     given = {field: value for field, value in changes.items() if value is not None}
-    base = unet3d.PRESETS[preset] if preset is not None else replace(origin, schedule=None)
+    base = dc.unet3d.PRESETS[preset] if preset is not None else replace(origin, schedule=None)
     if base.condition == "tokens" and text is None:
         usage("the weights are those of a model of texts; --encoder FOLDER says how captions are read")
     if name == DIGITS:

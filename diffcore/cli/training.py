@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import diffcore as dc
 from diffcore.cli import meshes, models, options, report, sources, tuning
 
 NETWORK, TRAINING = "The network", "Training"
@@ -26,11 +27,6 @@ EXAMPLES = (
     "$ torchrun --nproc-per-node 8 -m diffcore train run --data my_videos --preset bair --batch 64 --workers 4\n\n"
     "$ diffcore sample clip.mp4 --weights run/model.safetensors"
 )
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(help=options.help_of(train), epilog=EXAMPLES)(train)
 
 
 def train(
@@ -225,8 +221,6 @@ def train(
     train one network; any number of them goes on with what any other number began.
     """
     del debug
-    from diffcore.unet3d import training
-
     backend_ = _trains(backend)
     tuning.check(backend_, fused, log, validation, validate_every)
     origin = tuning.start_of(start)
@@ -265,7 +259,7 @@ def train(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "training.train: checkpoint", UserWarning)  # which is said above
-                path = training.train(
+                path = dc.unet3d.training.train(
                     config,
                     settings,
                     source,
@@ -284,7 +278,7 @@ def train(
                 )
         except KeyboardInterrupt:
             if over.first:
-                kept = training.step_of(folder)
+                kept = dc.unet3d.training.step_of(folder)
                 goes = f"goes on from step {kept}" if kept else "begins anew"
                 report.note(f"stopped; the same command{', without --force,' if force and kept else ''} {goes}")
             raise
@@ -302,11 +296,9 @@ def train(
 
 def _say_where_it_begins(folder: Path, force: bool, processes: int) -> bool:
     """Say from where a run goes on, or that it begins anew, where there was one, and return whether it goes on."""
-    from diffcore.unet3d.training import checkpoints
-
     with report.warnings_as_notes():
         try:
-            found = checkpoints.newest(folder)
+            found = dc.unet3d.training.checkpoints.newest(folder)
         except ValueError:
             if not force:
                 raise
@@ -340,27 +332,23 @@ def _trains(backend: str | None) -> str:
 
 def _schedule(name: str | None) -> Any:
     """Return a schedule by its own name, with its default settings, or by that of a paper."""
-    from diffcore import schedules
-
     known = dict[str, Any]()
-    for each in (*schedules.named(), *schedules.table()):
+    for each in (*dc.schedules.named(), *dc.schedules.table()):
         with contextlib.suppress(ValueError):  # those that have no default settings
-            known[each] = schedules.by_name(each)
+            known[each] = dc.schedules.by_name(each)
     if name is not None and name not in known:
         report.usage(f"--schedule must be one of {', '.join(sorted(known))}, got {name}")
     return None if name is None else known[name]
 
 
 def _settings(preset: str | None, given: dict[str, Any]) -> Any:
-    from diffcore.unet3d import training
-
-    base = training.PRESETS.get(preset or "")
+    base = dc.unet3d.training.PRESETS.get(preset or "")
     try:
         if base is not None:
             if given.get("steps", base.steps) < base.cool_down:
                 given["cool_down"] = given["steps"] // 4
             return replace(base, **given)
-        return training.Settings(
+        return dc.unet3d.training.Settings(
             **{"steps": 1000, "warm_up": 100, "ema": 0.99, "learning_rate": 1e-3 if preset else 1e-4, **given}
         )
     except (ValueError, TypeError) as error:

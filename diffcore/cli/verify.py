@@ -17,11 +17,6 @@ EXAMPLES = (
 )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(help=options.help_of(verify), epilog=EXAMPLES)(verify)
-
-
 def verify(
     backend: Annotated[
         list[str] | None,
