@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _philox, _streams, stage
+from diffcore import _array, _philox, stage
 from diffcore._array import Array
-from diffcore._philox import Region
 from diffcore.plan import Form
 from diffcore.stage import Run, Source
 from diffcore.state import State
@@ -30,30 +29,11 @@ class ArrayAPIBackend:
     def keys(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
         return words
 
-    def normal(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        dtype: Any,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> Array:
-        return _philox.normal(self.xp, words, draw, shape, dtype=dtype, device=device, stream=stream, region=region)
+    def normal(self, words: Array, draw: Any, shape: tuple[int, ...], **how: Any) -> Array:
+        return _philox.normal(self.xp, words, draw, shape, **how)
 
-    def bits(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> Array:
-        return _philox.bits(self.xp, words, draw, shape, device=device, stream=stream, region=region)
+    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], **how: Any) -> Array:
+        return _philox.bits(self.xp, words, draw, shape, **how)
 
     def index(self, value: int) -> Any:
         return value

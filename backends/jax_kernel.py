@@ -22,14 +22,12 @@ from diffcore._array import is_half
 from diffcore._threshold import Clip
 from diffcore.backends import cpu_threads, jax_shards, numpy_noise
 from diffcore.backends.jax_shards import Part, spec_of, vary, varying
+from diffcore.backends.numpy_stage import SECOND
 from diffcore.plan import Form
 
 NOISE, STAGE = "diffcore_noise", "diffcore_stage"
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-SECONDS = {None: 0, "unguided": 1, "raw": 2}
-"""What a second column of estimates holds -> the kernel's number for it."""
 
 
 class Stage(NamedTuple):
@@ -226,7 +224,7 @@ def _part(kind: Kind, part: Part | None, stage: Stage) -> Made:
     bounds = jnp.stack([jnp.full((), low, wide), jnp.full((), high, wide)])
     read = y if x is None or form.second == "raw" else None
     optional = [none if array is None else array for array in (read, x, other, eps)]
-    fixed = (form.shifted, form.keeps_x, SECONDS[form.second])
+    fixed = (form.shifted, form.keeps_x, SECOND.index(form.second))
     numbers = jnp.stack([jnp.asarray(number, jnp.uint32) for number in (draw, turn, *fixed)])
     args = [z, *optional, jnp.zeros((0, 2), jnp.uint32) if keys is None else keys, row.astype(wide), bounds, numbers]
     written, moved = (memory, ()) if kind.slots else (memory[: form.computed], memory[max(form.computed - 1, 0) : -1])

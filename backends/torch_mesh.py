@@ -14,9 +14,8 @@ import array_api_compat.torch as xp
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from diffcore import _check, _layout, _streams, stage
+from diffcore import _check, _layout, _philox, _streams, stage
 from diffcore._array import Array
-from diffcore._philox import Region
 from diffcore._threshold import Clip, DynamicThreshold
 from diffcore.backends import torch_backend, torch_noise
 from diffcore.plan import Form
@@ -42,51 +41,29 @@ class MeshBackend(torch_backend.TorchBackend):
         self.region = lru_cache(maxsize=16)(lambda shape: _layout.region_of(mesh, placements, shape))
         self._spec = lru_cache(maxsize=16)(self._new_spec)
 
-    def normal(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        dtype: Any,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> DTensor:
+    def normal(self, words: Array, draw: Any, shape: tuple[int, ...], **how: Any) -> DTensor:
         """Return normals of the shape, or of the sizes of a region, divided as `placements` say."""
-        return self._drawn(torch_noise.normal, words, draw, shape, region, device, dtype=dtype, stream=stream)
+        return self.wrap(
+            self.part(torch_noise.normal, words, draw, shape, **how), _philox.sizes(shape, how.get("region"))
+        )
 
-    def bits(
-        self,
-        words: Array,
-        draw: Any,
-        shape: tuple[int, ...],
-        *,
-        device: Any = None,
-        stream: int = _streams.SAMPLER,
-        region: Region | None = None,
-    ) -> DTensor:
-        return self._drawn(torch_noise.bits, words, draw, shape, region, device, stream=stream)
-
-    def _drawn(
-        self, function: Any, words: Array, draw: Any, shape: tuple[int, ...], region: Any, *rest: Any, **how: Any
-    ) -> DTensor:
-        sizes = shape if region is None else tuple([size for _, size in region])
-        return self.wrap(self.part(function, words, draw, shape, region, *rest, **how), sizes)
+    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], **how: Any) -> DTensor:
+        return self.wrap(
+            self.part(torch_noise.bits, words, draw, shape, **how), _philox.sizes(shape, how.get("region"))
+        )
 
     def part(
-        self, function: Any, words: Array, draw: Any, shape: tuple[int, ...], region: Any, device: Any, **how: Any
+        self, function: Any, words: Array, draw: Any, shape: tuple[int, ...], region: Any = None, **how: Any
     ) -> torch.Tensor:
         """Return what this process has of noise."""
-        sizes = shape if region is None else tuple([size for _, size in region])
-        place = self.region(sizes)
+        place = self.region(_philox.sizes(shape, region))
         within = [(0, 0)] * len(shape) if region is None else region
         here = [(first + begin, size) for (first, _), (begin, size) in zip(within, place, strict=True)]
         begin, count = place[0]
         dims, inside = shape, here if here[1:] != [(0, size) for size in shape[1:]] else None
         if inside is None:  # whole samples, which their keys are enough for
             dims = (count, *shape[1:])
-        found: torch.Tensor = function(words[begin : begin + count], draw, dims, device=device, region=inside, **how)
+        found: torch.Tensor = function(words[begin : begin + count], draw, dims, region=inside, **how)
         return found
 
     def advance(
@@ -281,8 +258,8 @@ class Here(Source):
         """Return draw number `draw`, of this region."""
         inside, backend = self.inside, self.inside.backend
         if self.given is None:
-            how = {"dtype": like.dtype, "stream": stream}
-            return backend.part(torch_noise.normal, inside.keys, draw, inside.shape, None, like.device, **how)
+            how = {"dtype": like.dtype, "stream": stream, "device": like.device}
+            return backend.part(torch_noise.normal, inside.keys, draw, inside.shape, **how)
         eps = self.given(draw, inside.shape, inside.wrap(like), between or self.between, stream)
         return backend.local(eps, "noise", inside.shape)
 

@@ -144,11 +144,6 @@ def to_host(
     return found
 
 
-def number(function: str, argument: str, value: object) -> float:
-    """Return a setting as a float, or raise TypeError for a string, None, a bool, an array."""
-    return _check.number(function, argument, value, finite=False)
-
-
 def level_array(function: str, argument: str, value: Array) -> tuple[Any, Array]:
     """Return (xp, array) for a time, a log-SNR or another level: numbers become float64, halves float32."""
     xp = namespace(function, **{argument: value})

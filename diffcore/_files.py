@@ -70,8 +70,6 @@ def archive(function: str, path: str | os.PathLike[str], argument: str = "path")
     Raises:
         ValueError: no archive, or one that unpacks to more; beside what `regular` raises.
     """
-    import zipfile  # which takes its time, and is for few
-
     found = regular(function, path, argument)
     name = _check.shown(found.name)
     try:

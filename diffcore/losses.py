@@ -21,6 +21,7 @@ Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 5; Salimans & Ho 2022 (ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -240,10 +241,7 @@ def _as_arrays(xp: Any, level: Level) -> Level:
 
 
 def _flat(xp: Any, array: Array) -> Array:
-    count = 1
-    for size in array.shape[1:]:
-        count *= size
-    return xp.reshape(_layout.samples(array), (array.shape[0], count))
+    return xp.reshape(_layout.samples(array), (array.shape[0], math.prod(array.shape[1:])))
 
 
 _explained.face(__name__)

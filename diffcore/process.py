@@ -273,7 +273,7 @@ def _sum_events(xp: Any, each: Array, like: Array) -> Array:
 def _scaled(function: str, coefficient: Array, x: Array, argument: str = "x") -> Array:
     xp = _array.namespace(function, **{argument: x, "level": coefficient})
     _array.check_floating(function, **{argument: x})
-    wide = _array.widen(xp, _as_array(xp, x, x) if _array.library(x) is not None else xp.asarray(x, dtype=xp.float64))
+    wide = _array.widen(xp, _array.as_array(xp, x))
     return xp.astype(_array.along(function, "level", coefficient, wide, xp) * wide, x.dtype, copy=False)
 
 

@@ -146,10 +146,10 @@ def normal(like: Array, seed: Any, *, draw: int, stream: int) -> Array:
     return noise.normal(seed, draw, tuple(like.shape), like=like, stream=stream)
 
 
-def total(xp: Any, each: Array) -> Array:
-    """Return the sum over all axes but the first."""
+def total(xp: Any, each: Array, lead: int = 1) -> Array:
+    """Return the sum over all but the first `lead` axes."""
     each = _layout.samples(each)
-    return xp.sum(xp.reshape(each, (each.shape[0], math.prod(each.shape[1:]))), axis=1)
+    return xp.sum(xp.reshape(each, (*each.shape[:lead], math.prod(each.shape[lead:]))), axis=-1)
 
 
 def check_data(function: str, x: Array) -> Any:

@@ -31,7 +31,7 @@ import numpy as np
 from diffcore import _array, _check, _fitting, _layout, _streams, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
-from diffcore.likelihood._decoder import check_data, normal
+from diffcore.likelihood._decoder import check_data, normal, total
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
@@ -123,13 +123,13 @@ def ode(
         if variance is not None:  # d x-hat / d z = (alpha / sigma^2) Cov
             x_hat = stage.estimate(z, predicted(z), row)
             scale = levels.level(rows.log_snr(k), "ve").sigma  # sigma / alpha
-            slope = _sum(xp, variance, lead) / _array.along(function, "plan", scale, gained, xp)
+            slope = total(xp, variance, lead) / _array.along(function, "plan", scale, gained, xp)
         else:
             y, pull = backend.gradient(predicted, z)
             x_hat = stage.estimate(z, y, row)
             diagonal = _diagonal(backend, pull, z, probes, seed, k if known is None else known)
             of_z, of_y = (_array.along(function, "plan", part, gained, xp) for part in stage.columns_of(row)[:2])
-            slope = _array.along(function, "plan", sigma, gained, xp) * (of_z * size + of_y * _sum(xp, diagonal, lead))
+            slope = _array.along(function, "plan", sigma, gained, xp) * (of_z * size + of_y * total(xp, diagonal, lead))
         beyond = size * _array.along(function, "plan", base, gained, xp) - slope
         after = stage.update(form, State(z, memory, None, 0, 0, None), x_hat, row, None)
         beside = stage.update(form, State(zeta, traces, None, 0, 0, None), beyond, row, None)
@@ -143,9 +143,9 @@ def ode(
         unit = 0.5 * (np.logaddexp(0.0, plan.start.log_snr) - np.logaddexp(0.0, plan.end.log_snr))
         known = _array.table_for(np.log(plan.start.sigma) + unit, wide)
         end = z / _array.along(function, "plan", last, z, xp)
-        each = -0.5 * _sum(xp, end**2, lead) - zeta / _array.along(function, "plan", last, zeta, xp)
+        each = -0.5 * total(xp, end**2, lead) - zeta / _array.along(function, "plan", last, zeta, xp)
         each = each - size * (0.5 * math.log(2.0 * math.pi) + _array.along(function, "plan", known, zeta, xp))
-        return LogProb(_sum(xp, each, 1), xp.astype(z, x.dtype, copy=False))
+        return LogProb(total(xp, each, 1), xp.astype(z, x.dtype, copy=False))
 
 
 class _Rows:
@@ -210,12 +210,6 @@ def _diagonal(backend: Any, pull: Callable[[Array], Array], z: Array, probes: in
 
     found: Array = backend.repeat(*((size, column) if probes is None else (probes, probe)), (xp.zeros_like(z), 0))[0]
     return found
-
-
-def _sum(xp: Any, each: Array, lead: int) -> Array:
-    """Return the sum over all but the first `lead` axes."""
-    each = _layout.samples(each)
-    return xp.sum(xp.reshape(each, (*each.shape[:lead], math.prod(each.shape[lead:]))), axis=-1)
 
 
 def _check_plan(function: str, plan: object) -> None:

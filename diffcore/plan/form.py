@@ -10,9 +10,6 @@ import numpy.typing as npt
 Second = Literal["unguided", "raw"] | None
 """What a second column of estimates holds: x-hat of the unguided denoiser, or x-hat before `transform_x`."""
 
-Z = 0
-"""The column of the state; those of the memory follow."""
-
 
 class Form(NamedTuple):
     """The properties of a plan that a kernel is compiled for; everything else is in its numbers.

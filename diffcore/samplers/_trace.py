@@ -170,10 +170,10 @@ class _Run:
             raise ValueError(
                 f"{self.function}: {who} a {_array.name(library)} array of the shape of z, {shape}, got {got}"
             )
-        self.rows.append(_host(z)[0].copy())
+        self.rows.append(_array.to_host(z, np.float64)[0].copy())
 
     def _level(self, log_snr: Any) -> float:
-        found = _host(log_snr).reshape(-1)
+        found = _array.to_host(log_snr, np.float64, function=self.function, argument="log_snr").reshape(-1)
         if found.size == 0 or np.any(found != found[0]):
             raise ValueError(
                 f"{self.function}: call {len(self.levels)} must give `denoise` one log-SNR for all elements, got "
@@ -209,13 +209,6 @@ def _check_same(function: str, probe: _Run, found: _Run) -> None:
 def _same_level(one: tuple[float, float | None], other: tuple[float, float | None]) -> bool:
     pair = np.array([one, other], dtype=np.float64)  # None is NaN
     return bool(np.allclose(pair[0], pair[1], rtol=1e-12, atol=0.0, equal_nan=True))
-
-
-def _host(array: Any) -> Float64:
-    """Return an array of any library, or a number, as float64 on the host."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-    return np.asarray(array, dtype=np.float64)
 
 
 def _float64(like: Array) -> contextlib.AbstractContextManager[Any]:

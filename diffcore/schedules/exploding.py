@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from diffcore import levels
 from diffcore._array import Array
 from diffcore.schedules._base import Pair, Schedule
 
@@ -145,9 +146,8 @@ class Flow(Schedule):
         return 2.0 * (xp.log(rest) - xp.log(t))
 
     def _time(self, xp: Any, log_snr: Array, /) -> Pair:
-        small = xp.exp(0.5 * xp.where(log_snr < 0.0, log_snr, -log_snr))
-        larger, smaller = 1.0 / (1.0 + small), small / (1.0 + small)
-        return xp.where(log_snr < 0.0, larger, smaller), xp.where(log_snr < 0.0, smaller, larger)
+        alpha, sigma = levels.scalings()["flow"](xp, log_snr)
+        return sigma, alpha
 
     def _slope(self, _xp: Any, t: Array, rest: Array, /) -> Array:
         return -2.0 / (t * rest)

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffcore import _array, _check, _memory, _streams, noise
 from diffcore._array import Array
+from diffcore.schedules._base import clip
 
 
 def independent(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array | None = None) -> Array:
@@ -137,7 +138,7 @@ def pyramid(u: Array, frames: int, *, lag: float) -> Array:
     lag = _check.number(function, "lag", lag, 0)
     behind = xp.asarray(lag * np.arange(count - 1.0, -1.0, -1.0), dtype=u.dtype, device=_array.device(u))
     times = u[:, None] * (1.0 + (count - 1) * lag) - behind[None, :]
-    return xp.where(times < 0.0, xp.zeros_like(times), xp.where(times > 1.0, xp.ones_like(times), times))
+    return clip(xp, times)
 
 
 def _uniforms(xp: Any, bits: Array, like: Array) -> Array:

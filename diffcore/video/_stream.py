@@ -94,6 +94,16 @@ def joined(blocks: list[Array]) -> Array:
     return blocks[0] if len(blocks) == 1 else _array.library(blocks[0]).concat(blocks, axis=1)
 
 
+def filled(given: Array | None, blocks: Iterator[Array], count: int) -> tuple[Array | None, int]:
+    """Return frames and those of further blocks, until there are `count` or no more; and how many were read."""
+    read = 0
+    while (given is None or given.shape[1] < count) and (block := next(blocks, None)) is not None:
+        read += block.shape[1]
+        if block.shape[1]:
+            given = block if given is None else joined([given, block])
+    return given, read
+
+
 def own(frames: Array) -> Array:
     """Return frames in memory of their own."""
     return _array.library(frames).asarray(frames, copy=True)

@@ -11,7 +11,7 @@ from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
+from diffcore.video._stream import Progress, Stream, blocks_of, filled, last, overlap_of, own, resumed
 
 FUNCTION = "video.interpolate"
 
@@ -99,15 +99,11 @@ def _blocks(
     frames of its first `done` gaps."""
     read, made, given, context, _ = state
     gaps = (window - 1) // factor
-    blocks, over = blocks_of(FUNCTION, video), False
+    blocks = blocks_of(FUNCTION, video)
     while True:
         done = 0 if context is None else (context.shape[1] - 1) // factor
-        while not over and (given is None or given.shape[1] < gaps + 1):
-            block = next(blocks, None)
-            over = block is None
-            if block is not None and block.shape[1]:
-                read += block.shape[1]
-                given = block if given is None else joined([given, block])
+        given, more = filled(given, blocks, gaps + 1)
+        read += more
         if given is None:
             return
         if made == 0 and given.shape[1] == 1:

@@ -11,7 +11,7 @@ from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
 from diffcore.video._block import Sampler
-from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
+from diffcore.video._stream import Progress, Stream, blocks_of, filled, last, overlap_of, own, resumed
 
 FUNCTION = "video.upscale"
 
@@ -93,15 +93,11 @@ def _blocks(
 ) -> Iterator[tuple[Array, Progress]]:
     """Yield blocks. `given` begins with the frames that `context` has large."""
     read, made, given, context, _ = state
-    blocks, over = blocks_of(FUNCTION, video), False
+    blocks = blocks_of(FUNCTION, video)
     while True:
         there = 0 if context is None else context.shape[1]
-        while not over and (given is None or given.shape[1] < window):
-            block = next(blocks, None)
-            over = block is None
-            if block is not None and block.shape[1]:
-                read += block.shape[1]
-                given = block if given is None else joined([given, block])
+        given, more = filled(given, blocks, window)
+        read += more
         if given is None or min(window, given.shape[1]) <= there:
             return
         count = min(window, given.shape[1])
