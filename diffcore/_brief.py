@@ -40,14 +40,10 @@ def _is_default(field: Any, found: Any) -> bool:
     )
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "dtype")
-
-
 def _part(value: Any) -> str:
     if isinstance(value, np.generic):
         return str(value)
-    if _is_array(value):
+    if _check.is_array(value):
         return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{name!r}: {_part(part)}' for name, part in value.items())}}}"
@@ -60,7 +56,7 @@ def _part(value: Any) -> str:
     if isinstance(value, functools.partial):
         return f"partial({_part(value.func)})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return fields(value) if any(map(_is_array, vars(value).values())) else repr(value)
+        return fields(value) if any(map(_check.is_array, vars(value).values())) else repr(value)
     return str(getattr(value, "__qualname__", "")).replace(".<locals>", "") or (
         f"<{type(value).__name__}>" if callable(value) else _check.shown(value)
     )

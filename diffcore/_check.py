@@ -36,7 +36,7 @@ class _Short(reprlib.Repr):
             return f"the class {x.__name__}"
         if isinstance(x, np.generic):
             return str(x) if isinstance(x, np.number | np.bool_) else self.repr1(x.item(), level)
-        if _is_array(x):
+        if is_array(x):
             return f"{type(x).__name__} of shape {tuple(x.shape)} and dtype {x.dtype}"
         return super().repr1(x, level)
 
@@ -48,11 +48,12 @@ class _Short(reprlib.Repr):
     def repr_instance(self, x: Any, level: int) -> str:
         """What holds arrays, what is long and what cannot be printed goes by its type."""
         parts = x if isinstance(x, tuple) else getattr(x, "__dict__", {}).values()
-        text = "" if any(map(_is_array, parts)) else super().repr_instance(x, level)
+        text = "" if any(map(is_array, parts)) else super().repr_instance(x, level)
         return text if text and len(text) < self.maxother else f"an object of type {type(x).__name__}"
 
 
-def _is_array(x: object) -> bool:
+def is_array(x: object) -> bool:
+    """Return whether a value is an array of any library, as far as its attributes say."""
     return isinstance(getattr(x, "shape", None), tuple) and hasattr(x, "dtype") and not isinstance(x, type)
 
 

@@ -61,7 +61,7 @@ def target(x: Array, eps: Array, level: Level, *, prediction: Prediction) -> Arr
     array([-0.7071])
     """
     function = "losses.target"
-    xp = _namespace(function, x=x, eps=eps, level=level)
+    xp = _weight.check_data(function, level, x=x, eps=eps)
     row = predictions.row_function(function, "prediction", prediction)
     wide_x, wide_eps = _array.widen(xp, x), _array.widen(xp, eps)
     with _array.quiet(xp):
@@ -167,7 +167,7 @@ def denoising(
     array([0., 0.])
     """
     function = "losses.denoising"
-    xp = _namespace(function, y=y, x=x, eps=eps, level=level)
+    xp = _weight.check_data(function, level, y=y, x=x, eps=eps)
     if mask is not None:
         _array.namespace(function, x=x, mask=mask)
         _array.check_trailing(function, "mask", tuple(getattr(mask, "shape", ())), tuple(x.shape))
@@ -221,19 +221,6 @@ def _check_finite(function: str, parts: Split, unit: Level, prediction: Predicti
             must = f"give prediction={predictions.name_of(prediction)!r} a finite factor at {end}"
             hint = "use prediction='v' with weights.MinSNR(), or stay at a finite log-SNR"
             raise _check.error(ValueError, function, "weight", must, weight, hint)
-
-
-def _namespace(function: str, *, x: Array, eps: Array, level: Level, y: Array | None = None) -> Any:
-    levels.check_level(function, level=level)
-    arrays = {"x": x, "eps": eps} if y is None else {"y": y, "x": x, "eps": eps}
-    for argument, array in arrays.items():
-        if _array.library(array) is None:
-            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
-    xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
-    _array.check_floating(function, **arrays)
-    if not _check.equal_shapes(function, **arrays):
-        raise _check.error(ValueError, function, "x", "have at least the batch axis", x)
-    return xp
 
 
 def _as_arrays(xp: Any, level: Level) -> Level:

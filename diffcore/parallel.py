@@ -9,11 +9,10 @@ import numpy as np
 
 from diffcore import _array, _check, _explained, _layout, levels, predictions, stage
 from diffcore._array import Array
-from diffcore._dispatch import backend_of
-from diffcore._fitting import check_given, check_resumed, memoryless, refuse_seed
+from diffcore._fitting import check_given, memoryless
 from diffcore.denoiser import Constraint
 from diffcore.plan import Plan
-from diffcore.sampling import begin, started
+from diffcore.sampling import opened
 from diffcore.stage import Draw
 from diffcore.state import State
 
@@ -76,15 +75,7 @@ def sample_parallel(
     source = check_given(function, plan, denoise=denoise, noise=noise, transform_x=transform_x, callback=callback)
     denoise = memoryless(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)
-    if isinstance(z, State):
-        refuse_seed(function, seed)
-        check_resumed(plan, z, source, constraint is not None)
-        state, backend = z, backend_of(z.z)
-    else:
-        state, backend = started(plan, z, shape, like, seed, source)
-    held = None if constraint is None else stage.hold(function, constraint, plan, state.z)
-    if held is not None and int(state.index) == 0:
-        state = begin(backend, held, state, source)
+    state, backend, held = opened(function, plan, z, shape, like, seed, source, constraint)
     form, xp, batch = plan.form, _array.library(state.z), int(state.z.shape[0])
     tables = [plan.levels_of(batch), *([plan.next_levels_of(batch)] if plan.ahead else [])]
     own, fixed = (stage.rows_of(plan.coefficients(kind), state.z) for kind in (prediction, "x"))

@@ -17,7 +17,7 @@ import numpy as np
 from diffcore import _array, _check, _explained, _fitting, _memory, noise, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
-from diffcore.denoiser import Constraint
+from diffcore.denoiser import Constraint, Held
 from diffcore.plan import Plan
 from diffcore.stage import Draw, Run, Source
 from diffcore.state import State
@@ -263,17 +263,9 @@ def sample(
     )
     denoise = _fitting.fitting("sample", denoise, plan)
     prediction = predictions.kind_of("sample", denoise, prediction)
-    if isinstance(z, State):
-        _fitting.refuse_seed("sample", seed)
-        _fitting.check_resumed(plan, z, source, constraint is not None)
-        state, backend = z, backend_of(z.z)
-    else:
-        state, backend = started(plan, z, shape, like, seed, source)
+    state, backend, held = opened("sample", plan, z, shape, like, seed, source, constraint)
     if hasattr(denoise, "carrying") and not state.carried:
         state = State(*state[:6], cast(Any, denoise).begin(state.z))
-    held = None if constraint is None else stage.hold("sample", constraint, plan, state.z)
-    if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
-        state = begin(backend, held, state, source)
     owned = z is None
     run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, callback, compile, held, owned)
     if not progress:
@@ -288,6 +280,29 @@ def sample(
                 callback(reached)
 
         return backend.run(replace(run, callback=advance_bar), state).z
+
+
+def opened(
+    function: str,
+    plan: Plan,
+    z: Array | State | None,
+    shape: Sequence[int] | None,
+    like: Array | None,
+    seed: Any,
+    source: Source | None,
+    constraint: Constraint | None,
+) -> tuple[State, Any, Held | None]:
+    """Return the state that a run goes on from, new or given, the backend that serves it, and what a constraint holds."""
+    if isinstance(z, State):
+        _fitting.refuse_seed(function, seed)
+        _fitting.check_resumed(plan, z, source, constraint is not None)
+        state, backend = z, backend_of(z.z)
+    else:
+        state, backend = started(plan, z, shape, like, seed, source)
+    held = None if constraint is None else stage.hold(function, constraint, plan, state.z)
+    if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
+        state = begin(backend, held, state, source)
+    return state, backend, held
 
 
 def begin(backend: Any, held: Any, state: State, source: Source | None) -> State:

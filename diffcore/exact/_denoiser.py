@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,14 +20,26 @@ from diffcore.exact._parts import cast, fits
 from diffcore.exact._weighing import Entered, Model, by_components, joint, softmax
 
 
-class Denoiser(ABC):
-    """A distribution of data, which is at once its own denoiser E[x | z_t]: final classes give it a `model`."""
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A distribution of data, which is at once its own denoiser E[x | z_t]: final classes give it an `event` and a `model`."""
 
     prediction: ClassVar[str] = "x"
-    scaling: str | None
-    event: tuple[int, ...]
-    model: Model
-    near: Model | None
+    scaling: str | None = field(default=None, kw_only=True)
+    event: tuple[int, ...] = field(init=False, repr=False)
+    model: Model = field(init=False, repr=False)
+    near: Model | None = field(init=False, repr=False, default=None)
+
+    def _begin(self) -> str:
+        """Check the scaling, and return what messages call the class."""
+        function = f"exact.{type(self).__name__}"
+        if self.scaling is not None:
+            levels.check_scaling(function, self.scaling)
+        return function
+
+    def _set(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
         """Return E[x | z_t]; see `denoise`."""
@@ -157,8 +169,7 @@ class Denoiser(ABC):
     def _with(self, **fields: Any) -> Self:
         """Return a copy with other values in some fields, without building it again."""
         moved = copy.copy(self)
-        for name, value in fields.items():
-            object.__setattr__(moved, name, value)
+        moved._set(**fields)
         return moved
 
     def _enter(self, method: str, z: Array, log_snr: Array) -> Entered:

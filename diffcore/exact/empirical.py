@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, levels
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.exact._conditional import check_observation
 from diffcore.exact._denoiser import Denoiser
 from diffcore.exact._parts import Diagonal, cast, check_event, check_weights
-from diffcore.exact._weighing import Model, model_of
+from diffcore.exact._weighing import model_of
 from diffcore.exact.mixture import choose
 
 
@@ -45,15 +45,9 @@ class Empirical(Denoiser):
 
     points: Array
     weights: Any = field(default=None, kw_only=True)
-    scaling: str | None = field(default=None, kw_only=True)
-    event: tuple[int, ...] = field(init=False, repr=False)
-    model: Model = field(init=False, repr=False)
-    near: Model | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        function = "exact.Empirical"
-        if self.scaling is not None:
-            levels.check_scaling(function, self.scaling)
+        function = self._begin()
         host = _array.to_host(self.points, function=function, argument="points")
         if host.dtype == np.float32 and host.ndim and host.size and np.all(np.isfinite(host)):
             points: Any = host.copy()
@@ -62,10 +56,7 @@ class Empirical(Denoiser):
             points = check_event(function, "points", host, 1)
         weights = check_weights(function, self.weights, points.shape[0])
         parts = Diagonal(points.reshape(points.shape[0], -1), np.zeros((points.shape[0], 1)))
-        object.__setattr__(self, "points", points)
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "event", points.shape[1:])
-        object.__setattr__(self, "model", model_of(weights, parts))
+        self._set(points=points, weights=weights, event=points.shape[1:], model=model_of(weights, parts))
 
     def __repr__(self) -> str:
         return f"Empirical({self.points.shape[0]} points, event={self.event}, scaling={self.scaling!r})"

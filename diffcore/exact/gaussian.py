@@ -10,12 +10,12 @@ Source: Bishop 2006, Pattern Recognition and Machine Learning, eq. 2.116.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _memory, _streams, levels, noise
+from diffcore import _array, _check, _memory, _streams, noise
 from diffcore._array import Array
 from diffcore.exact import _flow
 from diffcore.exact._conditional import check_observation, condition
@@ -32,7 +32,7 @@ from diffcore.exact._parts import (
     check_event,
     parts_of,
 )
-from diffcore.exact._weighing import Model, model_of
+from diffcore.exact._weighing import model_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +58,13 @@ class Gaussian(Denoiser):
 
     mean: Array
     covariance: Any
-    scaling: str | None = field(default=None, kw_only=True)
-    event: tuple[int, ...] = field(init=False, repr=False)
-    model: Model = field(init=False, repr=False)
-    near: Model | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        function = "exact.Gaussian"
-        if self.scaling is not None:
-            levels.check_scaling(function, self.scaling)
+        function = self._begin()
         mean = check_event(function, "mean", self.mean, 0)
         covariance = check_covariance(function, "covariance", self.covariance, mean.shape)
-        object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "event", mean.shape)
-        object.__setattr__(
-            self, "model", model_of(np.ones(1), parts_of(function, "covariance", mean[None], [covariance]))
-        )
-        if isinstance(covariance, np.ndarray) and covariance.ndim == 1:
-            covariance = covariance.reshape(mean.shape)
-        object.__setattr__(self, "covariance", covariance)
+        model = model_of(np.ones(1), parts_of(function, "covariance", mean[None], [covariance]))
+        self._set(mean=mean, event=mean.shape, model=model, covariance=in_event(covariance, mean.shape))
 
     def __repr__(self) -> str:
         return f"Gaussian(event={self.event}, covariance={kind(self.covariance, self.event)}, scaling={self.scaling!r})"
@@ -104,9 +92,7 @@ class Gaussian(Denoiser):
         if isinstance(covariance, np.ndarray) and covariance.shape == self.event:
             covariance = covariance.ravel()
         mean, left = condition(function, self.mean.ravel(), covariance, given.ravel(), known.ravel())
-        if isinstance(left, np.ndarray) and left.ndim == 1:
-            left = left.reshape(self.event)
-        return Gaussian(mean.reshape(self.event), left, scaling=self.scaling)
+        return Gaussian(mean.reshape(self.event), in_event(left, self.event), scaling=self.scaling)
 
     def flow_map(self, z: Array, log_snr: Array, next_log_snr: Array) -> Array:
         r"""Return where the probability-flow ODE leads from z at one level to another, in either direction.
@@ -180,13 +166,14 @@ class Gaussian(Denoiser):
 def gaussian_of(mean: Float64, covariance: Covariance, parts: Parts, scaling: str | None) -> Gaussian:
     """Return the Gaussian of one component that is already checked and decomposed."""
     made = object.__new__(Gaussian)
-    given = (
-        covariance.reshape(mean.shape) if isinstance(covariance, np.ndarray) and covariance.ndim == 1 else covariance
-    )
-    values = {"mean": mean, "covariance": given, "scaling": scaling, "event": mean.shape, "near": None}
-    for name, value in {**values, "model": model_of(np.ones(1), parts)}.items():
-        object.__setattr__(made, name, value)
+    model = model_of(np.ones(1), parts)
+    made._set(mean=mean, covariance=in_event(covariance, mean.shape), scaling=scaling, event=mean.shape, model=model)
     return made
+
+
+def in_event(covariance: Covariance, event: tuple[int, ...]) -> Covariance:
+    """Return a covariance, a diagonal in the shape of the event."""
+    return covariance.reshape(event) if isinstance(covariance, np.ndarray) and covariance.ndim == 1 else covariance
 
 
 def normals(function: str, seed: Any, count: int, event: tuple[int, ...]) -> Float64:

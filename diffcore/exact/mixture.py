@@ -6,12 +6,12 @@ E[x | z] = sum_k rho_k E_k[x | z],    rho_k = w_k N(z; alpha m_k, alpha^2 C_k + 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _streams, levels, noise
+from diffcore import _array, _streams, noise
 from diffcore._array import Array
 from diffcore.exact import _components
 from diffcore.exact._conditional import check_observation, condition
@@ -26,8 +26,8 @@ from diffcore.exact._parts import (
     check_weights,
     parts_of,
 )
-from diffcore.exact._weighing import Entered, Model, model_of
-from diffcore.exact.gaussian import Gaussian, check_count, coloured, gaussian_of, normals
+from diffcore.exact._weighing import Entered, model_of
+from diffcore.exact.gaussian import Gaussian, check_count, coloured, gaussian_of, in_event, normals
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,23 +55,14 @@ class Mixture(Denoiser):
     weights: Array
     means: Array
     covariances: Any
-    scaling: str | None = field(default=None, kw_only=True)
-    event: tuple[int, ...] = field(init=False, repr=False)
-    model: Model = field(init=False, repr=False)
-    near: Model | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        function = "exact.Mixture"
-        if self.scaling is not None:
-            levels.check_scaling(function, self.scaling)
+        function = self._begin()
         means = check_event(function, "means", self.means, 1)
         weights = check_weights(function, self.weights, means.shape[0])
         covariances = _per_component(function, self.covariances, means)
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "means", means)
-        object.__setattr__(self, "covariances", tuple(covariances))
-        object.__setattr__(self, "event", means.shape[1:])
-        object.__setattr__(self, "model", model_of(weights, parts_of(function, "covariances", means, covariances)))
+        model = model_of(weights, parts_of(function, "covariances", means, covariances))
+        self._set(weights=weights, means=means, covariances=tuple(covariances), event=means.shape[1:], model=model)
 
     def __repr__(self) -> str:
         return f"Mixture({self.weights.size} components, event={self.event}, scaling={self.scaling!r})"
@@ -118,7 +109,7 @@ class Mixture(Denoiser):
             for mean, covariance in zip(self.means, self.covariances, strict=True)
         ]
         means = np.stack([mean for mean, _ in found]).reshape(self.means.shape)
-        each = [c.reshape(self.event) if isinstance(c, np.ndarray) and c.ndim == 1 else c for _, c in found]
+        each = [in_event(c, self.event) for _, c in found]
         return Mixture(weights, means, each, scaling=self.scaling)
 
     def sample(self, seed: Any, count: int, *, like: Array | None = None) -> Array:

@@ -50,7 +50,7 @@ class Loop:
         if sampler is not None and grid is not None:
             self.grid = grid
             self.plan = self._made(self.grid)
-            times = _schedulers.timesteps(stock, self.plan.log_snr)
+            times = _schedulers.timesteps_of(stock, self.plan.log_snr)
             whole = np.abs(times - times.round()) < 1e-6
             kept = torch.int64 if whole.all() and not stock.timesteps.is_floating_point() else torch.float32
             self.timesteps = torch.as_tensor(np.where(whole, times.round(), times)).to(device=device, dtype=kept)

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from diffcore import _check, levels, predictions, schedules
-from diffcore._array import Array
+from diffcore._array import Array, to_host
+from diffcore.grids.given import levels_of
 from diffcore.levels import Level
 from diffcore.plan import Float64
 from diffcore.predictions import Prediction, Row
@@ -106,8 +107,7 @@ def log_snr(scheduler: Any, timestep: Any) -> float:
                 np.float64(float(table[scheduler.step_index])) for table in (scheduler.alphas, scheduler.betas)
             )
             return float(2.0 * (np.log(alpha) - np.log(sigma)))
-        sigma = _sigma(scheduler)
-        return float(2.0 * (np.log1p(-sigma) - np.log(sigma)) if of == "flow" else -2.0 * np.log(sigma))
+        return float(levels_of(_sigma(scheduler), "flow" if of == "flow" else "ve"))
 
 
 def _sigma(scheduler: Any) -> np.float64:
@@ -140,35 +140,20 @@ def input_scale(scheduler: Any, log_snr: Array) -> Array | None:
     return levels.level(log_snr, "vp").alpha if of == "ve" else None
 
 
-def timesteps(scheduler: Any, log_snr: Float64) -> Float64:
-    """Return the timesteps that a scheduler gives to its network at levels: where one of its steps is near, that one's."""
-    of, near = kind(scheduler), 1e-3
-    if of == "edm":
-        found = scheduler.precondition_noise(scheduler.sigmas.new_tensor(np.exp(-0.5 * log_snr)).double()).numpy()
-    elif scheduler.config.get("timestep_type") == "continuous":
-        found = -0.125 * log_snr
-    elif of == "circle":
-        at = levels.level(log_snr, "vp")
-        found = np.arctan2(at.sigma, at.alpha) / np.pi * 2.0
-    elif of == "flow":
-        found, near = levels.level(log_snr, "flow").sigma * scheduler.config["num_train_timesteps"], 1.0
-    else:
-        table = from_alphas_cumprod(_host(scheduler.alphas_cumprod))
-        found, near = np.interp(-log_snr, -table, np.arange(len(table))), 1.0  # some round, others cut off
-    own = _host(scheduler.timesteps)
-    best = own[np.abs(own - found[..., None]).argmin(-1)]
-    return np.asarray(np.where(np.abs(best - found) < near, best, found))
-
-
 def table_of(scheduler: Any) -> Any:
     """Return the log-SNRs of a scheduler's table of training, a tensor, or None where it has none."""
     if kind(scheduler) in ("flow", "edm", "circle"):
         return None
-    return scheduler.alphas_cumprod.new_tensor(from_alphas_cumprod(_host(scheduler.alphas_cumprod))).double()
+    return scheduler.alphas_cumprod.new_tensor(
+        from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64))
+    ).double()
 
 
-def timesteps_traced(scheduler: Any, log_snr: Any, table: Any) -> Any:
-    """Return what `timesteps` does for a tensor (B,) in traced code, which reads no values."""
+def timesteps(scheduler: Any, log_snr: Any, table: Any) -> Any:
+    """Return the timesteps that a scheduler gives to its network at levels: where one of its steps is near, that one's.
+
+    Levels and timesteps are tensors, whose values are not read, so that it can be traced; `table` is that of `table_of`.
+    """
     import torch
 
     of, near, level = kind(scheduler), 1e-3, log_snr.double()
@@ -185,14 +170,18 @@ def timesteps_traced(scheduler: Any, log_snr: Any, table: Any) -> Any:
         rising = -table.to(level.device)
         after = torch.searchsorted(rising, -level).clamp(1, len(rising) - 1)
         low, high = rising[after - 1], rising[after]
-        found, near = after - 1 + ((-level - low) / (high - low)).clamp(0.0, 1.0), 1.0
+        part = ((-level - low) / (high - low)).clamp(0.0, 1.0).nan_to_num(1.0)  # of pure noise, inf / inf
+        found, near = after - 1 + part, 1.0  # some round, others cut off
     own = scheduler.timesteps.to(level.device).double()
-    best = own[(own - found[:, None]).abs().argmin(-1)]
+    best = own[(own - found[..., None]).abs().argmin(-1)]
     return torch.where((best - found).abs() < near, best, found)
 
 
-def _host(tensor: Any) -> Float64:
-    return np.asarray(tensor.double().cpu())
+def timesteps_of(scheduler: Any, log_snr: Float64) -> Float64:
+    """Return those of levels that are known on the host."""
+    import torch
+
+    return np.asarray(timesteps(scheduler, torch.from_numpy(np.array(log_snr)), table_of(scheduler)))
 
 
 def schedule(function: str, scheduler: Any) -> Schedule:
@@ -206,7 +195,7 @@ def schedule(function: str, scheduler: Any) -> Schedule:
         )
     if of == "circle":
         raise TypeError(f"{function}: a {type(scheduler).__name__} has no table of training")
-    return schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double().cpu().numpy(), SCALINGS[of])
+    return schedules.from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64), SCALINGS[of])
 
 
 def grid(scheduler: Any, *, timesteps: Any = None, sigmas: Any = None) -> Float64:
@@ -214,14 +203,22 @@ def grid(scheduler: Any, *, timesteps: Any = None, sigmas: Any = None) -> Float6
     of = kind(scheduler)
     with np.errstate(divide="ignore"):
         if of == "circle":
-            found = 2.0 * (np.log(_host(scheduler.alphas)) - np.log(_host(scheduler.betas)))
+            found = 2.0 * (np.log(to_host(scheduler.alphas, np.float64)) - np.log(to_host(scheduler.betas, np.float64)))
         elif timesteps is not None or (of == "table" and sigmas is None):
-            times = _host(scheduler.timesteps) if timesteps is None else np.asarray(timesteps, dtype=np.float64)
-            table = from_alphas_cumprod(_host(scheduler.alphas_cumprod))
+            times = (
+                to_host(scheduler.timesteps, np.float64)
+                if timesteps is None
+                else np.asarray(timesteps, dtype=np.float64)
+            )
+            table = from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64))
             found = np.interp(times, np.arange(len(table)), table)
             end = getattr(scheduler, "final_alpha_cumprod", 1.0)
             found = np.append(found, from_alphas_cumprod(np.float64(float(end))))
         else:
-            at = _host(scheduler.sigmas) if sigmas is None else np.append(np.asarray(sigmas, dtype=np.float64), 0.0)
-            found = 2.0 * (np.log1p(-at) - np.log(at)) if of == "flow" else -2.0 * np.log(at)
+            at = (
+                to_host(scheduler.sigmas, np.float64)
+                if sigmas is None
+                else np.append(np.asarray(sigmas, dtype=np.float64), 0.0)
+            )
+            found = levels_of(at, "flow" if of == "flow" else "ve")
         return np.asarray(found[np.append(True, found[1:] != found[:-1])])

@@ -99,9 +99,11 @@ class _Denoiser:
 
     def __call__(self, z: Array, log_snr: Array, /, cond: Mapping[str, Any] = NOTHING) -> Array:
         if _compiles():
-            times = _schedulers.timesteps_traced(self.scheduler, log_snr, self.table)
+            times = _schedulers.timesteps(self.scheduler, log_snr, self.table)
             return self._network(z, log_snr, times.to(log_snr.dtype), cond)
-        return self._call(z, log_snr, _schedulers.timesteps(self.scheduler, _array.to_host(log_snr, np.float64)), cond)
+        return self._call(
+            z, log_snr, _schedulers.timesteps_of(self.scheduler, _array.to_host(log_snr, np.float64)), cond
+        )
 
     def at(self, log_snr: Any) -> Callable[..., Array]:
         """Return the denoiser for a level that is known on the host, where nothing has to wait for the device."""
@@ -110,7 +112,7 @@ class _Denoiser:
         level = np.asarray(log_snr, dtype=np.float64)
         key = id(self.scheduler.timesteps), level.tobytes()
         if key not in self.known:
-            self.known[key] = self.scheduler.timesteps, _schedulers.timesteps(self.scheduler, level)
+            self.known[key] = self.scheduler.timesteps, _schedulers.timesteps_of(self.scheduler, level)
         timesteps = self.known[key][1]
 
         def denoise(z: Array, log_snr: Array, /, cond: Mapping[str, Any] = NOTHING) -> Array:

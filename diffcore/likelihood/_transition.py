@@ -9,6 +9,7 @@ Source: Black et al. 2024 (arXiv 2305.13301), sec. 4.3; Liu et al. 2025 (arXiv 2
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -149,13 +150,11 @@ def trajectory(
         raise _check.error(ValueError, function, "plan", "add noise in a stage that is recorded", plan, hint)
     xp, start = _array.library(found[0]), found[0]
     state = State(start, tuple(xp.zeros_like(start) for _ in range(plan.memory)), None, 0, 0, None)
-    levels = _array.table_for(plan.levels_of(start.shape[0]), start)
-    rows = stage.rows_of(plan.coefficients(prediction), start)
-    at = getattr(denoise, "at", None)
+    run = stage.Run(denoise, plan, plan.coefficients(prediction))
+    rows, turns = stage.rows_of(run.coefficients, start), stage.turns(run, 0, stage.levels_of(run, start))
     each = []
-    for k in range(noisy[-1] + 1):
-        call: Any = denoise if at is None else at(plan.log_snr[k])
-        y = call(state.z, levels[k, ...])
+    for k, call, levels, _ in itertools.islice(turns, noisy[-1] + 1):
+        y = call(state.z, *levels)
         stage.check_prediction(y, state.z)
         drawn = _drawn(plan, state, y, rows[k], found[k + 1] if plan.noisy[k] else None, transform_x)
         state = drawn.after

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _layout, levels, mesh
+from diffcore import _array, _check, _layout, mesh
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.levels import Level
@@ -20,18 +20,6 @@ def check_network(function: str, network: object, takes: str = "(z, log_snr)", *
     for argument, other in others.items():
         if other is not None:
             _check.callable_(function, argument, other, "a function of (z, log_snr), or None")
-
-
-def check(function: str, level: Level, /, **arrays: Array) -> Any:
-    """Return the namespace of data (B, ...) of equal shapes, or raise."""
-    levels.check_level(function, level=level)
-    xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
-    for argument, array in arrays.items():
-        if _array.library(array) is None or not array.shape:
-            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
-    _array.check_floating(function, **arrays)
-    _check.equal_shapes(function, **arrays)
-    return xp
 
 
 def check_scaling(function: str, argument: str, level: Level, scaling: str) -> None:

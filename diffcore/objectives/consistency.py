@@ -15,11 +15,11 @@ from typing import Any
 from diffcore import _array, _check, _layout, levels, predictions, process
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._weight import check_data
 from diffcore.levels import Level
 from diffcore.objectives._common import (
     along,
     by_samples,
-    check,
     check_network,
     check_scaling,
     log_snr_of,
@@ -74,7 +74,7 @@ def consistency(
         run = lambda x, eps, level: consistency(network, x, eps, level=level, **how)  # noqa: E731
         return by_samples(function, run, x, eps, level)
     check_network(function, network, velocity=velocity)
-    xp = check(function, level, x=x, eps=eps)
+    xp = check_data(function, level, x=x, eps=eps)
     check_scaling(function, "level", level, "vp")
     r = _check.number(function, "warmup", warmup, 0.0, 1.0)
     if normalise is not None:
@@ -141,7 +141,7 @@ def consistency_pair(
     function = "objectives.consistency_pair"
     arrays = {"x": x, "eps": eps} if z_s is None else {"x": x, "eps": eps, "z_s": z_s}
     check_network(function, network, teacher=teacher)
-    xp = check(function, t, **arrays)
+    xp = check_data(function, t, **arrays)
     levels.check_level(function, s=s)
     c = _check.number(function, "huber", huber, 0.0)
     process.ordered(function, s, t)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffcore import _array, _check, losses, weights
 from diffcore._array import Array
+from diffcore._weight import check_data
 from diffcore.levels import Level
-from diffcore.objectives._common import check
 from diffcore.predictions import Prediction
 
 
@@ -51,7 +51,7 @@ def contrastive(
     """
     function = "objectives.contrastive"
     _check.number(function, "share", share, 0.0, 1.0, open_high=True)
-    check(function, level, y=y, x=x, eps=eps)
+    check_data(function, level, y=y, x=x, eps=eps)
     loss = losses.denoising(y, x, eps, level, prediction=prediction, weight=weight)
     if other is None:
         if x.shape[0] < 2:

@@ -18,11 +18,11 @@ from typing import Any
 from diffcore import _array, _check, _layout, levels, process
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._weight import check_data
 from diffcore.levels import Level
 from diffcore.objectives._common import (
     along,
     by_samples,
-    check,
     check_network,
     check_scaling,
     log_snr_of,
@@ -130,7 +130,7 @@ def shortcut(network: Network, x: Array, eps: Array, *, t: Level, s: Level) -> A
     Source: Frans et al. 2025 (arXiv 2410.12557), sec. 3.
     """
     function = "objectives.shortcut"
-    xp = check(function, t, x=x, eps=eps)
+    xp = check_data(function, t, x=x, eps=eps)
     levels.check_level(function, s=s)
     end, start = (levels.level(log_snr_of(function, level, x), "flow") for level in (s, t))
     middle = levels.level(2.0 * xp.log((start.alpha + end.alpha) / (start.sigma + end.sigma)), "flow")
@@ -177,7 +177,7 @@ def _noised(
 ) -> tuple[Array, Array, Array]:
     """Return z at t, x and eps, widened, of checked arguments."""
     check_network(function, network, "(z, log_snr, next_log_snr)", velocity=velocity)
-    xp = check(function, t, x=x, eps=eps)
+    xp = check_data(function, t, x=x, eps=eps)
     levels.check_level(function, s=s)
     for argument, level in (("t", t), ("s", s)):
         check_scaling(function, argument, level, "flow")

@@ -18,8 +18,9 @@ import numpy as np
 
 from diffcore import _array, _check, levels, losses, noise, predictions, process, sampling, weights
 from diffcore._array import Array
+from diffcore._weight import check_data
 from diffcore.levels import Level
-from diffcore.objectives._common import along, check, mean, stopped
+from diffcore.objectives._common import along, mean, stopped
 from diffcore.predictions import Prediction
 from diffcore.samplers.ancestral import ancestral
 from diffcore.schedules import Schedule
@@ -52,7 +53,7 @@ def variance_bound(y: Array, rho: Array, x: Array, eps: Array, *, s: Level, t: L
     array([0.])
     """
     function = "objectives.variance_bound"
-    xp = check(function, t, y=y, rho=rho, x=x, eps=eps)
+    xp = check_data(function, t, y=y, rho=rho, x=x, eps=eps)
     levels.check_level(function, s=s)
     s, t = process.ordered(function, s, t)
     known = _array.known(s.sigma)

@@ -11,8 +11,11 @@ import numpy.typing as npt
 
 from diffcore import _check, grids, levels
 from diffcore.levels import Level
-from diffcore.plan import Float64, Plan
+from diffcore.plan import Float64, Form, Plan
 from diffcore.schedules import Schedule
+
+Z, NOISE, X = 0, Form().noise, Form().x
+"""The columns of a plan without memory."""
 
 
 class Steps(NamedTuple):

@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from diffcore import _check
-from diffcore.plan import Float64, Form
+from diffcore.plan import Float64
 
 
 def exponential_moments(step: Float64, count: int) -> Float64:
@@ -74,12 +74,6 @@ def nodes_of(points: Float64, at: int, to: int, newest: int, count: int) -> Floa
     return np.stack(
         [known[j] if j in known else (points[j] - points[at]) / width for j in range(newest, newest - count, -1)], -1
     )
-
-
-def remember_estimates(update: Float64, form: Form, first: int) -> None:
-    """Let the memory from number `first` on hold the last estimates, newest first: rows that only copy."""
-    for at in range(first, form.memory + 1):
-        update[..., at, form.x if at == first else at - 1] = 1.0
 
 
 def check_order(function: str, order: object) -> None:

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from diffcore import _check, process
-from diffcore.plan import Float64, Form, Plan
-from diffcore.samplers._build import Steps, empty, finish, scaled, steps_of
+from diffcore.plan import Float64, Plan
+from diffcore.samplers._build import NOISE, Steps, X, Z, empty, finish, scaled, steps_of
 from diffcore.schedules import Schedule
-
-Z, NOISE, X = 0, Form().noise, Form().x
 
 
 def _fill_ancestral(update: Float64, steps: Steps, gamma: float, noise_scale: float) -> None:

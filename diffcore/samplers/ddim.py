@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from diffcore import _check, process
-from diffcore.plan import Form, Plan
-from diffcore.samplers._build import empty, finish, scaled, steps_of
+from diffcore.plan import Plan
+from diffcore.samplers._build import NOISE, X, Z, empty, finish, scaled, steps_of
 from diffcore.schedules import Schedule
-
-Z, NOISE, X = 0, Form().noise, Form().x
 
 
 def ddim(

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from diffcore import _check
-from diffcore.plan import Float64, Form, Plan
+from diffcore.plan import Float64, Plan
 from diffcore.samplers import _exponential as exponential
-from diffcore.samplers._build import Steps, empty, finish, scaled, steps_of
+from diffcore.samplers._build import Steps, scaled, steps_of
+from diffcore.samplers._written import multistep
 from diffcore.schedules import Schedule
 
 
@@ -75,19 +76,18 @@ def dpm_solver_pp(
     _check.number(function, "noise_scale", noise_scale, 0.0, open_low=True)
     pairs = steps_of(function, schedule, steps, grid, both_ways=eta == 0.0)
     t, s, count = pairs.t, pairs.s, len(pairs)
-    form = Form(memory=min(order, count) - 1)
-    update = empty(count, pairs.lead, form.memory)
-    exponential.remember_estimates(update, form, 1)
     with np.errstate(invalid="ignore"):
-        update[..., 0, 0] = s.sigma / t.sigma * (np.exp(-eta * pairs.half) if eta else 1.0)
-        update[..., 0, form.noise] = noise_scale * s.sigma * np.sqrt(-np.expm1(-2.0 * eta * pairs.half)) if eta else 0.0
+        of_z = s.sigma / t.sigma * (np.exp(-eta * pairs.half) if eta else 1.0)
+        noise = noise_scale * s.sigma * np.sqrt(-np.expm1(-2.0 * eta * pairs.half)) if eta else 0.0
+    weights = np.zeros((count, *pairs.lead, order))
     for stage in range(count):
         left = 1 if euler_at_final and stage == count - 1 else count - stage if lower_order_final else order
         use = min(order, stage + 1, left)
-        weights = s.alpha[stage][..., None] * _weights(pairs, stage, use, 1.0 + eta, solver)
-        update[stage, ..., 0, [form.x, *range(1, use)]] = np.moveaxis(weights, -1, 0)
+        weights[stage, ..., :use] = s.alpha[stage][..., None] * _weights(pairs, stage, use, 1.0 + eta, solver)
     more = ({"solver": solver} if solver else {}) | flags | scaled(noise_scale)
-    return finish("dpm_solver_pp", schedule, t.log_snr, s.log_snr, update, order=order, eta=eta, **more)
+    return multistep(
+        "dpm_solver_pp", schedule, pairs, of_z, weights, noise, settings={"order": order, "eta": eta, **more}
+    )
 
 
 def _weights(pairs: Steps, stage: int, use: int, kappa: float, solver: str | None) -> Float64:

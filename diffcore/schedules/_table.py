@@ -14,7 +14,6 @@ from diffcore.schedules.combinators import Shifted, Truncated
 from diffcore.schedules.cosine import Cosine, InverseCosine
 from diffcore.schedules.exploding import Flow, Geometric, Karras
 from diffcore.schedules.interpolated import Interpolated
-from diffcore.schedules.learned import Monotone
 from diffcore.schedules.polynomial import Polynomial, PolynomialVP
 from diffcore.schedules.sigmoid import Sigmoid
 from diffcore.schedules.tables import Table
@@ -45,12 +44,8 @@ def table() -> dict[str, Schedule]:
         Truncated(schedule=Flow(), log_snr_min=-8.0, log_snr_max=8.0),
         Interpolated(a=Cosine(), b=LinearLogSNR(), weight=0.3),
         Table(log_snrs=tuple(np.linspace(9.0, -11.0, 1000).tolist())),
-        Monotone(increments=np.array([0.1, -1.0, 2.0, 0.0])).table(),
     ]
-    found: dict[str, Schedule] = {}
-    for schedule in kinds:
-        found.setdefault(type(schedule).__name__, schedule)
-    return found
+    return {type(schedule).__name__: schedule for schedule in kinds}
 
 
 def to_dict(schedule: Schedule) -> dict[str, Any]:
