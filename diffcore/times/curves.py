@@ -11,11 +11,11 @@ import numpy as np
 from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._quantile import normal_quantile
-from diffcore.times.densities import Density
+from diffcore.times.densities import Density, Known
 
 
 @dataclass(frozen=True)
-class Mode(Density):
+class Mode(Known):
     r"""Times with a mode in the middle, or at the ends, and some density everywhere.
 
         t(u) = u + s (u - sin^2(pi u / 2)),   p(t) = 1 / (1 + s (1 - pi / 2 sin(pi u(t))))
@@ -45,18 +45,8 @@ class Mode(Density):
     def _slope(self, xp: Any, u: Array) -> Array:
         return 1.0 + self.scale - (0.5 * math.pi * self.scale) * xp.sin(math.pi * u)
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
-        xp, u = _array.level_array("times.Mode", "u", u)
-        return _array.scalar(self._times(xp, u))
-
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the support."""
-        xp, t = _array.level_array("times.Mode.log_density", "t", t)
-        inside = (t >= 0.0) & (t <= 1.0)
-        with _array.quiet(xp):
-            u = self._uniform(xp, xp.where(inside, t, 0.5 * xp.ones_like(t)))
-            return _array.scalar(xp.where(inside, -xp.log(self._slope(xp, u)), -math.inf * xp.ones_like(t)))
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        return -xp.log(self._slope(xp, self._uniform(xp, t)))
 
     def _uniform(self, xp: Any, t: Array) -> Array:
         """Return u(t): each round keeps one of 32 parts of the interval, and a Newton step gives the gradient."""
@@ -72,7 +62,7 @@ class Mode(Density):
 
 
 @dataclass(frozen=True)
-class CosMap(Density):
+class CosMap(Known):
     r"""Times under which a flow has the log-SNRs that uniform times have on the cosine schedule.
 
         t(u) = 1 - 1 / (tan(pi u / 2) + 1),   p(t) = 2 / (pi (t^2 + (1 - t)^2))
@@ -83,22 +73,16 @@ class CosMap(Density):
     (np.float64(0.5), np.float64(1.27324))
     """
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
-        xp, u = _array.level_array("times.CosMap", "u", u)
+    def _times(self, xp: Any, u: Array) -> Array:
         noise, signal = xp.sin(0.5 * math.pi * u), xp.sin(0.5 * math.pi * (1.0 - u))
-        return _array.scalar(noise / (noise + signal))
+        return noise / (noise + signal)
 
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the support."""
-        xp, t = _array.level_array("times.CosMap.log_density", "t", t)
-        inside = (t >= 0.0) & (t <= 1.0)
-        value = math.log(2.0 / math.pi) - xp.log(t**2 + (1.0 - t) ** 2)
-        return _array.scalar(xp.where(inside, value, -math.inf * xp.ones_like(t)))
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        return math.log(2.0 / math.pi) - xp.log(t**2 + (1.0 - t) ** 2)
 
 
 @dataclass(frozen=True)
-class Beta(Density):
+class Beta(Known):
     r"""t ~ Beta(a, b).
 
         p(t) = t^{a - 1} (1 - t)^{b - 1} / B(a, b)
@@ -139,11 +123,8 @@ class Beta(Density):
     def _log_beta(self) -> float:
         return math.lgamma(self.a) + math.lgamma(self.b) - math.lgamma(self.a + self.b)
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
-        xp, u = _array.level_array("times.Beta", "u", u)
-        with _array.quiet(xp):
-            place = _KNOTS * (normal_quantile(xp, u) + _WIDEST)
+    def _times(self, xp: Any, u: Array) -> Array:
+        place = _KNOTS * (normal_quantile(xp, u) + _WIDEST)
         most = 2.0 * _WIDEST * _KNOTS
         place = xp.where(place < 0.0, 0.0 * u, xp.where(place > most, most + 0.0 * u, place))
         below = xp.clip(
@@ -157,15 +138,13 @@ class Beta(Density):
         rest = 1.0 - part
         # the cubic with these values and slopes at both knots
         logit = first + (last - first) * part**2 * (3.0 - 2.0 * part) + part * rest * (rest * rise - part * fall)
-        return _array.scalar(1.0 / (1.0 + xp.exp(-logit)))
+        return 1.0 / (1.0 + xp.exp(-logit))
 
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the open interval (0, 1)."""
-        xp, t = _array.level_array("times.Beta.log_density", "t", t)
-        inside = (t > 0.0) & (t < 1.0)
-        safe = xp.where(inside, t, 0.5 * xp.ones_like(t))
-        value = (self.a - 1.0) * xp.log(safe) + (self.b - 1.0) * xp.log1p(-safe) - self._log_beta()
-        return _array.scalar(xp.where(inside, value, -math.inf * xp.ones_like(t)))
+    def _inside(self, t: Array) -> Array:
+        return (t > 0.0) & (t < 1.0)
+
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        return (self.a - 1.0) * xp.log(t) + (self.b - 1.0) * xp.log1p(-t) - self._log_beta()
 
 
 _WIDEST, _KNOTS = 8, 128
@@ -173,7 +152,7 @@ _WIDEST, _KNOTS = 8, 128
 
 
 @dataclass(frozen=True)
-class Shifted(Density):
+class Shifted(Known):
     r"""The times of another density, shifted: as under a flow whose sigma is shifted.
 
         t' = s t / (1 + (s - 1) t),   p'(t') = p(t) s / (s (1 - t') + t')^2
@@ -205,16 +184,10 @@ class Shifted(Density):
         _check.instance("times.Shifted", "base", self.base, Density, what)
         _check.number("times.Shifted", "shift", self.shift, 0, open_low=True)
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
+    def _times(self, _xp: Any, u: Array) -> Array:
         t = self.base(u)
         return self.shift * t / (1.0 - t + self.shift * t)
 
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the support."""
-        xp, t = _array.level_array("times.Shifted.log_density", "t", t)
-        inside = (t >= 0.0) & (t <= 1.0)
-        safe = xp.where(inside, t, 0.5 * xp.ones_like(t))
-        below = self.shift * (1.0 - safe) + safe
-        value = _array.as_array(xp, self.base.log_density(safe / below)) + math.log(self.shift) - 2.0 * xp.log(below)
-        return _array.scalar(xp.where(inside, value, -math.inf * xp.ones_like(t)))
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        below = self.shift * (1.0 - t) + t
+        return _array.as_array(xp, self.base.log_density(t / below)) + math.log(self.shift) - 2.0 * xp.log(below)

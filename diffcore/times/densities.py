@@ -35,8 +35,38 @@ class Density(ABC):
         return _array.scalar(xp.exp(log_density))
 
 
+class Known(Density):
+    """What the densities here share: they are known by their times, and by log p(t) inside their support."""
+
+    @abstractmethod
+    def _times(self, xp: Any, u: Array) -> Array:
+        """Return t(u)."""
+
+    @abstractmethod
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        """Return log p(t) for times inside the support."""
+
+    def _inside(self, t: Array) -> Array:
+        """Return where times are inside the support."""
+        return (t >= 0.0) & (t <= 1.0)
+
+    def __call__(self, u: Array) -> Array:
+        """Return times of this density from uniforms u in (0, 1), rising with u."""
+        xp, u = _array.level_array(f"times.{type(self).__name__}", "u", u)
+        with _array.quiet(xp):
+            return _array.scalar(self._times(xp, u))
+
+    def log_density(self, t: Array) -> Array:
+        """Return log p(t), -inf outside the support."""
+        xp, t = _array.level_array(f"times.{type(self).__name__}.log_density", "t", t)
+        inside = self._inside(t)
+        with _array.quiet(xp):
+            value = self._log_density(xp, xp.where(inside, t, 0.5 * xp.ones_like(t)))
+            return _array.scalar(xp.where(inside, value, -math.inf * xp.ones_like(t)))
+
+
 @dataclass(frozen=True)
-class Uniform(Density):
+class Uniform(Known):
     """t ~ U[low, high]. Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2.
 
     Args:
@@ -56,21 +86,18 @@ class Uniform(Density):
         low = _check.number("times.Uniform", "low", self.low, 0, 1, open_high=True)
         _check.number("times.Uniform", "high", self.high, low, 1, open_low=True)
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
-        _, u = _array.level_array("times.Uniform", "u", u)
-        return _array.scalar(self.low + (self.high - self.low) * u)
+    def _times(self, _xp: Any, u: Array) -> Array:
+        return self.low + (self.high - self.low) * u
 
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the support."""
-        xp, t = _array.level_array("times.Uniform.log_density", "t", t)
-        zero = xp.zeros_like(t)
-        inside = (t >= self.low) & (t <= self.high)
-        return _array.scalar(xp.where(inside, zero - math.log(self.high - self.low), zero - math.inf))
+    def _inside(self, t: Array) -> Array:
+        return (t >= self.low) & (t <= self.high)
+
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        return xp.zeros_like(t) - math.log(self.high - self.low)
 
 
 @dataclass(frozen=True)
-class LogitNormal(Density):
+class LogitNormal(Known):
     r"""logit t ~ N(mean, std^2): most training in the middle.
 
         p(t) = exp(-(logit t - mean)^2 / (2 std^2)) / (std sqrt(2 pi) t (1 - t)),   t = sigmoid(mean + std Phi^{-1}(u))
@@ -94,24 +121,19 @@ class LogitNormal(Density):
     def __post_init__(self) -> None:
         _check_normal("LogitNormal", self.mean, self.std)
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
-        xp, u = _array.level_array("times.LogitNormal", "u", u)
-        with _array.quiet(xp):
-            return _array.scalar(1.0 / (1.0 + xp.exp(-(self.mean + self.std * normal_quantile(xp, u)))))
+    def _times(self, xp: Any, u: Array) -> Array:
+        return 1.0 / (1.0 + xp.exp(-(self.mean + self.std * normal_quantile(xp, u))))
 
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the support."""
-        xp, t = _array.level_array("times.LogitNormal.log_density", "t", t)
-        inside = (t > 0.0) & (t < 1.0)
-        safe = xp.where(inside, t, 0.5 * xp.ones_like(t))
-        up, down = xp.log(safe), xp.log1p(-safe)
-        value = _log_normal_density(up - down, self.mean, self.std) - up - down
-        return _array.scalar(xp.where(inside, value, -math.inf * xp.ones_like(t)))
+    def _inside(self, t: Array) -> Array:
+        return (t > 0.0) & (t < 1.0)
+
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        up, down = xp.log(t), xp.log1p(-t)
+        return _log_normal_density(up - down, self.mean, self.std) - up - down
 
 
 @dataclass(frozen=True)
-class LogNormal(Density):
+class LogNormal(Known):
     r"""log s ~ N(mean, std^2) for the noise-to-signal ratio s = e^{-lambda/2}, cut to the levels of a schedule.
 
         p(t) = N(lambda(t); -2 mean, (2 std)^2) |d lambda / dt| / P(lambda(1) <= lambda <= lambda(0))
@@ -153,28 +175,19 @@ class LogNormal(Density):
             hint = "it is the mean of log(sigma / alpha) = -log_snr / 2"
             raise _check.error(ValueError, "times.LogNormal", "mean", must, self.mean, hint)
 
-    def __call__(self, u: Array) -> Array:
-        """Return times of this density from uniforms u in (0, 1), rising with u."""
-        xp, u = _array.level_array("times.LogNormal", "u", u)
+    def _times(self, xp: Any, u: Array) -> Array:
         (noisy, clean), (below, upto) = self._ends, self._cut
-        with _array.quiet(xp):
-            # the log-SNR falls as t rises, so t's u-quantile is lambda's (1 - u)-quantile
-            log_snr = -2.0 * self.mean + 2.0 * self.std * normal_quantile(xp, upto - (upto - below) * u)
-            one = xp.ones_like(u)
-            return self.schedule.time(_array.scalar(xp.minimum(xp.maximum(log_snr, noisy * one), clean * one)))
+        # the log-SNR falls as t rises, so t's u-quantile is lambda's (1 - u)-quantile
+        log_snr = -2.0 * self.mean + 2.0 * self.std * normal_quantile(xp, upto - (upto - below) * u)
+        one = xp.ones_like(u)
+        return self.schedule.time(_array.scalar(xp.minimum(xp.maximum(log_snr, noisy * one), clean * one)))
 
-    def log_density(self, t: Array) -> Array:
-        """Return log p(t), -inf outside the support."""
-        xp, t = _array.level_array("times.LogNormal.log_density", "t", t)
-        inside = (t >= 0.0) & (t <= 1.0)
-        safe = xp.where(inside, t, 0.5 * xp.ones_like(t))
-        parts = self.schedule.log_snr(safe), self.schedule.slope(safe)
+    def _log_density(self, xp: Any, t: Array) -> Array:
+        parts = self.schedule.log_snr(t), self.schedule.slope(t)
         log_snr, slope = (_array.as_array(xp, part) for part in parts)
-        with _array.quiet(xp):
-            likely = _log_normal_density(log_snr, -2.0 * self.mean, 2.0 * self.std)
-            value = likely + xp.log(xp.abs(slope)) - math.log(self._cut[1] - self._cut[0])
-            outside = ~inside | ~xp.isfinite(log_snr)
-            return _array.scalar(xp.where(outside, -math.inf * xp.ones_like(t), value))
+        likely = _log_normal_density(log_snr, -2.0 * self.mean, 2.0 * self.std)
+        value = likely + xp.log(xp.abs(slope)) - math.log(self._cut[1] - self._cut[0])
+        return xp.where(xp.isfinite(log_snr), value, -math.inf * xp.ones_like(t))
 
 
 def _log_normal_density(value: Array, mean: float, std: float) -> Array:
