@@ -29,11 +29,11 @@ class ArrayAPIBackend:
     def keys(self, words: npt.NDArray[np.uint32], like: Array) -> Array:
         return words
 
-    def normal(self, words: Array, draw: Any, shape: tuple[int, ...], **how: Any) -> Array:
-        return _philox.normal(self.xp, words, draw, shape, **how)
+    def normal(self, *args: Any, **how: Any) -> Array:
+        return _philox.normal(self.xp, *args, **how)
 
-    def bits(self, words: Array, draw: Any, shape: tuple[int, ...], **how: Any) -> Array:
-        return _philox.bits(self.xp, words, draw, shape, **how)
+    def bits(self, *args: Any, **how: Any) -> Array:
+        return _philox.bits(self.xp, *args, **how)
 
     def index(self, value: int) -> Any:
         return value

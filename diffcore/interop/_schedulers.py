@@ -107,7 +107,7 @@ def log_snr(scheduler: Any, timestep: Any) -> float:
                 np.float64(float(table[scheduler.step_index])) for table in (scheduler.alphas, scheduler.betas)
             )
             return float(2.0 * (np.log(alpha) - np.log(sigma)))
-        return float(levels_of(_sigma(scheduler), "flow" if of == "flow" else "ve"))
+        return float(levels_of(np.asarray(_sigma(scheduler)), "flow" if of == "flow" else "ve"))
 
 
 def _sigma(scheduler: Any) -> np.float64:
