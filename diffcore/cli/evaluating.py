@@ -91,7 +91,7 @@ def evaluate(
     seed: options.Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the result as JSON here too.", rich_help_panel=options.OUTPUT),
+        options.output_option(metavar="FILE", help="Write the result as JSON here too."),
     ] = None,
     force: options.Force = False,
     as_json: options.Json = False,

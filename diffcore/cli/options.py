@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +16,14 @@ Backends = Literal["numpy", "torch", "jax"]
 Dtypes = Literal["float32", "float64", "bfloat16"]
 Methods = Literal["auto", "reconstruction", "moment_matching", "replacement", "forcing", "rolling"]
 
-MODEL, SAMPLING, INPUT, OUTPUT, LONG = "The model", "Sampling", "Input", "Output", "How it is done"
+
+def panel(name: str) -> Callable[..., Any]:
+    """Return what makes the options that --help lists under a name."""
+    return partial(typer.Option, rich_help_panel=name)
+
+
+model_option, sampling_option, input_option = panel("The model"), panel("Sampling"), panel("Input")
+output_option, block_option = panel("Output"), panel("How it is done")
 
 
 def _seed(value: int) -> int:
@@ -32,218 +40,189 @@ In = Annotated[
 ]
 Weights = Annotated[
     str,
-    typer.Option(
+    model_option(
         "--weights",
         "-w",
         metavar="FILE|NAME",
         help="A weights file (.safetensors), or the name of an included model.",
         autocompletion=models.shipped,
-        rich_help_panel=MODEL,
     ),
 ]
 Backend = Annotated[
     Backends | None,
-    typer.Option(
-        help="The library; without it torch, JAX or NumPy, the first that is installed.", rich_help_panel=MODEL
-    ),
+    model_option(help="The library; without it torch, JAX or NumPy, the first that is installed."),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(
+    model_option(
         help='Where to run: "cpu", "cuda", "cuda:1" (torch); "cpu", "gpu" (JAX). Without it a GPU if there is one.',
-        rich_help_panel=MODEL,
     ),
 ]
-Dtype = Annotated[
-    Dtypes, typer.Option(help="What the network computes in; bfloat16 on torch and JAX.", rich_help_panel=MODEL)
-]
+Dtype = Annotated[Dtypes, model_option(help="What the network computes in; bfloat16 on torch and JAX.")]
 Label = Annotated[
     list[str] | None,
-    typer.Option(
+    sampling_option(
         "--label",
         "-l",
         metavar="INT|NAME",
         help="The class of the clips, from 0, or the name of the sub-folder it was trained on: of the included model the digit. "
         "Once for each clip, or once for all.",
-        rich_help_panel=SAMPLING,
     ),
 ]
 Prompt = Annotated[
     list[str] | None,
-    typer.Option(
+    sampling_option(
         "--prompt",
         "-p",
         metavar="TEXT",
         help="What the clips show, in words; once for each clip, or once for all. It takes --encoder, and a model trained on text.",
-        rich_help_panel=SAMPLING,
     ),
 ]
 Encoder = Annotated[
     Path | None,
-    typer.Option(
+    sampling_option(
         metavar="FOLDER",
         help="The text encoder that the model was trained with, a local folder as transformers saves it: BERT, T5 or CLIP's. "
         "Nothing is downloaded.",
-        rich_help_panel=SAMPLING,
     ),
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(
+    sampling_option(
         help="Weight w of classifier-free guidance, (1 + w) c - w u: more is clearer and less varied, 0 is off. "
         "Without it 1 where there is a label or a prompt.",
-        rich_help_panel=SAMPLING,
     ),
 ]
 Sampler = Annotated[
     str,
-    typer.Option(
+    sampling_option(
         metavar="NAME",
         help=f"The method: one of {', '.join(models.samplers())}; names of k-diffusion and diffusers work too.",
         autocompletion=models.samplers,
-        rich_help_panel=SAMPLING,
     ),
 ]
 Grid = Annotated[
     str | None,
-    typer.Option(
+    sampling_option(
         metavar="NAME|SIGMAS",
         help=f"Where the steps lie: one of {', '.join(models.grids())}; or sigmas, '14.6, 6.4, 1, 0', without --steps.",
         autocompletion=models.grids,
-        rich_help_panel=SAMPLING,
     ),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.", rich_help_panel=SAMPLING)]
+Steps = Annotated[int, sampling_option(min=1, help="Steps of the sampler.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    sampling_option(
         "--set",
         metavar="NAME=VALUE",
         help="A setting of the sampler, such as gamma=0.1 (ancestral), eta=1 (ddim), order=3 (dpm_solver_pp); a wrong "
         "name lists the settings there are.",
-        rich_help_panel=SAMPLING,
     ),
 ]
 Seed = Annotated[
     int,
-    typer.Option(
+    sampling_option(
         callback=_seed,
         metavar="INT",
         help="Seed of the noise: equal seeds give equal clips, and each clip has noise of its own.",
-        rich_help_panel=SAMPLING,
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
+    output_option(
         metavar="HxW",
         help='Height x width to which frames are scaled and cut: "64", "48x64", or "keep".',
-        rich_help_panel=OUTPUT,
     ),
 ]
 Fps = Annotated[
     float | None,
-    typer.Option(
+    output_option(
         min=0.1,
         max=1000,
         help="Frames per second of .mp4 and .gif; without it those of IN, or 10.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 InFps = Annotated[
     float | None,
-    typer.Option(
+    input_option(
         "--in-fps",
         min=0.01,
         max=1000,
         help="Take frames of IN at equal times, this many a second. Without it each frame is taken once, and where the rate of IN "
         "varies, as many a second as there are on average.",
-        rich_help_panel=INPUT,
     ),
 ]
 Background = Annotated[
     str,
-    typer.Option(
+    input_option(
         metavar="COLOUR",
         help="What lies under transparent pixels: black, white, grey, or red,green,blue such as 255,128,0.",
-        rich_help_panel=INPUT,
     ),
 ]
 Every = Annotated[
     int | None,
-    typer.Option(
+    input_option(
         min=1,
         help="Of a folder of videos: keep every N-th frame; 2 without it and without --rate.",
-        rich_help_panel=INPUT,
     ),
 ]
 Rate = Annotated[
     float | None,
-    typer.Option(
+    input_option(
         "--rate",
         min=0.01,
         max=1000,
         help="Of a folder of videos: take frames at equal times, this many a second, whatever the rate of each file, so that a "
         "motion has one speed in all of them.",
-        rich_help_panel=INPUT,
     ),
 ]
 Labels = Annotated[
     Literal["folders"] | None,
-    typer.Option(
+    input_option(
         help="folders: the sub-folder that a video is in is its class, in the order of their names.",
-        rich_help_panel=INPUT,
     ),
 ]
 Zoom = Annotated[
     int | None,
-    typer.Option(
+    output_option(
         min=1,
         max=64,
-        rich_help_panel=OUTPUT,
         help="Write each pixel as a square of this side; without it large enough for frames 96 pixels wide or high. Not for .npy.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.", rich_help_panel=OUTPUT)]
+Force = Annotated[bool, output_option("--force", "-f", help="Overwrite files that exist.")]
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print the result as JSON on stdout; everything else goes to stderr.", rich_help_panel=OUTPUT
-    ),
+    output_option("--json", help="Print the result as JSON on stdout; everything else goes to stderr."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, output_option("--debug", help="Show where an error comes from.")]
 Method = Annotated[
     Methods,
-    typer.Option(
+    block_option(
         help="How the known frames guide the new ones: reconstruction and moment_matching need gradients (torch, JAX), "
         "replacement does not. auto: reconstruction where there are gradients. forcing and rolling are for models trained with a "
         "level for each frame (train --frame-times), and for extend alone: known frames are shown clean, and with rolling the "
         "window moves by one frame, --steps being a multiple of window - overlap.",
-        rich_help_panel=LONG,
     ),
 ]
 History = Annotated[
     float | None,
-    typer.Option(
+    block_option(
         metavar="LOG_SNR",
         help="With forcing and rolling: how clean known frames are shown, as a log-SNR; without it, as clean as in training. "
         "4 hides small errors of frames that the model drew itself.",
-        rich_help_panel=LONG,
     ),
 ]
 Weight = Annotated[
     float | None,
-    typer.Option(help="Weight of reconstruction guidance; without it 5, for upscale 2.", min=0.0, rich_help_panel=LONG),
+    block_option(help="Weight of reconstruction guidance; without it 5, for upscale 2.", min=0.0),
 ]
-Window = Annotated[
-    int | None, typer.Option(min=1, help="Frames of a block; without it the model's.", rich_help_panel=LONG)
-]
+Window = Annotated[int | None, block_option(min=1, help="Frames of a block; without it the model's.")]
 Overlap = Annotated[
     int | None,
-    typer.Option(
+    block_option(
         min=0,
         help="How many of the last frames a block knows; without it a quarter of the window.",
-        rich_help_panel=LONG,
     ),
 ]
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import typer
 
 import diffcore as dc
 from diffcore import _check
@@ -36,26 +35,22 @@ def sample(
     encoder: options.Encoder = None,
     count: Annotated[
         int | None,
-        typer.Option(
+        options.sampling_option(
             "--count",
             "-n",
             min=1,
             help="How many clips, side by side; without it as many as labels or prompts.",
-            rich_help_panel=options.SAMPLING,
         ),
     ] = None,
     batch: Annotated[
         int,
-        typer.Option(
-            min=1, help="Clips drawn at once where each is a file of its own.", rich_help_panel=options.SAMPLING
-        ),
+        options.sampling_option(min=1, help="Clips drawn at once where each is a file of its own."),
     ] = 8,
     frames: Annotated[
         int | None,
-        typer.Option(
+        options.sampling_option(
             min=1,
             help="Frames of a clip; the model's without it. More than the model's are made block by block, as by extend.",
-            rich_help_panel=options.SAMPLING,
         ),
     ] = None,
     guidance: options.Guidance = None,
@@ -65,19 +60,17 @@ def sample(
     settings: options.Settings = None,
     order: Annotated[
         Literal["together", "pyramid", "autoregressive"],
-        typer.Option(
+        options.sampling_option(
             help="In which order frames take the steps: all together; each --lag steps behind the one before; or one after "
             "another, clean before the next begins. The last two are for models trained with a level for each frame "
             "(train --frame-times).",
-            rich_help_panel=options.SAMPLING,
         ),
     ] = "together",
     lag: Annotated[
         int,
-        typer.Option(
+        options.sampling_option(
             min=1,
             help="Steps by which a frame is behind the one before it, with --order pyramid.",
-            rich_help_panel=options.SAMPLING,
         ),
     ] = 1,
     seed: options.Seed = 0,

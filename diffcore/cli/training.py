@@ -14,7 +14,7 @@ import typer
 import diffcore as dc
 from diffcore.cli import meshes, models, options, report, sources, tuning
 
-NETWORK, TRAINING = "The network", "Training"
+network_option, training_option = options.panel("The network"), options.panel("Training")
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -40,12 +40,11 @@ def train(
     data: Annotated[str, typer.Option(metavar="FOLDER|digits", help='A folder of video files, or "digits".')],
     preset: Annotated[
         str | None,
-        typer.Option(
+        network_option(
             metavar="NAME",
             help=f"The network and how it is trained: {', '.join(sources.presets())}; with --encoder text_small "
             "and larger ones too. moving_digits without it and --from. Options change single parts of it.",
             autocompletion=sources.presets,
-            rich_help_panel=NETWORK,
         ),
     ] = None,
     start: tuning.From = None,
@@ -56,160 +55,132 @@ def train(
     fused: tuning.Compile = False,
     size: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Side of a frame in pixels: videos are scaled to cover it and cut.", rich_help_panel=NETWORK
-        ),
+        network_option(min=1, help="Side of a frame in pixels: videos are scaled to cover it and cut."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.", rich_help_panel=NETWORK)] = None,
+    frames: Annotated[int | None, network_option(min=1, help="Frames of a clip.")] = None,
     base_channels: Annotated[
         int | None,
-        typer.Option(min=1, help="Channels of the finest level; the others are multiples.", rich_help_panel=NETWORK),
+        network_option(min=1, help="Channels of the finest level; the others are multiples."),
     ] = None,
-    blocks: Annotated[
-        int | None, typer.Option(min=1, help="Residual blocks of a level on the way down.", rich_help_panel=NETWORK)
-    ] = None,
-    prediction: Annotated[
-        str | None, typer.Option(help="What it predicts: v, eps, x, score, flow or edm.", rich_help_panel=NETWORK)
-    ] = None,
+    blocks: Annotated[int | None, network_option(min=1, help="Residual blocks of a level on the way down.")] = None,
+    prediction: Annotated[str | None, network_option(help="What it predicts: v, eps, x, score, flow or edm.")] = None,
     causal: Annotated[
         bool,
-        typer.Option(
+        network_option(
             "--causal",
             help="No frame sees a later one: for endless video (extend --method rolling), which then computes known frames once.",
-            rich_help_panel=NETWORK,
         ),
     ] = False,
     captions: Annotated[
         Path | None,
-        typer.Option(
+        network_option(
             metavar="FILE",
             help='Train on text: lines {"file_name": "a.mp4", "text": "a dog walks"}, with paths from the folder of the file. The '
             "digits have captions of their own.",
-            rich_help_panel=NETWORK,
         ),
     ] = None,
     encoder: Annotated[
         Path | None,
-        typer.Option(
+        network_option(
             metavar="FOLDER",
             help="The text encoder, a local folder as transformers saves it: BERT as in the paper, T5, or CLIP's. Nothing is "
             "downloaded; the weights file says which one it was.",
-            rich_help_panel=NETWORK,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(
+        training_option(
             min=1,
             help="Steps of training, in all: a run that ended goes on with more. Without it the preset's, or 1000.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(
+        training_option(
             min=1,
             help="Clips a step, on all devices together; without it the preset's, or 8.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     accumulate: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Take a batch in this many parts: less memory, the same step.", rich_help_panel=TRAINING
-        ),
+        training_option(min=1, help="Take a batch in this many parts: less memory, the same step."),
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(
+        training_option(
             min=0,
             help="Independent frames of other clips beside each clip, as in the paper: clearer pictures at equal steps.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     frame_times: Annotated[
         Literal["shared", "independent", "monotone", "pyramid"] | None,
-        typer.Option(
+        training_option(
             help="How noisy the frames of a clip are: all alike (shared); each by itself, as forcing and rolling need it "
             "(independent); sorted (monotone); or each --lag behind the next (pyramid).",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     lag: Annotated[
         float | None,
-        typer.Option(
+        training_option(
             min=0.0,
             help="How far a frame is behind the next one in a pyramid, in time; 1 / frames without it.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(
+        training_option(
             min=0.0,
             help="Learning rate of AdamW; without it the preset's or 1e-3, with --from 1e-4.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
-    warm_up: Annotated[
-        int | None, typer.Option(min=0, help="Steps over which the learning rate rises.", rich_help_panel=TRAINING)
-    ] = None,
+    warm_up: Annotated[int | None, training_option(min=0, help="Steps over which the learning rate rises.")] = None,
     every: options.Every = None,
     rate: options.Rate = None,
     labels: options.Labels = None,
     background: options.Background = "black",
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Steps between checkpoints: what a killed run loses at most.", rich_help_panel=TRAINING
-        ),
+        training_option(min=1, help="Steps between checkpoints: what a killed run loses at most."),
     ] = None,
     checkpoints: Annotated[
-        int | None, typer.Option(min=1, help="How many of the last checkpoints are kept.", rich_help_panel=TRAINING)
+        int | None, training_option(min=1, help="How many of the last checkpoints are kept.")
     ] = None,
     sample_every: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Steps between sheets of samples, samples/STEP.png; 0: none.", rich_help_panel=TRAINING
-        ),
+        training_option(min=0, help="Steps between sheets of samples, samples/STEP.png; 0: none."),
     ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
-        typer.Option(
+        training_option(
             help="Precision of convolutions and matrix products; bfloat16 is faster on most GPUs, weights stay float32.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
+        training_option(
             metavar="NAME",
             help="The noise schedule: Cosine as in the paper, Flow, Karras, LinearBeta, ..., or a name such as ddpm; "
             "kept in the weights file.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, batches and noise.", rich_help_panel=TRAINING)] = 0,
+    seed: Annotated[int, training_option(min=0, help="Seed of weights, batches and noise.")] = 0,
     backend: Annotated[
         Literal["torch", "jax"] | None,
-        typer.Option(help="The library; without it torch, or JAX. NumPy has no gradients.", rich_help_panel=TRAINING),
+        training_option(help="The library; without it torch, or JAX. NumPy has no gradients."),
     ] = None,
     mesh: Annotated[
         str | None,
-        typer.Option(
+        training_option(
             metavar="N|RxS",
             help="Devices that share the batch: N that share the network too, or R replicas of S that share it; 8x1 is "
             "data parallel. By default all processes of torchrun; of JAX, one device.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Threads that read batches ahead, in each process.", rich_help_panel=TRAINING)
-    ] = 0,
+    workers: Annotated[int, training_option(min=0, help="Threads that read batches ahead, in each process.")] = 0,
     device: options.Device = None,
     force: Annotated[
         bool,
-        typer.Option("--force", "-f", help="Start over: delete the run in the folder.", rich_help_panel=options.OUTPUT),
+        options.output_option("--force", "-f", help="Start over: delete the run in the folder."),
     ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,

@@ -6,56 +6,49 @@ import contextlib
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
-
 from diffcore import _check
-from diffcore.cli import models, report, sources
+from diffcore.cli import models, options, report, sources
 
-START = "Where it starts, and how it is watched"
+start_option = options.panel("Where it starts, and how it is watched")
 
 From = Annotated[
     str | None,
-    typer.Option(
+    start_option(
         "--from",
         metavar="FILE|NAME",
         help="Fine-tune: start from the weights of a file or an included model, and take its network. --size, --frames, the "
         "colours and the classes may be others.",
         autocompletion=models.shipped,
-        rich_help_panel=START,
     ),
 ]
 Freeze = Annotated[
     list[str] | None,
-    typer.Option(
+    start_option(
         metavar="PATTERN",
         help="Weights that stay as they are, by a pattern of their names, such as 'down.*' or '*.space.*'; may be repeated.",
-        rich_help_panel=START,
     ),
 ]
 Validation = Annotated[
     str | None,
-    typer.Option(
+    start_option(
         metavar="FOLDER|digits",
         help="Clips that are not trained on: their loss is in the log, with each checkpoint or as --validate-every says. On text "
         "their captions are in a file of the same name in that folder, or in that of --captions.",
-        rich_help_panel=START,
     ),
 ]
-ValidateEvery = Annotated[int | None, typer.Option(min=1, help="Steps between validations.", rich_help_panel=START)]
+ValidateEvery = Annotated[int | None, start_option(min=1, help="Steps between validations.")]
 Log = Annotated[
     list[str] | None,
-    typer.Option(
+    start_option(
         metavar="csv|tensorboard",
         help="A copy of log.jsonl: csv for a spreadsheet, tensorboard for curves (tensorboard --logdir FOLDER); or both.",
-        rich_help_panel=START,
     ),
 ]
 Compile = Annotated[
     bool,
-    typer.Option(
+    start_option(
         "--compile",
         help="Compile the network by torch.compile: minutes before the first step, faster ones after. JAX always does.",
-        rich_help_panel=START,
     ),
 ]
 
