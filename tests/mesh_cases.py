@@ -1,9 +1,13 @@
-"""What several processes check together: DTensors of any layout give the bits of one process. Run by test_mesh.py."""
+"""What several processes check together: DTensors of any layout give the bits of one process. `python tests/mesh_cases.py FOLDER`.
+
+The processes are forked from one that has loaded everything, which saves their start.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
+import torch.multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -327,9 +332,15 @@ def work(rank: int, folder: str) -> None:
         same(call(divided(START, places["samples and frames"])), wanted[case], case)
     square, line = places["samples and frames"], places["axis 1 among 4"]
     mesh_objectives.check_objectives(START, places["axis 0 among 4"], square)
-    mesh_objectives.check_compiled(net, ANCESTRAL, START, (line, square), "aot_eager")
+    mesh_objectives.check_compiled(net, ANCESTRAL, START, line, "aot_eager")
     check_files(Path(folder), line, square)
     check_split(places["copies"])
     check_page()
     check_refusals(line)
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.start_processes(  # type: ignore[attr-defined]
+        work, args=(sys.argv[1],), nprocs=4, start_method="fork"
+    )
