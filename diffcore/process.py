@@ -163,7 +163,7 @@ def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
 def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
     r"""Return the variance of the ancestral step, interpolated between the two entropy bounds by the exponent gamma.
 
-        posterior_variance^{1 - gamma} transition_variance^gamma
+        v_posterior^{1 - gamma} v_transition^gamma
             = (1 - e^{l_t - l_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma}
 
     Args:

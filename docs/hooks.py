@@ -139,7 +139,7 @@ OPERATORS = {"grad": "∇", "int": "∫", "prod": "∏", "sum": "∑"}
 WORDS = "|".join(map(re.escape, sorted(GREEK, key=len, reverse=True)))
 NAME = re.compile(rf"(?<![\w.\"'`/=-])({WORDS})(?![A-Za-z0-9\"'`=]|-[a-z])")
 OPERATOR = re.compile(rf"\b({'|'.join(OPERATORS)})(?=_)")
-INDEX = re.compile(r"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?|[)\]>])([_^])(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?![\w(]))")
+INDEX = re.compile(r"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?|[)\]>|]|\b(?:sin|cos|argmin|loss|mean|each))([_^])(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?!\w|(?<=[A-Za-z])\())")
 
 
 def typeset(text: str) -> str:
@@ -147,6 +147,8 @@ def typeset(text: str) -> str:
 
     >>> typeset("z_t = alpha_t x + sigma_{t+1}^2 eps, `log_snr` at +-inf")
     'z<sub>t</sub> = α<sub>t</sub> x + σ<sub>t+1</sub><sup>2</sup> ε, `log_snr` at ±∞'
+    >>> typeset("sum_{j<i} |a_j|^2 + sin^2(phi), log_snr_max, f_x(z)")
+    '∑<sub>j<i</sub> |a<sub>j</sub>|<sup>2</sup> + sin<sup>2</sup>(φ), log_snr_max, f_x(z)'
     """
     text = NAME.sub(lambda m: GREEK[m.group(1)], text)
     text = OPERATOR.sub(lambda m: OPERATORS[m.group(1)], text)
