@@ -258,6 +258,8 @@ def instance(
         return value
     if isinstance(value, type) and issubclass(value, types):
         hint = f"call it: {value.__name__}()"
+    elif hasattr(value, "__explained__"):
+        hint = f"call it: {getattr(value, '__name__', argument)}(...)"
     raise error(TypeError, function, argument, f"be {what}", value, hint)
 
 

@@ -16,7 +16,8 @@ def check_given(function: str, plan: object, noise: object = None, **given: obje
     for argument, value in {"noise": noise, **given}.items():
         if not callable(value) and (value is not None or argument == "denoise"):
             takes = {"denoise": "(z, log_snr) -> y", "noise": "(draw, shape) -> eps", "transform_x": "x -> x"}
-            _check.callable_(function, argument, value, f"a function {takes.get(argument, '(state)')}")
+            hint = "give it as `constraint=`" if hasattr(value, "hold") else ""
+            _check.callable_(function, argument, value, f"a function {takes.get(argument, '(state)')}", hint=hint)
     return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
 
 

@@ -38,7 +38,8 @@ def clip(low: float = -1.0, high: float = 1.0) -> Clip:
     >>> clip(-1.0, 1.0)(np.array([-3.0, 0.5, 2.0]))
     array([-1. ,  0.5,  1. ])
     """
-    low = _check.number("guidance.clip", "low", low)
+    hint = "" if isinstance(low, (int, float)) else "it is called before: transform_x=guidance.clip(-1.0, 1.0)"
+    low = _check.number("guidance.clip", "low", low, hint=hint)
     return Clip(low, _check.number("guidance.clip", "high", high, low, open_low=True))
 
 

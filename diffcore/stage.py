@@ -193,7 +193,8 @@ def hold(function: str, constraint: Any, plan: Plan, z: Array) -> Held:
     """Return the `Held` of a constraint for a run whose states are like z."""
     if not hasattr(constraint, "hold"):
         must = "be conditioning.replacement(observed, mask), or another diffcore.denoiser.Constraint"
-        raise _check.error(TypeError, function, "constraint", must, constraint)
+        hint = "what guides a denoiser goes in its place, as sample(guided, plan, ...)" if callable(constraint) else ""
+        raise _check.error(TypeError, function, "constraint", must, constraint, hint)
     held: Held = constraint.hold(plan, z)
     return held
 

@@ -139,7 +139,11 @@ OPERATORS = {"grad": "∇", "int": "∫", "prod": "∏", "sum": "∑"}
 WORDS = "|".join(map(re.escape, sorted(GREEK, key=len, reverse=True)))
 NAME = re.compile(rf"(?<![\w.\"'`/=-])({WORDS})(?![A-Za-z0-9\"'`=]|-[a-z])")
 OPERATOR = re.compile(rf"\b({'|'.join(OPERATORS)})(?=_)")
-INDEX = re.compile(r"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?|[)\]>|]|\b(?:sin|cos|argmin|loss|mean|each))([_^])(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?!\w|(?<=[A-Za-z])\())")
+WORD = "sin|cos|argmin|loss|mean|each"
+INDEX = re.compile(
+    rf"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?|[)\]>|]|\b(?:{WORD}))([_^])"
+    r"(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?!\w|(?<=[A-Za-z])\())"
+)
 
 
 def typeset(text: str) -> str:

@@ -14,6 +14,11 @@ import diffcore
 dc: Any = diffcore
 SCHEDULE = dc.schedules.Cosine()
 PLAN = dc.samplers.ddim(SCHEDULE, 2)
+X = np.ones((1, 2))
+
+
+def net_of(z: Any, log_snr: Any, cond: Any) -> Any:
+    return z
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,21 @@ def test_completion_lists_what_a_module_offers_and_nothing_that_it_imports() -> 
             lambda: dc.sample(lambda z, _: z, PLAN, shape=(1, 2), like="cuda", prediction="v"),
             "`like` takes an array .*device='cuda'",
         ),
+        (
+            lambda: dc.sample(dc.conditioning.replacement(X, X > 0), PLAN, shape=(1, 2)),
+            "denoise.*give it as `constraint=`",
+        ),
+        (
+            lambda: dc.sample(lambda z, _: z, PLAN, shape=(1, 2), prediction="x", constraint=lambda z, _: z),
+            "`constraint` must be .*goes in its place",
+        ),
+        (lambda: dc.guidance.clip(X), r"`low` must .*transform_x=guidance.clip\(-1.0, 1.0\)"),
+        (lambda: dc.conditioning.frames(2, of=8), r"`which` must be the numbers .*range\(2\)"),
+        (
+            lambda: dc.guidance.classifier_free(net_of, cond=X, null=X, weight=1, rule=dc.guidance.projected),
+            r"`rule` must .*call it: projected\(...\)",
+        ),
+        (lambda: dc.guidance.classifier_free(net_of, cond=X, weight=1), "`null` is the condition of nothing"),
         (lambda: dc.noise.normal(np.random.default_rng(0), 0, (2,)), "`seed` must be .*`noise=`"),
     ],
 )
@@ -101,6 +121,15 @@ def test_an_error_of_the_denoiser_says_what_it_was_called_with() -> None:
         "sample: `net` was called with z: ndarray of shape (4, 2, 3) and dtype float32, "
         "log_snr: ndarray of shape (4,) and dtype float32"
     ]
+
+
+def test_a_condition_has_a_batch_axis() -> None:
+    for cond, null, message in (
+        (np.array(3), np.array(0), "`cond` must have a first axis, the batch"),
+        (3, 0, "labels are arrays"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dc.guidance.classifier_free(net_of, cond=cond, null=null, weight=1.0)
 
 
 def test_schedules_go_by_their_names() -> None:

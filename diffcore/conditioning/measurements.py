@@ -169,6 +169,10 @@ def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.N
     """
     function = "conditioning.frames"
     count, after = _check.integer(function, "of", of, 1), _check.integer(function, "trailing", trailing, 0)
+    if not isinstance(which, (slice, Iterable)):
+        raise _check.error(
+            TypeError, function, "which", "be the numbers of frames, or a slice", which, f"such as range({which})"
+        )
     if not isinstance(which, slice):
         which = [
             _check.integer(function, "which", number, -count, count - 1, hint=f"the clip has {count} frames")

@@ -119,7 +119,8 @@ def guided_by(
         if prediction is not None or schedule is not None:
             raise ValueError(f"{function}: `prediction` and `schedule` must be left out where there is no `rule`")
         return ClassifierFree(source, weight, rescale, interval)
-    _check.instance(function, "rule", rule, Rule, "a rule, such as guidance.projected()")
+    hint = "guidance.table() lists them"
+    _check.instance(function, "rule", rule, Rule, "a rule, such as guidance.projected()", hint=hint)
     model = source.models[0]
     if rule.space is not None or prediction is not None:
         prediction = predictions.kind_of(function, model, prediction)

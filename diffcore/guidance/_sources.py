@@ -128,11 +128,16 @@ def merge(function: str, names: tuple[str, ...], conds: tuple[Any, ...], batch: 
         for name, other in others:
             if first != other:
                 must = f"be {_check.shown(first)}, as `{where}` is"
-                raise _check.error(ValueError, function, f"{name}{path}", must, other, "only arrays may differ")
+                hint = "only arrays may differ; labels are arrays, one for each sample: of shape (B,), or (1,) for all"
+                raise _check.error(ValueError, function, f"{name}{path}", must, other, hint)
         return first
     xp = _array.namespace(function, **{f"{name}{path}": cond for name, cond in zip(names, conds, strict=True)})
     for name, other in others:
-        if tuple(first.shape[1:]) != tuple(other.shape[1:]) or not first.shape:
+        if not (first.shape and other.shape):
+            must = "have a first axis, the batch: (B, ...), or (1, ...) for all samples"
+            wrong = (f"{name}{path}", other) if first.shape else (where, first)
+            raise _check.error(ValueError, function, wrong[0], must, wrong[1])
+        if tuple(first.shape[1:]) != tuple(other.shape[1:]):
             must = f"have the shape of `{where}`, {tuple(first.shape)}, except for the batch axis"
             raise _check.error(ValueError, function, f"{name}{path}", must, other)
     if batch is None:

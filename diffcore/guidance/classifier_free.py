@@ -108,5 +108,9 @@ def classifier_free(
         source = Together(function, ("cond", "null"), denoise, (cond, null))
         merge(function, source.names, source.conds, None)
     else:
-        raise TypeError(f"{function}: give either (denoise_cond, denoise_uncond), or (denoise, cond=..., null=...)")
+        null_hint = "; `null` is the condition of nothing, as model.null(labels) of unet3d" * (
+            cond is not None and null is None
+        )
+        either = "give either (denoise_cond, denoise_uncond), or (denoise, cond=..., null=...)"
+        raise TypeError(f"{function}: {either}{null_hint}")
     return guided_by(function, source, w, float(rescale), interval, rule, prediction, schedule)
