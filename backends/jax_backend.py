@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax.experimental import io_callback
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from diffcore import _array, stage
 from diffcore._array import Array
@@ -131,10 +132,10 @@ class JAXBackend(ArrayAPIBackend):
     def cond(
         self, predicate: Array, true: Callable[..., Array], false: Callable[..., Array], *operands: Array
     ) -> Array:
-        return jax.lax.cond(predicate, true, false, *operands)
+        return _alone(partial(_choose, true, false), predicate, *operands)
 
     def repeat(self, times: int, body: Callable[[Any], Any], carry: Any) -> Any:
-        return jax.lax.fori_loop(0, times, lambda _, carried: body(carried), carry)
+        return _alone(partial(jax.lax.fori_loop, 0, times, lambda _, carried: body(carried)), carry)
 
     def gradient(
         self, function: Callable[[jax.Array], jax.Array], z: jax.Array
@@ -153,6 +154,23 @@ class JAXBackend(ArrayAPIBackend):
 
     def trace(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function)
+
+
+def _choose(true: Callable[..., Array], false: Callable[..., Array], predicate: Array, *operands: Array) -> Array:
+    return jax.lax.cond(predicate, true, false, *operands)
+
+
+def _alone(function: Callable[..., Any], *operands: Any) -> Any:
+    """Call a function that is a loop or a branch, as a program that goes when it is done.
+
+    JAX keeps the programs of the last 4096 loops that were called outside `jax.jit`; those of functions that are made for one
+    call never serve again. The arrays that the function holds are arguments of the program, so that it holds none.
+    """
+    if jax.config.jax_disable_jit or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands)):
+        return function(*operands)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
+    program = jax.jit(lambda held, leaves: jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, held))(*leaves))
+    return jax.tree.unflatten(jax.tree.structure(shapes), program(closed.consts, jax.tree.leaves(operands)))
 
 
 def _table(table: Any, like: jax.Array) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from test_jax_forms import alike
 from test_jax_kernel import denoise, start
 
 import diffcore as dc
+from diffcore._dispatch import backend_of
 from diffcore.backends import jax_backend, jax_denoiser
 
 jax.config.update("jax_platforms", "cpu")
@@ -252,3 +254,28 @@ def test_projections_of_what_is_observed_share_one_trace() -> None:
             state = dc.step(plan, state, denoise(state.z, None), prediction="v", transform_x=sets)
         alike(state._replace(z=found), state)
     assert len(calls) == 1
+
+
+def test_a_loop_outside_a_trace_leaves_no_program_behind() -> None:
+    """JAX itself keeps the last 4096 that are called so, each with its arrays."""
+    plan = dc.samplers.ddim(dc.schedules.Cosine(), grid=[4.0, 0.0, -4.0])
+
+    def run() -> int:
+        held = jnp.ones(3)  # of this run's denoiser alone
+        dc.likelihood.ode(lambda z, log_snr: held * z, jnp.ones((1, 3)), plan, prediction="v")
+        backend_of(held).cond(held[0] > 0.0, lambda z: z + held, lambda z: z - held, held)
+        gc.collect()
+        return len(jax.devices()[0].client.live_executables())
+
+    run()
+    first = run()
+    assert [run(), run()] == [first, first]
+
+
+def test_a_loop_outside_a_trace_may_hold_what_is_traced() -> None:
+    backend = backend_of(jnp.ones(1))
+    for rate in (2.0, 3.0):
+        power = jax.jit(jax.grad(lambda v: backend.repeat(3, lambda x: x * v, jnp.ones(()))))
+        assert power(rate) == 3.0 * rate**2
+        branch = jax.grad(lambda v: backend.cond(jnp.asarray(True), lambda x: x * v, lambda x: x, jnp.ones(())))
+        assert branch(rate) == 1.0
