@@ -55,6 +55,7 @@ def enlarged(h: Any, weight: Any) -> Any:
 @pytest.mark.parametrize("derived", [gradients, tangents, gradient_of_tangent, tangent_of_gradient, gradient_of_each])
 def test_derivatives_of_any_order_are_xlas(derived: Any, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # with several, they are XLA's
+    monkeypatch.setattr(jax_conv, "MOST", 200)  # five rows at once
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         frames, weights = [(2, 25, 23, 2)] * 2, [(3, 3, 2, 3)] * 2

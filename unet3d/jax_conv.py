@@ -1,8 +1,8 @@
 """The 3x3 convolution of frames in JAX, alone and after each pixel was made four, in the forms that a CPU computes well.
 
 XLA computes the gradient of the weights as a convolution with a window of a whole frame, for which a CPU takes several times as
-long as for the convolution itself. Frame by frame it is one product of matrices, of what the window sees of a frame,
-(9 in, pixels), and the gradient of its pixels, (pixels, out), both of which stay in the cache.
+long as for the convolution itself. Frame by frame, or by some rows of a large one, it is one product of matrices, of what the
+window sees, (9 in, pixels), and the gradient of the pixels, (pixels, out), both of which stay in the cache.
 
 After each pixel was made four, 3x3 neighbours are 2x2 different pixels, whose weights are sums of those of the nine: so the even
 and the odd rows and columns are four convolutions of the pixels as they were, with 16 products where there were 36.
@@ -19,6 +19,8 @@ from jax import lax
 
 LEAST = 512
 """Pixels of a frame from which on this takes less time."""
+MOST = 1024
+"""Pixels whose windows stay in the cache: larger frames are taken by as many rows."""
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Pixels of zeros above and below, left and right."""
@@ -90,15 +92,22 @@ _large.defjvp(_tangent, symbolic_zeros=True)
 
 
 def _framewise(h: jax.Array, weight: jax.Array, padding: Padding) -> jax.Array:
-    """Return the convolution as a product of matrices a frame, of which the windows are not kept for the backward pass."""
+    """Return the convolution as products of matrices, of which the windows are not kept for the backward pass."""
     (_, height, width, channels), (rows, columns, *_) = h.shape, weight.shape
+    step = next(step for step in range(height, 0, -1) if height % step == 0 and (step * width <= MOST or step == 1))
 
     @jax.checkpoint
     def product(frame: jax.Array) -> jax.Array:
         padded = jnp.pad(frame.transpose(2, 0, 1), ((0, 0), *padding))
-        seen = [padded[:, row : row + height, at : at + width] for row in range(rows) for at in range(columns)]
-        windows = jnp.stack(seen).reshape(rows * columns * channels, -1)
-        return (windows.T @ weight.reshape(rows * columns * channels, -1)).reshape(height, width, -1)
+
+        @jax.checkpoint
+        def some(start: jax.Array) -> jax.Array:
+            part = lax.dynamic_slice_in_dim(padded, start, step + rows - 1, axis=1)
+            seen = [part[:, row : row + step, at : at + width] for row in range(rows) for at in range(columns)]
+            windows = jnp.stack(seen).reshape(rows * columns * channels, -1)
+            return (windows.T @ weight.reshape(rows * columns * channels, -1)).reshape(step, width, -1)
+
+        return lax.map(some, step * jnp.arange(height // step)).reshape(height, width, -1)
 
     found: jax.Array = lax.map(product, h)
     return found

@@ -68,7 +68,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Return softmax(q k^T / sqrt(d)) v of arrays (N, tokens, heads, d); the softmax in float32 at least.
 
     As many heads at once as there are cores, and at most 256 queries of each where equal parts can be made, whose logits stay in
-    the cache and are computed anew in the backward pass.
+    the cache and are computed anew in the backward pass. Keys and values are laid out as (d, tokens), since XLA computes their
+    gradients more than twice as fast as (d, queries) times (queries, tokens).
     """
     wide, (n, tokens, heads, d) = jnp.promote_types(q.dtype, jnp.float32), q.shape
     if tokens < LEAST or jax.device_count() > 1:  # several devices would gather the frames
@@ -77,8 +78,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     @jax.checkpoint
     def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        share = jax.nn.softmax(jnp.matmul(q * d**-0.5, k.T, preferred_element_type=wide), axis=-1)
-        return share.astype(v.dtype) @ v
+        logits = jnp.matmul(q * d**-0.5, k, preferred_element_type=wide)
+        share = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        mixed = jnp.matmul(share.astype(v.dtype), v.T, preferred_element_type=wide)
+        return (mixed / share.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
     def head(given: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v = given
@@ -87,7 +90,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     parts, cores = -(-tokens // LEAST), cpu_threads.count()
     parts = parts if tokens % parts == 0 else 1
-    apart = tuple(part.swapaxes(1, 2).reshape(-1, tokens, d) for part in (q, k, v))
+    turned = tuple(part.transpose(0, 2, 3, 1).reshape(-1, d, tokens) for part in (k, v))
+    apart = q.swapaxes(1, 2).reshape(-1, tokens, d), *turned
     together = cores if cores > 1 else None  # a batch of one would take half as long again
     found = lax.map(head, apart, batch_size=together)
     return found.reshape(n, heads, tokens, d).swapaxes(1, 2)
