@@ -36,6 +36,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "forcing, history at log-SNR 5": {"method": "forcing", "history": 5.0},
     "rolling": {"method": "rolling"},
     "rolling, history at log-SNR 5": {"method": "rolling", "history": 5.0},
+    "causal, four frames at a time": {"method": "forcing", "causal": True},
+    "causal, rolling": {"method": "rolling", "causal": True},
+    "causal, one frame at a time": {"method": "forcing", "causal": True, "overlap": WINDOW - 1},
 }
 
 
@@ -65,6 +68,21 @@ class Exact:
         return self._of(z.shape[1]).posterior_covariance(z, log_snr)
 
 
+class Causal(Exact):
+    """That of each frame given itself and those before it, as a causal network that is perfectly trained."""
+
+    def __call__(self, z: Any, log_snr: Any, cond: Any = None, past: Any = None) -> Any:
+        levels = np.broadcast_to(log_snr if np.ndim(log_snr) > 1 else np.reshape(log_snr, (-1, 1)), z.shape[:2])
+        if past is not None:
+            z, levels = (np.concatenate([kept, new], axis=1) for kept, new in zip(past, (z, levels), strict=True))
+        known = 0 if past is None else past[0].shape[1]
+        each = [super(Causal, self).__call__(z[:, :n], levels[:, :n])[:, -1:] for n in range(known + 1, z.shape[1] + 1)]
+        return np.concatenate(each, axis=1)
+
+    def past(self, z: Any, log_snr: Any, cond: Any = None) -> Any:
+        return z, np.broadcast_to(np.float64(log_snr), z.shape[:2])
+
+
 def plan_of(steps: int) -> dc.Plan:
     return dc.samplers.dpm_solver_pp(SCHEDULE, steps=steps, order=1, eta=1.0)
 
@@ -72,10 +90,11 @@ def plan_of(steps: int) -> dc.Plan:
 def streamed(how: dict[str, Any], steps: int) -> Float64:
     """Return the covariance of what a method of `video.extend` draws from nothing."""
     settings = {"window": WINDOW, "overlap": OVERLAP, **how}
+    denoise = dc.video.reusing(Causal()) if settings.pop("causal", False) else Exact()
 
     def run(noise: Any, batch: int) -> Any:
         start = np.zeros((batch, 0, 1, 1, 1))
-        return dc.video.extend(Exact(), plan_of(steps), start, frames=FRAMES, noise=noise, **settings).all()
+        return dc.video.extend(denoise, plan_of(steps), start, frames=FRAMES, noise=noise, **settings).all()
 
     return drawn_from(run).covariance
 

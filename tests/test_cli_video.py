@@ -98,6 +98,34 @@ def test_a_model_with_one_level_for_all_frames_is_named_where_frames_get_their_o
     assert "for up to the model's 16 frames" in refused(2, *how)
 
 
+def test_a_causal_model_draws_one_frame_after_another() -> None:
+    """Each given those before it, which are computed once; `--order together` draws them as other models do."""
+    model = shaken("m.safetensors", causal=True)
+    dc.unet3d.save(model, "m.safetensors", metadata={"settings": "Settings(frame_times='independent')"})
+    done("sample", "a.npy", "-w", "m.safetensors", *QUICK, "--frames", 6, "-n", 2)
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2)
+    how = {
+        "frames": 6,
+        "window": 4,
+        "overlap": 3,
+        "method": "forcing",
+        "history": 20.0,
+        "transform_x": dc.guidance.clip(),
+    }
+    denoise = dc.video.reusing(model)
+    truth = dc.video.extend(denoise, plan, np.zeros((2, 0, 8, 8, 1), np.float32), **how).all()
+    np.testing.assert_allclose(np.load("a.npy"), truth, atol=1e-5)
+    done("sample", "b%d.npy", "-w", "m.safetensors", *QUICK, "--frames", 6, "-n", 2)
+    np.testing.assert_allclose(np.load("b1.npy")[0], truth[1], atol=1e-5)
+    done("sample", "c.npy", "-w", "m.safetensors", *QUICK, "-n", 2, "--order", "together")
+    assert np.abs(np.load("c.npy") - truth[:, :4]).max() > 0.1
+    np.save("in.npy", np.asarray(truth[0]))
+    done("extend", "in.npy", "d.npy", "--frames", 8, "-w", "m.safetensors", *QUICK, "--method", "forcing")
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2, eta=1.0)
+    longer = dc.video.extend(denoise, plan, np.asarray(truth[:1]), **how | {"frames": 8}).all()
+    np.testing.assert_allclose(np.load("d.npy"), longer, atol=1e-5)
+
+
 @pytest.mark.torch
 def test_train_takes_times_of_each_frame_and_causal_attention() -> None:
     done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--causal", "--frame-times", "pyramid", "--lag", 0.5)

@@ -95,9 +95,12 @@ def test_settings_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -
     assert "--steps must be an int >= 1, got 0" in capsys.readouterr().err
 
 
-def test_the_shipped_model_is_small_and_is_what_the_preset_says() -> None:
-    path = Path(unet3d.__file__).parent / "digits" / "moving_digits.safetensors"
-    assert path.stat().st_size <= 4e6
-    assert unet3d.pretrained("moving_digits").config == unet3d.preset("moving_digits", schedule=schedules.Cosine())
-    with pytest.raises(ValueError, match="`name` must be 'moving_digits', got 'faces'"):
+def test_the_shipped_models_are_small_and_are_what_the_preset_says() -> None:
+    for name in unet3d.MODELS:
+        path = Path(unet3d.__file__).parent / "digits" / f"{name}.safetensors"
+        assert path.stat().st_size <= 4e6
+        causal = name == "moving_digits_causal"
+        want = unet3d.preset("moving_digits", schedule=schedules.Cosine(), causal=causal)
+        assert unet3d.pretrained(name).config == want
+    with pytest.raises(ValueError, match="`name` must be 'moving_digits' or 'moving_digits_causal', got 'faces'"):
         unet3d.pretrained("faces")

@@ -568,7 +568,7 @@ def test_the_shipped_model_is_trained_by_a_command(
     script.main(["--out", str(tmp_path), "--steps", "2", *video])
     assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
     assert rows(tmp_path)[-1]["step"] == 2
-    config = load(tmp_path / "moving_digits.safetensors").config
+    config = load(tmp_path / "moving_digits_causal.safetensors").config
     assert (config.causal, config.frames) == (True, 4)
 
 

@@ -12,6 +12,8 @@ from unet3d_cases import BASE, CLASS, weights_of
 from unet3d_cases import put as labels_in
 
 import diffcore as dc
+from benchmarks import seams
+from diffcore.testing import drawn_from
 from diffcore.unet3d.build import assemble
 from diffcore.video import extend, reusing
 
@@ -88,3 +90,39 @@ def test_it_is_a_plain_denoiser_for_other_methods_and_refuses_what_keeps_nothing
         reusing(dc.unet3d.build(replace(CONFIG, causal=False)))
     with pytest.raises(ValueError, match="`null` and `weight` come together"):
         reusing(model, np.array([1, 2]), weight=1.0)
+
+
+def test_a_causal_denoiser_draws_a_frame_at_a_time_unless_asked_otherwise() -> None:
+    """It knows nothing of later frames, so that frames drawn together miss the truth however many steps they take."""
+
+    def law(steps: int, **how: Any) -> Any:
+        plan = dc.samplers.dpm_solver_pp(seams.SCHEDULE, steps=steps, order=1, eta=1.0)
+
+        def run(noise: Any, batch: int) -> Any:
+            empty = np.zeros((batch, 0, 1, 1, 1))
+            common = {"frames": 5, "window": 3, "method": "forcing", "noise": noise}
+            stream = extend(reusing(seams.Causal()), plan, empty, **common, **how)
+            blocks = list(stream)
+            assert [block.shape[1] for block in blocks] == ([2, 2, 1] if how else [1] * 5)
+            return np.concatenate(blocks, axis=1)
+
+        return drawn_from(run).covariance
+
+    truth = seams.covariance(5)
+    alone, together = (
+        [seams.divergence(law(steps, **how), truth) for steps in (8, 32)] for how in ({}, {"overlap": 1})
+    )
+    reach = _reaches(truth, 3)
+    assert alone[1] - reach < 0.35 * (alone[0] - reach)
+    assert together[1] > 3.0 * alone[1]
+
+
+def _reaches(truth: Any, window: int) -> float:
+    """Return the divergence of frames that know only the last `window` - 1 before them: what no number of steps removes."""
+    lower = np.zeros_like(truth)  # x = lower @ noise
+    for k in range(len(truth)):
+        first = max(0, k - window + 1)
+        weights = np.linalg.solve(truth[first:k, first:k], truth[first:k, k])
+        lower[k] = weights @ lower[first:k]
+        lower[k, k] = np.sqrt(truth[k, k] - weights @ truth[first:k, k])
+    return seams.divergence(lower @ lower.T, truth)

@@ -10,7 +10,7 @@ from typing import Any
 from diffcore import _check
 from diffcore.unet3d import weights
 
-MODELS = ("moving_digits",)
+MODELS = ("moving_digits", "moving_digits_causal")
 
 
 def shipped(name: str) -> AbstractContextManager[Path]:
@@ -25,7 +25,8 @@ def pretrained(
 
     Args:
         name: "moving_digits": clips of 16 frames of 32x32, one handwritten digit that glides and bounces; the
-            condition is its class, an int in [0, 10), or 10 for any.
+            condition is its class, an int in [0, 10), or 10 for any. "moving_digits_causal": the same for endless video,
+            with a level for each frame and causal attention, for `video.extend(video.reusing(model, ...), method="forcing")`.
         backend, dtype, device, checkpointing: as in `unet3d.build`.
 
     Raises:

@@ -187,9 +187,11 @@ def _run(
         window = config.frames if job.window is None else job.window
         if job.overlap is not None and job.overlap >= window:
             report.usage(f"--overlap must be in [0, {window - 1}] for blocks of {window} frames, got {job.overlap}")
+        overlap = window - 1 if isinstance(denoise, dc.video.Reusing) else window // 4
+        overlap = overlap if job.overlap is None else job.overlap
         how: dict[str, Any] = {
             "window": window,
-            "overlap": job.overlap,
+            "overlap": overlap,
             "method": method,
             "seed": job.seed,
             "prediction": config.prediction,
@@ -200,7 +202,7 @@ def _run(
         if command == "extend":
             how["history"] = models.history_for(config.schedule, method, history)
         if method == "rolling":
-            moving = window - (window // 4 if job.overlap is None else job.overlap)
+            moving = window - overlap
             if len(plan) % moving:
                 report.usage(
                     f"--method rolling takes --steps that are a multiple of window - overlap, {moving} here, got {len(plan)}; "
@@ -213,7 +215,7 @@ def _run(
 
         fps = job.fps or video.fps or writers.FPS
         made, shape = 0, (*side, config.channels)
-        expected = max(1, window - (window // 4 if job.overlap is None else job.overlap))
+        expected = window - overlap
         works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))
         calls = -(-total // expected) * len(plan) * (1 if condition is None or job.guidance == 0 else 2)
         gradients = method in {"reconstruction", "moment_matching"}

@@ -133,14 +133,24 @@ def _notes(weights: str) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def _knows_levels(weights: str) -> bool | None:
+    """Return whether a model was trained with a noise level for each frame; None where its file does not say."""
+    settings = _notes(weights).get("settings")
+    return None if settings is None else re.search(r"frame_times='(?!shared)", settings) is not None
+
+
 def say_levels(weights: str, asked: str) -> None:
     """Say where a model was trained with one noise level for all frames of a clip, and is asked to take several."""
-    settings = _notes(weights).get("settings")
-    if settings is not None and re.search(r"frame_times='(?!shared)", settings) is None:
+    if _knows_levels(weights) is False:
         note(
             f"note: {weights} was trained with one noise level for all frames of a clip, and {asked} gives each frame its own, "
             f"which it has not seen; `train --frame-times independent` makes a model for it"
         )
+
+
+def frame_by_frame(weights: str, model: Model) -> bool:
+    """Return whether clips are drawn one frame after another: by a causal network that was trained for it."""
+    return bool(model.config.causal and hasattr(model.net, "past") and _knows_levels(weights))
 
 
 def placed(backend: str, device: str | None, kind: str) -> tuple[Any, str, Any]:

@@ -222,7 +222,8 @@ Overlap = Annotated[
     int | None,
     block_option(
         min=0,
-        help="How many of the last frames a block knows; without it a quarter of the window.",
+        help="How many of the last frames a block knows; without it a quarter of the window, but of a causal network with forcing "
+        "or rolling all but one.",
     ),
 ]
 

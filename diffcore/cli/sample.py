@@ -59,13 +59,14 @@ def sample(
     grid: options.Grid = None,
     settings: options.Settings = None,
     order: Annotated[
-        Literal["together", "pyramid", "autoregressive"],
+        Literal["auto", "together", "pyramid", "autoregressive"],
         options.sampling_option(
             help="In which order frames take the steps: all together; each --lag steps behind the one before; or one after "
             "another, clean before the next begins. The last two are for models trained with a level for each frame "
-            "(train --frame-times).",
+            "(train --frame-times). auto: together, but one after another where the network is causal too, which then computes "
+            "each frame once.",
         ),
-    ] = "together",
+    ] = "auto",
     lag: Annotated[
         int,
         options.sampling_option(
@@ -100,7 +101,8 @@ def sample(
         plan = models.plan(sampler, steps, settings, config.schedule, grid)
         condition, clips = conditions.condition_for(weights, config, label, prompt, encoder, count)
         length = config.frames if frames is None else frames
-        if order != "together":
+        alone = order == "auto" and models.frame_by_frame(weights, model)
+        if order not in {"auto", "together"}:
             if length > config.frames:
                 report.usage(f"--order {order} is for up to the model's {config.frames} frames; use extend for more")
             models.say_levels(weights, f"--order {order}")
@@ -118,20 +120,23 @@ def sample(
             shape = (count, length, *side, config.channels)
             how: dict[str, Any] = {"seed": seed, "prediction": config.prediction, "transform_x": dc.guidance.clip()}
             how["callback"] = bar.stage
-            if length <= config.frames:
+            if length <= config.frames and not alone:
                 yield models.sound(dc.sample(denoise, plan, shape=shape, like=model.like, **how))
                 return
-            how |= {"window": config.frames, "method": models.method_for(model, "auto"), "frames": length}
+            method = "forcing" if alone else models.method_for(model, "auto")
+            how |= {"window": config.frames, "method": method, "frames": length}
+            how["history"] = models.history_for(config.schedule, method, None)
             for block in dc.video.extend(denoise, plan, model.put(files.nothing(shape)), **how):
                 yield models.sound(block)
 
         if apart:
             todo = numbered.begin(out, clips, batch, force)
             total = sum(len(missing) for _, missing in todo)
-            denoise = models.denoiser(model, None, guidance) if condition is None else None
+            denoise = models.denoiser(model, None, guidance, reuses=alone) if condition is None else None
             with report.Bar(f"{total} clips", total or 1, stages=len(plan), block=batch) as bar:
                 for numbers, missing in todo:
-                    own = denoise or models.denoiser(model, conditions.rows_of(condition, numbers), guidance)
+                    some = None if condition is None else conditions.rows_of(condition, numbers)
+                    own = denoise or models.denoiser(model, some, guidance, reuses=alone)
                     words = dc.noise.keys(seed, len(numbers), first=numbers[0])
                     whole = np.concatenate(list(drawn(own, len(numbers), words, bar)), axis=1)
                     for number in missing:
@@ -140,17 +145,16 @@ def sample(
                     made += len(missing)
                     bar.made(len(missing))
         else:
-            denoise = models.denoiser(model, condition, guidance)
+            denoise = models.denoiser(model, condition, guidance, reuses=alone)
+            block = 1 if alone else min(length, config.frames)
             with (
-                report.Bar(
-                    f"{clips} x {length} frames", length, stages=len(plan), block=min(length, config.frames)
-                ) as bar,
+                report.Bar(f"{clips} x {length} frames", length, stages=len(plan), block=block) as bar,
                 writers.opened(out, fps or writers.FPS, zoom) as file,
             ):
-                for block in drawn(denoise, clips, seed, bar):
-                    file.write(block)
-                    made += block.shape[1]
-                    bar.made(block.shape[1])
+                for drawn_frames in drawn(denoise, clips, seed, bar):
+                    file.write(drawn_frames)
+                    made += drawn_frames.shape[1]
+                    bar.made(drawn_frames.shape[1])
     seconds = time.perf_counter() - began
     row = {
         "command": "sample",

@@ -123,9 +123,10 @@ def resumed(function: str, resume: Any) -> Progress:
     return Progress(*resume)
 
 
-def overlap_of(function: str, overlap: Any, window: int) -> int:
-    """Return how many frames a block knows of the ones before: a quarter of the window if none is given."""
-    number = window // 4 if overlap is None else _check.integer(function, "overlap", overlap)
+def overlap_of(function: str, overlap: Any, window: int, *, all_but_one: bool = False) -> int:
+    """Return how many frames a block knows of the ones before: if none is given, a quarter of the window or all but one."""
+    default = window - 1 if all_but_one else window // 4
+    number = default if overlap is None else _check.integer(function, "overlap", overlap)
     if number >= window:
         must = f"be less than the window, {window} frames"
         raise _check.error(ValueError, function, "overlap", must, number, "a block would make no new frame")

@@ -14,6 +14,7 @@ from diffcore.state import State
 from diffcore.video._block import METHODS, Sampler
 from diffcore.video._rolling import check_moving, rolling
 from diffcore.video._stream import Progress, Stream, blocks_of, joined, last, overlap_of, own, resumed
+from diffcore.video.reuse import Reusing
 
 FUNCTION = "video.extend"
 
@@ -49,7 +50,8 @@ def extend(
         video: (B, T, H, W, C), T >= 0, or an iterable of such blocks. None at all, T = 0, starts from noise alone.
         frames: how many in total; None never ends.
         window: frames of a block, known ones included: what the denoiser was trained on.
-        overlap: how many of the last frames a block knows, in [0, window); a quarter of the window if not given.
+        overlap: how many of the last frames a block knows, in [0, window). If not given a quarter of the window, but for
+            `reusing` all but one of it.
         method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`. Or, for a
             denoiser that takes a level for each frame: "forcing", whose known frames are clean to it; or "rolling", whose
             window of `overlap` clean frames, and others each a little noisier than the one before, moves by one frame
@@ -84,7 +86,7 @@ def extend(
     [4, 3, 2]
     """
     wide = _check.count(FUNCTION, "window", window, 1)
-    known = overlap_of(FUNCTION, overlap, wide)
+    known = overlap_of(FUNCTION, overlap, wide, all_but_one=isinstance(denoise, Reusing))
     total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
     rolls = method == "rolling"
     sampler = Sampler(
@@ -143,7 +145,8 @@ def _blocks(
             context = like[:, :0, ...] if context is None else context
             yield from rolling(sampler, total, window, like, Progress(read, made, None, context, going))
             return
-        shape = (like.shape[0], window, *like.shape[2:])
+        long = min(window, there + window - overlap) if sampler.reuses else window
+        shape = (like.shape[0], long, *like.shape[2:])
         block = sampler.draw(made, shape, [] if not there else [(0, context)], like)
         new = block[:, there:, ...] if total is None else block[:, there : there + total - made, ...]
         made += new.shape[1]

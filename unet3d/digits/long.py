@@ -22,8 +22,8 @@ from diffcore import _files, metrics
 from diffcore.unet3d import digits, load
 from diffcore.unet3d.half import InBfloat16
 
-TOGETHER = 8
-"""Clips that are drawn at once."""
+TOGETHER = 32
+"""Clips that are drawn at once: of a causal network a frame each."""
 
 
 def draw(
@@ -98,9 +98,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=128, help="of each clip (default: 128)")
     parser.add_argument("--count", type=int, default=256, help="clips (default: 256)")
     parser.add_argument("--method", default="forcing", help="of video.extend (default: forcing)")
-    parser.add_argument("--overlap", type=int, help="frames that a block knows (default: half of the model's)")
+    knows = "frames that a block knows (default: half of the model's, but of a causal one all but one)"
+    parser.add_argument("--overlap", type=int, help=knows)
     parser.add_argument("--steps", type=int, default=16, help="of DPM-Solver++ 2M SDE (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance to the digit (default: 1)")
+    history = "log-SNR at which known frames are shown (default: as clean as in training)"
+    parser.add_argument("--history", type=float, help=history)
     parser.add_argument("--half", action="store_true", help="the network computes in bfloat16")
     wanted = parser.parse_args(given)
     if wanted.count < 2:
@@ -111,10 +114,11 @@ def main(given: list[str] | None = None) -> None:
     model = load(wanted.weights, "torch").requires_grad_(False)
     config = model.config
     schedule, window = config.schedule or dc.schedules.Cosine(), config.frames
-    overlap = window // 2 if wanted.overlap is None else wanted.overlap
+    default = window - 1 if config.causal else window // 2
+    overlap = default if wanted.overlap is None else wanted.overlap
     how: dict[str, Any] = {"method": wanted.method, "overlap": overlap}
     if wanted.method in ("forcing", "rolling"):
-        how["history"] = clean_level(schedule)
+        how["history"] = clean_level(schedule) if wanted.history is None else wanted.history
     plan = dc.samplers.dpm_solver_pp(schedule, steps=wanted.steps, eta=1.0)
     clips = draw(
         InBfloat16(model) if wanted.half else model, wanted.count, wanted.frames, plan, guidance=wanted.guidance, **how

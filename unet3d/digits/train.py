@@ -69,7 +69,7 @@ def main(given: list[str] | None = None) -> None:
         start=given_settings.start,
         progress=True,
     )
-    shipped = path.with_name("moving_digits.safetensors")
+    shipped = path.with_name(f"moving_digits{'_causal' if config.causal else ''}.safetensors")
     save(load(path), shipped, dtype="float16", metadata={"settings": repr(settings)})
     print(f"{path}, and in half precision {shipped}")  # noqa: T201
 
