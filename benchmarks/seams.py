@@ -1,6 +1,6 @@
 """What long video is worth by each method, by algebra: Gaussian videos whose law is known, to the last frame.
 
-    python -m benchmarks.seams                   # about a minute; rewrites its table and picture in docs/long_video.md
+    python -m benchmarks.seams                   # about two minutes; rewrites its table and picture in docs/long_video.md
 
 A video of one pixel, smooth in time, is drawn by every method of `video.extend` with the exact denoiser of its windows. What comes
 out is affine in the noises that go in, so that its covariance is known (`diffcore.testing.drawn_from`): KL(drawn || truth) in
