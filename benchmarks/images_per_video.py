@@ -46,7 +46,7 @@ def as_floats(source: data.Arrays) -> Any:
 
 def judge(model: Any, held: Any, count: int, steps: int) -> dict[str, Any]:
     """Return what samples of a model are worth, without guidance as in the paper's table, and with it."""
-    network, labels = Network(model, batch=32), np.arange(count) % CONFIG.classes
+    network, labels = Network(model, batch=32, half=True), np.arange(count) % CONFIG.classes
     reference = metrics.moments(digits.features(held[count:]))
     found: dict[str, Any] = {}
     for guidance in (0.0, 1.0):
