@@ -166,7 +166,8 @@ def _alone(function: Callable[..., Any], *operands: Any) -> Any:
     JAX keeps the programs of the last 4096 loops that were called outside `jax.jit`; those of functions that are made for one
     call never serve again. The arrays that the function holds are arguments of the program, so that it holds none.
     """
-    if jax.config.jax_disable_jit or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands)):
+    eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if eager or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands)):
         return function(*operands)
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
     program = jax.jit(lambda held, leaves: jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, held))(*leaves))

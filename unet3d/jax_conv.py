@@ -107,7 +107,8 @@ def _framewise(h: jax.Array, weight: jax.Array, padding: Padding) -> jax.Array:
             windows = jnp.stack(seen).reshape(rows * columns * channels, -1)
             return (windows.T @ weight.reshape(rows * columns * channels, -1)).reshape(step, width, -1)
 
-        return lax.map(some, step * jnp.arange(height // step)).reshape(height, width, -1)
+        rows_of: jax.Array = lax.map(some, step * jnp.arange(height // step))
+        return rows_of.reshape(height, width, -1)
 
     found: jax.Array = lax.map(product, h)
     return found
