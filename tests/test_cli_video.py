@@ -126,6 +126,19 @@ def test_a_causal_model_draws_one_frame_after_another() -> None:
     np.testing.assert_allclose(np.load("d.npy"), longer, atol=1e-5)
 
 
+def test_interpolate_keeps_the_librarys_overlap_where_none_is_given() -> None:
+    """With a large factor a block knows a whole gap of the one before, more than a quarter of the window."""
+    model = shaken("m.safetensors", frames=8)
+    np.save("in.npy", np.random.default_rng(0).uniform(-1, 1, (1, 4, 8, 8, 1)).astype(np.float32))
+    done("interpolate", "in.npy", "out.npy", "--factor", 3, "-w", "m.safetensors", *QUICK)
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=2, eta=1.0)
+    how = {"window": 8, "method": "replacement", "transform_x": dc.guidance.clip()}
+    truth = dc.video.interpolate(model, plan, np.load("in.npy"), 3, **how).all()
+    np.testing.assert_allclose(np.load("out.npy"), truth, atol=1e-5)
+    quarter = dc.video.interpolate(model, plan, np.load("in.npy"), 3, overlap=2, **how).all()
+    assert np.abs(quarter - truth).max() > 1e-2
+
+
 @pytest.mark.torch
 def test_train_takes_times_of_each_frame_and_causal_attention() -> None:
     done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--causal", "--frame-times", "pyramid", "--lag", 0.5)
@@ -232,6 +245,16 @@ def test_evaluate_shows_a_model_of_texts_the_captions(monkeypatch: pytest.Monkey
     monkeypatch.setattr("diffcore.cli.conditions.encoder_in", lambda folder: Spelling())
     monkeypatch.setattr("diffcore.cli.evaluating.LEVELS", (1.0,))
     monkeypatch.setattr("diffcore.cli.evaluating.HELD_OUT", 40)
+    forced = shaken("forced.safetensors", causal=True)
+    dc.unet3d.save(forced, "forced.safetensors", metadata={"settings": "Settings(frame_times='independent')"})
+    causal = json.loads(
+        done("evaluate", "forced.safetensors", "-n", 2, "--backend", "numpy", "--steps", 1, "--json").stdout
+    )
+    plan = dc.samplers.dpm_solver_pp(dc.schedules.Cosine(), steps=1)
+    how = {"frames": 4, "window": 4, "method": "forcing", "history": 20.0, "transform_x": dc.guidance.clip()}
+    clips = dc.video.extend(dc.video.reusing(forced), plan, np.zeros((2, 0, 8, 8, 1), np.float32), **how).all()
+    assert causal["samples"]["identity_held"] == dc.unet3d.digits.identity_held(clips)
+    assert causal["samples"]["legibility"] == pytest.approx(dc.unet3d.digits.legibility(clips).probability, rel=1e-4)
     config = {
         "condition": "tokens",
         "token_width": 3,

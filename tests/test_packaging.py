@@ -41,7 +41,7 @@ def _modules_on_disk() -> dict[str, Path]:
     found = {}
     for package, folder in PLACES.items():
         for path in (ROOT / folder).rglob("*"):  # does not follow the symlinks inside diffcore/
-            if path.suffix in {".py", ".pyi"} or path.name == "py.typed" or path.name.startswith("moving_digits."):
+            if path.suffix in {".py", ".pyi"} or path.name == "py.typed" or path.name.startswith("moving_digits"):
                 found[f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"] = path
     return found
 

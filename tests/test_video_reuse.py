@@ -84,6 +84,8 @@ def test_it_is_a_plain_denoiser_for_other_methods_and_refuses_what_keeps_nothing
     kept, plain = (made("numpy", again, "replacement")[0] for again in (True, False))
     np.testing.assert_array_equal(kept, plain)
     model = model_in("numpy")
+    stream = extend(reusing(model), PLAN, np.zeros((1, 0, 3, 4, 2)), frames=9, window=5, method="replacement")
+    assert [block.shape[1] for block in stream] == [5, 4]  # a quarter of the window is known
     with pytest.raises(TypeError, match="`model` must have a method `past`"):
         reusing(lambda z, log_snr: z)
     with pytest.raises(ValueError, match="`model` is not causal"):

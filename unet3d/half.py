@@ -9,7 +9,8 @@ from typing import Any
 class InBfloat16:
     """A model on torch or JAX whose convolutions and matrix products are in bfloat16; weights, input and output stay as they are.
 
-    All else, its config, prediction, scaling and null condition, is the model's own.
+    All else, its config, prediction, scaling and null condition, is the model's own. A model on JAX computes in bfloat16 itself
+    from then on.
     """
 
     def __init__(self, model: Any) -> None:

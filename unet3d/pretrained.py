@@ -1,4 +1,4 @@
-"""The models that are included in the library, trained by it; the one there is lies with its example, `unet3d.digits`."""
+"""The models that are included in the library, trained by it; they lie with their example, `unet3d.digits`."""
 
 from __future__ import annotations
 

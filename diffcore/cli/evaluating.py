@@ -11,7 +11,7 @@ import typer
 
 import diffcore as dc
 from diffcore import _check, _files
-from diffcore.cli import conditions, files, models, options, report, sets, sources, writers
+from diffcore.cli import conditions, drawing, files, models, options, report, sets, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 HELD_OUT = 2048
@@ -131,7 +131,9 @@ def evaluate(
             source, conditions_of = _conditioned(model.config, source, data, captions, encoder)
             row["loss"] = _losses(model, source, conditions_of, count, batch, seed)
             if data == sources.DIGITS and samples:
-                row["samples"] = _samples(model, source, conditions_of, plan, count, batch, guidance, seed)
+                row["samples"] = _samples(
+                    model, source, conditions_of, plan, count, batch, guidance, seed, models.frame_by_frame(what, model)
+                )
             row["seconds"] = round(time.perf_counter() - began, 3)
         text = ""
     if out is not None:
@@ -243,24 +245,24 @@ def _samples(
     batch: int,
     guidance: float | None,
     seed: int,
+    alone: bool,
 ) -> report.Row:
     """Draw clips of all digits in turn, or of the first captions, and return what a classifier and the Frechet distance say."""
     digits, texts = dc.unet3d.digits, model.config.condition == "tokens" and conditions_of is not None
     digits_of = source.source if texts else source
     asked = np.array([source.label(index % len(source)) for index in range(count)]) if texts else np.arange(count) % 10
     labels = digits_of.labels[np.arange(count) % len(source)] if texts else asked
-    free = models.denoiser(model, None, guidance) if conditions_of is None else None
-    drawn = []
-    with report.Bar("samples", count, stages=len(plan), block=min(batch, count)) as bar:
+    free = models.denoiser(model, None, guidance, reuses=alone) if conditions_of is None else None
+    parts, stages = [], len(plan) * (model.config.frames if alone else 1)
+    with report.Bar("samples", count, stages=stages, block=min(batch, count)) as bar:
         for first in range(0, count, batch):
             some = asked[first : first + batch]
-            denoise = free or models.denoiser(model, conditions_of(some), guidance)
-            shape = (len(some), *model.config.shape)
-            clips = dc.sample(denoise, plan, shape=shape, like=model.like, seed=dc.noise.keys(seed, len(some), first=first),
-                              callback=bar.stage, prediction=model.config.prediction, transform_x=dc.guidance.clip())  # fmt: skip
-            drawn.append(models.sound(clips))
+            denoise = free or models.denoiser(model, conditions_of(some), guidance, reuses=alone)
+            shape, words = (len(some), *model.config.shape), dc.noise.keys(seed, len(some), first=first)
+            blocks = drawing.drawn(model, denoise, plan, shape, seed=words, callback=bar.stage, alone=alone)
+            parts.append(np.concatenate(list(blocks), axis=1))
             bar.made(len(some))
-    clips = np.concatenate(drawn)
+    clips = np.concatenate(parts)
     held = digits_of.clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
     with report.warnings_as_notes():
         seen = digits.legibility(clips, None if conditions_of is None else labels)

@@ -187,11 +187,11 @@ def _run(
         window = config.frames if job.window is None else job.window
         if job.overlap is not None and job.overlap >= window:
             report.usage(f"--overlap must be in [0, {window - 1}] for blocks of {window} frames, got {job.overlap}")
-        overlap = window - 1 if isinstance(denoise, dc.video.Reusing) else window // 4
-        overlap = overlap if job.overlap is None else job.overlap
+        reuses = isinstance(denoise, dc.video.Reusing)
+        overlap = (window - 1 if reuses else window // 4) if job.overlap is None else job.overlap
         how: dict[str, Any] = {
             "window": window,
-            "overlap": overlap,
+            "overlap": job.overlap,
             "method": method,
             "seed": job.seed,
             "prediction": config.prediction,
@@ -217,9 +217,10 @@ def _run(
         made, shape = 0, (*side, config.channels)
         expected = window - overlap
         works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))
-        calls = -(-total // expected) * len(plan) * (1 if condition is None or job.guidance == 0 else 2)
+        of_a_block = len(plan) + (-(-overlap // expected) if reuses else 0)  # known frames once
+        calls = -(-total // expected) * of_a_block * (1 if condition is None or job.guidance == 0 else 2)
         gradients = method in {"reconstruction", "moment_matching"}
-        estimates.say(model, estimates.Work(calls, video.clips, window, works, gradients))
+        estimates.say(model, estimates.Work(calls, video.clips, expected if reuses else window, works, gradients))
         with (
             report.Bar(command, total, stages=len(plan), block=expected) as bar,
             writers.opened(job.out, fps, job.zoom) as file,

@@ -65,8 +65,8 @@ Label = Annotated[
         "--label",
         "-l",
         metavar="INT|NAME",
-        help="The class of the clips, from 0, or the name of the sub-folder it was trained on: of the included model the digit. "
-        "Once for each clip, or once for all.",
+        help="The class of the clips, from 0, or the name of the sub-folder it was trained on, which goes before a number: of the "
+        "included model the digit. Once for each clip, or once for all.",
     ),
 ]
 Prompt = Annotated[

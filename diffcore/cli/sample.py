@@ -10,7 +10,7 @@ import numpy as np
 
 import diffcore as dc
 from diffcore import _check
-from diffcore.cli import conditions, files, models, numbered, options, report, writers
+from diffcore.cli import conditions, drawing, files, models, numbered, options, report, writers
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -116,24 +116,16 @@ def sample(
         made = 0
 
         def drawn(denoise: Any, count: int, seed: Any, bar: report.Bar) -> Iterator[Any]:
-            """Yield the frames of some clips, block by block."""
             shape = (count, length, *side, config.channels)
-            how: dict[str, Any] = {"seed": seed, "prediction": config.prediction, "transform_x": dc.guidance.clip()}
-            how["callback"] = bar.stage
-            if length <= config.frames and not alone:
-                yield models.sound(dc.sample(denoise, plan, shape=shape, like=model.like, **how))
-                return
-            method = "forcing" if alone else models.method_for(model, "auto")
-            how |= {"window": config.frames, "method": method, "frames": length}
-            how["history"] = models.history_for(config.schedule, method, None)
-            for block in dc.video.extend(denoise, plan, model.put(files.nothing(shape)), **how):
-                yield models.sound(block)
+            return drawing.drawn(model, denoise, plan, shape, seed=seed, callback=bar.stage, alone=alone)
 
         if apart:
             todo = numbered.begin(out, clips, batch, force)
             total = sum(len(missing) for _, missing in todo)
             denoise = models.denoiser(model, None, guidance, reuses=alone) if condition is None else None
-            with report.Bar(f"{total} clips", total or 1, stages=len(plan), block=batch) as bar:
+            with report.Bar(
+                f"{total} clips", total or 1, stages=len(plan) * (length if alone else 1), block=batch
+            ) as bar:
                 for numbers, missing in todo:
                     some = None if condition is None else conditions.rows_of(condition, numbers)
                     own = denoise or models.denoiser(model, some, guidance, reuses=alone)

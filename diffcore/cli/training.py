@@ -68,7 +68,7 @@ def train(
         bool,
         network_option(
             "--causal",
-            help="No frame sees a later one: for endless video (extend --method rolling), which then computes known frames once.",
+            help="No frame sees a later one: for endless video (extend --method forcing), which then computes known frames once.",
         ),
     ] = False,
     captions: Annotated[

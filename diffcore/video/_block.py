@@ -45,7 +45,8 @@ class Sampler:
     """Noise instead of that of the seed: (number of the block's or frame's first frame, draw, shape, stream) -> array."""
     methods: tuple[str, ...] = METHODS
     traced: dict[Any, Callable[..., Array]] = field(default_factory=dict)
-    """A run for each pattern of known frames: a stream has two or three, and its blocks share their traces."""
+    """A run for each pattern of known frames, which blocks share: a stream has two or three; one that begins with few frames and
+    keeps what it computed has one for each number of frames before its blocks, until these know `overlap` of them."""
 
     __repr__ = _brief.fields
 

@@ -51,7 +51,7 @@ def extend(
         frames: how many in total; None never ends.
         window: frames of a block, known ones included: what the denoiser was trained on.
         overlap: how many of the last frames a block knows, in [0, window). If not given a quarter of the window, but for
-            `reusing` all but one of it.
+            `reusing` with "forcing" or "rolling" all but one of it.
         method: "reconstruction" or "moment_matching", which need gradients, or "replacement": see `conditioning`. Or, for a
             denoiser that takes a level for each frame: "forcing", whose known frames are clean to it; or "rolling", whose
             window of `overlap` clean frames, and others each a little noisier than the one before, moves by one frame
@@ -86,7 +86,8 @@ def extend(
     [4, 3, 2]
     """
     wide = _check.count(FUNCTION, "window", window, 1)
-    known = overlap_of(FUNCTION, overlap, wide, all_but_one=isinstance(denoise, Reusing))
+    keeps = isinstance(denoise, Reusing) and method in ("forcing", "rolling")
+    known = overlap_of(FUNCTION, overlap, wide, all_but_one=keeps)
     total = None if frames is None else _check.integer(FUNCTION, "frames", frames, 0)
     rolls = method == "rolling"
     sampler = Sampler(

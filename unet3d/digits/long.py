@@ -110,6 +110,8 @@ def main(given: list[str] | None = None) -> None:
         parser.error(
             "--count must be at least 2, and better several times the 146 features: a distance takes a covariance"
         )
+    if wanted.history is not None and wanted.method not in ("forcing", "rolling"):
+        parser.error(f"--history is for --method forcing and rolling, not for {wanted.method}")
     began = time.perf_counter()
     model = load(wanted.weights, "torch").requires_grad_(False)
     config = model.config
