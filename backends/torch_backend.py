@@ -231,7 +231,7 @@ def _apart(
         return *stage.ask(form, denoise, z, levels), None, 0.0
     for prediction in pair[:2]:
         stage.check_prediction(prediction, z)
-    guided: tuple[torch.Tensor, torch.Tensor, float, float] = pair
+    guided: tuple[torch.Tensor, torch.Tensor, float, float] = pair if len(pair) == 4 else (*pair, 0.0)
     return guided
 
 

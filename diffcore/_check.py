@@ -63,7 +63,10 @@ def shown(value: object) -> str:
     >>> shown(np.float32(0.1)), shown(np.zeros((2, 3))), shown(10**5000)
     ('0.1', 'ndarray of shape (2, 3) and dtype float64', '2^16609...')
     """
-    return cut(_Short().repr(value), 120)
+    try:
+        return cut(_Short().repr(value), 120)
+    except Exception:  # such as the shape of a parameter that torch has not made yet
+        return f"an object of type {type(value).__name__}"
 
 
 def error(kind: type[Exception], function: str, argument: str, must: str, value: object, hint: str = "") -> Exception:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,22 +26,8 @@ OURS = re.compile(
 )
 """How messages of ours begin, with the name of a function; or they name an argument."""
 
-LIBRARIES = {
-    "numpy",
-    "torch",
-    "jax",
-    "jaxlib",
-    "array_api_compat",
-    "array_api_strict",
-    "ml_dtypes",
-    "scipy",
-    "PIL",
-    "safetensors",
-    "skimage",
-    "sklearn",
-    "matplotlib",
-    "av",
-}
+LIBRARIES = {"numpy", "torch", "jax", "jaxlib", "array_api_compat", "array_api_strict", "ml_dtypes", "scipy", "PIL"}
+LIBRARIES |= {"safetensors", "skimage", "sklearn", "matplotlib", "av"}
 """What diffcore calls; an error from anything else, such as a denoiser, is its caller's and stays as it is."""
 
 PLAIN = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, RuntimeError, MemoryError)
@@ -112,7 +98,7 @@ def face(module: str, aliases: Callable[[], Mapping[str, str]] = lambda: Mapping
 def _offered(module: str) -> list[str]:
     names = vars(sys.modules[module])
     return names.get("__all__") or [
-        name for name, value in names.items() if name[:1] != "_" and getattr(value, "__module__", "") == module
+        name for name, value in list(names.items()) if name[:1] != "_" and getattr(value, "__module__", "") == module
     ]
 
 
@@ -127,10 +113,11 @@ def missing(
     text = f"module {module!r} has no attribute {name!r}"
     if name[:1] == "_":
         return AttributeError(text, name=name, obj=sys.modules.get(module))
-    own = _offered(module) if module in sys.modules else []
+    loaded = [there for there, found in list(sys.modules.items()) if found is not None]  # another thread may import
+    own = _offered(module) if module in loaded else []
     known = "".join(f"{module}.{here}" for here in own if _plainly(here) == _plainly(name)) or aliases().get(name, "")
     known = known or _near(module, name, own, 0.85)
-    for other in sorted(there for there in sys.modules if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
+    for other in sorted(there for there in loaded if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
         same = [here for here in _offered(other) if _plainly(here) == _plainly(name)]
         known = known or (f"{other}.{same[0]}" if same else "")
     known = known or _elsewhere(name, {f"diffcore.{here}": there for here, there in NAMES.items()})
@@ -189,22 +176,28 @@ def explained(function: Callable[P, T], module: str = "") -> Callable[P, T]:
             if not isinstance(error, PLAIN) and not _of_explicit_axes(error):
                 raise
             called, inside = _name(function, module, args), error.__traceback__ and error.__traceback__.tb_next
+            if inside is None and not isinstance(error, TypeError):  # no room for the call: too deep
+                raise
             if inside is None:  # the arguments do not fit
                 raise _misfit(called, function, args, error) from None
             if not _foreign(error, inside):
-                _say_where(called, error, inside)
+                with contextlib.suppress(Exception):  # the error counts, whatever its class and the values do
+                    _say_where(called, error, inside)
                 raise
-            explanation = _explanation(called, function, args, named, error)
-            for note in getattr(error, "__notes__", ()):
-                explanation.add_note(note)
+            explanation = error
+            with contextlib.suppress(Exception):
+                explanation = _explanation(called, function, args, named, error)
+                for note in getattr(error, "__notes__", ()):
+                    explanation.add_note(note)
+            if explanation is error:
+                raise
             raise explanation from error
 
     call.__explained__ = True  # type: ignore[attr-defined]
     return call
 
 
-@contextlib.contextmanager
-def noting(text: str) -> Iterator[None]:
+class noting:
     """Add a note to an error about a value of the wrong kind, which is not ours to reword.
 
     >>> with noting("is it an array?"):
@@ -213,11 +206,17 @@ def noting(text: str) -> Iterator[None]:
     AttributeError: 'NoneType' object has no attribute 'shape'
     is it an array?
     """
-    try:
-        yield
-    except (TypeError, AttributeError) as error:
-        error.add_note(text)
-        raise
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, frames: object) -> None:
+        if isinstance(error, (TypeError, AttributeError)):
+            with contextlib.suppress(Exception):  # an error that cannot be changed
+                error.add_note(self.text)
 
 
 def _of_explicit_axes(error: Exception) -> bool:
@@ -267,16 +266,17 @@ def _theirs(frame: FrameType) -> bool:
 
 
 def _say_where(called: str, error: Exception, frames: TracebackType | None) -> None:
-    """Note with what a function of the caller's was called that raised an error: a denoiser, with z and log_snr, say."""
+    """Note what the arguments of a function of the caller's were where it failed: z and log_snr of a denoiser, say. They may be
+    others than it was called with, where it assigned to them."""
     while frames is not None and not _theirs(frames.tb_frame):
         frames = frames.tb_next
-    if frames is None or any("called with" in note for note in getattr(error, "__notes__", ())):
+    if frames is None or any("where it failed" in note for note in getattr(error, "__notes__", ())):
         return
     code, values = frames.tb_frame.f_code, frames.tb_frame.f_locals
     given = [name for name in code.co_varnames[: code.co_argcount] if name in values and name != "self"]
     if given:
         shown = ", ".join(f"{name}: {_check.cut(_check.shown(values[name]), 70)}" for name in given)
-        error.add_note(_check.cut(f"{called}: `{code.co_name}` was called with {shown}", 300))
+        error.add_note(f"{called}: `{code.co_name}` had {_check.cut(shown, 240)} where it failed")
 
 
 def _misfit(called: str, function: Callable[..., Any], args: tuple[Any, ...], error: Exception) -> Exception:
@@ -329,7 +329,17 @@ def _explanation(
     if _of_explicit_axes(error):
         cause = "explicit axes of a mesh leave open how this is divided; take a mesh whose axes are jax.sharding.AxisType.Auto"
     for name, value in given.items():
-        if isinstance(value, type) or hasattr(value, "__explained__"):
+        if name not in ("self", "cls", "dtype") and _makes(value):
             cause += f"; is `{name}` meant to be what {value.__name__}(...) returns?"
     with_what = _check.cut(", ".join(shown), 260)
     return kind(f"{called}: cannot work with {with_what}: {cause}" if shown else f"{called}: {cause}")
+
+
+def _makes(value: object) -> bool:
+    """Return whether a value is a class or function whose result may be meant: a module of torch, or something of ours."""
+    if not isinstance(value, type):
+        return inspect.isfunction(value) and hasattr(value, "__explained__")
+    of_torch = sys.modules.get("torch.nn")
+    return value.__module__.partition(".")[0] == "diffcore" or (
+        of_torch is not None and issubclass(value, of_torch.Module)
+    )

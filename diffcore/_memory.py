@@ -17,14 +17,15 @@ SMALL = 2**28
 """Bytes that are never looked at."""
 
 
-def fits(function: str, argument: str, value: object, size: int, *, hint: str = "") -> None:
-    """Raise MemoryError where what an argument asks for takes more bytes than are free.
+def fits(function: str, argument: str, value: object, size: int, *, hint: str = "", like: Any = None) -> None:
+    """Raise MemoryError where what an argument asks for takes more bytes than are free; beside an array of JAX only where it is
+    made, and not in code that is traced.
 
     >>> fits("noise.keys", "count", 10**15, 32 * 10**15)
     Traceback (most recent call last):
     MemoryError: noise.keys: `count` must fit in the memory that is free, ... GB, got 1000000000000000, which takes 32,000,000 GB
     """
-    if size > SMALL and not _array.traced() and size > (free := room()):
+    if size > SMALL and not _array.traced() and size > (free := room()) and not _jax_traces(like):
         takes = f"{size / 1e9:,.0f} GB" if size < 10**21 else "more than any machine has"
         got = f"got {_check.shown(value)}, which takes {takes}{'; ' + hint if hint else ''}"
         raise MemoryError(f"{function}: `{argument}` must fit in the memory that is free, {free / 1e9:.3g} GB, {got}")
@@ -39,6 +40,12 @@ def here(like: Any) -> bool:
         known = not isinstance(like, jax.core.Tracer) and like.is_fully_addressable
         return known and {each.platform for each in like.devices()} == {"cpu"}
     return torch is not None and type(like) is torch.Tensor and str(like.device.type) == "cpu"
+
+
+def _jax_traces(like: Any) -> bool:
+    """Return whether JAX traces what is made beside an array: the array may come from outside, and be no tracer itself."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(like, jax.Array) and isinstance(jax.numpy.zeros(()), jax.core.Tracer)
 
 
 def room() -> float:

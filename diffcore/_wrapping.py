@@ -35,11 +35,12 @@ class Forwarding:
     denoise: Any
 
     def __getattr__(self, name: str) -> Any:
-        inner = self.__dict__["denoise"]
-        if name in ("prediction", "scaling", "schedule"):
-            return getattr(inner, name)
-        if name == "with_scaling" and hasattr(inner, name):
-            return lambda scaling: replace(self, denoise=inner.with_scaling(scaling))  # type: ignore[type-var]
+        if name in ("prediction", "scaling", "schedule", "with_scaling") and "denoise" in self.__dict__:
+            inner = self.__dict__["denoise"]  # which a copy that is being made lacks
+            if name != "with_scaling":
+                return getattr(inner, name)
+            if hasattr(inner, name):
+                return lambda scaling: replace(self, denoise=inner.with_scaling(scaling))  # type: ignore[type-var]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 

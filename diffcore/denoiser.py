@@ -10,10 +10,12 @@ A **denoiser** is any callable. What it says of itself, it says by attributes, w
 | `with_scaling(scaling)` | method | the same denoiser for a scaling, asked where `scaling` is None |
 | `at(log_snr)` | method | the denoiser for a stage whose level is known on the host, asked before each stage |
 | `with_unguided(z, log_snr)` | method | (prediction, prediction without guidance), for plans with `second="unguided"` |
-| `apart(z, log_snr)` | method | (c, u, w, phi), where it is g = c + w (c - u) times phi std(c) / std(g) + 1 - phi; or None |
+| `apart(z, log_snr)` | method | (c, u, w), where it is g = c + w (c - u); or (c, u, w, phi), see below; or None |
 | `begin(z)` | method | the arrays that it carries before the first stage, where it carries some, such as a running average |
 | `carrying(z, log_snr, carried)` | method | (prediction, that without guidance, what the next stage gets); see `State.carried` |
 | `posterior_covariance(z, log_snr)`, `posterior_variance` | methods | Cov[x given z], or its diagonal, known in closed form |
+
+Of `apart`, phi is by how much guidance is rescaled, g times phi std(c) / std(g) + 1 - phi; without it, by nothing (phi = 0).
 
 A **wrapper** is a denoiser round another one: a frozen dataclass that names its fields of arrays and denoisers in `parts`. On
 JAX it is then a pytree: a compiled run that is kept takes those parts as arguments, and reads what they hold now.

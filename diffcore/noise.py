@@ -82,7 +82,7 @@ def _drawn(
     if device is None and _memory.here(like):
         each = like.dtype.itemsize if function != "noise.bits" else 4 if isinstance(like, np.ndarray) else 12
         size = each * math.prod(_philox.sizes(dims, region))
-        _memory.fits(function, "shape", dims, size, hint="draw it in parts: see `region`")
+        _memory.fits(function, "shape", dims, size, hint="draw it in parts: see `region`", like=like)
     words = backend.keys(_rows(seed, dims[0], region), like)
     if region is not None and all(size == extent for (_, size), extent in zip(region[1:], dims[1:], strict=True)):
         dims, region = (region[0][1], *dims[1:]), None  # all elements of each sample

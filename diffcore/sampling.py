@@ -111,7 +111,8 @@ def started(
         dims, backend = _check.shape("start", "shape", shape), backend_of(like)
         if _memory.here(like):
             size = like.dtype.itemsize * math.prod(dims) * (3 + plan.memory)
-            _memory.fits("start", "shape", dims, size, hint="sample in parts: seed=noise.keys(seed, n, first=k)")
+            hint = "sample in parts: seed=noise.keys(seed, n, first=k)"
+            _memory.fits("start", "shape", dims, size, hint=hint, like=like)
         if source is not None:
             eps = source(0, dims, like)
         else:

@@ -1,7 +1,9 @@
 """Guidance on data whose guided denoiser is known: several conditions, classifiers, history, a worse model, and what the law of the
 samples is."""
 
+import copy
 import importlib
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from test_guidance import LIBRARIES, Counted, Z, namespace
 import diffcore as dc
 from diffcore import _streams, guidance, predictions
 from diffcore.exact import Gaussian, Mixture
+from diffcore.guidance.split import Split
 from diffcore.levels import level
 
 RNG = np.random.default_rng(4)
@@ -140,6 +143,18 @@ def test_a_worse_model_is_the_one_without_condition() -> None:
     np.testing.assert_allclose(found, 2.5 * (2.0 * Z + cond) - 1.5 * (0.5 * Z + cond), rtol=1e-13)
     guidance.autoguidance(better, worse, weight=1.5, interval=(1.0, 2.0)).at(0.0)(Z, 0.0)
     assert (better.batches, worse.batches) == ([2, 2], [2])
+
+
+def test_wrappers_are_copied_and_pickled() -> None:
+    guided = guidance.autoguidance(Counted(2.0), Counted(0.5), cond=np.ones((1, 3, 4)), weight=1.5)
+    for one, given in (
+        (guided, ()),
+        (Split(Counted(2.0), None, "a"), (np.ones((1, 3, 4)),)),
+        (dc.mesh.Local(Gaussian(np.zeros((3, 4)), 1.0, scaling="vp")), ()),
+    ):
+        for made in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+            np.testing.assert_array_equal(made(Z, 0.0, *given), one(Z, 0.0, *given))
+            assert getattr(made, "prediction", None) == getattr(one, "prediction", None)
 
 
 A = RNG.normal(size=(8, 8))

@@ -19,6 +19,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers_cases import EXACT, ROUNDED  # noqa: E402
 
+from diffcore.interop import diffusers as interop  # noqa: E402
 from diffcore.interop.diffusers import Scheduler  # noqa: E402
 
 pytestmark = [
@@ -361,6 +362,20 @@ def test_it_is_an_object_of_diffusers() -> None:
     ours.register_to_config(more=5)
     with pytest.warns(FutureWarning):
         assert ours.more == 5
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"])
+def test_it_is_read_as_the_one_that_it_stands_for(name: str) -> None:
+    theirs = made(name, {})
+    ours = Scheduler.from_config(theirs)
+    ours.set_timesteps(4)
+    got, truth = (interop.plan(each, 4) for each in (ours, theirs))
+    np.testing.assert_allclose(got.coefficients("x"), truth.coefficients("x"), atol=1e-12)
+    assert interop.schedule(ours).scaling == interop.schedule(theirs).scaling == got.scaling
+    denoise = [interop.denoiser(network, each) for each in (ours, theirs)]
+    assert (denoise[0].prediction, denoise[0].scaling) == (denoise[1].prediction, denoise[1].scaling)
+    x, at = (torch.from_numpy(np.array(each)) for each in (STARTS, got.levels_of(2)[1]))
+    torch.testing.assert_close(*[each(x, at) for each in denoise])
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -52,7 +52,10 @@ def test_so_are_shapes_on_the_host_but_not_on_other_devices(library: str) -> Non
     if library == "torch":
         assert not _memory.here(namespace(library).zeros(1, device="meta"))
     if library == "jax":
-        assert not importlib.import_module("jax").jit(_memory.here)(like)  # a tracer
+        jax = importlib.import_module("jax")
+        assert not jax.jit(_memory.here)(like)  # a tracer
+        found = jax.eval_shape(lambda: dc.noise.normal(7, 0, (10**6, 10**6), like=like))  # beside an array that is none
+        assert found.shape == (10**6, 10**6)
 
 
 def test_room_is_no_more_than_a_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import diffcore
+from diffcore import _explained
 
 dc: Any = diffcore
 SCHEDULE = dc.schedules.Cosine()
@@ -111,16 +113,66 @@ def test_arguments_that_do_not_fit_are_answered_with_those_that_do(call: Callabl
     assert len(str(caught.value)) <= 500
 
 
-def test_an_error_of_the_denoiser_says_what_it_was_called_with() -> None:
+def test_an_error_of_the_denoiser_says_what_it_had_where_it_failed() -> None:
     def net(z: Any, log_snr: Any) -> Any:
-        return z * log_snr  # (4, 2, 3) by (4,)
+        z = z[:, :1]  # which is what the note is about, and not what came
+        return z * log_snr  # (4, 1, 3) by (4,)
 
     with pytest.raises(ValueError, match="broadcast") as caught:
         dc.sample(net, PLAN, shape=(4, 2, 3), prediction="v")
     assert caught.value.__notes__ == [
-        "sample: `net` was called with z: ndarray of shape (4, 2, 3) and dtype float32, "
-        "log_snr: ndarray of shape (4,) and dtype float32"
+        "sample: `net` had z: ndarray of shape (4, 1, 3) and dtype float32, "
+        "log_snr: ndarray of shape (4,) and dtype float32 where it failed"
     ]
+
+
+class Unmade:
+    """What says nothing of itself, like a parameter that torch has not made yet."""
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError("not made")
+
+
+class Frozen(ValueError):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(name)
+
+
+def test_no_note_takes_the_place_of_an_error() -> None:
+    for error in (ValueError("theirs"), Frozen("theirs")):
+
+        def failing(z: Any, log_snr: Any, of: Any = Unmade(), error: Exception = error) -> Any:  # noqa: B008
+            raise error
+
+        with pytest.raises(ValueError, match=r"^theirs"):
+            dc.sample(failing, PLAN, shape=(4, 2), prediction="v")
+    with pytest.raises(TypeError, match="an object of type Unmade"):
+        dc.exact.Gaussian(Unmade(), 1.0)
+
+
+def test_a_call_that_is_too_deep_is_no_misfit() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(RecursionError, match="recursion"):  # which begins in no frame, as at a call
+        _explained.explained(repr)(nested)
+
+
+def test_only_what_makes_something_is_asked_for_its_result() -> None:
+    def of(cls: Any, dtype: Any, made: Any) -> Any:
+        return cls, dtype, made
+
+    for made, hint in ((int, False), (len, False), (dc.exact.Gaussian, True), (dc.samplers.ddim, True)):
+        said = str(_explained._explanation("of", of, (int, np.float32, made), {}, TypeError("theirs")))
+        asks = f"; is `made` meant to be what {made.__name__}(...) returns?" if hint else ""
+        assert said.startswith("of: cannot work with `dtype` the class float32, `made` ")
+        assert said.endswith(f": theirs{asks}")
+
+
+def test_modules_that_stand_for_nothing_hinder_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffcore.absent", None)
+    assert str(_explained.missing("diffcore.absent", "Cosine")).endswith("did you mean `diffcore.schedules.Cosine`?")
 
 
 def test_a_condition_has_a_batch_axis() -> None:

@@ -159,6 +159,11 @@ def _spans(schedule: Schedule) -> list[float]:
         ),
         (lambda: LinearLogSNR(log_snr_max=INF), ValueError, r"`log_snr_max` must be a finite number, got inf"),
         (lambda: Geometric(sigma_min=-1.0), ValueError, r"`sigma_min` must be a finite number > 0, got -1\.0"),
+        (
+            lambda: Karras(sigma_min=np.float64(-1.0)),
+            ValueError,
+            r"`sigma_min` must be a finite number > 0, got -1\.0$",
+        ),
         (lambda: Karras(rho=0.0), ValueError, r"`rho` must be a finite number > 0, got 0\.0"),
         (lambda: Karras(rho=0.01), ValueError, r"schedules\.Karras: `rho` must be >= .* = 0\.132, got 0\.01"),
         (lambda: Sigmoid(start=3.0), ValueError, r"`start` must be less than `end`, got 3\.0 and 3\.0"),

@@ -330,3 +330,16 @@ def test_what_a_run_reads_beside_the_state_is_taken_by_the_kernel(
         for a, b in [(got.z, want.z), (got.x, want.x), *zip(got.memory, want.memory, strict=True)]:
             assert a.dtype == wide
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_a_denoiser_may_leave_out_by_how_much_guidance_is_rescaled() -> None:
+    class Guided:
+        def __init__(self, *rest: float) -> None:
+            self.rest = rest
+
+        def apart(self, z: Any, log_snr: Any) -> Any:
+            return (z, -z, *self.rest)
+
+    z = torch.ones(2, 3)
+    for given, want in (((1.5,), (1.5, 0.0)), ((1.5, 0.7), (1.5, 0.7))):
+        assert torch_backend._apart(plans()["ancestral"].form, Guided(*given), z, (torch.zeros(2),))[2:] == want

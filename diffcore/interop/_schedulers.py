@@ -51,7 +51,7 @@ def kind(scheduler: Any) -> str:
     """Return the kind of a scheduler; raise TypeError for one of no kind."""
     if isinstance(scheduler, type) and hasattr(scheduler, "from_config"):
         raise _wrong(scheduler, f"call it: {scheduler.__name__}(), or .from_config(pipeline.scheduler.config)")
-    if hasattr(scheduler, "scheduler"):
+    if hasattr(scheduler, "scheduler") and not hasattr(scheduler, "set_timesteps"):  # a scheduler may serve its config
         raise _wrong(scheduler, "give its scheduler: pipeline.scheduler")
     config = getattr(scheduler, "config", {})
     if hasattr(scheduler, "initial_alpha_cumprod"):
@@ -59,7 +59,8 @@ def kind(scheduler: Any) -> str:
             f"interop.diffusers: `scheduler` is a {type(scheduler).__name__}, which takes the output of its network to be "
             f"at another level than that of its timestep; use DPMSolverMultistepInverseScheduler, or samplers.ddim on a rising grid"
         )
-    flow = type(scheduler).__name__.startswith(FLOWS) or config.get("prediction_type") == "flow_prediction"
+    named = config.get("scheduler", type(scheduler).__name__)  # of a `Scheduler` of ours, the one that it stands for
+    flow = named.startswith(FLOWS) or config.get("prediction_type") == "flow_prediction"
     if flow or config.get("use_flow_sigmas"):
         return "flow"
     if hasattr(scheduler, "precondition_outputs"):

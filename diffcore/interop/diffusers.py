@@ -50,6 +50,10 @@ def plan(scheduler: Any, steps: int | None = None, *, step: Mapping[str, Any] = 
     steps = None if steps is None else _check.count("interop.diffusers.plan", "steps", steps)
     if steps is not None or set_timesteps:
         scheduler.set_timesteps(*(() if steps is None else (steps,)), **set_timesteps)
+    whole = not step and not getattr(scheduler, "begin_index", None)
+    known = getattr(scheduler, "plan", None) if whole else None
+    if isinstance(known, Plan):  # of a `Scheduler` of ours
+        return known
     return _reading.read("interop.diffusers.plan", scheduler, step=step).plan
 
 

@@ -132,7 +132,7 @@ class Schedule(ABC):
     ) -> None:
         """Store a field as a float after checking that it is in (low, high) and finite, or in [low, high] if `closed`."""
         where, value = f"schedules.{type(self).__name__}", getattr(self, field)
-        hint = "Monotone takes arrays" if hasattr(value, "shape") else ""
+        hint = "Monotone takes arrays" if _check.is_array(value) and not isinstance(value, np.generic) else ""
         found = _check.number(
             where, field, value, low, high, open_low=not closed, open_high=not closed, finite=not closed, hint=hint
         )

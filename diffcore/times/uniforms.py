@@ -172,5 +172,5 @@ def _dims(function: str, shape: int | Sequence[int], like: Array | None) -> tupl
     dims = _check.shape(f"times.{function}", "shape", given, "B or (B, ...)")
     like = np.zeros((), dtype=np.float32) if like is None else like
     if _memory.here(like):
-        _memory.fits(f"times.{function}", "shape", dims, 28 * math.prod(dims))
+        _memory.fits(f"times.{function}", "shape", dims, 28 * math.prod(dims), like=like)
     return dims, like
