@@ -38,9 +38,13 @@ def start(*given: object) -> subprocess.Popen[str]:
 
 
 def finish(*running: subprocess.Popen[str]) -> None:
-    for some in running:
-        said, _ = some.communicate(timeout=600)
-        assert some.returncode == 0, said
+    try:
+        for some in running:
+            said, _ = some.communicate(timeout=600)
+            assert some.returncode == 0, said
+    finally:
+        for some in running:
+            some.kill()
 
 
 @pytest.fixture(scope="module")
