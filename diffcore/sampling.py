@@ -301,7 +301,8 @@ def opened(
     else:
         state, backend = started(plan, z, shape, like, seed, source)
     held = None if constraint is None else stage.hold(function, constraint, plan, state.z)
-    if held is not None and int(state.index) == 0:  # a state that was started without it; else this changes nothing
+    # A state that was started without it; else this changes nothing.
+    if held is not None and _array.known_int(state.index) == 0:
         state = begin(backend, held, state, source)
     return state, backend, held
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -120,6 +120,11 @@ class Plan:
 
     def __hash__(self) -> int:
         return hash((self.sampler, self.scaling, self.second, self.log_snr.tobytes(), self.update.tobytes()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by what a plan is made of: the rest follows from it, and a read-only view has no pickle."""
+        given = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        return _made, ({**given, "settings": dict(self.settings)},)
 
     def __repr__(self) -> str:
         lead = f", levels of shape {self.lead}" if self.lead else ""
@@ -328,3 +333,8 @@ def _for_batch(function: str, log_snr: Float64, batch: int) -> Float64:
     if not lead or lead[0] == 1:
         log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
     return np.array(log_snr)  # a copy: torch warns of read-only arrays
+
+
+def _made(given: dict[str, Any]) -> Plan:
+    """Return the plan of what `Plan` takes: what a pickle calls."""
+    return Plan(**given)
