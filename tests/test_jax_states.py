@@ -49,8 +49,11 @@ def test_a_state_goes_through_jit_and_loops(name: str) -> None:
         for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=1e-6)
     assert seen.shape == (len(plan), *first.z.shape)
-    with pytest.raises(ValueError, match=r"sample: the number of the next stage, `state\.index`, must be known"):
-        jax.jit(lambda state: dc.sample(denoise, plan, state, prediction="v"))(first)
+    for constraint in (None, dc.conditioning.replacement(first.z, jnp.arange(first.z.shape[1]) == 0)):
+        with pytest.raises(ValueError, match=r"sample: the number of the next stage, `state\.index`, must be known"):
+            jax.jit(lambda state, held=constraint: dc.sample(denoise, plan, state, prediction="v", constraint=held))(
+                first
+            )
 
 
 @every_name
