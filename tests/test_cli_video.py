@@ -153,9 +153,10 @@ def test_a_model_is_trained_and_sampled_on_text(tmp_path: Path) -> None:
     done("train", "run", "--data", "digits", *TRAIN, "--steps", 1, "--encoder", folder, "--validation", "digits")
     config = dc.unet3d.load("run/model.safetensors").config
     found = text.encoder(folder)
-    assert (config.condition, config.token_width, config.encoder) == ("tokens", 8, found.name)
+    assert (config.condition, config.token_width, config.token_heads, config.encoder) == ("tokens", 8, 8, found.name)
     model = shaken(
-        "said.safetensors", **{name: getattr(config, name) for name in ("condition", "token_width", "encoder")}
+        "said.safetensors",
+        **{name: getattr(config, name) for name in ("condition", "token_width", "token_heads", "encoder")},
     )
     said = ["a three moves up left", "an eight"]
     common = ("-w", "said.safetensors", *QUICK, "--encoder", folder)

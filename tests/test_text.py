@@ -97,12 +97,16 @@ def test_what_is_no_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
         text.encoder(tmp_path)
 
 
-def test_a_config_says_an_encoder_only_with_tokens_and_old_ones_none() -> None:
+def test_a_config_says_encoder_and_heads_only_with_tokens_and_old_ones_none() -> None:
     with pytest.raises(ValueError, match="`encoder` must be empty"):
         preset("tiny", encoder="bert 12")
+    with pytest.raises(ValueError, match="`token_heads` must be 1 where `condition` is 'none', got 2"):
+        preset("tiny", token_heads=2)
     plain = preset("tiny", condition="tokens", token_width=3)
-    assert "encoder" not in plain.to_dict()
-    named = replace(plain, encoder="bert 12")
+    with pytest.raises(ValueError, match="`token_heads` must divide `embedding`, which is 32, got 5"):
+        replace(plain, token_heads=5)
+    assert not {"encoder", "token_heads"} & plain.to_dict().keys()
+    named = replace(plain, encoder="bert 12", token_heads=4)
     assert UNet3DConfig.from_dict(json.loads(json.dumps(named.to_dict()))) == named
 
 

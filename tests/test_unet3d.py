@@ -160,6 +160,29 @@ def test_the_parity_sees_a_mistake(mistake: str, backend: str, monkeypatch: pyte
     assert error(found, say(config_of(BUSY), "numpy", *arguments(BUSY))) > 1e-7
 
 
+@every_backend
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_tokens_are_pooled_by_attention_of_a_query_per_head(heads: int, backend: str) -> None:
+    torch = pytest.importorskip("torch")
+    config = replace(BASE, **TOKENS, token_heads=heads, mlp_layers=1)
+    w = {name: torch.from_numpy(array) for name, array in weights_of(config).items()}
+    tokens, mask = draw(3, 7, 5), np.arange(7) < [[7], [1], [4]]
+    normed = torch.nn.functional.layer_norm(
+        torch.from_numpy(tokens), (5,), w["condition.norm.weight"], w["condition.norm.bias"], structure.EPSILON
+    )
+    keys, values = (
+        (normed @ w[f"condition.{name}.weight"] + w[f"condition.{name}.bias"]).reshape(3, 7, heads, -1).swapaxes(1, 2)
+        for name in ("keys", "values")
+    )
+    query = w["condition.query"].reshape(heads, 1, -1).expand(3, -1, -1, -1)
+    counts = torch.from_numpy(mask)[:, None, None]
+    truth = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=counts).reshape(3, -1)
+    with wide(backend):
+        found = model_of(config, backend).condition(tuple(put(backend, part) for part in (tokens, mask)))
+        found = np.asarray(found.detach() if backend == "torch" else found)
+    np.testing.assert_allclose(found, truth.numpy(), rtol=1e-9, atol=1e-12)
+
+
 # Names and weights
 
 

@@ -62,8 +62,8 @@ CASES = {
     "labels per frame": Case({**CLASS, "mlp_layers": 3}, (2, 3, 4, 4), 1.0, np.array([[0, 1, 3], [2, 2, 0]]), images=1),
     "no label": Case(CLASS, (2, 2, 4, 4), np.array(PER_FRAME)[:, :2]),
     "tokens, none of them in a sample": Case(TOKENS, (2, 5, 5, 4), PER_FRAME, MASK, images=1),
-    "tokens per frame": Case(
-        {**TOKENS, "mlp_layers": 1}, (2, 2, 4, 4), [0.0, 1.0], np.stack([MASK, ~MASK], 1), images=2
+    "tokens per frame, several heads": Case(
+        {**TOKENS, "token_heads": 4, "mlp_layers": 1}, (2, 2, 4, 4), [0.0, 1.0], np.stack([MASK, ~MASK], 1), images=2
     ),
     "no tokens": Case(TOKENS, (2, 2, 4, 4), [-4.0, 4.0]),
 }

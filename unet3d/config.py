@@ -10,7 +10,7 @@ from diffcore.schedules import Schedule
 
 NAME = "UNet3DConfig"
 CONDITIONS = ("none", "class", "tokens")
-LATER: dict[str, Any] = {"causal": False, "encoder": ""}
+LATER: dict[str, Any] = {"causal": False, "encoder": "", "token_heads": 1}
 """Fields that were added later, and what files without them mean: they are written only where they say something else."""
 
 
@@ -36,6 +36,8 @@ class UNet3DConfig:
         condition: "none", "class" (labels), or "tokens" (vectors of a text encoder, pooled by attention).
         classes: how many labels there are, where condition is "class".
         token_width: of a token vector, where condition is "tokens"; 1024 for BERT-large.
+        token_heads: heads of the attention that pools the tokens, each with its own share of `embedding`, which they divide.
+            With a single head the first word that helps takes nearly all of the attention, and others are hardly learned.
         encoder: where condition is "tokens", which text encoder they come from: `unet3d.text.encoder(...).name`; "" is not known.
         causal: temporal attention of a frame sees that frame and the frames - 1 before it, none after. The weights have the same
             names and shapes as without. Such a network can keep what it computed of past frames: `model.past`.
@@ -66,6 +68,7 @@ class UNet3DConfig:
     condition: str = "none"
     classes: int = 0
     token_width: int = 0
+    token_heads: int = 1
     encoder: str = ""
     causal: bool = False
     prediction: str = "v"
@@ -88,6 +91,13 @@ class UNet3DConfig:
             if getattr(self, name) and not wanted:
                 must = f"be 0 where `condition` is {self.condition!r}"
                 raise _check.error(ValueError, NAME, name, must, getattr(self, name), f'give condition="{kind}"')
+        self._set("token_heads", _check.integer(NAME, "token_heads", self.token_heads, 1))
+        if self.token_heads > 1 and self.condition != "tokens":
+            must = f"be 1 where `condition` is {self.condition!r}"
+            raise _check.error(ValueError, NAME, "token_heads", must, self.token_heads, 'give condition="tokens"')
+        if self.embedding % self.token_heads:
+            must = f"divide `embedding`, which is {self.embedding}"
+            raise _check.error(ValueError, NAME, "token_heads", must, self.token_heads)
         if not isinstance(self.encoder, str):
             raise _check.error(TypeError, NAME, "encoder", "be the name of a text encoder", self.encoder)
         if self.encoder and self.condition != "tokens":
@@ -153,7 +163,7 @@ class UNet3DConfig:
 
 
 _PAPER = UNet3DConfig(frames=16, size=64, multipliers=(1, 2, 4, 8), blocks=2, head_dim=64, mlp_layers=4)
-_TOKENS: dict[str, Any] = {"condition": "tokens", "token_width": 1024}
+_TOKENS: dict[str, Any] = {"condition": "tokens", "token_width": 1024, "token_heads": 16}
 
 PRESETS: dict[str, UNet3DConfig] = {
     "ucf101": replace(_PAPER, base_channels=256, dropout=0.1, prediction="eps"),

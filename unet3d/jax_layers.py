@@ -119,9 +119,10 @@ class LayerNorm(Affine):
 
 
 class TokenCondition(nnx.Module):
-    """Tokens pooled by attention with a learned query; a learned vector where no token counts."""
+    """Tokens pooled by attention, a learned query to each head; a learned vector where no token counts."""
 
     def __init__(self, config: UNet3DConfig, take: Take) -> None:
+        self.heads = config.token_heads, config.embedding // config.token_heads
         self.norm = LayerNorm(take, "condition.norm")
         self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
         self.query, self.null = take("condition.query"), take("condition.null")
@@ -131,9 +132,10 @@ class TokenCondition(nnx.Module):
         if cond is None:
             return null
         normed, mask = self.norm(jnp.asarray(cond[0], null.dtype)), jnp.asarray(cond[1], bool)
-        logits = self.keys(normed) @ query / len(query) ** 0.5
-        share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
-        pooled = jnp.einsum("...l,...ld->...d", share, self.values(normed))
+        keys, values = (part(normed).reshape(*mask.shape, *self.heads) for part in (self.keys, self.values))
+        logits = jnp.sum(keys * query.reshape(self.heads), axis=-1) / self.heads[1] ** 0.5  # (..., L, heads)
+        share = jax.nn.softmax(jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min), axis=-2)
+        pooled = jnp.einsum("...lh,...lhd->...hd", share, values).reshape(*mask.shape[:-1], -1)
         return jnp.where(mask.any(axis=-1)[..., None], pooled, null)
 
 

@@ -126,9 +126,13 @@ class UNet3D:
         centred = tokens - tokens.mean(axis=-1, keepdims=True)
         normed = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + structure.EPSILON)
         normed = normed * w["condition.norm.weight"] + w["condition.norm.bias"]
-        logits = self.linear("condition.keys", normed) @ w["condition.query"] / np.sqrt(self.config.embedding)
-        share = softmax(np.where(mask, logits, np.finfo(logits.dtype).min))
-        pooled = np.einsum("...l,...ld->...d", share, self.linear("condition.values", normed))
+        heads = self.config.token_heads, self.config.embedding // self.config.token_heads
+        keys, values = (
+            self.linear(f"condition.{part}", normed).reshape(*mask.shape, *heads) for part in ("keys", "values")
+        )
+        logits = np.einsum("...lhd,hd->...hl", keys, w["condition.query"].reshape(heads)) / np.sqrt(heads[1])
+        share = softmax(np.where(mask[..., None, :], logits, np.finfo(logits.dtype).min))
+        pooled = np.einsum("...hl,...lhd->...hd", share, values).reshape(*mask.shape[:-1], -1)
         return np.where(np.any(mask, axis=-1, keepdims=True), pooled, w["condition.null"])
 
     def block(

@@ -87,10 +87,11 @@ class ClassCondition(nn.Module):
 
 
 class TokenCondition(nn.Module):
-    """Tokens pooled by attention with a learned query; a learned vector where no token counts."""
+    """Tokens pooled by attention, a learned query to each head; a learned vector where no token counts."""
 
     def __init__(self, config: UNet3DConfig, take: Take) -> None:
         super().__init__()
+        self.heads = config.token_heads, config.embedding // config.token_heads
         self.norm = LayerNorm(take, "condition.norm")
         self.keys, self.values = Linear(take, "condition.keys"), Linear(take, "condition.values")
         self.query, self.null = take("condition.query"), take("condition.null")
@@ -100,9 +101,10 @@ class TokenCondition(nn.Module):
             return self.null
         tokens, mask = cond[0].to(self.null.dtype), cond[1].bool()
         normed = self.norm(tokens)
-        logits = self.keys(normed) @ self.query / len(self.query) ** 0.5
-        share = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim=-1)
-        pooled = (share[..., None] * self.values(normed)).sum(dim=-2)
+        keys, values = (part(normed).unflatten(-1, self.heads) for part in (self.keys, self.values))
+        logits = (keys * self.query.unflatten(0, self.heads)).sum(dim=-1) / self.heads[1] ** 0.5  # (..., L, heads)
+        share = logits.masked_fill(~mask[..., None], torch.finfo(logits.dtype).min).softmax(dim=-2)
+        pooled = (share[..., None] * values).sum(dim=-3).flatten(-2)
         return torch.where(mask.any(dim=-1)[..., None], pooled, self.null)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from diffcore.cli import conditions, files
 from diffcore.cli.report import note, usage
 
 DIGITS = "digits"
+TOKEN_HEADS = 8
+"""Heads that pool the tokens of a model trained on captions: as many as this that divide its embedding."""
 
 
 def presets() -> list[str]:
@@ -126,7 +129,9 @@ def network_and_data(
     else:
         given.update(channels=3, condition="class", classes=len(_classes(name)))
     if text is not None:
-        given.update(condition="tokens", classes=0, token_width=text.encoder.width, encoder=text.encoder.name)
+        heads = base.token_heads if base.condition == "tokens" else math.gcd(base.embedding, TOKEN_HEADS)
+        given.update(condition="tokens", classes=0, token_heads=heads)
+        given.update(token_width=text.encoder.width, encoder=text.encoder.name)
     if "size" in given:  # attention at the same levels
         given["attention"] = tuple(sorted({given["size"] * side // base.size for side in base.attention}))
     try:

@@ -61,7 +61,18 @@ def started(function: str, config: UNet3DConfig, path: str | Path, seed: int = 0
 
 
 def _other(function: str, path: str | Path, own: UNet3DConfig, config: UNet3DConfig) -> ValueError:
-    may = ("frames", "size", "channels", "dropout", "schedule", "condition", "classes", "token_width", "encoder")
+    may = {
+        "frames",
+        "size",
+        "channels",
+        "dropout",
+        "schedule",
+        "condition",
+        "classes",
+        "token_width",
+        "token_heads",
+        "encoder",
+    }
     names = [field.name for field in fields(config) if field.name not in may or field.name == "channels"]
     pairs = [
         f"{name} {getattr(own, name)} for {getattr(config, name)}"
