@@ -14,6 +14,8 @@ from diffcore._dispatch import backend_of
 
 FORMAT = 1
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+WHOLE = ("bool", "uint8", "uint32", "int8", "int16", "int32", "int64")
+"""What else a denoiser may carry: flags, counts, keys."""
 
 
 class State(NamedTuple):
@@ -66,10 +68,11 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     if state.keys is not None:
         held["keys"] = np.asarray(_array.to_host(state.keys), dtype=np.uint32)
     held |= {name: np.int64(int(getattr(state, name))) for name in ("index", "draw")}
+    dtypes = np.array(
+        [_dtype(array) for array in state.carried], dtype=str
+    )  # of their own: momentum of halves is float32
     file = io.BytesIO()
-    np.savez(
-        file, allow_pickle=False, format=np.int64(FORMAT), dtype=np.array(str(state.z.dtype).split(".")[-1]), **held
-    )
+    np.savez(file, allow_pickle=False, format=np.int64(FORMAT), dtype=_dtype(state.z), dtypes=dtypes, **held)
     if _layout.divided(state.z):
         _layout.once(state.z, lambda: _files.write(path, file.getbuffer()))
     else:
@@ -88,7 +91,7 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
         A `State`: give it to `diffcore.sample` or `diffcore.step`.
 
     Raises:
-        ValueError: the file holds no state, or a dtype that the library does not have.
+        ValueError: the file holds no state, or a dtype that the library does not have, as float64 in JAX without 64 bits.
         OSError: it cannot be read.
     """
     like = np.zeros(()) if like is None else like
@@ -110,22 +113,32 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
             raise ValueError(f"its dtype is {_check.shown(name)}, its stage {index} and its draw {draw}")
         if any(part.shape != z.shape for part in memory + ([] if x is None else [x])) or z.ndim < 1:
             raise ValueError("its arrays differ in shape")
+        # Files of before hold no dtypes of what is carried: it has the one that it was written in.
+        dtypes = [str(part.dtype) for part in carried] if "dtypes" not in held else held["dtypes"].tolist()
+        if len(dtypes) != len(carried) or not {*dtypes} <= {*DTYPES, *WHOLE}:
+            raise ValueError(f"its {len(carried)} arrays of a denoiser have the dtypes {dtypes}")
         if keys is not None and (keys.shape != (len(z), 2) or keys.dtype != np.uint32):
             raise ValueError(f"its keys are of shape {keys.shape} and dtype {keys.dtype}")
     except Exception as error:  # NumPy raises many kinds for a file of another format
         raise ValueError(f"load_state: {shown} holds no state: {_check.cut(str(error))}") from error
-    dtype = getattr(xp, name, None)
-    if dtype is None:
-        raise ValueError(
-            f"load_state: {shown} holds {name}, which {_array.name(xp)} does not have; give `like` of the library "
-            f"that wrote it"
-        )
     backend = backend_of(like)
-    give = lambda array: _layout.beside(xp.asarray(array, dtype=dtype, device=where), like, shape=z.shape)  # noqa: E731
+
+    def give(array: Any, name: str = name) -> Array:
+        dtype = getattr(xp, name, None)
+        jax = _array.name(xp) == "jax"
+        if dtype is None or (jax and str(xp.result_type(dtype)) != name):  # without 64 bits JAX makes 32 of them
+            hint = "call it within `with jax.enable_x64(True):`" if jax else "give `like` of the library that wrote it"
+            raise ValueError(f"load_state: {shown} holds {name}, which {_array.name(xp)} does not have; {hint}")
+        return _layout.beside(xp.asarray(array, dtype=dtype, device=where), like, shape=z.shape)
+
     words = None if keys is None else backend.keys(keys, like)
     estimate = None if x is None else give(x)
     counts = backend.index(index), backend.index(draw)
-    return State(give(z), tuple(map(give, memory)), estimate, *counts, words, tuple(map(give, carried)))
+    return State(give(z), tuple(map(give, memory)), estimate, *counts, words, tuple(map(give, carried, dtypes)))
+
+
+def _dtype(array: Array) -> str:
+    return str(array.dtype).split(".")[-1]
 
 
 _explained.face(__name__)

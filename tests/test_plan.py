@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sampler_cases import every_sampler, schedule_of
 
 import diffcore as dc
 from diffcore.plan.text import table
@@ -195,3 +196,24 @@ def test_plans_are_copied_and_pickled() -> None:
         for other in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
             assert other == plan
             assert other.settings == plan.settings
+
+
+@every_sampler
+def test_the_settings_of_a_file_make_the_plan_again(make: Any, tmp_path: Path) -> None:
+    plan = make(schedule_of("vp"), steps=3)
+    plan.save(tmp_path / "plan")
+    again = dc.samplers.make(schedule=schedule_of("vp"), steps=3, **dc.Plan.load(tmp_path / "plan").settings)
+    assert again == plan
+    assert (again.settings, str(again)) == (plan.settings, str(plan))
+
+
+def test_settings_are_plain_numbers(tmp_path: Path) -> None:
+    for make, given, plain in (
+        (dc.samplers.euler, {"churn": np.float32(0.5), "churn_range": np.array([0.5, 4.0])}, (0.5, (0.5, 4.0))),
+        (dc.samplers.sa_solver, {"tau_range": [0, np.int64(9)]}, ((0, 9),)),
+    ):
+        plan = make(schedule_of("vp"), 3, **given)
+        assert plan == make(schedule_of("vp"), 3, **dict(zip(given, plain, strict=True)))
+        plan.save(tmp_path / "plan")
+        loaded = dc.Plan.load(tmp_path / "plan")
+        assert dc.samplers.make(schedule=schedule_of("vp"), steps=3, **loaded.settings) == plan

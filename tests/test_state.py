@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,3 +93,41 @@ def test_what_is_no_state_is_refused_by_name(tmp_path: Path) -> None:
     dc.save_state(path, dc.start(plan, torch.zeros(1, 2, dtype=torch.bfloat16)))
     with pytest.raises(ValueError, match="holds bfloat16, which numpy does not have"):
         dc.load_state(path)
+
+
+@pytest.mark.parametrize("name", ["numpy16", "torch brain", "jax", "jax brain"])
+def test_what_a_denoiser_carries_keeps_its_own_dtype(name: str, tmp_path: Path) -> None:
+    """The momentum of guidance is float32 beside halves, and whole numbers stay whole."""
+    like = LIKE[name]
+    plan = SAMPLERS["unipc"](schedule_of("vp"), steps=4)
+    rule = dc.guidance.projected(momentum=-0.7)
+    guided = dc.guidance.classifier_free(denoise, lambda z, _: 0.3 * z, weight=3.0, prediction="v", rule=rule)
+    states: list[dc.State] = []
+    clip = dc.sample(guided, plan, shape=(4, 8), like=like, seed=3, callback=states.append)
+    path = tmp_path / "state.npz"
+    dc.save_state(path, states[1])
+    back = dc.load_state(path, like=like)
+    assert [str(array.dtype).split(".")[-1] for array in back.carried] == ["float32"]
+    assert bits(dc.sample(guided, plan, back)) == bits(clip)
+    with np.load(path) as file:  # as files of before were
+        np.savez(path, **{name: file[name] for name in file.files if name != "dtypes"})
+    assert bits(dc.sample(guided, plan, dc.load_state(path, like=like))) == bits(clip)
+
+
+def test_whole_numbers_and_flags_that_a_denoiser_carries_stay_so(tmp_path: Path) -> None:
+    plan, carried = SAMPLERS["ddim"](schedule_of("vp"), steps=4), (np.arange(3), np.array([True, False]))
+    dc.save_state(tmp_path / "state", dc.start(plan, shape=(1, 2))._replace(carried=carried))
+    back = dc.load_state(tmp_path / "state").carried
+    assert [array.dtype for array in back] == [np.int64, np.bool_]
+    dc.save_state(tmp_path / "state", dc.start(plan, shape=(1, 2))._replace(carried=(np.array(["load"]),)))
+    with pytest.raises(ValueError, match="holds no state: its 1 arrays of a denoiser have the dtypes"):
+        dc.load_state(tmp_path / "state")
+
+
+def test_jax_without_64_bits_refuses_a_state_of_float64(tmp_path: Path) -> None:
+    plan = SAMPLERS["ddim"](schedule_of("vp"), steps=4)
+    dc.save_state(tmp_path / "state", dc.start(plan, shape=(1, 2), like=np.zeros(1)))
+    with pytest.raises(ValueError, match=r"holds float64, which jax does not have; .*enable_x64"):
+        dc.load_state(tmp_path / "state", like=jnp.zeros(1))
+    with jax.enable_x64(True):
+        assert dc.load_state(tmp_path / "state", like=jnp.zeros(1)).z.dtype == jnp.float64

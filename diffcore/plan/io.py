@@ -49,8 +49,21 @@ def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
             name: np.array([float(value) for value in document[name]]).reshape(shapes[name]) for name in ARRAYS
         }
         named = {name: document[name] for name in ("sampler", "scaling", "settings", "second", "ahead")}
+        named["settings"] = {name: settled(value) for name, value in named["settings"].items()}
         return make(**named, **arrays)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"Plan.load: {_check.shown(Path(path).name)} holds no plan: {_check.cut(str(error))}"
         ) from error
+
+
+def settled(value: Any) -> Any:
+    """Return a setting of a sampler in plain numbers, with tuples for lists, so that plans of equal settings have equal names,
+    also those made from the settings of a file: JSON has lists alone.
+
+    >>> settled([np.float32(0.5), np.array([1, 2])])
+    (0.5, (1, 2))
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return tuple(settled(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from diffcore import _check, grids, levels
 from diffcore.levels import Level
-from diffcore.plan import Float64, Form, Plan
+from diffcore.plan import Float64, Form, Plan, io
 from diffcore.schedules import Schedule
 
 Z, NOISE, X = 0, Form().noise, Form().x
@@ -101,6 +101,7 @@ def scaled(noise_scale: float) -> dict[str, object]:
 
 def finish(name: str, schedule: Schedule, at: Float64, to: Float64, update: Float64, **settings: object) -> Plan:
     """Return the plan of a filled table."""
+    settings = {key: io.settled(value) for key, value in settings.items()}
     shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     title = f"{name}({shown})"
     return Plan(title, schedule.scaling, at, to, update, settings={"sampler": name, **settings})
