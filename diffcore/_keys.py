@@ -9,7 +9,7 @@ import numpy as np
 from diffcore import _array, _check, _memory, _philox, _streams
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
-from diffcore._seeds import words_of
+from diffcore._seeds import in_torch, words_of
 
 Seed = Any
 """A seed, or the keys of samples: see `keys`."""
@@ -35,7 +35,8 @@ def keys(seed: Seed, count: int, first: Any = 0) -> Array:
             NumPy, torch, JAX or another library, and may be traced or vmapped; those of NumPy are checked, others count
             modulo 2^64, and words modulo 2^32.
         count: how many.
-        first: the number of the first, an int in [0, 2^30 - count], or a 0-d integer array; for one seed only.
+        first: the number of the first, an int in [0, 2^30 - count], or a 0-d integer array, which is checked if it is NumPy's; for
+            one seed only.
 
     Returns:
         Words (count, 2), low first, of the library of the seed: uint32 on NumPy and JAX, int64 on torch.
@@ -54,7 +55,7 @@ def keys(seed: Seed, count: int, first: Any = 0) -> Array:
     if one:
         _memory.fits("noise.keys", "count", count, 32 * count, hint="make them in parts: keys(seed, n, first=k)")
         return _fold(words, counted("noise.keys", "first", first, NUMBERS - count), count, _streams.KEYS)
-    if not isinstance(first, int) or first != 0:
+    if _array.known_int(counted("noise.keys", "first", first, NUMBERS)) != 0:
         hint = "it counts the samples of one seed; take a slice of the keys"
         raise _check.error(ValueError, "noise.keys", "first", "be 0 where `seed` is keys", first, hint)
     if words.shape[0] != count:
@@ -101,8 +102,10 @@ def _fold(words: Array, first: Any, count: int, stream: int) -> Array:
     return xp.take(blocks, first % tile + xp.arange(count, device=device), axis=0)
 
 
-def counted(function: str, argument: str, value: Any, most: int) -> Any:
-    """Return an int in [0, most], or an integer array of no axes as it is."""
+def counted(function: str, argument: str, value: Any, most: int, *, hint: str = "") -> Any:
+    """Return an int in [0, most], also from NumPy's array of no axes; that of another library, or traced, comes back."""
+    if isinstance(value, np.ndarray):
+        value = in_torch(value) if _array.traced() else value[()] if value.shape == () else value
     if not isinstance(value, np.integer) and "int" in str(getattr(value, "dtype", "")) and value.shape == ():
-        return value[()] if isinstance(value, np.ndarray) else value
-    return _check.integer(function, argument, value, 0, most)
+        return value
+    return _check.integer(function, argument, value, 0, most, hint=hint)

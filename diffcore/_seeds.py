@@ -18,6 +18,8 @@ def words_of(seed: Any) -> tuple[Array, bool]:
         return _from_host([seed]), True
     if isinstance(seed, list | tuple | range):
         return _from_host(seed), False
+    if isinstance(seed, np.ndarray) and _array.traced():
+        seed = in_torch(seed)
     kind = str(getattr(seed, "dtype", ""))
     if kind.startswith("key<"):
         import jax
@@ -58,6 +60,16 @@ def _from_host(values: Sequence[Any]) -> Array:
 
         return torch.tensor(words, dtype=torch.int64).reshape(-1, 2)
     return np.array(words, dtype=np.uint32).reshape(-1, 2)
+
+
+def in_torch(seed: Array) -> Array:
+    """Return an array of NumPy, whose dtype torch does not trace, as the int64 that torch has for words and seeds."""
+    import torch
+
+    found = torch.as_tensor(seed)
+    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
+        return found  # which is refused by its dtype
+    return found.to(torch.int64)
 
 
 def _split(xp: Any, seed: Array) -> Array:

@@ -24,11 +24,11 @@ from diffcore._seeds import words_of
 __all__ = ["bits", "brownian", "fold_in", "keys", "native", "normal"]
 
 
-def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape as a tuple, or raise where it, or a draw that is a number, is out of range."""
-    if isinstance(draw, int) or "int" not in str(getattr(draw, "dtype", "")):
-        _check.integer(function, "draw", draw, 0, 2**32 - 1, hint="or give a 0-d integer array")
-    return _check.shape(function, "shape", shape)
+def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[Any, tuple[int, ...]]:
+    """Return the draw and the shape as a tuple, or raise where the shape, or a draw that is known, is out of range."""
+    return counted(function, "draw", draw, 2**32 - 1, hint="or give a 0-d integer array"), _check.shape(
+        function, "shape", shape
+    )
 
 
 def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) -> Region | None:
@@ -40,7 +40,9 @@ def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) 
     found = []
     for axis, ((first, size), extent) in enumerate(zip(region, shape, strict=True)):
         try:
-            count = counted(function, "region", size, extent)
+            count = _check.integer(
+                function, "region", _array.known_int(counted(function, "region", size, extent)), 0, extent
+            )
             found.append((counted(function, "region", first, extent - count), count))
         except (TypeError, ValueError) as error:
             must = f"be (first index, size) with first + size <= {extent} on axis {axis} of the shape {shape}"
@@ -74,7 +76,7 @@ def _drawn(
     region: Region | None,
 ) -> tuple[Any, Array, tuple[Any, Any, tuple[int, ...]], dict[str, Any]]:
     """Return (backend, like, (words, draw, shape), settings), with which both kinds of draw begin."""
-    dims = _check_draw(function, draw, shape)
+    draw, dims = _check_draw(function, draw, shape)
     region = _check_region(function, region, dims)
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)
@@ -112,7 +114,7 @@ def normal(
         device: instead of like's.
         stream: a small int that sets independent uses apart; samplers use 0, training times 1.
         region: (first index, size) along each axis of `shape`, the batch's included, to draw that block of the array
-            alone. A first index may be a 0-d integer array, and traced on JAX; it is not checked then. `shape[0]` keys
+            alone. A first index may be a 0-d integer array, and traced on JAX; only NumPy's is checked. `shape[0]` keys
             are those of the full batch; else there is one key for each sample of the region.
 
     Returns:

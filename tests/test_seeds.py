@@ -123,6 +123,55 @@ def test_torchs_words_of_32_bits_are_words() -> None:
         np.testing.assert_array_equal(found.numpy(), want)
 
 
+@pytest.mark.torch
+def test_numpys_keys_seeds_and_draws_are_taken_by_compiled_torch() -> None:
+    import torch
+
+    words, like, one = noise.keys(7, 3), torch.ones(1), np.array(1)
+
+    def run(like: Any) -> Any:
+        begin = noise.normal(words, np.int64(5), (3, 4), like=like, region=((one, 2), (0, 4)))
+        parts = noise.normal(noise.fold_in(np.int64(7), one, 1), 0, (1, 4), like=like)
+        others = [noise.normal(seed, 0, (3, 4), like=like) for seed in (np.array([1, 2, 3]), np.array(7))]
+        return begin, parts, others
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(like), run(like), atol=2e-6, rtol=0)
+
+
+@pytest.mark.torch
+@pytest.mark.jax
+def test_a_number_may_be_an_integer_array_of_no_axes() -> None:
+    import jax.numpy as jnp
+    import torch
+
+    words, shape = noise.keys(7, 4), (4, 6)
+    want = noise.normal(words, 3, shape)
+    for form in (np.array, np.int64, np.uint8, torch.tensor, jnp.asarray):
+        for seed in (words, 7):
+            region: Any = [(form(1), form(2)), (form(2), form(3))]
+            np.testing.assert_array_equal(noise.normal(seed, form(3), shape, region=region), want[1:3, 2:5])
+        np.testing.assert_array_equal(noise.keys(words, 4, first=form(0)), words)
+        np.testing.assert_array_equal(host(noise.keys(7, 2, first=form(2))), words[2:])
+        with pytest.raises(ValueError, match="`first` must be 0"):
+            noise.keys(words, 4, first=form(1))
+
+
+def test_what_numpy_holds_is_checked_like_an_int() -> None:
+    for wrong in (np.array(-3), np.int64(-3), np.array(2**40)):
+        with pytest.raises(ValueError, match=r"`draw` must be an int in \[0, 2\^32 - 1\]"):
+            noise.normal(7, wrong, (4, 6))
+        with pytest.raises(ValueError, match="`first` must be an int"):
+            noise.keys(7, 2, first=wrong)
+        with pytest.raises(ValueError, match="`region` must be"):
+            noise.normal(7, 0, (4, 6), region=[(wrong, 2), (0, 6)])
+    for kind in (np.array(2.0), np.array(True), np.array([2])):
+        with pytest.raises(TypeError, match="`region` must be"):
+            noise.normal(7, 0, (4, 6), region=[(0, kind), (0, 6)])
+        with pytest.raises(TypeError, match="`first` must be an int"):
+            noise.keys([7, 8], 2, first=kind)
+
+
 @pytest.mark.parametrize("library", FRAMEWORKS)
 def test_a_run_takes_keys_wherever_it_takes_a_seed(library: str) -> None:
     xp = namespace(library)
