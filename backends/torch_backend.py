@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from diffcore import _array, _rescale, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
+from diffcore._unwritten import called
 from diffcore.backends import torch_graph, torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_run import HostBackend
@@ -226,7 +227,7 @@ def _apart(
 ) -> tuple[torch.Tensor, torch.Tensor | None, float | None, float]:
     """Return what the denoiser predicts, the prediction without guidance, and where guidance is left to a kernel its weight and by
     how much it is rescaled."""
-    pair = denoise.apart(z, *levels) if hasattr(denoise, "apart") else None
+    pair = called(denoise.apart, z, *levels) if hasattr(denoise, "apart") else None
     if pair is None:
         return *stage.ask(form, denoise, z, levels), None, 0.0
     for prediction in pair[:2]:

@@ -14,6 +14,7 @@ from diffcore import _array, _check, _explained, _layout, levels, predictions, s
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore._fitting import check_given, memoryless
+from diffcore._unwritten import called
 from diffcore.plan import Plan
 from diffcore.sampling import started, step
 from diffcore.schedules import Schedule
@@ -219,7 +220,7 @@ def _follow(denoise: Any, plans: list[Plan], z: Array, prediction: Any, transfor
     blank, backend = _array.library(z).zeros_like(z), backend_of(z)
     states = [State(z, (blank,) * plan.memory, None, backend.index(0), backend.index(1), None) for plan in plans]
     for call in range(len(plans[-1])):
-        y = denoise(states[-1].z, plans[-1].level_for(states[-1]))
+        y = called(denoise, states[-1].z, plans[-1].level_for(states[-1]), function="sample_adaptive")
         for at, plan in enumerate(plans):
             if call < len(plan):
                 states[at] = step(plan, states[at], y, prediction=prediction, transform_x=transform_x)

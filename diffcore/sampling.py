@@ -225,7 +225,8 @@ def sample(
 
     Args:
         denoise: any callable (z, log_snr) -> prediction, z of shape (B, ...), log_snr of shape (B,), or of the leading
-            shape of the plan's levels. It reads z, which is the state itself, and never writes into it.
+            shape of the plan's levels. It reads z, which is the state itself, and must not write into it: on NumPy
+            and torch that is refused.
         plan: from `diffcore.samplers`.
         z: noisy data (B, ...) at the plan's first level, or a `State` to resume; or give `shape`.
         prediction: what the denoiser returns: "x", "eps", "v", "score", "flow", "edm" or a row function. May be left

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from diffcore import _array, _check, _layout, _streams
 from diffcore._array import Array
+from diffcore._unwritten import called
 from diffcore.denoiser import Held, Noise
 from diffcore.plan import Form, Plan
 from diffcore.state import State
@@ -86,11 +87,13 @@ def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[
     """Return the prediction at z, checked, and the one without guidance where the plan reads it."""
     if form.second == "unguided":
         y, other = (
-            denoise.with_unguided(z, *levels) if hasattr(denoise, "with_unguided") else 2 * (denoise(z, *levels),)
+            called(denoise.with_unguided, z, *levels)
+            if hasattr(denoise, "with_unguided")
+            else 2 * (called(denoise, z, *levels),)
         )
         check_prediction(other, z)
     else:
-        y, other = denoise(z, *levels), None
+        y, other = called(denoise, z, *levels), None
     check_prediction(y, z)
     return y, other
 
@@ -101,7 +104,7 @@ def ask_carrying(
     """Return what `ask` does, and what the denoiser carries to the next stage: what it got, if it carries nothing."""
     if not hasattr(denoise, "carrying"):
         return *ask(form, denoise, z, levels), carried
-    y, other, carried = denoise.carrying(z, *levels, carried)
+    y, other, carried = called(denoise.carrying, z, *levels, carried)
     check_prediction(y, z)
     check_prediction(other, z)
     return y, other if form.second == "unguided" else None, carried

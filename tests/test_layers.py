@@ -30,6 +30,7 @@ LAYERS: dict[str, list[str]] = {
         "_seeds",
         "_streams",
         "_threshold",
+        "_unwritten",
     ],
     "mathematics": [
         "levels",

@@ -31,6 +31,7 @@ import numpy as np
 from diffcore import _array, _check, _fitting, _layout, _streams, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._unwritten import called
 from diffcore.likelihood._decoder import check_data, normal, total
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -115,7 +116,7 @@ def ode(
         call, known = rows.denoiser(denoise, k), _array.known_int(k)
 
         def predicted(z: Array) -> Array:
-            found = call(xp.astype(z, x.dtype, copy=False), log_snr)
+            found = called(call, xp.astype(z, x.dtype, copy=False), log_snr, function=function)
             stage.check_prediction(found, xp.astype(z, x.dtype, copy=False))
             return _array.widen(xp, found)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from diffcore import _array, _check, _fitting, _layout, predictions, stage
 from diffcore._array import Array
+from diffcore._unwritten import called
 from diffcore.likelihood._decoder import total
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -154,7 +155,7 @@ def trajectory(
     rows, turns = stage.rows_of(run.coefficients, start), stage.turns(run, 0, stage.levels_of(run, start))
     each = []
     for k, call, levels, _ in itertools.islice(turns, noisy[-1] + 1):
-        y = call(state.z, *levels)
+        y = called(call, state.z, *levels, function=function)
         stage.check_prediction(y, state.z)
         drawn = _drawn(plan, state, y, rows[k], found[k + 1] if plan.noisy[k] else None, transform_x)
         state = drawn.after

@@ -15,6 +15,7 @@ from typing import Any
 from diffcore import _array, _check, _layout, levels, predictions, process
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
+from diffcore._unwritten import called
 from diffcore._weight import check_data
 from diffcore.levels import Level
 from diffcore.objectives._common import (
@@ -147,8 +148,10 @@ def consistency_pair(
     process.ordered(function, s, t)
     z = process.diffuse(x, eps, t)
     before = process.diffuse(x, eps, s) if z_s is None else z_s
-    found = predictions.convert(network(z, log_snr_of(function, t, x)), z, t, source=prediction, target="x")
-    y = stopped((network if teacher is None else teacher)(before, log_snr_of(function, s, x)))
+    y = called(network, z, log_snr_of(function, t, x), function=function, argument="network")
+    found = predictions.convert(y, z, t, source=prediction, target="x")
+    other, argument = (network, "network") if teacher is None else (teacher, "teacher")
+    y = stopped(called(other, before, log_snr_of(function, s, x), function=function, argument=argument))
     clean = along(function, s.sigma, x) * xp.ones_like(x) == 0.0
     target = xp.where(clean, before, predictions.convert(y, before, s, source=prediction, target="x"))
     error = mean((_array.widen(xp, found) - stopped(_array.widen(xp, target))) ** 2)

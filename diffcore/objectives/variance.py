@@ -18,6 +18,7 @@ import numpy as np
 
 from diffcore import _array, _check, levels, losses, noise, predictions, process, sampling, weights
 from diffcore._array import Array
+from diffcore._unwritten import called
 from diffcore._weight import check_data
 from diffcore.levels import Level
 from diffcore.objectives._common import along, mean, stopped
@@ -146,7 +147,7 @@ def sample_learned_variance(
     xp = _array.library(state.z)
     for k in range(len(plan)):
         with _array.recording(state.z, False):
-            y, rho = network(state.z, plan.level_for(state))
+            y, rho = called(network, state.z, plan.level_for(state), function=function, argument="network")
             s, t = (levels.level(at, plan.scaling) for at in (plan.next_log_snr[k], plan.log_snr[k]))
             ratio = 0.0 if np.any(np.isinf(s.log_snr)) else _log_ratio(s, t)
             stretch = xp.exp(-0.5 * (_array.widen(xp, rho) + 1.0) * along(function, ratio, _array.widen(xp, rho)))
