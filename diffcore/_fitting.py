@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from diffcore import _array, _check, _wrapping
-from diffcore.plan import Plan
+from diffcore.plan import Plan, marks
 from diffcore.stage import Draw, Source
 from diffcore.state import State
 
@@ -37,7 +37,18 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
         must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
         hint = "it belongs to another plan; begin with `start(plan, ...)`"
         raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
-    if plan.needs_memory[at] and (draw := _array.known_int(state.draw)) is not None and draw <= at:
+    mark, draw = _array.known_int(state.mark), _array.known_int(state.draw)
+    if mark is None or mark < 0:
+        moved = draw is not None and draw <= at
+    else:
+        moved = at > 0 and not marks.same(mark, plan.marks[at])
+        if moved and not any(marks.same(mark, other) for other in plan.marks):
+            raise ValueError(
+                f"{function}: `state` must have gone through the stages of {plan.sampler} before stage {at}, got one that went "
+                f"through others: it belongs to another plan; to change plans, begin one at the state's level with "
+                f"`start(plan, state)`"
+            )
+    if moved and plan.needs_memory[at]:
         raise ValueError(
             f"{function}: `state` was moved to stage {at} by hand, but {plan.sampler} needs the memory of the stages before; "
             f"run those, or make a plan for the remaining levels"

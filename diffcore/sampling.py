@@ -125,7 +125,7 @@ def started(
     _array.check_lead("start", "plan", plan.lead, tuple(cast(Array, z).shape))
     memory = tuple(_blank(z) for _ in range(plan.memory))  # arrays of their own: aliases are another graph
     draw = backend.index(draw) if isinstance(draw, int) else draw
-    return State(z, memory, None, backend.index(0), draw, keys), backend
+    return State(z, memory, None, backend.index(0), draw, keys, mark=backend.index(plan.marks[0])), backend
 
 
 def _blank(z: Array) -> Array:
@@ -197,9 +197,11 @@ def step(
         row, noisy = stage.row_of(table, at, state.z), plan.noisy[at]
         between = None if source is None else stage.levels_between(plan, at)
     settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
-    after = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
+    after: State = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
+    mark = state.mark * 0 - 1 if at is None else backend.index(plan.marks[at + 1])
+    after = State(*after[:6], after.carried, mark)
     if constraint is None:
-        return cast(State, after)
+        return after
     with _array.recording(state.z, False):
         held = stage.hold("step", constraint, plan, state.z)
         return stage.constrained(backend, held, state, after, source)
@@ -267,9 +269,10 @@ def sample(
     prediction = predictions.kind_of("sample", denoise, prediction)
     state, backend, held = opened("sample", plan, z, shape, like, seed, source, constraint)
     if hasattr(denoise, "carrying") and not state.carried:
-        state = State(*state[:6], cast(Any, denoise).begin(state.z))
+        state = State(*state[:6], cast(Any, denoise).begin(state.z), state.mark)
     owned = z is None
-    run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, callback, compile, held, owned)
+    seen = None if callback is None else _marking(backend, plan, callback)
+    run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, seen, compile, held, owned)
     if not progress:
         unsaid = shape is not None and like is None and not _array.traced()
         with _explained.noting(NO_LIKE) if unsaid else contextlib.nullcontext():
@@ -278,8 +281,8 @@ def sample(
 
         def advance_bar(reached: State) -> None:
             bar.update(1)
-            if callback is not None:
-                callback(reached)
+            if seen is not None:
+                seen(reached)
 
         return backend.run(replace(run, callback=advance_bar), state).z
 
@@ -306,6 +309,16 @@ def opened(
     if held is not None and _array.known_int(state.index) == 0:
         state = begin(backend, held, state, source)
     return state, backend, held
+
+
+def _marking(backend: Any, plan: Plan, callback: Callable[[State], object]) -> Callable[[State], object]:
+    """Return a callback that sees states with the mark of the stages that they went through."""
+
+    def see(state: State) -> object:
+        at = _array.known_int(state.index)
+        return callback(State(*state[:6], state.carried, backend.index(-1 if at is None else plan.marks[at])))
+
+    return see
 
 
 def begin(backend: Any, held: Any, state: State, source: Source | None) -> State:

@@ -29,6 +29,8 @@ class State(NamedTuple):
         draw: the number of the next draw of noise, which goes on when another plan follows; see `start`.
         keys: the key words of the samples, (B, 2), or None where the caller gives the noise.
         carried: what the denoiser made of the stages before, where it has a method `carrying`; else empty.
+        mark: the mark that its plan has for the stages it went through, see `Plan.marks`; -1 where that is not known, as after
+            a step that was traced.
 
     A tuple of arrays, and a pytree on JAX; `save_state` writes it to a file.
     """
@@ -40,6 +42,7 @@ class State(NamedTuple):
     draw: Any
     keys: Array | None
     carried: tuple[Array, ...] = ()
+    mark: Any = -1
 
 
 def save_state(path: str | os.PathLike[str], state: State) -> None:
@@ -67,7 +70,7 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     held: dict[str, Any] = {name: _array.to_host(array) for name, array in arrays.items()}
     if state.keys is not None:
         held["keys"] = np.asarray(_array.to_host(state.keys), dtype=np.uint32)
-    held |= {name: np.int64(int(getattr(state, name))) for name in ("index", "draw")}
+    held |= {name: np.int64(int(getattr(state, name))) for name in ("index", "draw", "mark")}
     dtypes = np.array(
         [_dtype(array) for array in state.carried], dtype=str
     )  # of their own: momentum of halves is float32
@@ -109,6 +112,7 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
             for name in ("memory", "carried")
         )
         z, x, index, draw = held["z"], held.get("x"), int(held["index"]), int(held["draw"])
+        mark = int(held.get("mark", -1))
         if name not in DTYPES or index < 0 or draw < 0:
             raise ValueError(f"its dtype is {_check.shown(name)}, its stage {index} and its draw {draw}")
         if any(part.shape != z.shape for part in memory + ([] if x is None else [x])) or z.ndim < 1:
@@ -133,8 +137,8 @@ def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> St
 
     words = None if keys is None else backend.keys(keys, like)
     estimate = None if x is None else give(x)
-    counts = backend.index(index), backend.index(draw)
-    return State(give(z), tuple(map(give, memory)), estimate, *counts, words, tuple(map(give, carried, dtypes)))
+    counts, kept = (backend.index(index), backend.index(draw)), tuple(map(give, carried, dtypes))
+    return State(give(z), tuple(map(give, memory)), estimate, *counts, words, kept, backend.index(mark))
 
 
 def _dtype(array: Array) -> str:

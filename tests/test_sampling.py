@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ from sampler_cases import RUNS, SAMPLERS, schedule_of
 
 import diffcore as dc
 from diffcore.backends import cpu_threads
+from diffcore.plan import marks
 
 jax.config.update("jax_platforms", "cpu")
 
@@ -381,6 +385,42 @@ def test_a_state_of_another_plan_is_refused() -> None:
         dc.sample(denoise, SAMPLERS["ddim"](schedule_of("vp"), steps=4), state, prediction="v")
 
 
+@every_library
+def test_a_state_that_went_through_other_stages_is_refused(to: Callable[[Any], Any], tmp_path: Path) -> None:
+    """Of a plan with as much memory, or none, also from a file; parts and longer plans of the same stages go on."""
+    make = {name: partial(SAMPLERS[name], schedule_of("vp")) for name in ("unipc", "dpm_solver_pp order=3", "ddim")}
+    for old, new in (("unipc", "unipc"), ("dpm_solver_pp order=3", "unipc"), ("ddim", "ddim")):
+        before, plan = make[old](steps=8), make[new](steps=8 if old != new else 9)
+        states: list[dc.State] = [dc.start(before, start_of(to), seed=3)]
+        for _ in range(2):
+            states.append(dc.step(before, states[-1], denoise(states[-1].z, None), prediction="v"))
+        dc.save_state(tmp_path / "state", states[-1])
+        loaded = dc.load_state(tmp_path / "state", like=states[-1].z)
+        for state in (states[1], states[2], loaded):
+            for call in (
+                lambda state=state, plan=plan: dc.step(plan, state, state.z, prediction="v"),
+                lambda state=state, plan=plan: dc.sample(denoise, plan, state, prediction="v"),
+            ):
+                with pytest.raises(ValueError, match=r"belongs to another plan; .* `start\(plan, state\)`"):
+                    call()
+        seen: list[dc.State] = []
+        dc.sample(denoise, before[:4], loaded, prediction="v", callback=seen.append)
+        jax.effects_barrier()
+        assert int(dc.step(before, seen[-1], seen[-1].z, prediction="v").index) == 5
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_plan_made_on_another_machine_has_the_same_marks(name: str) -> None:
+    """Where exponentials differ in their last digits, and no other plan has them."""
+    plan = SAMPLERS[name](schedule_of("vp"), steps=6)
+    rounded = replace(plan, log_snr=plan.log_snr + 1e-14, update=plan.update * (1.0 - 1e-13))
+    assert all(map(marks.same, plan.marks, rounded.marks))
+    one, other = (
+        SAMPLERS[name](schedule_of("vp"), grid=np.append(np.linspace(-9.0, last, 6), np.inf)) for last in (8.0, 8.1)
+    )
+    assert not any(map(marks.same, one.marks[1:], other.marks[1:]))
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])
 def test_a_state_of_integers_is_refused(dtype: Any) -> None:
     """Of 16 bits too, which a kernel takes for bfloat16."""
@@ -406,6 +446,10 @@ def test_a_state_that_was_moved_by_hand_is_refused_where_memory_is_missing(to: C
     ):
         with pytest.raises(ValueError, match=r"moved to stage 3 by hand.*needs the memory"):
             call()
+    later = dc.start(plan, moved._replace(draw=moved.draw + 5))  # whose draws go on from another plan's
+    assert int(dc.step(plan, later, later.z, prediction="v").draw) == 7
+    with pytest.raises(ValueError, match=r"moved to stage 2 by hand.*needs the memory"):
+        dc.step(plan, later._replace(index=2), later.z, prediction="v")
     with pytest.raises(ValueError, match=r"stage 3; resume from a State.*samplers\.make"):
         plan[3:]
 

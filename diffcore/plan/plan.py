@@ -24,7 +24,7 @@ import numpy.typing as npt
 from diffcore import _array, _check, _layout, _memory, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
-from diffcore.plan import checks, io, known, parts, plot, text
+from diffcore.plan import checks, io, known, marks, parts, plot, text
 from diffcore.plan.form import Form, Second, form_of, needed
 
 Float64 = npt.NDArray[np.float64]
@@ -77,6 +77,8 @@ class Plan:
     """For each stage, whether it adds noise."""
     needs_memory: tuple[bool, ...] = field(init=False)
     """For each stage, whether it or a later stage reads the memory from before it."""
+    marks: tuple[int, ...] = field(init=False)
+    """Before and after each stage, a number of all stages up to there, which a state carries: see `State`."""
     start: Level = field(init=False)
     """The level at which a run starts, floats or arrays of the leading shape: from pure noise, z = sigma eps."""
     tables: Mapping[str, Float64] = field(init=False)
@@ -102,6 +104,7 @@ class Plan:
         noisy = np.any(self.update[..., self.form.noise] != 0.0, axis=tuple(range(1, self.update.ndim - 1)))
         object.__setattr__(self, "noisy", tuple(noisy.tolist()))
         object.__setattr__(self, "needs_memory", tuple(np.any(needed(self.update)[:-1], axis=1).tolist()))
+        object.__setattr__(self, "marks", marks.table(self.log_snr, self.next_log_snr, self.update))
         start = (part[0] for part in self.levels)
         object.__setattr__(self, "start", Level(*(part if part.ndim else float(part) for part in start)))
         tables = {kind: self._coefficients(row) for kind, row in predictions.table().items()}
