@@ -25,28 +25,21 @@ def called(of: Callable[..., Any], z: Array, *more: Any, function: str = "sample
     """
     if type(z) is np.ndarray:
         view = z.view()
-        view.flags.writeable = False
+        view.setflags(write=False)
         try:
             return of(view, *more)
         except ValueError as error:
             if "read-only" in str(error) and _met(error.__traceback__, z, more):
                 raise _written(function, argument) from error
             raise
-    before = _version(z)
+    try:  # how often a torch tensor was written to; None where nobody counts, or a compiler follows
+        before = None if _array.traced() else getattr(z, "_version", None)
+    except RuntimeError:  # of a tensor made under inference_mode
+        before = None
     found = of(z, *more)
-    if before != _version(z):
+    if before is not None and before != z._version:
         raise _written(function, argument)
     return found
-
-
-def _version(z: Any) -> int | None:
-    """Return how often a torch tensor was written to; None where nobody counts, or a compiler follows."""
-    if _array.traced():
-        return None
-    try:
-        return getattr(z, "_version", None)
-    except RuntimeError:  # of a tensor made under inference_mode
-        return None
 
 
 def _met(frames: TracebackType | None, z: Any, more: tuple[Any, ...]) -> bool:
