@@ -8,7 +8,6 @@ right kind. NumPy's scalars of every width count as Python's; a bool counts as n
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import reprlib
@@ -16,6 +15,8 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import numpy as np
+
+from diffcore import _synonyms
 
 T = TypeVar("T")
 
@@ -156,8 +157,18 @@ def flag(function: str, argument: str, value: object, *, hint: str = "") -> bool
     return bool(value)
 
 
-def choice(function: str, argument: str, value: object, choices: Collection[T], *, hint: str = "") -> T:
-    """Return the choice that a value equals, or raise, with the nearest one where a name was misspelt.
+def choice(
+    function: str,
+    argument: str,
+    value: object,
+    choices: Collection[T],
+    *,
+    hint: str = "",
+    others: Collection[str] = (),
+) -> T:
+    """Return the choice that a value equals, or raise, with the nearest one where a name is misspelt or another library's.
+
+    The caller also takes the names in `others`, and has looked for them.
 
     >>> choice("predictions.convert", "source", "vv", ("eps", "v", "x"))
     Traceback (most recent call last):
@@ -167,9 +178,11 @@ def choice(function: str, argument: str, value: object, choices: Collection[T], 
     for option in choices:
         if plain is option or (type(option) in _kinds(plain) and plain == option):
             return option
-    known = {str(option).lower(): option for option in choices if isinstance(option, str)}
-    near = difflib.get_close_matches(plain.lower(), known, n=1) if isinstance(plain, str) else []
-    hint = f"did you mean {known[near[0]]!r}?" + (f" {hint}" if hint else "") if near else hint
+    names = [*(option for option in choices if isinstance(option, str)), *others]
+    near, grid = _synonyms.meant(plain[:LONGEST], names) if isinstance(plain, str) else ("", "")
+    if near:
+        spaced = f" with grid=grids.by_name({grid!r}, schedule, steps)" if grid else ""
+        hint = f"did you mean {near!r}{spaced}?" + (f" {hint}" if hint else "")
     kind = ValueError if any(type(option) in _kinds(plain) for option in choices) else TypeError
     raise error(kind, function, argument, f"be {_either(choices)}", value, hint)
 

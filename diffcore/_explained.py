@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from diffcore import _check
+from diffcore import _check, _synonyms
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,12 +115,13 @@ def missing(
         return AttributeError(text, name=name, obj=sys.modules.get(module))
     loaded = [there for there, found in list(sys.modules.items()) if found is not None]  # another thread may import
     own = _offered(module) if module in loaded else []
-    known = "".join(f"{module}.{here}" for here in own if _plainly(here) == _plainly(name)) or aliases().get(name, "")
-    known = known or _near(module, name, own, 0.85)
-    for other in sorted(there for there in loaded if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
-        same = [here for here in _offered(other) if _plainly(here) == _plainly(name)]
-        known = known or (f"{other}.{same[0]}" if same else "")
+    called = aliases()
+    same = _synonyms.same(name, [*own, *called])
+    known = called.get(same) or (f"{module}.{same}" if same else "") or _near(module, name, own, 0.85)
     known = known or _elsewhere(name, {f"diffcore.{here}": there for here, there in NAMES.items()})
+    for other in sorted(there for there in loaded if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
+        same = _synonyms.same(name, _offered(other))
+        known = known or (f"{other}.{same}" if same else "")
     known = known or _near(module, name, own, 0.6)
     return AttributeError(f"{text}; did you mean `{known}`?" if known else text)
 
@@ -128,10 +129,6 @@ def missing(
 def _near(module: str, name: str, names: list[str], cutoff: float) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"{module}.{near[0]}" if near else ""
-
-
-def _plainly(name: str) -> str:
-    return name.replace("_", "").lower()
 
 
 def _elsewhere(name: str, names: Mapping[str, str]) -> str:

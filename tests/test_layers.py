@@ -29,6 +29,7 @@ LAYERS: dict[str, list[str]] = {
         "_rescale",
         "_seeds",
         "_streams",
+        "_synonyms",
         "_threshold",
         "_unwritten",
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 import diffcore
-from diffcore import _explained
+from diffcore import _explained, _synonyms
+from diffcore.samplers._table import others
 
 dc: Any = diffcore
 SCHEDULE = dc.schedules.Cosine()
@@ -32,7 +34,14 @@ def net_of(z: Any, log_snr: Any, cond: Any) -> Any:
         (dc.samplers, "DDIM", "diffcore.samplers.ddim"),
         (dc.samplers, "dpmpp_2m_sde", r"diffcore.samplers.dpm_solver_pp\(schedule, steps, order=2, eta=1.0\)"),
         (dc.samplers, "UniPCMultistepScheduler", "diffcore.samplers.unipc"),
+        (dc.samplers, "dpmpp", "diffcore.samplers.dpm_solver_pp`"),
+        (dc.samplers, "edm", "diffcore.samplers.heun"),
+        (dc.samplers, "EulerA", "diffcore.samplers.euler_ancestral"),
+        (dc, "dpmpp", "diffcore.samplers.dpm_solver_pp`"),
         (dc.schedules, "linear_beta", "diffcore.schedules.LinearBeta"),
+        (dc.schedules, "scaled_linear", r"diffcore.schedules.by_name\(\"stable_diffusion\"\)"),
+        (dc.grids, "sgm", r"diffcore.grids.by_name\(\"sgm_uniform\", schedule, steps\)"),
+        (dc.grids, "ays", "diffcore.grids.align_your_steps"),
         (dc.process, "add_noise", "diffcore.process.diffuse"),
         (dc.video, "extnd", "diffcore.video.extend"),
     ],
@@ -84,7 +93,17 @@ def test_completion_lists_what_a_module_offers_and_nothing_that_it_imports() -> 
         ),
         (lambda: dc.schedules.Cosine.log_snr(0.5), "it is a method of an object, not of a class"),
         (lambda: dc.testing.check_moments(dc.samplers.ddim), r"is `plan` meant to be what ddim\(...\) returns\?"),
-        (lambda: dc.samplers.ddim("cosine", 4), r"must be a schedule.*schedules.by_name\('cosine'\)"),
+        (lambda: dc.samplers.ddim("edm", 4), r"must be a schedule.*schedules.by_name\('edm'\)"),
+        (lambda: dc.samplers.ddim(SCHEDULE, grid="karras"), r"`grid` .*grids.by_name\('karras', schedule, 20\)"),
+        (lambda: dc.samplers.heun(SCHEDULE, grid="14.6, 1, 0"), r"`grid` .*grids.from_sigmas\(text\).grid"),
+        (
+            lambda: dc.samplers.heun(SCHEDULE, "karras"),
+            r"samplers.heun: `steps` .*grids.by_name\('karras', schedule, 20\)",
+        ),
+        (
+            lambda: dc.samplers.ddim(SCHEDULE, PLAN.log_snr),
+            r"samplers.ddim: `steps` must be an int >= 1, .*; log-SNRs are `grid=`",
+        ),
         (
             lambda: dc.sample(lambda z, _: z, PLAN, shape=(1, 2), like="cuda", prediction="v"),
             "`like` takes an array .*device='cuda'",
@@ -187,8 +206,61 @@ def test_a_condition_has_a_batch_axis() -> None:
 def test_schedules_go_by_their_names() -> None:
     assert dc.schedules.by_name("edm") == dc.schedules.Karras()
     assert {name: dc.schedules.by_name(name) for name in dc.schedules.named()} == dc.schedules.named()
-    with pytest.raises(ValueError, match="did you mean 'cosine'"):
-        dc.schedules.by_name("cosin")
+    assert dc.schedules.by_name("cosine") == dc.schedules.Cosine()
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (
+            lambda name: dc.samplers.make(name, SCHEDULE, 4),
+            {
+                "euler_ancestral": ("euler_a", "Euler a", "k_euler_a", "sample_euler_ancestral"),
+                "dpm_solver_pp": ("dpm_solver++", "DPMpp", "dpm_solver_plus_plus"),
+                "dpmpp_2m": ("DPM++ 2M", "dpmsolver++_2m"),
+                "dpmpp_2m' with grid=grids.by_name('karras', schedule, steps)?": ("DPM++ 2M Karras", "dpmpp_2m_karras"),
+                "dpmpp_2s_ancestral' with grid=grids.by_name('sgm_uniform": ("DPM++ 2S a SGM Uniform",),
+                "dpmpp_2m_sde": ("dpmpp_2m_sde_gpu", "sde-dpmsolver++"),
+                "dpm_solver_pp_2s": ("DPMSolverSinglestepScheduler",),
+                "heun": ("edm", "Heun"),
+                "unipc": ("unipcc", "UniPC"),
+            },
+        ),
+        (
+            dc.schedules.by_name,
+            {
+                "cosine": ("cosin",),
+                "ddpm": ("linear",),
+                "stable_diffusion": ("scaled_linear", "SDXL"),
+                "iddpm": ("squaredcos_cap_v2",),
+                "rectified_flow": ("flow matching",),
+                "vp_sde": ("VP",),
+            },
+        ),
+        (dc.schedules.betas, {"squaredcos_cap_v2": ("cosine",), "scaled_linear": ("stable_diffusion",)}),
+        (
+            lambda name: dc.grids.by_name(name, SCHEDULE, 4),
+            {"align_your_steps": ("AYS",), "karras": ("edm", "karras_sigmas"), "uniform": ("linear",)},
+        ),
+    ],
+    ids=["samplers", "schedules", "betas", "grids"],
+)
+def test_names_of_the_field_lead_to_ours(make: Callable[[str], Any], names: dict[str, tuple[str, ...]]) -> None:
+    for meant, given in names.items():
+        for name in given:
+            with pytest.raises(ValueError, match=re.escape(f"did you mean '{meant}")):
+                make(name)
+
+
+def test_every_synonym_is_a_name_and_every_spacing_a_grid() -> None:
+    named = {*dc.samplers.table(), *others(), *dc.samplers.aliases(), *dc.schedules.named(), *dc.grids.table()}
+    assert set(_synonyms.ELSEWHERE) <= named | {"linear", "scaled_linear", "squaredcos_cap_v2"}
+    assert set(_synonyms.SPACED.values()) <= set(dc.grids.table())
+    assert all(name == _synonyms.plainly(name) for there in _synonyms.ELSEWHERE.values() for name in there.split())
+    with pytest.raises(ValueError, match=rf"samplers.aliases\(\) has {len(dc.samplers.aliases())} names"):
+        dc.samplers.make("nothing like it", SCHEDULE, 4)
+    with pytest.raises(ValueError, match=r"dc.adaptive.sample_adaptive"):
+        dc.samplers.make("DPM adaptive", SCHEDULE, 4)
 
 
 def test_training_says_what_a_source_is() -> None:

@@ -180,6 +180,16 @@ def test_runs_between_levels_of_the_schedule_are_no_other_units() -> None:
         assert len(dc.samplers.ddim(SCHEDULE, grid=grid)) == len(grid) - 1
 
 
+def test_a_grid_that_falls_like_sigmas_or_times_is_said_to_be_an_inversion() -> None:
+    for grid in ([14.6, 3.0, 1.0, 0.0], [14.6, 3.0, 0.03], [0.99, 0.5, 0.2]):
+        with pytest.warns(UserWarning, match=r"samplers.ddim: `grid` falls .*inversion.*from_times.*from_sigmas"):
+            assert len(dc.samplers.ddim(SCHEDULE, grid=grid)) == len(grid) - 1
+        with pytest.raises(ValueError, match=r"must rise .*from_sigmas"):
+            dc.samplers.ancestral(SCHEDULE, grid=grid)
+    for grid in ([20.0, 3.0, 1.0, 0.0], [14.6, 3.0, -1.0], [14.6, 3.0, 1.0]):  # filters make an error of a warning
+        assert dc.samplers.ddim(SCHEDULE, grid=grid).log_snr[0] == grid[0]
+
+
 SETTINGS: dict[str, Callable[[Any], Any]] = {
     "gamma": lambda value: dc.samplers.ancestral(SCHEDULE, 4, gamma=value),
     "delta": lambda value: dc.samplers.predictor_corrector(SCHEDULE, 4, delta=value),

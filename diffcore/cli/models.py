@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import _array, _check
+from diffcore import _array, _check, _synonyms
 from diffcore.cli.report import Failure, note, usage
 
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax"), "numpy": ()}
@@ -264,7 +264,11 @@ def plan(
     """Return the plan of a sampler by its name, here or elsewhere, on the schedule that a model was trained on, or the paper's."""
     sampler, known = dc.samplers.aliases().get(sampler, (sampler, {}))
     if sampler not in samplers():
-        usage(f"--sampler must be one of {', '.join(samplers())}, got {sampler}")
+        meant, spaced = _synonyms.meant(sampler, [*samplers(), *dc.samplers.aliases()])
+        near = f"; did you mean --sampler {meant}{f' --grid {spaced}' if spaced else ''}?" if meant else ""
+        usage(
+            f"--sampler must be one of {', '.join(samplers())}, or a name of samplers.aliases(), got {_check.cut(sampler)}{near}"
+        )
     make = dc.samplers.table()[sampler].make
     takes = [name for name, given in inspect.signature(make).parameters.items() if given.kind is given.KEYWORD_ONLY]
     takes = [name for name in takes if name not in {"grid", "churn_range"}]
@@ -292,7 +296,11 @@ def _grid(text: str, schedule: Any, steps: int) -> Any:
     if text in dc.grids.table():
         return dc.grids.by_name(text, schedule, steps)
     if not any(character.isdigit() for character in text):
-        usage(f"--grid must be one of {', '.join(grids())}, or sigmas such as '14.6, 6.4, 1, 0', got {text}")
+        meant, _ = _synonyms.meant(text, grids())
+        near = f"; did you mean {meant}?" if meant else ""
+        usage(
+            f"--grid must be one of {', '.join(grids())}, or sigmas such as '14.6, 6.4, 1, 0', got {_check.cut(text)}{near}"
+        )
     found = dc.grids.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
     if found.note:
         note(f"note: {found.note}")

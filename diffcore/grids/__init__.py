@@ -59,5 +59,7 @@ __all__ = [
     "uniform_log_snr",
 ]
 
-
-_explained.face(__name__)
+_explained.face(
+    __name__,
+    lambda: {name: f'diffcore.grids.by_name("{name}", schedule, steps)' for name in table() if name not in __all__},
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,8 @@ def check(function: str, grid: Any) -> Float64:
     >>> check("mine", [-1, 2, np.inf])
     array([-1.,  2., inf])
     """
+    if isinstance(grid, str):
+        raise _check.error(TypeError, function, "grid", "be log-SNRs (N + 1, *lead)", grid, called(grid))
     points = check_shape(function, "grid", "log-SNRs", grid)
     if np.any(np.isnan(points)):
         where = at(np.argwhere(np.isnan(points))[0])
@@ -45,6 +48,13 @@ def check(function: str, grid: Any) -> Float64:
         )
     check_monotone(function, "grid", points)
     return points
+
+
+def called(grid: str) -> str:
+    """Return how a text that was given for a grid becomes one, for messages."""
+    if re.search(r"\d[\s,]", grid):
+        return "a text of sigmas is grids.from_sigmas(text).grid"
+    return f"by name it is grids.by_name({_check.shown(grid)}, schedule, 20)"
 
 
 def of_times(function: str, schedule: Schedule, times: Float64, clean: bool | None) -> Float64:

@@ -17,6 +17,7 @@ from diffcore import _check, samplers
 from diffcore.interop import _config, _learned, _stages
 from diffcore.interop._loop import FUNCTION, Loop
 from diffcore.interop._stages import Stage, Stages
+from diffcore.samplers._table import chosen
 
 HALF = torch.float16, torch.bfloat16
 
@@ -84,7 +85,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sampler, more = (
                 samplers.aliases().get(sampler, (sampler, {})) if isinstance(sampler, str) else (sampler, {})
             )
-            row = samplers.table()[_check.choice(FUNCTION, "sampler", sampler, sorted(samplers.table()))]
+            row = samplers.table()[chosen(FUNCTION, sampler, samplers.table())]
             takes = sorted(inspect.signature(row.make).parameters.keys() - {"schedule", "steps", "grid"})
             settings = {**more, **(settings or {})} or settings
             for name in settings or {}:

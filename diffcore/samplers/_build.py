@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _check, grids, levels
+from diffcore.grids._base import called
 from diffcore.levels import Level
 from diffcore.plan import Float64, Form, Plan, io
 from diffcore.schedules import Schedule
@@ -49,8 +51,12 @@ def steps_of(
     """Return the steps of a sampler from a number of steps, with the grid `spaced(schedule, steps)`, or from a grid of log-SNRs.
 
     Raises:
+        TypeError: a grid for `steps`, or the name of one.
         ValueError: neither or both given; a grid that `grids.check` refuses, or that looks like times, timesteps or sigmas; a
             grid towards more noise (decreasing log-SNR) unless the sampler works both ways.
+
+    Warns:
+        UserWarning: a grid towards more noise that may be sigmas or times.
     """
     if (steps is None) == (grid is None):
         raise ValueError(
@@ -58,17 +64,40 @@ def steps_of(
             f"as dc.grids.karras(schedule, 18); got steps={_check.shown(steps)} and {'no' if grid is None else 'a'} grid"
         )
     what = "a schedule, such as diffcore.schedules.Cosine()"
-    hint = "by name it is schedules.by_name('cosine')" if isinstance(schedule, str) else ""
+    hint = f"by name it is schedules.by_name({_check.shown(schedule)})" if isinstance(schedule, str) else ""
     _check.instance(function, "schedule", schedule, Schedule, what, hint=hint)
+    if isinstance(steps, str | list | tuple) or (_check.is_array(steps) and getattr(steps, "ndim", 0)):
+        hint = "log-SNRs are `grid=`" + (f", {called(steps)}" if isinstance(steps, str) else "")
+        raise _check.error(TypeError, function, "steps", "be an int >= 1", steps, hint)
     points = grids.check(function, spaced(schedule, steps) if steps is not None else grid)
+    falls = points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]
     if grid is not None:
         _refuse_other_units(function, schedule, points)
-    if not both_ways and points[(1, *(0,) * (points.ndim - 1))] < points[(0,) * points.ndim]:
+        if falls and both_ways:
+            _say_inversion(function, schedule, points)
+    if falls and not both_ways:
         hint = "only a deterministic sampler runs towards more noise; reverse it, or use ddim(eta=0)"
+        hint += f"; {OTHERS}" if points.min() >= 0.0 else ""
         found = float(points[0].max()), float(points[-1].max())
         raise _check.error(ValueError, function, "grid", "rise from the first log-SNR to the last", found, hint)
     t, s = levels.level(points[:-1], schedule.scaling), levels.level(points[1:], schedule.scaling)
     return Steps(t, s, 0.5 * (points[1:] - points[:-1]), np.isposinf(points[1:]))
+
+
+OTHERS = (
+    "for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times timesteps / (T - 1), "
+    "for sigmas (sigma / alpha) grids.from_sigmas(sigmas).grid, which is -2 log(sigmas)"
+)
+"""What becomes a grid of other numbers."""
+
+
+def _say_inversion(function: str, schedule: Schedule, points: Float64) -> None:
+    """Warn of a falling grid that may be sigmas or times: an inversion rather begins at data and seldom ends right above 0."""
+    first, last = float(points[0].max()), float(points[-1].min())
+    begins = first >= float(schedule.log_snr(0.0)) - 1e-6 * abs(first)
+    if len(points) > 2 and not begins and points.min() >= 0.0 and (last < 0.1 or first <= 1.0):
+        text = f"{function}: `grid` falls from {first:g} to {last:g}, which in log-SNRs is inversion, from data towards noise"
+        warnings.warn(f"{text}; if it was not meant: {OTHERS}", stacklevel=5)
 
 
 def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> None:
@@ -82,11 +111,7 @@ def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> N
     most = float(schedule.log_snr(0.0)) if last < first else math.inf
     if times or first > most + 1e-6 * abs(first):
         must = "be log-SNRs, not times" if times else f"be log-SNRs, which end at {most!r} for this schedule"
-        hint = (
-            "for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times timesteps / (T - 1), "
-            "for sigmas (sigma / alpha) -2 log(sigmas)"
-        )
-        raise _check.error(ValueError, function, "grid", f"{must}, from first to last", (first, last), hint)
+        raise _check.error(ValueError, function, "grid", f"{must}, from first to last", (first, last), OTHERS)
 
 
 def empty(stages: int, lead: tuple[int, ...], memory: int = 0) -> Float64:

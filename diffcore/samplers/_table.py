@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from diffcore import _check
@@ -262,6 +262,12 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
     if isinstance(sampler, str) and sampler in aliases():
         sampler, more = aliases()[sampler]
         settings = {**more, **settings}
-    return known[_check.choice("samplers.make", "sampler", sampler, sorted(known))](
-        schedule, steps, grid=grid, **settings
-    )
+    return known[chosen("samplers.make", sampler, known)](schedule, steps, grid=grid, **settings)
+
+
+def chosen(function: str, sampler: Any, known: Collection[str]) -> str:
+    """Return a name of a sampler that is known, or raise with what may be meant, `aliases` among it."""
+    hint = f"samplers.aliases() has {len(aliases())} names of other libraries"
+    if isinstance(sampler, str) and "adaptive" in sampler.lower():
+        hint = "for steps of adaptive size see dc.adaptive.sample_adaptive"
+    return _check.choice(function, "sampler", sampler, sorted(known), hint=hint, others=aliases())

@@ -53,4 +53,4 @@ __all__ = [
     "zero_terminal_snr",
 ]
 
-_explained.face(__name__)
+_explained.face(__name__, lambda: {name: f'diffcore.schedules.by_name("{name}")' for name in named()})

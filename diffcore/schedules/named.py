@@ -168,7 +168,7 @@ def simple_diffusion(
 
 
 _NAMED: dict[str, Callable[[], Schedule]] = {
-    "cosine": lambda: Cosine(log_snr_min=-math.inf, log_snr_max=math.inf),
+    "cosine": Cosine,
     "ddpm": lambda: from_betas(betas("linear")),
     "edm": Karras,
     "exponential": lambda: LinearBeta(beta_min=12.0, beta_max=12.0),

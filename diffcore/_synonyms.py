@@ -1,0 +1,122 @@
+"""Names of the field that are written otherwise here, for messages that say which name may be meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterator
+
+ELSEWHERE = {
+    # samplers
+    "ancestral": "ddpmancestral psample ddpmpsample",
+    "dpm2_ancestral": "dpm2a kdpm2a",
+    "dpm_solver_fast": "dpmfast",
+    "dpm_solver_pp": "dpmpp dpmsolvermultistep edmdpmsolvermultistep dpmpp3m",
+    "dpm_solver_pp_2s": "dpmpp2s dpmsolversinglestep",
+    "dpm_solver_pp_3s": "dpmpp3s",
+    "dpm_solver_pp_sde": "dpmsolversde",
+    "dpmpp_2m": "dpmsolverpp2m",
+    "dpmpp_2m_sde": "dpmsolverpp2msde sdedpmsolverpp cosinedpmsolvermultistep",
+    "dpmpp_2s_ancestral": "dpmpp2sa",
+    "dpmpp_3m_sde": "dpmsolverpp3msde",
+    "euler": "edmeuler eulerdiscrete flowmatcheuler flowmatcheulerdiscrete",
+    "euler_ancestral": "eulera",
+    "flow_map": "meanflow shortcut",
+    "gradient_estimation": "ge",
+    "heun": "edm edmheun edmstochastic heundiscrete",
+    "lcm": "cm consistency",
+    "predictor_corrector": "pc langevin annealedlangevin",
+    "res_multistep": "res",
+    "runge_kutta": "rk2 rk3 rk4 rk45 midpoint dopri5 bosh3 ode",
+    # schedules
+    "ddpm": "linear sqrtlinear",
+    "edm": "elucidated",
+    "iddpm": "squaredcos squaredcoscapv2 improvedddpm",
+    "rectified_flow": "flowmatch flowmatching rf reflow condot ot optimaltransport linearinterpolant",
+    "stable_diffusion": "scaledlinear sd sd1 sd15 sd2 sdxl ldm latentdiffusion",
+    "stable_diffusion_zero_snr": "zerosnr ztsnr zeroterminalsnr rescalebetaszerosnr",
+    "sub_vp_sde": "subvp",
+    "ve_sde": "ve ncsn ncsnpp smld loglinear",
+    "vp_sde": "vp",
+    # tables of betas
+    "linear": "ddpm",
+    "scaled_linear": "stablediffusion sd sd15 sdxl ldm",
+    "squaredcos_cap_v2": "cosine squaredcos iddpm",
+    # grids
+    "align_your_steps": "ays",
+    "bong_tangent": "bong",
+    "flow_match": "flow flowmatching discreteflow flowmatcheuler flowmatcheulerdiscrete",
+    "karras": "edm",
+    "kl_optimal": "klopt",
+    "optimal_steps": "oss",
+    "sgm_uniform": "sgm",
+    "uniform": "linear uniformtime timeuniform",
+    "uniform_log_snr": "logsnr lambda lambdas loguniform loglinear",
+}
+"""Names here, and what they are called elsewhere, as `plainly` writes that. Of names that mean two things the choices decide."""
+
+SPACED = {
+    **{
+        name.replace("_", ""): name
+        for name in ("karras", "exponential", "polyexponential", "simple", "normal", "beta", "gits")
+    },
+    **{name.replace("_", ""): name for name in ("sgm_uniform", "ddim_uniform", "kl_optimal", "align_your_steps")},
+    "klopt": "kl_optimal",
+    "ays": "align_your_steps",
+}
+"""What names such as "DPM++ 2M Karras" say after the sampler, plainly: where its steps lie, which is the grid here."""
+
+
+def plainly(name: str) -> str:
+    """Return a name by its letters and digits alone.
+
+    >>> plainly("DPM++ 2M_SDE"), plainly("dpm_solver_plus_plus")
+    ('dpmpp2msde', 'dpmsolverpp')
+    """
+    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p")).replace("plusplus", "pp")
+
+
+def _forms(name: str) -> Iterator[str]:
+    """Yield a name plainly, and without what other libraries put before and after theirs."""
+    plain = plainly(name)
+    yield plain
+    short = re.sub("(scheduler|schedule|sampler|sigmas|gpu)+$", "", re.sub("^sample", "", plain))
+    yield short
+    yield short.removesuffix("discrete")
+    yield short.removesuffix("multistep")
+    yield short.removeprefix("k")
+
+
+def same(name: str, choices: Collection[str]) -> str:
+    """Return the choice that is written otherwise, or called so elsewhere, "" where there is none.
+
+    >>> same("Euler a", ["euler", "euler_ancestral"]), same("linear", ["ddpm", "linear_vp"]), same("linear", ["euler"])
+    ('euler_ancestral', 'ddpm', '')
+    """
+    plain = {plainly(choice): choice for choice in reversed(list(choices))}
+    for form in dict.fromkeys(_forms(name)):
+        if form in plain:
+            return plain[form]
+        for here, there in ELSEWHERE.items():
+            if here in choices and form in there.split():
+                return here
+    return ""
+
+
+def meant(name: str, choices: Collection[str]) -> tuple[str, str]:
+    """Return the choice that a name may mean, "" where it means none, and the grid that it names beside a sampler, or "".
+
+    >>> meant("DPM++ 2M Karras", ["euler", "dpmpp_2m"]), meant("unipcc", ["ddim", "unipc"])
+    (('dpmpp_2m', 'karras'), ('unipc', ''))
+    """
+    found = same(name, choices)
+    if found or not name:
+        return found, ""
+    if "euler" in choices:
+        for ending in sorted(SPACED, key=len, reverse=True):
+            rest = plainly(name).removesuffix(ending)
+            if rest != plainly(name) and (found := same(rest, choices)):
+                return found, SPACED[ending]
+    known = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return (known[near[0]] if near else ""), ""
