@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -188,26 +189,34 @@ def native(seed: int, *, like: Array | None = None) -> Callable[[Any, tuple[int,
     library = _array.name(_array.namespace("noise.native", like=like))
     if library == "numpy":
         kind = np.float64 if like.dtype == np.float64 else np.float32
-        return lambda draw, shape: (
-            np.random.default_rng([seed, int(draw)]).standard_normal(shape, dtype=kind).astype(like.dtype)
-        )
+        return partial(_from_numpy, seed, kind, like.dtype)
     if library == "torch":
-        import torch
-
-        def from_torch(draw: Any, shape: tuple[int, ...]) -> Array:
-            state = int(np.random.SeedSequence([seed, int(draw)]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            generator = torch.Generator(like.device).manual_seed(state)
-            return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-
-        return from_torch
+        return partial(_from_torch, seed, like.dtype, like.device)
     if library == "jax":
-        import jax
-
-        key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")  # `key` takes 32 bits of a seed
-        return lambda draw, shape: jax.random.normal(jax.random.fold_in(key, draw), shape, like.dtype)
+        return partial(_from_jax, tuple(words.tolist()), like.dtype)
     raise _check.error(
         TypeError, "noise.native", "like", "be an array of NumPy, torch or JAX", like, "use noise.normal"
     )
+
+
+def _from_numpy(seed: int, kind: Any, dtype: Any, draw: Any, shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng([seed, int(draw)]).standard_normal(shape, dtype=kind).astype(dtype)
+
+
+def _from_torch(seed: int, dtype: Any, device: Any, draw: Any, shape: tuple[int, ...]) -> Array:
+    import torch
+
+    state = int(np.random.SeedSequence([seed, int(draw)]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    generator = torch.Generator(device).manual_seed(state)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def _from_jax(words: tuple[int, int], dtype: Any, draw: Any, shape: tuple[int, ...]) -> Array:
+    import jax
+
+    held = jax.numpy.asarray(np.array(words, np.uint32))
+    key = jax.random.wrap_key_data(held, impl="threefry2x32")  # `jax.random.key` takes 32 bits of a seed
+    return jax.random.normal(jax.random.fold_in(key, draw), shape, dtype)
 
 
 _explained.face(__name__)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +187,6 @@ def test_eps_at_pure_noise_has_no_table_and_says_what_to_use() -> None:
             plan.coefficients(kind)
     with pytest.raises(ValueError, match=r"`prediction` must be .*, got 'w'"):
         plan.coefficients("w")
-
-
-def test_plans_are_copied_and_pickled() -> None:
-    for plan in (dc.samplers.unipc(dc.schedules.Cosine(), 4), dc.samplers.euler(dc.schedules.Cosine(), 4, churn=2.0)):
-        for other in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
-            assert other == plan
-            assert other.settings == plan.settings
 
 
 @every_sampler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,9 +54,9 @@ class Linear:
         u, _, vt = zip(*self.decomposed, strict=True)
         return Svd(
             values,
-            lambda y: self._apply(y, [part.T for part in u]),
-            lambda x: self._apply(self._flat(x), list(vt)),
-            lambda c: self._shaped(self._apply(c, [part.T for part in vt])),
+            partial(self._apply, matrices=[part.T for part in u]),
+            partial(self._into, matrices=vt),
+            partial(self._out, matrices=[part.T for part in vt]),
             aligned=False,
         )
 
@@ -69,6 +70,12 @@ class Linear:
             rows = xp.asarray(np.array(matrix.T), dtype=x.dtype, device=_array.device(x))
             x = xp.moveaxis(xp.matmul(xp.moveaxis(x, axis, -1), rows), -1, axis)
         return x
+
+    def _into(self, x: Array, matrices: Sequence[Any]) -> Array:
+        return self._apply(self._flat(x), matrices)
+
+    def _out(self, c: Array, matrices: Sequence[Any]) -> Array:
+        return self._shaped(self._apply(c, matrices))
 
     def _flat(self, x: Array) -> Array:
         if self.event is None:

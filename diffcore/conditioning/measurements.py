@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -186,7 +187,15 @@ def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.N
 def _of_means(measure: Any, count: int) -> Svd:
     """Return the decomposition of means over blocks of `count`, whose rows are orthogonal: S = 1 / sqrt(count), U = I."""
     root = float(count) ** 0.5
-    return Svd(1.0 / root, lambda y: y, lambda x: root * measure(x), lambda c: measure.spread(c) / root, aligned=True)
+    return Svd(1.0 / root, _as_it_is, partial(_times, root, measure), partial(_times, 1.0 / root, measure.spread), True)
+
+
+def _as_it_is(y: Array) -> Array:
+    return y
+
+
+def _times(factor: float, function: Any, x: Array) -> Array:
+    return factor * function(x)
 
 
 def _placed(function: str, axes: tuple[int, ...], factors: tuple[int, ...], rank: int) -> dict[int, int]:

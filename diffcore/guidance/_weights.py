@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,11 @@ def of_two(function: str, weight: Any, scale: Any) -> Any:
     if scale is None:
         return check(function, "weight", weight)
     checked = check(function, "scale", scale)
-    return (lambda log_snr: checked(log_snr) - 1.0) if callable(checked) else checked - 1.0
+    return partial(_less_one, checked) if callable(checked) else checked - 1.0
+
+
+def _less_one(scale: Any, log_snr: Any) -> Any:
+    return scale(log_snr) - 1.0
 
 
 def along(function: str, weight: Any, log_snr: Any, data: Array, xp: Any) -> Any:

@@ -115,7 +115,7 @@ class _Denoiser:
             return self
         level = np.asarray(log_snr, dtype=np.float64)
         key = id(self.scheduler.timesteps), level.tobytes()
-        if key not in self.known:
+        if key not in self.known or self.known[key][0] is not self.scheduler.timesteps:  # as in a copy
             self.known[key] = self.scheduler.timesteps, _schedulers.timesteps_of(self.scheduler, level)
         timesteps = self.known[key][1]
 

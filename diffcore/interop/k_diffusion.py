@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -179,20 +180,21 @@ def model(
     source = predictions.kind_of(function, denoise, prediction)
     own = _wrapping.own_scaling(denoise) or scaling
     fitted: Any = denoise.with_scaling(own) if hasattr(denoise, "with_scaling") else denoise
+    return partial(_estimate, fitted, source, own, scaling)
 
-    def call(x: Array, sigma: Any, **_: Any) -> Array:
-        xp = _array.library(x)
-        sigma = xp.zeros(x.shape[0], dtype=x.dtype, device=_array.device(x)) + sigma
-        log_snr = _log_snr(xp, sigma, scaling)
-        at = levels.level(log_snr, own)
-        z = x
-        if own != scaling:
-            theirs = levels.level(log_snr, scaling)
-            ratio = xp.where(log_snr < 0.0, at.sigma / theirs.sigma, at.alpha / theirs.alpha)
-            z = x * xp.reshape(ratio, (-1,) + (1,) * (x.ndim - 1))
-        return predictions.convert(fitted(z, log_snr), z, at, source=source, target="x")
 
-    return call
+def _estimate(denoise: Any, source: Any, own: str, scaling: str, x: Array, sigma: Any, **_: Any) -> Array:
+    """Return x-hat of a denoiser for the scaling `own`, at x as `scaling` has it."""
+    xp = _array.library(x)
+    sigma = xp.zeros(x.shape[0], dtype=x.dtype, device=_array.device(x)) + sigma
+    log_snr = _log_snr(xp, sigma, scaling)
+    at = levels.level(log_snr, own)
+    z = x
+    if own != scaling:
+        theirs = levels.level(log_snr, scaling)
+        ratio = xp.where(log_snr < 0.0, at.sigma / theirs.sigma, at.alpha / theirs.alpha)
+        z = x * xp.reshape(ratio, (-1,) + (1,) * (x.ndim - 1))
+    return predictions.convert(denoise(z, log_snr), z, at, source=source, target="x")
 
 
 _explained.face(__name__)

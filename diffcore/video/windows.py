@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -136,16 +137,24 @@ def shuffled_noise(
     )
     if window % group:
         raise _check.error(ValueError, function, "stride", f"divide the window, {window}", stride)
+    return partial(_shuffled, seed, window, group, like)
 
-    def drawn(draw: Any, shape: tuple[int, ...], stream: int = _streams.SAMPLER) -> Array:
-        order = np.arange(window)
-        ranks = noise.bits([0], 0, (1, max(1, -(-shape[1] // group)), group), stream=_streams.CHOICES)[0]
-        for block in range(window // group, -(-shape[1] // group)):
-            before = order[(block - window // group) * group :][:group]
-            order = np.concatenate([order, before[np.argsort(ranks[block])]])
-        first = noise.normal(seed, draw, (shape[0], window, *shape[2:]), like=like, stream=stream)
-        xp = _array.library(first)
-        place = _layout.beside(xp.asarray(order[: shape[1]], device=_array.device(first)), first)
-        return xp.take(first, place, axis=1)
 
-    return drawn
+def _shuffled(
+    seed: Any,
+    window: int,
+    group: int,
+    like: Array | None,
+    draw: Any,
+    shape: tuple[int, ...],
+    stream: int = _streams.SAMPLER,
+) -> Array:
+    order = np.arange(window)
+    ranks = noise.bits([0], 0, (1, max(1, -(-shape[1] // group)), group), stream=_streams.CHOICES)[0]
+    for block in range(window // group, -(-shape[1] // group)):
+        before = order[(block - window // group) * group :][:group]
+        order = np.concatenate([order, before[np.argsort(ranks[block])]])
+    first = noise.normal(seed, draw, (shape[0], window, *shape[2:]), like=like, stream=stream)
+    xp = _array.library(first)
+    place = _layout.beside(xp.asarray(order[: shape[1]], device=_array.device(first)), first)
+    return xp.take(first, place, axis=1)
