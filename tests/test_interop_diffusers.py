@@ -273,12 +273,112 @@ def test_what_cannot_be_a_plan_is_refused() -> None:
     for steps, error in ((0, ValueError), ("3", TypeError), (2.5, TypeError)):
         with pytest.raises(error, match=r"interop\.diffusers\.plan: `steps` must be an int >= 1, got"):
             interop.plan(stock(), steps)
-    with pytest.raises(ValueError, match="`prediction_type` must be one of"):
-        interop.plan(diffusers.CMStochasticIterativeScheduler(), STEPS)
     with pytest.raises(TypeError, match="DDIMInverseScheduler, which takes the output"):
         interop.plan(diffusers.DDIMInverseScheduler(), STEPS)
     with pytest.raises(ValueError, match="`prediction_type` must be one of"):
         interop.denoiser(network, diffusers.DDPMScheduler(prediction_type="score"))
+
+
+def test_every_scheduler_of_diffusers_is_taken_or_refused_with_the_way_out() -> None:
+    """Whatever class a project has; those that are taken draw what they draw (above), so that here only their kind is asked for."""
+    from diffcore.interop import _config, _untaken
+
+    needs: dict[str, dict[str, Any]] = {
+        "AmusedScheduler": {"mask_token_id": 1},
+        "VQDiffusionScheduler": {"num_vec_classes": 8},
+        "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0},
+    }
+    named = {case[0] for case in CASES}
+    for name, kind in _config.kinds().items():
+        if name in ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"):
+            continue  # which need torchsde to be made
+        scheduler = kind(**needs.get(name, {}))
+        if name in _untaken.UNTAKEN or name == "DDIMInverseScheduler":
+            for call in (
+                interop.plan,
+                interop.schedule,
+                lambda s: interop.denoiser(network, s),
+                interop.Scheduler.from_config,
+            ):
+                with pytest.raises(TypeError, match=rf"`scheduler`,? (is )?a {name}.*; (use|write|it can|divide) .*"):
+                    call(scheduler)
+        else:
+            assert name in named, f"{name} is neither read in CASES nor refused in interop._untaken"
+            assert interop.denoiser(network, scheduler).prediction is not None
+    assert len(interop.plan(diffusers.HeliosScheduler(stages=1, scheduler_type="euler"), 4)) == 4
+
+
+def test_what_takes_the_place_of_a_scheduler_that_is_refused_draws_the_same() -> None:
+    """The advice is right: the loops of three of them against the plans that their messages name."""
+    x, flow = NOISES[0], dc.schedules.Flow()
+
+    def mean(z: Any, t: Any, r: Any) -> Any:
+        return network(z, 1000.0 * t) + 0.1 * r * z
+
+    def sigma(log_snr: Any) -> Any:
+        return float(dc.levels.level(log_snr.reshape(-1)[:1], "flow").sigma)
+
+    scheduler: Any = diffusers.FlowMapEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(4)
+    want = x
+    for k, t in enumerate(scheduler.timesteps):
+        want = scheduler.step(
+            mean(want, float(scheduler.sigmas[k]), float(scheduler.sigmas[k + 1])), t, want
+        ).prev_sample
+    plan = dc.samplers.flow_map(flow, grid=dc.grids.flow_match(flow, 4, shift=3.0))
+    found = dc.sample(lambda z, a, b: mean(z, sigma(a), sigma(b)), plan, x, prediction="flow")
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
+
+    scheduler = diffusers.MiniMaxH3Scheduler()
+    scheduler.set_timesteps(5)
+    want = x
+    for t in scheduler.timesteps:
+        want = scheduler.step(network(want, t), t, want).prev_sample
+    plan = dc.samplers.ddim(flow, grid=dc.grids.flow_match(flow, 5 - 1, shift=scheduler.shift))
+    found = dc.sample(lambda z, at: -network(z, 1.0 - sigma(at)), plan, x, prediction="flow")
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)  # whose times are float32
+
+    scheduler, draws = diffusers.CMStochasticIterativeScheduler(clip_denoised=False), iter(NOISES[1:])
+    scheduler.set_timesteps(3)
+    levels = torch.cat([scheduler.sigmas[:3].double(), torch.tensor([scheduler.config.sigma_min]).double()])
+    want = levels[0] * x
+    own: Any = Draws()
+    for t in scheduler.timesteps:
+        scale = scheduler.scale_model_input(want, t)
+        own.calls += 1
+        with own:
+            want = scheduler.step(network(scale, t), t, want).prev_sample
+
+    def consistent(z: Any, log_snr: Any) -> Any:
+        at = torch.exp(-0.5 * log_snr.reshape(-1)[:1])
+        skip, out = scheduler.get_scalings_for_boundary_condition(at)
+        return skip * z + out * network(z / (at**2 + 0.25) ** 0.5, 250.0 * torch.log(at))
+
+    grid = -2.0 * np.log(levels.numpy())
+    plan = dc.samplers.lcm(dc.schedules.Karras(), grid=grid, floor=scheduler.config.sigma_min)
+    found = dc.sample(consistent, plan, levels[0] * x, prediction="x", noise=lambda *_: next(draws))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_entry_that_the_class_does_not_take_is_answered_with_where_it_belongs() -> None:
+    own, stock = interop.Scheduler.from_config, diffusers.DDIMScheduler()
+    for more, says in (
+        (
+            {"use_karras_sigmas": True},
+            r"DDIMScheduler takes no `use_karras_sigmas`; DPMSolverMultistep.* take it: scheduler='DPMSolver",
+        ),
+        (
+            {"sampler": "dpm_solver_pp", "order": 3},
+            r"`order`; it is a setting of dpm_solver_pp: settings={'order': ...}",
+        ),
+        ({"predicton_type": "sample"}, r"did you mean `prediction_type`\?"),
+        ({"colour": 3}, r"`colour`; it takes .*beta_end.*"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            own(stock, **more)
+    with pytest.raises(TypeError, match=r"Scheduler: a DDIMScheduler takes no `use_karras_sigmas`; DPM"):
+        interop.Scheduler(use_karras_sigmas=True)
+    assert own(stock, scheduler="DPMSolverMultistepScheduler", use_karras_sigmas=True).config["use_karras_sigmas"]
 
 
 def test_nothing_is_patched_and_the_generator_is_left_alone() -> None:

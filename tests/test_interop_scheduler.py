@@ -382,11 +382,11 @@ def test_what_does_not_fit_is_refused() -> None:
     x = STARTS
     with pytest.raises(ValueError, match="`scheduler` must be the name of a scheduler of diffusers"):
         Scheduler(scheduler="Nothing")
-    with pytest.raises(TypeError, match=r"a DDIMScheduler takes no `shift`; give scheduler="):
+    with pytest.raises(TypeError, match=r"a DDIMScheduler takes no `shift`; .* take it: scheduler="):
         Scheduler(shift=3.0)
     with pytest.raises(ValueError, match=r"`sampler` must be .*got 'unipcc'; did you mean 'unipc'"):
         Scheduler(sampler="unipcc")
-    with pytest.raises(TypeError, match="takes no `sampelr`"):
+    with pytest.raises(TypeError, match=r"takes no `sampelr`; did you mean `sampler`\?"):
         Scheduler.from_config(diffusers.DDIMScheduler(), sampelr="unipc")
     with pytest.raises(TypeError, match="`config` must be the config of a scheduler"):
         Scheduler.from_config(3)
@@ -400,7 +400,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ddim.step(torch.cat([x, x], 1), ddim.timesteps[0], x)
     with pytest.raises(ValueError, match="give `generator` or `variance_noise`"):
         ddim.step(x, ddim.timesteps[0], x, eta=1.0, generator=torch.Generator(), variance_noise=x)
-    with pytest.raises(TypeError, match="must be a scheduler of diffusers with sigmas"):
+    with pytest.raises(TypeError, match="its states are tokens"):
         Scheduler(scheduler="VQDiffusionScheduler", num_vec_classes=4)
     unipc = Scheduler.from_config(diffusers.UniPCMultistepScheduler())
     unipc.set_timesteps(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from diffcore import _check
+from diffcore import _check, samplers
+
+COMMON = (
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+)
+"""The classes that are named first where several take an entry."""
 
 DEFAULTS = "_use_default_values"
 """The entry of a config with the names of those values that nobody gave."""
@@ -40,6 +50,30 @@ def stock(function: str, name: object) -> type[Any]:
     return found
 
 
+def kinds() -> dict[str, type[Any]]:
+    """Return the schedulers of diffusers by their names."""
+    names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
+    found = {name: getattr(diffusers, name) for name in names}
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, SchedulerMixin)}
+
+
+def misplaced(entry: str, scheduler: str, sampler: object) -> str:
+    """Return what to say of an entry that a class does not take: where it belongs, and else which one may be meant."""
+    row = samplers.table().get(sampler) if isinstance(sampler, str) else None
+    takes = sorted(defaults(kinds()[scheduler]))
+    takers = [name for name in COMMON if name in kinds() and entry in defaults(kinds()[name])]
+    takers = takers or [name for name, kind in kinds().items() if entry in defaults(kind)]
+    if row is not None and entry in inspect.signature(row.make).parameters:
+        way = f"it is a setting of {sampler}: settings={{{entry!r}: ...}}"
+    elif takers:
+        way = f"{' and '.join(takers[:3])} {'takes' if len(takers) == 1 else 'take'} it: scheduler={takers[0]!r}"
+    elif near := difflib.get_close_matches(entry, [*takes, *OWN], n=1):
+        way = f"did you mean `{near[0]}`?"
+    else:
+        way = f"it takes {', '.join(takes)}; settings of a sampler go in settings={{...}}"
+    return _check.cut(f"a {scheduler} takes no `{entry}`; {way}", 400)
+
+
 def defaults(kind: type[Any]) -> dict[str, Any]:
     """Return what the constructor of a class takes, with its default values."""
     taken = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -58,13 +92,7 @@ def owner(function: str, config: Mapping[str, Any]) -> str:
     if "scheduler" in config:
         return str(config["scheduler"])
     entries = {name for name in config if not name.startswith("_")} - set(OWN)
-    names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
-    kinds = {name: getattr(diffusers, name) for name in names}
-    takes = {
-        name: set(defaults(kind))
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, SchedulerMixin)
-    }
+    takes = {name: set(defaults(kind)) for name, kind in kinds().items()}
     fits = [name for name, taken in takes.items() if taken == entries]
     if not fits and entries <= takes["DDIMScheduler"]:
         return "DDIMScheduler"

@@ -77,10 +77,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         kind = _config.stock(FUNCTION, scheduler)
         unknown = sorted(config.keys() - _config.defaults(kind).keys())
         if unknown:
-            raise TypeError(
-                f"{FUNCTION}: a {scheduler} takes no `{unknown[0]}`; give scheduler='...' for another class, and what belongs to "
-                f"`sampler` in settings={{...}}"
-            )
+            raise TypeError(f"{FUNCTION}: {_config.misplaced(unknown[0], scheduler, sampler)}")
         if sampler is not None:
             sampler, more = (
                 samplers.aliases().get(sampler, (sampler, {})) if isinstance(sampler, str) else (sampler, {})
@@ -127,8 +124,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise _check.error(TypeError, function, "config", "be the config of a scheduler, or a scheduler", config)
         given, left = _config.given(function, {**config, **named}, kwargs)
         if left and not return_unused_kwargs:
-            name = f"a {given['scheduler']} takes no `{min(left)}`"
-            raise TypeError(f"{function}: {name}; settings of a sampler go in settings={{...}}")
+            raise TypeError(f"{function}: {_config.misplaced(min(left), given['scheduler'], given['sampler'])}")
         found = cls(**given)
         rest = {key: value for key, value in config.items() if key not in found.config and key != _config.DEFAULTS}
         found.register_to_config(**(rest | ({"_class_name": cls.__name__} if "_class_name" in rest else {})))

@@ -14,7 +14,9 @@ Each class writes this in its own `step`; here it is by kind, which shows in wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ import numpy as np
 from diffcore import _check, levels, predictions, schedules
 from diffcore._array import Array, to_host
 from diffcore.grids.given import levels_of
+from diffcore.interop import _untaken
 from diffcore.levels import Level
 from diffcore.plan import Float64
 from diffcore.predictions import Prediction, Row
@@ -31,6 +34,18 @@ FLOWS = ("FlowMatch", "LTXEulerAncestralRF")
 """How the names of classes begin that are made for flows alone."""
 
 SCALINGS = {"flow": "flow", "edm": "ve", "ve": "ve", "vp": "vp", "table": "vp", "circle": "vp"}
+
+STEPS = ("timesteps", "sigmas", "_init_step_index")
+
+NEEDS = {
+    "flow": STEPS,
+    "edm": STEPS,
+    "ve": (*STEPS, "alphas_cumprod"),
+    "vp": (*STEPS, "alphas_cumprod"),
+    "table": ("timesteps", "alphas_cumprod"),
+    "circle": ("timesteps", "_init_step_index"),
+}
+"""What a scheduler of each kind is asked for."""
 
 NAMES = {"epsilon": "eps", "sample": "x", "flow_prediction": "flow"}
 
@@ -60,6 +75,19 @@ def kind(scheduler: Any) -> str:
             f"at another level than that of its timestep; use DPMSolverMultistepInverseScheduler, or samplers.ddim on a rising grid"
         )
     named = config.get("scheduler", type(scheduler).__name__)  # of a `Scheduler` of ours, the one that it stands for
+    _untaken.refuse(scheduler, named)
+    found = _kind(scheduler, named, config)
+    if found is None or not all(map(partial(hasattr, scheduler), NEEDS[found])):
+        hint = "write its loop for samplers.trace"
+        if callable(scheduler):
+            hint = "a network goes before it, as in denoiser(model, scheduler)"
+        elif hasattr(scheduler, "config"):
+            hint = f"{_untaken.TAKEN}; of another, {hint}"
+        raise _wrong(scheduler, hint)
+    return found
+
+
+def _kind(scheduler: Any, named: str, config: Mapping[str, Any]) -> str | None:
     flow = named.startswith(FLOWS) or config.get("prediction_type") == "flow_prediction"
     if flow or config.get("use_flow_sigmas"):
         return "flow"
@@ -71,8 +99,7 @@ def kind(scheduler: Any) -> str:
         return "table"
     if hasattr(scheduler, "timesteps") and hasattr(scheduler, "_get_prev_sample"):
         return "circle"
-    network = "a network goes before it, as in denoiser(model, scheduler)"
-    raise _wrong(scheduler, network if callable(scheduler) else "write its loop for samplers.trace")
+    return None
 
 
 def _wrong(scheduler: object, hint: str) -> Exception:
@@ -88,10 +115,15 @@ def prediction(scheduler: Any) -> Prediction:
         return predictions.edm(config["sigma_data"]) if name == "epsilon" else Velocity(config["sigma_data"])
     if name == "v_prediction":
         return "v" if SCALINGS[of] == "vp" else Velocity()
-    if name not in NAMES:
+    if name is None:
         raise ValueError(
-            f"interop.diffusers: `prediction_type` must be one of {[*NAMES, 'v_prediction']}, got {name!r}"
+            f"interop.diffusers: the config of `scheduler`, a {type(scheduler).__name__}, has no `prediction_type`, so that what "
+            f"its network returns is not known; {_untaken.TAKEN}; of another, write the loop for samplers.trace"
         )
+    if name not in NAMES:
+        must = f"be one of {[*NAMES, 'v_prediction']}"
+        hint = f"of another, write the loop of {type(scheduler).__name__} for samplers.trace"
+        raise _check.error(ValueError, "interop.diffusers", "prediction_type", must, name, hint)
     return NAMES[name]
 
 
