@@ -200,8 +200,8 @@ def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mi
         return Mixing(zero, zero + 1.0)
     a, b, w = source(xp, level)
     c, d, u = target(xp, level)
-    determinant = level.alpha * b - level.sigma * a
-    return Mixing((c * b - d * a) / (u * determinant), w * (level.alpha * d - level.sigma * c) / (u * determinant))
+    determinant = level.alpha * b - level.sigma * a  # u divides apart: their product leaves the range of a dtype early
+    return Mixing((c * b - d * a) / determinant / u, w * (level.alpha * d - level.sigma * c) / determinant / u)
 
 
 def name_of(prediction: Prediction) -> str:

@@ -304,8 +304,11 @@ def ordered(function: str, s: Level, t: Level) -> tuple[Level, ...]:
     s, t = levels.line_up(function, s=s, t=t)
     host = (int, float, np.ndarray)  # the values of other libraries are not read: they may be traced
     if isinstance(s.log_snr, host) and isinstance(t.log_snr, host) and not np.all(s.log_snr >= t.log_snr):
-        found, least = (float(f"{part:.6g}") if np.ndim(part) == 0 else part for part in (s.log_snr, t.log_snr))
-        must = f"have a log-SNR >= {_check.shown(least)}, that of `t`, the noisier level"
+        pair = np.broadcast_arrays(s.log_snr, t.log_snr)
+        index = tuple(np.argwhere(~(pair[0] >= pair[1]))[0].tolist())
+        found, least = (float(f"{part[index]:.6g}") for part in pair)
+        place = f" at {list(index)}" if index else ""
+        must = f"have a log-SNR >= {_check.shown(least)}, that of `t`, the noisier level{place}"
         raise _check.error(ValueError, function, "s", must, found, "exchange them")
     return s, t
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,3 +258,12 @@ def test_every_public_check_is_documented_and_listed() -> None:
                 check = getattr(testing, name)
                 assert ">>>" in check.__doc__, name
                 assert name in (testing.__doc__ or ""), name
+
+
+def test_the_page_has_every_public_name_in_its_table_and_every_strategy_in_its_example() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"`(\w+)`", table))
+    assert named == {name for name in testing.__all__ if callable(getattr(testing, name))}
+    assert set(re.findall(r"strategies\.(\w+)\(", page)) == set(strategies.__all__)
+    assert {"ends=", "reach=", "min_gap="} <= set(re.findall(r"`(?:\w+, )?(\w+=)\w*`", page))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array
+from diffcore import _array, levels
 from diffcore._array import Array
+from diffcore.levels import Level
 
 Float64 = npt.NDArray[np.float64]
 
@@ -38,6 +41,64 @@ def smallest(array: Array) -> float:
     """Return the smallest normal number of an array's dtype: what lies below it a library may flush to zero."""
     kind = str(array.dtype).removeprefix("torch.").rsplit(".", 1)[-1]
     return 2.0**-126 if kind == "bfloat16" else float(np.finfo(kind).smallest_normal)
+
+
+def largest(array: Array) -> float:
+    """Return the largest number of an array's dtype."""
+    kind = str(array.dtype).removeprefix("torch.").rsplit(".", 1)[-1]
+    return (2.0 - 2.0**-7) * 2.0**127 if kind == "bfloat16" else float(np.finfo(kind).max)
+
+
+def flat(function: str, **given: Level) -> list[Level]:
+    """Return levels of any shapes that line up, numbers too, as arrays of one shape (N,)."""
+    made = {name: Level(*map(_as_array, level)) for name, level in given.items() if hasattr(level, "alpha")}
+    found = levels.line_up(function, **{**given, **made})
+    shape = np.broadcast_shapes(*(tuple(level.log_snr.shape) for level in found))
+    xp = _array.library(found[0].log_snr)
+    return [Level(*(xp.reshape(xp.broadcast_to(part, shape), (-1,)) for part in level)) for level in found]
+
+
+def _as_array(part: Array) -> Array:
+    return np.asarray(part) if _array.library(part) is None else part
+
+
+def in_range(function: str, **given: Level) -> list[Level]:
+    """Return levels as `flat` does, or raise ValueError, with the place, where a square of alpha or sigma leaves the dtype."""
+    found = flat(function, **given)
+    for name, level in zip(given, found, strict=True):
+        log_snr, like = host(level.log_snr), level.log_snr
+        bound = min(math.log(largest(like)), -math.log(smallest(like)))
+        wrong = np.flatnonzero(~((np.abs(log_snr) <= bound) | np.isinf(log_snr)))
+        if wrong.size:
+            kind = str(like.dtype).rsplit(".", 1)[-1]
+            raise ValueError(
+                f"{function}: `{name}` must have a log-SNR in [-{bound:.1f}, {bound:.1f}], or infinite, in {kind}, got "
+                f"{float(log_snr[wrong[0]])!r}{_at(log_snr, wrong)}; beyond, alpha^2 or sigma^2 leaves the range of the dtype"
+            )
+    return found
+
+
+def in_order(function: str, **given: Level) -> list[Level]:
+    """Return levels as `in_range` does, or raise ValueError, with the place, unless each is at most as noisy as the next."""
+    found = in_range(function, **given)
+    names, log_snrs = list(given), [host(level.log_snr) for level in found]
+    for at, (less, more) in enumerate(pairwise(log_snrs)):
+        wrong = np.flatnonzero(~(less >= more))
+        if wrong.size:
+            raise ValueError(
+                f"{function}: `{names[at]}` must have a log-SNR >= that of `{names[at + 1]}`, the noisier level, got "
+                f"{float(less[wrong[0]])!r} and {float(more[wrong[0]])!r}{_at(less, wrong)}; exchange them"
+            )
+    return found
+
+
+def _at(values: Float64, wrong: npt.NDArray[np.intp]) -> str:
+    return "" if values.size == 1 else f" at [{wrong[0]}]"
+
+
+def where_at(**given: Level) -> dict[str, Float64]:
+    """Return the log-SNRs of levels for the message of `compare`."""
+    return {f"log_snr_{name}": host(level.log_snr) for name, level in given.items()}
 
 
 def fail_unless(good: Any, identity: str, message: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import exact, guidance, levels, likelihood, losses, predictions, process, weights
+from diffcore import exact, guidance, levels, likelihood, losses, predictions, weights
 from diffcore._array import Array
 from diffcore.levels import Level
-from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, put
+from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, in_range, largest, put, smallest
 
 __all__ = [
     "check_bound",
@@ -38,14 +38,17 @@ def check_conversions(
         convert(y_source, z) = y_target,   z = alpha x + sigma eps,   y w = a x + b eps
 
     Args:
-        level: of shape (N,); pairs that do not follow from one another at some of its entries are checked elsewhere.
+        level: of any shape. A pair is left out at entries where one does not follow from the other, as at an infinite lambda,
+            and where the dtype has no room for what one makes of the other.
         kinds: names and row functions of the predictions; None is `predictions.table()`.
-        convert: a function (y, z, level, source=, target=) to check instead of `predictions.convert`.
+        convert: a function (y, z, level, source=, target=) to check instead of `predictions.convert`; it is given levels of
+            shape (N,).
         seed: of x and eps.
         ulps: the tolerance, in units of the rounding of the terms that are added.
 
     Raises:
         AssertionError: naming source, target and the log-SNR.
+        ValueError: a finite log-SNR at which alpha^2 or sigma^2 leaves the range of the dtype, 87 in float32.
 
     Source: Salimans & Ho 2022 (arXiv 2202.00512), app. D.
 
@@ -53,8 +56,9 @@ def check_conversions(
     True
     """
     kinds = predictions.table() if kinds is None else kinds
+    (level,) = in_range("testing.check_conversions", level=level)
     at = Level(*(host(part) for part in level))
-    random, eps = np.random.default_rng(seed), epsilon(level.alpha)
+    random, eps, most = np.random.default_rng(seed), epsilon(level.alpha), largest(level.alpha)
     x, noise = random.normal(size=at.alpha.shape), random.normal(size=at.alpha.shape)
     z, used = at.alpha * x + at.sigma * noise, 0.0
     with np.errstate(all="ignore"):
@@ -62,11 +66,11 @@ def check_conversions(
         outputs = {name: (a * x + b * noise) / w for name, (a, b, w) in rows.items()}
         for source, (a, b, w) in rows.items():
             for target, (c, d, u) in rows.items():
-                determinant = np.abs(u * (at.alpha * b - at.sigma * a))
-                from_z = (np.abs(c * b) + np.abs(d * a)) / determinant
-                from_y = np.abs(w) * (np.abs(at.alpha * d) + np.abs(at.sigma * c)) / determinant
+                determinant = np.abs(at.alpha * b - at.sigma * a)
+                from_z = (np.abs(c * b) + np.abs(d * a)) / determinant / np.abs(u)
+                from_y = np.abs(w) * (np.abs(at.alpha * d) + np.abs(at.sigma * c)) / determinant / np.abs(u)
                 size = from_z * np.abs(z) + from_y * np.abs(outputs[source]) + np.abs(outputs[target])
-                ok = np.isfinite(size) & np.isfinite(z)
+                ok = (np.maximum(np.maximum(from_z, from_y), size) < most) & (np.abs(z) < most)
                 if not np.any(ok):
                     continue
                 part = Level(*(put(value[ok], level.alpha) for value in at))
@@ -90,35 +94,52 @@ def check_loss_invariance(
     r"""Check that the loss is one number whatever the network predicts: w(lambda) |x - x-hat|^2.
 
     Args:
-        level: of shape (B,), finite; of log-SNRs within about 10 of 0, since x-hat itself has few digits beyond.
+        level: of any shape. A prediction is left out at entries where it or the weight says nothing about x, as eps at
+            lambda = -inf. Far from 0 it says little, since the difference of two predictions is then lost in their rounding, and
+            the tolerance is as wide as that.
         weight: of `diffcore.weights`, or a function (level, slope) of one's own.
         slope: d lambda / dt, for weights that read it.
-        denoising: a function to check instead of `losses.denoising`.
+        denoising: a function to check instead of `losses.denoising`; it is given levels of shape (N,).
         seed: of x, eps and x-hat.
-        rtol: relative tolerance; None is 1e3 times the dtype's rounding.
+        rtol: relative tolerance beside the rounding of predictions; None is 1e3 times the dtype's rounding.
 
     Raises:
         AssertionError: naming the prediction and the log-SNR.
+        ValueError: a finite log-SNR at which alpha^2 or sigma^2 leaves the range of the dtype, 87 in float32.
 
     Source: math.md of diffcore, "Loss weights"; Salimans & Ho 2022 (arXiv 2202.00512), sec. 4.
 
     >>> check_loss_invariance(levels.level(np.array([-3.0, 4.0]))) <= 1.0
     True
     """
+    (level,) = in_range("testing.check_loss_invariance", level=level)
     at = Level(*(host(part) for part in level))
-    random = np.random.default_rng(seed)
-    x, eps, x_hat = (random.normal(size=(*at.alpha.shape, 4, 3)) for _ in range(3))
-    z = process.diffuse(x, eps, at)
-    lead = (*at.alpha.shape, 1, 1)
-    truth = np.mean(np.reshape(host(weight(at, slope)), lead) * (x - x_hat) ** 2, axis=(1, 2))
-    tolerance = 1e3 * epsilon(level.alpha) if rtol is None else rtol
-    used = 0.0
-    for name in predictions.table():
-        y = predictions.convert(x_hat, z, at, source="x", target=name)
-        parts = (put(part, level.alpha) for part in (y, x, eps))
-        got = host(denoising(*parts, level, prediction=name, weight=weight, slope=slope))
+    random, kinds, eps = np.random.default_rng(seed), predictions.table(), epsilon(level.alpha)
+    x, noise, x_hat = random.normal(size=(3, *at.alpha.shape, 4, 3))
+    tolerance = 1e3 * eps if rtol is None else rtol
+    used, lead = 0.0, (slice(None), None, None)
+    for name, row in kinds.items():
+        with np.errstate(all="ignore"):
+            w = host(weight(at, slope)) * np.ones(at.alpha.shape)
+            truth = w * np.mean((x - x_hat) ** 2, axis=(1, 2))
+            a, b, c = (np.abs(part * np.ones(w.shape))[lead] for part in row(np, at))
+            p, q = (part[lead] for part in predictions.solve(np, at, kinds["x"], row))
+            parts = at.alpha[lead] * x, at.sigma[lead] * noise
+            y = p * sum(parts) + q * x_hat
+            size = (a * np.abs(x) + b * np.abs(noise)) / c + sum(np.abs(p * part) for part in parts) + np.abs(q * x_hat)
+            scale, unsure = w / q[:, 0, 0] ** 2, 4.0 * eps * size
+            lost = scale * np.mean(2.0 * np.abs(q * (x - x_hat)) * unsure + unsure**2, axis=(1, 2))
+            allowed = tolerance * truth + lost + 4.0 * smallest(level.alpha) * (1.0 + scale)
+            least, most = smallest(level.alpha), largest(level.alpha)
+            ok = np.isfinite(truth) & np.isfinite(allowed) & (size.max(axis=(1, 2)) ** 2 < most)
+            ok = ok & (scale < most) & ((scale >= least) | (w == 0.0)) & (np.abs(q[:, 0, 0]) >= least)
+        if not np.any(ok):
+            continue
+        given = (put(part[ok], level.alpha) for part in (y, x, noise))
+        here = Level(*(put(part[ok], level.alpha) for part in at))
+        got = host(denoising(*given, here, prediction=name, weight=weight, slope=slope))
         identity = f"loss of {name!r} under {weight!r}"
-        used = max(used, compare(identity, got, truth, tolerance * truth, where={"log_snr": at.log_snr}))
+        used = max(used, compare(identity, got, truth[ok], allowed[ok], where={"log_snr": at.log_snr[ok]}))
     return used
 
 
@@ -135,36 +156,52 @@ def check_guidance_invariance(
         x-hat of (1 + w) y_c - w y_u = (1 + w) x-hat_c - w x-hat_u
 
     Args:
-        level: of shape (B,), finite.
+        level: of any shape. A prediction is left out at entries where it says nothing about x, as eps at lambda = -inf.
         weight: w.
-        classifier_free: a function (cond, uncond, weight=) -> denoiser to check instead of `guidance.classifier_free`.
+        classifier_free: a function (cond, uncond, weight=) -> denoiser to check instead of `guidance.classifier_free`; it is
+            called at levels of shape (N,).
         seed: of the two estimates.
         ulps: the tolerance, in units of the rounding of the conversions.
 
     Raises:
         AssertionError: naming the prediction and the log-SNR.
+        ValueError: a finite log-SNR at which alpha^2 or sigma^2 leaves the range of the dtype, 87 in float32.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6.
 
     >>> check_guidance_invariance(levels.level(np.array([-3.0, 4.0]))) <= 1.0
     True
     """
-    at = Level(*(host(part) for part in level))
-    random = np.random.default_rng(seed)
-    z, with_condition, without = (random.normal(size=(*at.alpha.shape, 5)) for _ in range(3))
+    (level,) = in_range("testing.check_guidance_invariance", level=level)
+    at, most = Level(*(host(part) for part in level)), largest(level.alpha)
+    random, kinds = np.random.default_rng(seed), predictions.table()
+    z, with_condition, without = random.normal(size=(3, *at.alpha.shape, 5))
     truth = (1.0 + weight) * with_condition - weight * without
-    column = (slice(None), None)
     used = 0.0
-    for name in predictions.table():
-        outputs = [predictions.convert(x, z, at, source="x", target=name) for x in (with_condition, without)]
-        guided = classifier_free(*(_constant(put(y, level.alpha)) for y in outputs), weight=weight)
-        guided = guided(put(z, level.alpha), level.log_snr)
-        got = host(predictions.convert(guided, put(z, level.alpha), level, source=name, target="x"))
-        p, q = (np.abs(part)[column] for part in predictions.mixing(at, name, "x"))
-        size = p * np.abs(z) + q * ((1.0 + weight) * np.abs(outputs[0]) + weight * np.abs(outputs[1])) + np.abs(truth)
-        where = {"log_snr": at.log_snr[column]}
-        tolerance = ulps * epsilon(level.alpha) * size
-        used = max(used, compare(f"guidance on {name!r}", got, truth, tolerance, where=where))
+    for name, row in kinds.items():
+        with np.errstate(all="ignore"):
+            (to_z, to_y), (from_z, from_y) = (
+                [part[:, None] for part in predictions.solve(np, at, *pair)]
+                for pair in ((kinds["x"], row), (row, kinds["x"]))
+            )
+            outputs = [to_z * z + to_y * x for x in (with_condition, without)]
+            guided_size = (1.0 + weight) * np.abs(outputs[0]) + weight * np.abs(outputs[1])
+            made = np.abs(to_z * z) * (
+                1.0 + 2.0 * weight
+            )  # in which the estimates are lost where they are small beside it
+            size = np.abs(from_z * z) + np.abs(from_y) * (guided_size + made) + np.abs(truth)
+            held = np.max(
+                [np.abs(part) * np.ones(z.shape) for part in (from_z, from_y, guided_size, size)], axis=(0, 2)
+            )
+            ok = (held < most) & (np.abs(to_y[:, 0]) >= smallest(level.alpha))
+        if not np.any(ok):
+            continue
+        guided = classifier_free(*(_constant(put(y[ok], level.alpha)) for y in outputs), weight=weight)
+        here, there = Level(*(put(part[ok], level.alpha) for part in at)), put(z[ok], level.alpha)
+        got = host(predictions.convert(guided(there, here.log_snr), there, here, source=name, target="x"))
+        where = {"log_snr": at.log_snr[ok][:, None]}
+        tolerance = ulps * epsilon(level.alpha) * size[ok]
+        used = max(used, compare(f"guidance on {name!r}", got, truth[ok], tolerance, where=where))
     return used
 
 

@@ -127,6 +127,8 @@ def _truncated(drawn: tuple[Schedule, float, float]) -> Schedule:
 def log_snrs(dtype: Any = "float64", *, ends: bool = True, reach: float | None = None) -> st.SearchStrategy[float]:
     """Draw a log-SNR that a dtype holds exactly: moderate, tiny, +-20, far out, and, with `ends`, both infinities.
 
+    None is below the normal numbers, which some libraries take for 0.
+
     Args:
         dtype: "float32" or "float64".
         ends: also -inf and inf.
@@ -136,7 +138,8 @@ def log_snrs(dtype: Any = "float64", *, ends: bool = True, reach: float | None =
     special = [0.0, min(20.0, far), max(-20.0, -far), far, -far] + ([math.inf, -math.inf] if ends else [])
     near = min(far, 20.0)
     drawn = _between(-near, near) | _between(-far, far) | _between(-1e-6, 1e-6) | st.sampled_from(special)
-    return drawn.map(lambda value: float(np.asarray(value, dtype=dtype)))
+    least = float(np.finfo(dtype).smallest_normal)
+    return drawn.map(lambda value: float(np.asarray(value if abs(value) >= least else 0.0, dtype=dtype)))
 
 
 @st.composite
@@ -153,6 +156,9 @@ def ordered_levels(
 ) -> tuple[Level, Level]:
     """Draw two levels (s, t) of shape (size,) with lambda_s > lambda_t everywhere, some one unit in the last place apart.
 
+    From 0 the next is the smallest normal number. A variance between two so close may be 0 in numbers of the dtype: a check
+    of one's own that divides by it needs a `min_gap`.
+
     Args:
         scaling: "vp", "ve" or "flow".
         dtype: "float32" or "float64".
@@ -168,6 +174,8 @@ def ordered_levels(
     t = np.minimum(np.array(first, dtype=dtype), np.nextafter(far, np.asarray(-np.inf, dtype=dtype)))
     s = np.minimum((t + np.maximum(gaps, min_gap)).astype(dtype), far + np.asarray(min_gap, dtype=dtype))
     s = np.where(s > t, s, np.nextafter(t, np.asarray(np.inf, dtype=dtype)))
+    s = np.where(t == 0.0, np.maximum(s, np.finfo(dtype).smallest_normal), s).astype(dtype)
+    s = np.where(np.abs(s) < np.finfo(dtype).smallest_normal, 0.0, s).astype(dtype)  # next to the smallest below 0
     if ends:
         s = np.where(draw(st.lists(st.booleans(), min_size=size, max_size=size)), s, np.inf).astype(dtype)
         t = np.where(draw(st.lists(st.booleans(), min_size=size, max_size=size)), t, -np.inf).astype(dtype)
