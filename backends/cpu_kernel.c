@@ -18,7 +18,7 @@
 #define TILE 256
 #define ROUNDS 10
 #define STRIP 64
-#define MEMORY 4 /* arrays that a plan may remember: cpu_threads.py says so too */
+#define MEMORY 8 /* arrays that a plan may remember: cpu_threads.py says so too */
 #define COLUMNS (MEMORY + 4)
 
 #if defined(__GNUC__)
@@ -556,7 +556,7 @@ PyDoc_STRVAR(stage_doc,
 static Py_ssize_t take_all(Py_buffer *views, PyObject *arrays, Py_ssize_t most, int writable, char kind, Py_ssize_t items)
 {
     if (!PyTuple_Check(arrays) || PyTuple_GET_SIZE(arrays) > most)
-        return refuse("memory is a tuple of arrays, four at most, and no more are written than are read");
+        return refuse("memory is a tuple of arrays, eight at most, and no more are written than are read");
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arrays); i++)
         if (take(&views[i], PyTuple_GET_ITEM(arrays, i), writable, kind, items))
             return -1;

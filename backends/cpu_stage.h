@@ -138,7 +138,9 @@ FOR_EVERY_WIDTH static void OF(tile)(void *const *buffers, int64_t from, const R
         for (int i = 0; i < place.count; i++)
             eps[i] = LOAD(STORE(eps[i])); /* noise is drawn in the dtype of the data */
     }
-    OF(Stage) stage = {.to_x = AT(TO_X), .x_given = x_given, .low = (REAL)low, .high = (REAL)high, .second = rows->second};
+    OF(Stage) stage; /* not all of it is set, nor read */
+    stage.to_x = AT(TO_X), stage.x_given = x_given, stage.second = rows->second;
+    stage.low = (REAL)low, stage.high = (REAL)high;
     for (int at = 0; at < place.count;) {
         const int64_t frame = (place.offset + at) / rows->frame, left = (frame + 1) * rows->frame - place.offset;
         const int end = left < place.count ? (int)left : place.count; /* of the frame, or of the tile */

@@ -20,7 +20,7 @@ try:
 except ImportError:  # installed where there was no C compiler
     kernel = None
 
-MEMORY = 4
+MEMORY = 8
 """Arrays of memory that the kernel reads and writes, at most."""
 
 ELEMENTS = 1 << 16

@@ -79,7 +79,7 @@ LEADS = [(), (1,), (2,), (1, 3), (2, 3), (2, 1)]
 
 
 @st.composite
-def any_plan(draw: st.DrawFn, leads: list[tuple[int, ...]] = LEADS, most: int = 5) -> dc.Plan:
+def any_plan(draw: st.DrawFn, leads: list[tuple[int, ...]] = LEADS, most: int = 9) -> dc.Plan:
     """Draw a plan of three stages of any form: rows that only move up, a row that is x-hat, rows of 0, noise in any row."""
     memory, lead = draw(st.integers(0, most)), draw(st.sampled_from(leads))
     second: Any = draw(st.sampled_from([None, "unguided", "raw"]))

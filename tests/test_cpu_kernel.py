@@ -155,7 +155,7 @@ numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(-4.0, 4.0, width=32))
 
 @needs_kernel
 @settings(max_examples=100)
-@given(data=st.data(), memory=st.integers(0, 4), clips=st.booleans(), length=st.integers(1, 130))
+@given(data=st.data(), memory=st.integers(0, 8), clips=st.booleans(), length=st.integers(1, 130))
 @pytest.mark.parametrize("second", [None, "unguided", "raw"])
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_a_stage_is_the_plain_function_on_any_numbers(

@@ -29,7 +29,7 @@ FORMS = [
     Form(4, 0, True, "unguided"),
     Form(4, 1, False, None),
     Form(4, 2, True, None),
-    Form(4, 3, True, None),
+    Form(8, 6, True, "unguided"),
 ]
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 
@@ -90,7 +90,7 @@ def test_so_is_a_plan_of_any_form(form: Form) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [Form(3, 1, True, "raw"), Form(2, 0, False, "unguided"), Form(6, 2, True, None)], ids=str
+    "form", [Form(3, 1, True, "raw"), Form(2, 0, False, "unguided"), Form(9, 2, True, None)], ids=str
 )
 def test_a_transform_of_ones_own_and_much_memory_go_another_way_to_the_same_end(form: Form) -> None:
     plan, call = made_up(form), Guided()

@@ -71,7 +71,7 @@ def test_any_plan_is_the_plain_loop_bit_for_bit(
 
 
 @given(
-    plan=any_plan(most=4),
+    plan=any_plan(most=8),
     like=st.sampled_from(list(LIKE.values())),
     clips=st.booleans(),
 )
