@@ -17,6 +17,9 @@ from diffcore import _files
 HERE = Path(__file__).resolve().parent
 
 
+NAMES = "names are such as 'test_stage[4-ddim-float32-torch]', and 'stage', 'noise', 'run' and 'unet' are words of them"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time diffcore against its peers.")
     parser.add_argument("-k", metavar="FILTER", help="only rows whose name fits, as for pytest: -k 'stage and ddim'")
@@ -36,6 +39,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         kept = record.Record(given.json or Path(folder, "result.json"))
         device = gpu.name() if given.device == "cuda" else report.processor()
+        if given.device == "cuda" and device == gpu.NONE:
+            parser.exit(2, "python -m benchmarks: --device cuda: this torch finds no CUDA device\n")
         kept.write(record.EMPTY | report.head(device, given.quick))
         worst = 0
         for path in sorted(HERE.glob("bench_*.py")):  # each by itself, so that none takes the next with it
@@ -45,7 +50,7 @@ def main() -> int:
                 _files.write(given.markdown, report.markdown(kept.read()))
         found = kept.read()
         if given.k and not (found["rows"] or found["missing"] or worst):
-            parser.error(f"no row fits -k {given.k!r}; names are such as 'test_stage[4-ddim-float32-torch]'")
+            parser.exit(2, f"python -m benchmarks: no row fits -k {given.k!r}; {NAMES}\n")
         print(report.markdown(found))
     return worst
 

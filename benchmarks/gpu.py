@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
+NONE = "no CUDA device"
 LIMIT = 470.0
 """Seconds for everything, which leaves some of eight minutes for starting."""
 
@@ -126,7 +127,7 @@ def lacking() -> str | None:
 
 def name() -> str:
     """Return the name of the GPU."""
-    return str(_card()["device"] or "no CUDA device")
+    return str(_card()["device"] or NONE)
 
 
 def run(record: Any, parts: Sequence[Part], end: float) -> None:

@@ -128,6 +128,35 @@ def test_interpolate_puts_frames_between_at_the_same_speed(tiny: str) -> None:
     assert (video.frames, video.fps) == (5, 10.0)
 
 
+def test_a_model_knows_how_many_frames_a_second_its_clips_had() -> None:
+    model = dc.unet3d.build(dc.unet3d.preset("tiny"))
+    dc.unet3d.save(model, "m.safetensors", metadata={"fps": "2.5"})
+    coded("in.mp4", frames=6)  # 5 a second
+    common = ("-w", "m.safetensors", *QUICK)
+
+    def made(*command: object) -> tuple[str, float | None]:
+        return done(*command, *common, "--force").stderr, files.look(Path("out.mp4")).fps
+
+    assert made("sample", "out.mp4", "--size", 8) == ("", 2.5)
+    assert "trained at 8x8 and works at 16x16" in made("sample", "out.mp4", "--size", 16, "--fps", 4)[0]
+    said, rate = made("extend", "in.mp4", "out.mp4", "--frames", 5)
+    assert "in.mp4 has 5 frames a second and the clips that the model was trained on had 2.5; so many" in said
+    assert rate == 2.5
+    speed = "and the clips that it was trained on had 2.5"
+    said, rate = made("extend", "in.mp4", "out.mp4", "--frames", 8, "--in-fps", 5)
+    assert speed in said
+    assert rate == 5.0
+    said, rate = made("interpolate", "in.mp4", "out.mp4")
+    assert f"10 frames a second here, {speed}" in said
+    assert rate == 10.0
+    assert f"5 frames a second here, {speed}" in made("upscale", "in.mp4", "out.mp4")[0]
+    np.save("in.npy", clip())
+    assert made("extend", "in.npy", "out.mp4", "--frames", 5) == ("", 2.5)
+    for other in ({}, {"fps": "fast"}, {"fps": "inf"}):
+        dc.unet3d.save(model, "m.safetensors", metadata=other)
+        assert made("sample", "out.mp4") == ("", 10.0)
+
+
 def test_upscale_keeps_averages_and_never_shrinks_what_fits(tiny: str) -> None:
     small = 0.5 * clip(5, (4, 4))
     np.save("in.npy", small)

@@ -140,6 +140,10 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
         (("sample", "out.avi"), "must be one of .mp4 .gif .png .npy, got .avi"),
         (("sample", "no/out.mp4"), "mkdir -p no"),
         (("sample", "out.mp4", "-w", "nope"), "moving_digits"),
+        (("sample", "out.mp4", "-w", "no/"), "there is no folder no/, nor"),
+        (("sample", "out.mp4", "-w", "no/model.safetensors"), "there is no folder no for model.safetensors, nor"),
+        (("info", "no/plan.json"), "there is no folder no for plan.json"),
+        (("extend", "no/in.mp4", "out.mp4", "--frames", "9"), "there is no folder no for in.mp4"),
         (("sample", "out.mp4", "--sampler", "euler2"), "--sampler must be one of ancestral"),
         (("sample", "out.mp4", "--sampler", "DPM++ 2M Karras"), "did you mean --sampler dpmpp_2m --grid karras?"),
         (("sample", "out.mp4", "--grid", "karas"), "did you mean karras?"),
@@ -175,6 +179,14 @@ def test_extend_says_that_its_frames_are_the_total(tiny: str) -> None:
 
 
 def test_a_file_of_something_else_is_no_model(tiny: str) -> None:
+    for name, says in (
+        ("in.mp4", "is a video and holds no weights; "),
+        ("old.ckpt", "is a pickle, to judge by its name"),
+    ):
+        Path(name).write_bytes(b"nothing of the kind")
+        assert f"{name} {says}" in refused(2, "sample", "out.npy", "-w", name, *QUICK)
+        assert f"{name} {says}" in refused(2, "train", "run", "--data", "digits", "--from", name)
+    assert "and in.mp4 is a file" in refused(2, "evaluate", "--data", "in.mp4")
     Path("text.md").write_text("nothing of the kind")
     assert "must be weights (.safetensors), a plan (.json) or a video" in refused(2, "info", "text.md")
     Path("x.safetensors").write_text("nothing of the kind")

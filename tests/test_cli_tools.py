@@ -51,7 +51,9 @@ def test_train_evaluate_and_sample_of_what_was_trained() -> None:
     assert row["weights"] == str(Path("run", "model.safetensors"))
     assert row["loss"] > 0.0
     assert "run: resuming from step 3" in done(*common, "--steps", 4).stderr
-    assert "at step 4" in run(*common, "--steps", 2).stderr
+    said = run(*common, "--steps", 2).stderr
+    assert "at step 4" in said
+    assert "resuming" not in said  # before it is refused
     assert "going on" not in done(*common, "--steps", 2, "--force").stderr
     Path("run", "checkpoint.safetensors").unlink()
     assert "--force overwrites it" in refused(2, *common, "--steps", 2)
@@ -124,7 +126,14 @@ def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
     found = done("train", "run", "--data", "videos", *how)
     assert json.loads(found.stdout)["config"]["channels"] == 3
     assert "skipped broken.mp4" in found.stderr
-    done("evaluate", "run", "--data", "videos", "-n", 2, "--every", 1, "--backend", "numpy")
+    said = done("evaluate", "run", "--data", "videos", "-n", 2, "--backend", "numpy").stderr
+    assert "clips are taken at 5 frames a second, as those of run were" in said
+    tuned = done("train", "tuned", "--data", "videos", "--from", "run", "--steps", 1, "--batch", 1, "--rate", 2.5)
+    assert "clips are taken" not in tuned.stderr
+    assert [dc.unet3d.weights.read(f"{name}/model.safetensors").metadata["fps"] for name in ("run", "tuned")] == [
+        "5",
+        "2.5",
+    ]
 
 
 def test_evaluate_two_sets_by_the_features_of_a_name() -> None:
@@ -254,9 +263,10 @@ def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def instead(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
         seen.append((command, how["cwd"]))
-        rows: list[dict[str, Any]] = [] if "nothing" in command else [{}]
-        Path(command[command.index("--json") + 1]).write_text(json.dumps({"rows": rows}), encoding="utf-8")
-        return subprocess.CompletedProcess(command, 0)
+        rows: list[dict[str, Any]] = [] if {"nothing", "cuda"} & set(command) else [{}]
+        result = {"rows": rows, "missing": {"no CUDA device": ["test_unet3d[cuda]"]}}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(result), encoding="utf-8")
+        return subprocess.CompletedProcess(command, 2 if "nothing" in command else 0)
 
     monkeypatch.setattr(subprocess, "run", instead)
     pytest.importorskip("pytest_benchmark")
@@ -265,8 +275,27 @@ def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert where == ROOT
     assert command[1:3] == ["-m", "benchmarks"]
     assert {"--quick", "stage"} <= set(command)
-    assert json.loads(Path("found.json").read_text()) == {"rows": [{}]}
-    assert "no row of the benchmarks fits -k 'nothing'" in refused(2, "bench", "-k", "nothing")
+    assert json.loads(Path("found.json").read_text())["rows"] == [{}]
+    assert "no row that fits -k 'cuda' runs here: no CUDA device" in refused(1, "bench", "-k", "cuda")
+    assert run("bench", "-k", "nothing").exit_code == 2
+
+
+def test_benchmarks_refuse_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pytest_benchmark")
+    from benchmarks import __main__ as suite
+    from benchmarks import gpu
+
+    monkeypatch.setattr(suite, "_run", lambda *given: pytest.ExitCode.NO_TESTS_COLLECTED)
+    monkeypatch.setattr(gpu, "name", lambda: gpu.NONE)
+    for options, says in (
+        (("-k", "nothing"), "no row fits -k 'nothing'"),
+        (("--device", "cuda"), "finds no CUDA device"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+        with pytest.raises(SystemExit, match="2"):
+            suite.main()
+        (line,) = capfd.readouterr().err.splitlines()
+        assert says in line
 
 
 def test_help_teaches_by_examples() -> None:

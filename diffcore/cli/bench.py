@@ -61,12 +61,14 @@ def bench(
         command += ["-k", only] if only else []
         command += ["--quick"] if quick else []
         done = subprocess.run(command, cwd=root, check=False, stdout=sys.stderr.fileno() if as_json else None)
+        if done.returncode == 2:  # it said itself what is wrong with the options
+            raise typer.Exit(2)
         if not found.is_file():
             raise report.Failure(f"the benchmarks ended with exit code {done.returncode} and no result; see above")
         result = json.loads(found.read_text(encoding="utf-8"))
-    if only and not result["rows"] and done.returncode in (0, 2):
-        report.usage(
-            f"no row of the benchmarks fits -k {only!r}; 'stage', 'noise', 'run', 'unet' and 'cuda' are words of names"
+    if only and not result["rows"] and not done.returncode:
+        raise report.Failure(
+            f"no row that fits -k {only!r} runs here: {'; '.join(result['missing']) or 'none is known'}"
         )
     if out is not None:
         _files.write(out, json.dumps(result, indent=1) + "\n")

@@ -124,7 +124,7 @@ def evaluate(
             plan = models.plan(sampler, steps, settings, model.config.schedule, grid)
             if data == sources.DIGITS:
                 _check_digits(model.config, samples)
-            taken = sources.Taken(every, rate, labels, background)
+            taken = sources.as_trained(sources.Taken(every, rate, labels, background), what, data)
             source = sources.data(data, model.config, taken=taken, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
                    "device": model.device}  # fmt: skip

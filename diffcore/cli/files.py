@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore.cli import sheets
-from diffcore.cli.report import Failure, note, usage
+from diffcore.cli.report import Failure, absent, note, usage
 
 Float32 = npt.NDArray[np.float32]
 Size = tuple[int, int]
@@ -70,7 +70,7 @@ def look(path: Path, fps: float | None = None, background: str = "black") -> Vid
     """
     under = colour(background)
     if not path.exists():
-        usage(f"there is no file {path}")
+        usage(absent(path))
     if path.is_dir():
         usage(f"{path} is a folder; give one video file")
     if not path.is_file():

@@ -67,7 +67,7 @@ def info(
         _weights(what, as_json)
     elif not Path(what).exists():
         report.usage(
-            f"there is no file {what}, nor an included model of that name; included are {', '.join(models.shipped())}"
+            f"{report.absent(what)}, nor an included model of that name; included are {', '.join(models.shipped())}"
         )
     elif Path(what).is_file() and Path(what).suffix.lower() not in files.readable():
         report.usage(f"{what} must be weights (.safetensors), a plan (.json) or a video (.mp4, .gif, .npy, ...)")
@@ -203,7 +203,7 @@ def _fields(text: str) -> list[list[str]]:
 
 def _saved_plan(path: Path, as_json: bool) -> None:
     if not path.is_file():
-        report.usage(f"there is no file {path}")
+        report.usage(report.absent(path))
     _plan(dc.Plan.load(path), as_json)
 
 

@@ -98,7 +98,7 @@ def extend(
     Each block knows the last frames of the one before. The frames of the input come first in the output. They are scaled
     to cover the model's size and cut to it in the middle, and made grey for a grey model.
     """
-    video = _looked(job)
+    video = _looked(job, slower=True)
     if video.frames >= frames:
         report.usage(
             f"--frames is {frames}, but {job.source} has {video.frames} already; it is the total, so give more"
@@ -124,7 +124,9 @@ def interpolate(
     video = _looked(job)
     if video.frames == 1:
         report.note(f"note: {job.source} has one frame, and nothing lies between; it is written as it is")
-    job = job._replace(fps=job.fps or (video.fps or writers.FPS) * factor)
+    rate = (video.fps or models.rate_of(job.weights) or writers.FPS) * factor
+    _say_rate(job, rate)
+    job = job._replace(fps=job.fps or rate)
     total = (video.frames - 1) * factor + 1
     _run("interpolate", job, video, lambda dc, *given, **how: dc.video.interpolate(*given, factor, **how), total)
 
@@ -141,6 +143,7 @@ def upscale(
     single picture, and draws each frame by itself.
     """
     video = _looked(job)
+    _say_rate(job, video.fps)
     _run("upscale", job, video, lambda dc, *given, **how: dc.video.upscale(*given, factor, **how), video.frames, factor)
 
 
@@ -153,11 +156,32 @@ def _stochastic(job: Job) -> list[str]:
     return ["eta=1", *given]
 
 
-def _looked(job: Job) -> files.Video:
+def _looked(job: Job, *, slower: bool = False) -> files.Video:
+    """Return what is read of IN; `slower` takes no more frames a second than the model was trained on."""
     writers.check(job.out, job.force)
     video = files.look(job.source, job.in_fps, job.background)
+    if slower:
+        rate = models.rate_of(job.weights)
+        if rate is not None and job.in_fps is None and video.fps is not None and video.fps > 1.01 * rate:
+            report.note(
+                f"note: {job.source} has {video.fps:.4g} frames a second and the clips that the model was trained on had "
+                f"{rate:.4g}; so many are taken (--in-fps {video.fps:.4g} takes all)"
+            )
+            video = files.look(job.source, rate, job.background)
+        else:
+            _say_rate(job, video.fps)
     files.say(video)
     return video
+
+
+def _say_rate(job: Job, made: float | None) -> None:
+    """Say where frames are further apart, or nearer, than those of the clips that a model was trained on."""
+    rate = models.rate_of(job.weights)
+    if rate is not None and made is not None and not 0.99 * rate <= made <= 1.01 * rate:
+        report.note(
+            f"note: the model draws {made:.4g} frames a second here, and the clips that it was trained on had {rate:.4g}, so that "
+            f"its motion has another speed"
+        )
 
 
 def _run(
@@ -213,7 +237,7 @@ def _run(
             for block in files.blocks(video, side, config.channels):
                 yield model.put(block)
 
-        fps = job.fps or video.fps or writers.FPS
+        fps = job.fps or video.fps or models.rate_of(job.weights) or writers.FPS
         made, shape = 0, (*side, config.channels)
         expected = window - overlap
         works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))
@@ -261,6 +285,5 @@ def _side(job: Job, video: files.Video, size: int, enlarged: int | None) -> file
             f"cut to it in the middle (--size keep takes them as they are)"
         )
     works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))
-    if works != own:
-        report.note(f"note: the model was trained at {size}x{size} and works at {works[0]}x{works[1]} here")
+    models.say_size(size, works)
     return side

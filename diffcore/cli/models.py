@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import diffcore as dc
 from diffcore import _array, _check, _synonyms
-from diffcore.cli.report import Failure, note, usage
+from diffcore.cli.report import Failure, absent, note, usage
 
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax"), "numpy": ()}
 """By preference: what each takes."""
@@ -75,10 +75,15 @@ def installed() -> list[str]:
     return [name for name, needs in BACKENDS.items() if all(importlib.util.find_spec(need) for need in needs)]
 
 
+_PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
+
+
 def weights_file(weights: str) -> Path | None:
     """Return the path of a weights file, or None for a shipped model; refuse anything else."""
     if weights in shipped():
         return None
+    from diffcore.cli.files import readable
+
     path, choose = Path(weights), f"give a .safetensors file, a run's folder, or one of {', '.join(shipped())}"
     if path.is_dir():
         inside = path / "model.safetensors"
@@ -86,7 +91,14 @@ def weights_file(weights: str) -> Path | None:
             return inside
         usage(f"{weights} is a folder without model.safetensors; {choose}")
     if not path.is_file():
-        usage(f"there is no weights file {weights}, nor an included model of that name; {choose}")
+        usage(f"{absent(weights)}, nor an included model of that name; {choose}")
+    kind = path.suffix.lower()
+    if kind in readable():
+        usage(
+            f"{weights} is a video and holds no weights; {choose}. A video to go on from: diffcore extend {weights} OUT"
+        )
+    if kind in _PICKLES:
+        usage(f"{weights} is a pickle, to judge by its name, and to open one is to run it; {choose}")
     return path
 
 
@@ -131,6 +143,21 @@ def _notes(weights: str) -> dict[str, str]:
     place = included(weights) if path is None else contextlib.nullcontext(path)
     with place as found, safe_open(found, framework="numpy") as file:
         return dict(file.metadata() or {})
+
+
+def rate_of(weights: str) -> float | None:
+    """Return how many frames a second the clips had that a model was trained on; None where its file does not say."""
+    weights_file(weights)
+    with contextlib.suppress(Exception):  # a damaged file is refused where it is loaded
+        rate = float(_notes(weights)["fps"])
+        return rate if 0.01 <= rate <= 1000.0 else None
+    return None
+
+
+def say_size(size: int, side: tuple[int, int]) -> None:
+    """Say where a model works at another size than it was trained at."""
+    if side != (size, size):
+        note(f"note: the model was trained at {size}x{size} and works at {side[0]}x{side[1]} here")
 
 
 def _knows_levels(weights: str) -> bool | None:

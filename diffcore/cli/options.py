@@ -139,7 +139,7 @@ Fps = Annotated[
     output_option(
         min=0.1,
         max=1000,
-        help="Frames per second of .mp4 and .gif; without it those of IN, or 10.",
+        help="Frames per second of .mp4 and .gif; without it those of IN, or of the clips that the model was trained on, or 10.",
     ),
 ]
 InFps = Annotated[
@@ -148,8 +148,8 @@ InFps = Annotated[
         "--in-fps",
         min=0.01,
         max=1000,
-        help="Take frames of IN at equal times, this many a second. Without it each frame is taken once, and where the rate of IN "
-        "varies, as many a second as there are on average.",
+        help="Take frames of IN at equal times, this many a second. Without it each frame is taken once, where the rate of IN "
+        "varies, as many a second as there are on average, and by extend no more than the clips had that the model was trained on.",
     ),
 ]
 Background = Annotated[

@@ -7,7 +7,8 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -29,6 +30,14 @@ def usage(message: str) -> NoReturn:
     raise Usage(message)
 
 
+def absent(path: object) -> str:
+    """Return that there is no such file, or that its folder is missing already."""
+    text = str(path)
+    if not Path(text).parent.is_dir():
+        return f"there is no folder {Path(text).parent} for {Path(text).name}"
+    return f"there is no {'folder' if text.endswith('/') else 'file'} {text}"
+
+
 def printable(text: object) -> str:
     """Return a text as a terminal may show it: a character that would move its cursor or colour it is escaped."""
     return "".join(
@@ -44,6 +53,12 @@ def one_line(text: object) -> str:
 def note(text: str) -> None:
     """Say something on stderr, on one line."""
     typer.echo(one_line(text), err=True)
+
+
+def notes(lines: Iterable[str]) -> None:
+    """Say lines on stderr."""
+    for line in lines:
+        note(line)
 
 
 def result(row: Row, text: str, *, as_json: bool) -> None:

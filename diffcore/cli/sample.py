@@ -113,6 +113,8 @@ def sample(
             )
             plan = plan.per_frame(stages)
         side = (config.size, config.size) if size in {None, "keep"} else files.parse_size(str(size))
+        models.say_size(config.size, side)
+        rate = fps or models.rate_of(weights) or writers.FPS
         made = 0
 
         def drawn(denoise: Any, count: int, seed: Any, bar: report.Bar) -> Iterator[Any]:
@@ -132,7 +134,7 @@ def sample(
                     words = dc.noise.keys(seed, len(numbers), first=numbers[0])
                     whole = np.concatenate(list(drawn(own, len(numbers), words, bar)), axis=1)
                     for number in missing:
-                        with writers.opened(numbered.path_of(out, number), fps or writers.FPS, zoom) as file:
+                        with writers.opened(numbered.path_of(out, number), rate, zoom) as file:
                             file.write(whole[number - numbers[0]][None])
                     made += len(missing)
                     bar.made(len(missing))
@@ -141,7 +143,7 @@ def sample(
             block = 1 if alone else min(length, config.frames)
             with (
                 report.Bar(f"{clips} x {length} frames", length, stages=len(plan), block=block) as bar,
-                writers.opened(out, fps or writers.FPS, zoom) as file,
+                writers.opened(out, rate, zoom) as file,
             ):
                 for drawn_frames in drawn(denoise, clips, seed, bar):
                     file.write(drawn_frames)

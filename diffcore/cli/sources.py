@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffcore as dc
-from diffcore.cli import conditions, files
+from diffcore.cli import conditions, files, models
 from diffcore.cli.report import note, usage
 
 DIGITS = "digits"
@@ -34,6 +34,17 @@ class Taken(NamedTuple):
 AS_IT_IS = Taken()
 
 
+def as_trained(taken: Taken, weights: str | None, name: str) -> Taken:
+    """Return how clips are taken, where nothing says so as those were that the model of a weights file was trained on."""
+    rate = None if weights is None or name == DIGITS or (taken.every or taken.rate) else models.rate_of(weights)
+    if rate is None:
+        return taken
+    note(
+        f"note: clips are taken at {rate:.4g} frames a second, as those of {weights} were (--rate and --every say otherwise)"
+    )
+    return taken._replace(rate=rate)
+
+
 def data(
     name: str, config: Any, *, taken: Taken = AS_IT_IS, split: Any = "train", count: int = 8192, option: str = "--data"
 ) -> Any:
@@ -41,7 +52,8 @@ def data(
     if name == DIGITS:
         return dc.unet3d.digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
-        usage(f'{option} must be a folder of videos, or "{DIGITS}", got {name}')
+        found = f"{name} is a file" if Path(name).exists() else f"there is no folder {name}"
+        usage(f'{option} must be a folder of videos, or "{DIGITS}", and {found}')
     return folder(Path(name), config.frames, (config.size, config.size), taken)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import diffcore as dc
-from diffcore import _synonyms
+from diffcore import _check, _synonyms
 from diffcore.cli import meshes, models, options, report, sources, tuning
 
 network_option, training_option = options.panel("The network"), options.panel("Training")
@@ -206,6 +206,7 @@ def train(
         "causal": causal or None,
     }
     said, taken = sources.text(data, captions, encoder), sources.Taken(every, rate, labels, background)
+    taken = sources.as_trained(taken, start, data)
     config, source = sources.network_and_data(preset, network, data, taken, text=said, origin=origin.config)
     held_out = tuning.held_out(validation, config, taken, source, said)
     tokens = None if said is None else said.encoder((held_out or source).captions)
@@ -220,8 +221,8 @@ def train(
     place, name, _ = models.placed(backend_, over.device, "float32")
     name = f"{over.devices} x {name}" if over.devices > 1 else name
     took, last = time.perf_counter(), {}
-    if over.first and not _say_where_it_begins(folder, force, over.processes):
-        report.note(tuning.words(folder, settings, config, start))
+    anew = tuning.words(folder, settings, config, start)
+    begins = _where_it_begins(folder, force, over.processes, anew) if over.first else []
     with report.Bar("training", settings.steps) as bar:
 
         def report_step(done: int, row: dict[str, Any]) -> None:
@@ -242,6 +243,7 @@ def train(
                     mesh=over.mesh,
                     workers=workers,
                     progress=report_step,
+                    begun=lambda _: report.notes(begins),
                     overwrite=force,
                     start=origin.path,
                     validation=held_out,
@@ -260,14 +262,15 @@ def train(
     row = {"command": "train", "weights": str(path), "steps": settings.steps, "loss": last.get("loss"), "backend": backend_,
            "device": name, "config": config.to_dict(), "seconds": round(seconds, 3)}  # fmt: skip
     loss = f", loss {last['loss']:.4f}" if last else ", as it was"
+    done = _check.counted(settings.steps, "step")
     if "validation_loss" in last:
         row["validation_loss"] = last["validation_loss"]
         loss += f", {last['validation_loss']:.4f} on {validation}"
-    report.result(row, f"{path}: {settings.steps} steps{loss}, {backend_} on {name}, {seconds:.1f} s", as_json=as_json)
+    report.result(row, f"{path}: {done}{loss}, {backend_} on {name}, {seconds:.1f} s", as_json=as_json)
 
 
-def _say_where_it_begins(folder: Path, force: bool, processes: int) -> bool:
-    """Say from where a run goes on, or that it begins anew, where there was one, and return whether it goes on."""
+def _where_it_begins(folder: Path, force: bool, processes: int, anew: str) -> list[str]:
+    """Return lines that say from where a run goes on, or that it begins anew, and what is deleted for it."""
     with report.warnings_as_notes():
         try:
             found = dc.unet3d.training.checkpoints.newest(folder)
@@ -276,18 +279,14 @@ def _say_where_it_begins(folder: Path, force: bool, processes: int) -> bool:
                 raise
             found = None
     if found is None:
-        return False
+        return [anew]
     before = int(found.metadata.get("processes", "1"))
     if force:
-        report.note(f"{folder}: beginning anew; the run that was here, at step {found.step}, is deleted")
-    elif before != processes:
-        report.note(
-            f"{folder}: resuming from step {found.step}, which {_so_many(before)} wrote, with {_so_many(processes)}: equal to "
-            f"rounding"
-        )
-    else:
-        report.note(f"{folder}: resuming from step {found.step}")
-    return not force
+        return [f"{folder}: beginning anew; the run that was here, at step {found.step}, is deleted", anew]
+    goes = f"{folder}: resuming from step {found.step}"
+    if before != processes:
+        goes += f", which {_so_many(before)} wrote, with {_so_many(processes)}: equal to rounding"
+    return [goes]
 
 
 def _so_many(processes: int) -> str:

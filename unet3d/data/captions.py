@@ -37,6 +37,11 @@ class Captioned(Source):
         return self.source.shape
 
     @property
+    def fps(self) -> float | None:
+        """How many frames of a clip are a second, where the source says."""
+        return getattr(self.source, "fps", None)
+
+    @property
     def classes(self) -> int:
         """How many different captions there are."""
         return len(self.captions)

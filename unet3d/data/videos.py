@@ -158,6 +158,15 @@ class Videos(Source):
         return None if self.names is None else len(self.names)
 
     @property
+    def fps(self) -> float | None:
+        """How many frames of a clip are a second; None where the videos differ or do not say."""
+        if self._fps is not None:
+            return self._fps
+        rates = [file.fps if file.rates is None else None for file in self._files]
+        known = [rate for rate in rates if rate]
+        return known[0] / self._every if len(known) == len(rates) and max(known) <= 1.01 * min(known) else None
+
+    @property
     def _span(self) -> int:
         return (self._frames - 1) * self._every + 1
 

@@ -64,6 +64,7 @@ def train(
     validation: Source | None = None,
     log: Sequence[str] = (),
     progress: bool | Tell = False,
+    begun: Callable[[int], object] | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
@@ -99,6 +100,7 @@ def train(
         log: "csv" for a copy of the log as `log.csv`, "tensorboard" for one that TensorBoard shows (needs tensorboardX).
         progress: show a bar with the loss and the time left (needs tqdm: diffcore[progress]); or a function that is
             called after each step with how many are done and the last line of the log, {} until there is one.
+        begun: called with the step from which the run goes on, 0 for a new one, once it is known that it can.
         overwrite: begin anew where the folder holds a run, instead of going on with it.
         options: of the backend's trainer: device, checkpointing; for torch, compile.
 
@@ -167,6 +169,8 @@ def train(
         row: dict[str, Any] = {}
         began = time.perf_counter()
         tell = held.enter_context(_telling(progress if world.first else False, first, settings.steps))
+        if begun is not None and world.first:
+            begun(first)
         lines = held.enter_context(file_of_log.open("a", encoding="utf-8")) if world.first else io.StringIO()
         copy = held.enter_context(logs.copies(folder, file_of_log, log if world.first else (), first))
         given = held.enter_context(contextlib.closing(ahead(read, range(first, settings.steps), workers)))
@@ -200,13 +204,12 @@ def train(
                 keeper.wait()
                 raise KeyboardInterrupt
         keeper.wait()
-        metadata = {
-            "config": json.dumps(config.to_dict()),
-            "settings": repr(settings),
-            "steps": str(settings.steps),
-        } | origin
+        metadata = {"config": json.dumps(config.to_dict()), "settings": repr(settings), "steps": str(settings.steps)}
+        metadata |= origin
         if names := getattr(source, "names", None):
             metadata["classes"] = json.dumps(names)
+        if fps := getattr(source, "fps", None):
+            metadata["fps"] = f"{float(fps):.6g}"
         averaged = trainer.weights()
         world.agree(lambda: weights.write(path, averaged, metadata))
         if interrupted.is_set():
