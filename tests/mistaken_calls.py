@@ -273,6 +273,7 @@ def rows(give: Given) -> dict[str, Mapping[str, Any] | None]:
         "mesh.region": {"array": x},
         "video.windowed": {"denoise": net, "window": 2},
         "grids.from_sigmas": {"sigmas": [10.0, 1.0, 0.0], "scaling": "ve"},
+        "grids.from_timesteps": {"timesteps": [900, 600, 300], "total": 1000},
         "losses.factor": {"level": give.level(), "prediction": "v", "weight": dc.weights.V()},
         "weights.Sigmoid.__call__": {"level": give.level(), "slope": -40.0},
         "weights.VariationalBound.__call__": {"level": give.level(), "slope": -40.0},

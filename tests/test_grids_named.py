@@ -318,6 +318,35 @@ def test_every_named_grid_of_many_is_the_grids_of_each_and_runs_both_ways(name: 
         np.testing.assert_allclose(up[::-1], grids.table()[name](schedule, 7, start=0.8, end=0.1), rtol=1e-9)
 
 
+def test_timesteps_with_repeats_and_jitter_are_the_grid_of_the_others() -> None:
+    want = np.append(TABLE.log_snr(np.array([999.0, 666.0, 333.0, 0.0]) / 999.0), np.inf)
+    found = grids.from_timesteps(TABLE, np.array([999, 666, 666, 333, 333.0001, 0, 0], np.float32))
+    np.testing.assert_array_equal(found.grid, want)
+    assert found.note == (
+        "left out 3 of 7 timesteps: [2] repeats 666.0, [4] repeats 333.0 but for rounding, 333.0000915527344, [6] repeats 0.0"
+    )
+    assert grids.from_timesteps(TABLE, [999, 666, 333, 0]).note == ""
+    np.testing.assert_array_equal(grids.from_timesteps(TABLE, [999, 666, 333, 0], clean=False).grid, want[:-1])
+    np.testing.assert_array_equal(grids.from_timesteps(TABLE, [0, 333, 333, 666, 999]).grid, want[-2::-1])
+    np.testing.assert_array_equal(grids.from_timesteps(TABLE, [9, 9]).grid, [TABLE.log_snr(9 / 999), np.inf])
+    flow = grids.from_timesteps(Flow(), [1000.0, 800.0, 200.0], total=1000).grid
+    np.testing.assert_allclose(flow, grids.from_sigmas([1.0, 0.8, 0.2, 0.0], scaling="flow").grid, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler"])
+def test_timesteps_of_diffusers_are_its_sigmas(name: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    beta = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading"}
+    scheduler = getattr(diffusers, name)(**beta)
+    scheduler.set_timesteps(7)
+    schedule = schedules.from_alphas_cumprod(scheduler.alphas_cumprod.double())
+    found = grids.from_timesteps(schedule, scheduler.timesteps)
+    alphas = scheduler.alphas_cumprod.double()[scheduler.timesteps.long()]
+    sigmas = getattr(scheduler, "sigmas", np.append(((1.0 - alphas) / alphas).sqrt(), 0.0))
+    np.testing.assert_allclose(found.grid, grids.from_sigmas(sigmas).grid, rtol=1e-5, atol=1e-5)
+    assert (len(found.grid), bool(found.note)) == (8, name == "HeunDiscreteScheduler")
+
+
 @pytest.mark.parametrize("text", ["14.6, 6.4, 1, 0", "[14.6 6.4 1.0 0.0]", "(14.6,6.4,\n1e0,\t0,)", " 14.6;6.4;1;0 "])
 def test_a_text_of_sigmas_is_its_numbers(text: str) -> None:
     found = grids.from_sigmas(text)
@@ -368,6 +397,34 @@ def test_a_text_of_sigmas_is_its_numbers(text: str) -> None:
         (lambda: grids.stretch([2.0, 1.0], 0.1), ValueError, r"grids\.stretch: `grid` must rise"),
         (lambda: grids.resolution_mu(0), ValueError, r"grids\.resolution_mu: `tokens` must be .* > 0, got 0"),
         (lambda: grids.from_sigmas("14.6, x, 0"), TypeError, r"`sigmas\[1\]` must hold numbers, as in .*, got 'x'"),
+        (
+            lambda: grids.from_timesteps(TABLE, [999, 500, 700]),
+            ValueError,
+            r"`timesteps` must decrease .* got 500\.0 and 700\.0",
+        ),
+        (
+            lambda: grids.from_timesteps(TABLE, [1000, 5]),
+            ValueError,
+            r"`timesteps\[0\]` must be in \[0, 999\], got 1000",
+        ),
+        (
+            lambda: grids.from_timesteps(TABLE, [5, math.nan]),
+            ValueError,
+            r"`timesteps\[1\]` must be in \[0, 999\], got nan",
+        ),
+        (
+            lambda: grids.from_timesteps(TABLE, [1, 9], clean=True),
+            ValueError,
+            r"`clean` must not be True for timesteps",
+        ),
+        (
+            lambda: grids.from_timesteps(TABLE, [9, 9], clean=False),
+            ValueError,
+            r"must have at least two levels, got only 9",
+        ),
+        (lambda: grids.from_timesteps(TABLE, []), ValueError, r"`timesteps` must be \(N,\), N >= 1, got shape \(0,\)"),
+        (lambda: grids.from_timesteps(TABLE, "a"), TypeError, r"from_timesteps: `timesteps` must be numbers"),
+        (lambda: grids.from_timesteps([9.0], [9]), TypeError, r"from_timesteps: `schedule` must be"),
         (lambda: grids.from_sigmas("14.6, ..., 0"), TypeError, r"`sigmas\[1\]` must hold numbers.*got '\.\.\.'"),
     ],
 )

@@ -15,7 +15,7 @@ from diffcore.grids._base import check
 from diffcore.grids._table import by_name, table
 from diffcore.grids.curves import beta, bong_tangent, smoothstep
 from diffcore.grids.flow import flow_match, resolution_mu, stretch
-from diffcore.grids.given import Imported, from_sigmas, from_times
+from diffcore.grids.given import Imported, from_sigmas, from_times, from_timesteps
 from diffcore.grids.published import align_your_steps, gits, optimal_steps
 from diffcore.grids.spaced import (
     beta_sigmas,
@@ -40,6 +40,7 @@ __all__ = [
     "flow_match",
     "from_sigmas",
     "from_times",
+    "from_timesteps",
     "gits",
     "karras",
     "kl_optimal",

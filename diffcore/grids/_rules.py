@@ -16,7 +16,7 @@ Rule = Callable[[int, int], npt.ArrayLike]
 """(N, T) -> timesteps in [0, T - 1] that fall."""
 
 
-def _entries(schedule: Schedule) -> int:
+def entries_of(schedule: Schedule) -> int:
     """Return T of the table in a schedule, or 1000."""
     while not isinstance(schedule, Table):
         inner = getattr(schedule, "schedule", None)
@@ -37,7 +37,7 @@ def by_rule(
     """Return the grid through the timesteps of a rule, and the clean point or the level at the end; see `timesteps.leading`."""
     scaling_of(function, "schedule", schedule)
     count = _check.count(function, "steps", steps, 1)
-    whole = _entries(schedule) if timesteps is None else _check.integer(function, "timesteps", timesteps, 2)
+    whole = entries_of(schedule) if timesteps is None else _check.integer(function, "timesteps", timesteps, 2)
 
     def make(first: float, last: float, in_data: bool) -> Float64:
         without_end = bool(np.isposinf(schedule.log_snr(last)))  # timestep 0 is then one step before it

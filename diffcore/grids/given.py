@@ -12,7 +12,9 @@ import numpy.typing as npt
 from diffcore import _check, levels
 from diffcore._array import to_host
 from diffcore.grids._base import Float64, at, check, check_monotone, check_shape, of_times, shape_error
+from diffcore.grids._rules import entries_of
 from diffcore.schedules import Schedule
+from diffcore.schedules._base import scaling_of
 
 
 def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None = None) -> Float64:
@@ -28,8 +30,8 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, clean: bool | None =
         A float64 array of log-SNRs of the shape of `times`.
 
     Raises:
-        ValueError: times out of range, NaN, repeated, out of order or too few (the message gives the place); a clean end
-            of times that increase.
+        ValueError: times out of range, NaN, repeated, out of order or too few (the message gives the place; `from_timesteps`
+            leaves out repeated ones); a clean end of times that increase.
         TypeError: `schedule` is not a schedule, or `times` are not real numbers.
 
     >>> from diffcore.schedules import LinearLogSNR
@@ -96,18 +98,82 @@ def from_sigmas(sigmas: npt.ArrayLike | str, *, scaling: str = "ve", tolerance: 
         must = f"be a {'finite number >= 0' if scaling == 've' else 'number in [0, 1]'} with scaling={scaling!r}"
         hint = "" if scaling == "ve" else "sigma / alpha goes with scaling='ve'"
         raise _check.error(ValueError, function, f"sigmas[{index}]", must, points[index], hint)
-    kept, left_out = _distinct(function, points, tolerance)
-    if len(kept) < 2:
+    sigma, note = _distinct(function, "sigmas", points, tolerance)
+    if len(sigma) < 2:
         raise ValueError(f"{function}: `sigmas` must have at least two levels, got only {float(points[0])!r}")
-    sigma = points[kept]
-    found = levels_of(sigma, scaling)
-    some = ", ".join(left_out[:4]) + (", ..." if len(left_out) > 4 else "")
-    note = f"left out {len(left_out)} of {len(points)} sigmas: {some}" if left_out else ""
-    return Imported(check(function, found), note)
+    return Imported(check(function, levels_of(sigma, scaling)), note)
 
 
-def _distinct(function: str, points: Float64, tolerance: float) -> tuple[list[int], list[str]]:
-    """Return the indices of the points to keep, each beyond the last one kept, and a note on each of the others."""
+def from_timesteps(
+    schedule: Schedule,
+    timesteps: npt.ArrayLike,
+    *,
+    total: int | None = None,
+    clean: bool | None = None,
+    tolerance: float = 1e-6,
+) -> Imported:
+    r"""Return the grid of the timesteps of another library, without repeated ones.
+
+    Timestep i of 0, ..., T - 1 is the time i / (T - 1), as `schedules.Table` has it. Where lambda(0) is inf, as flow models have
+    it, it is i / T, since those list T sigma, from T down. The lists leave out where the last step leads, clean data, so it is
+    added.
+
+    A timestep that repeats the one before is left out, and the note lists it: Heun lists timesteps twice, and rounding to float32
+    may put neighbours out of order. Timesteps further out of order are refused. Points between two steps, as KDPM2 lists them,
+    cannot be told from steps: of those take every second one.
+
+    Args:
+        schedule: turns the times into log-SNRs.
+        timesteps: (N,), decreasing from noise to data, in [0, T - 1], or [0, T] where lambda(0) is inf; fractions too. Or
+            increasing, to noise.
+        total: T; None is the length of the schedule's table, or 1000.
+        clean: whether clean data is added as the last point, lambda = inf; None adds it to timesteps that decrease.
+        tolerance: the least distance of two timesteps, relative to the larger, in [0, 1).
+
+    Returns:
+        `Imported(grid, note)`, the grid for the `grid=` of any sampler.
+
+    Raises:
+        ValueError: a timestep out of range or out of order (the message gives the place); fewer than two points; a clean end of
+            timesteps that increase.
+        TypeError: `schedule` is not a schedule; `timesteps` or `tolerance` are not real numbers.
+
+    Source: diffusers, `scheduler.timesteps`.
+
+    >>> from diffcore.schedules import LinearLogSNR
+    >>> found = from_timesteps(LinearLogSNR(), [900, 600, 600, 300], total=1001)
+    >>> found.grid, found.note
+    (array([-8., -2.,  4., inf]), 'left out 1 of 4 timesteps: [2] repeats 600.0')
+    """
+    function = "grids.from_timesteps"
+    scaling_of(function, "schedule", schedule)
+    count = entries_of(schedule) if total is None else _check.integer(function, "total", total, 2)
+    tolerance = _check.number(function, "tolerance", tolerance, 0, 1, open_high=True)
+    points = to_host(timesteps, np.float64, function=function, argument="timesteps")
+    if points.ndim != 1 or len(points) < 1:
+        raise shape_error(function, "timesteps", "(N,), N >= 1", points)
+    most = count if np.isposinf(schedule.log_snr(0.0)) else count - 1
+    good = (points >= 0.0) & (points <= most)
+    if not np.all(good):
+        index = int(np.argmin(good))
+        hint = "`total` is the number of timesteps; times in [0, 1] go with grids.from_times"
+        raise _check.error(ValueError, function, f"timesteps[{index}]", f"be in [0, {most}]", points[index], hint)
+    kept, note = _distinct(function, "timesteps", points, tolerance)
+    falls = bool(kept[0] >= kept[-1])
+    if not (falls if clean is None else _check.flag(function, "clean", clean)):
+        if len(kept) < 2:
+            raise ValueError(f"{function}: `timesteps` must have at least two levels, got only {float(kept[0])!r}")
+        return Imported(of_times(function, schedule, kept / most, False), note)
+    if not falls:
+        raise ValueError(
+            f"{function}: `clean` must not be True for timesteps that increase, which end in noise; leave it out"
+        )
+    found = np.asarray(schedule.log_snr(kept / most), dtype=np.float64)
+    return Imported(check(function, found if found[-1] == math.inf else np.append(found, math.inf)), note)
+
+
+def _distinct(function: str, argument: str, points: Float64, tolerance: float) -> tuple[Float64, str]:
+    """Return the points that lie beyond the last one kept, and a note on the others."""
     sign = 1.0 if points[0] > points[-1] else -1.0
     kept, left_out = [0], list[str]()
     for index in range(1, len(points)):
@@ -116,12 +182,14 @@ def _distinct(function: str, points: Float64, tolerance: float) -> tuple[list[in
             kept.append(index)
         elif abs(last - here) > tolerance * max(last, here):
             raise ValueError(
-                f"{function}: `sigmas` must {'decrease' if sign > 0 else 'increase'} throughout, as their ends do, got "
+                f"{function}: `{argument}` must {'decrease' if sign > 0 else 'increase'} throughout, as their ends do, got "
                 f"{last!r} and {here!r} at [{kept[-1]}] and [{index}]; to go back to more noise, make several grids"
             )
         else:
             left_out.append(f"[{index}] repeats {last!r}" + ("" if last == here else f" but for rounding, {here!r}"))
-    return kept, left_out
+    some = ", ".join(left_out[:4]) + (", ..." if len(left_out) > 4 else "")
+    note = f"left out {len(left_out)} of {len(points)} {argument}: {some}" if left_out else ""
+    return points[kept], note
 
 
 def levels_of(sigma: Float64, scaling: str) -> Float64:

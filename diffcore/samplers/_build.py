@@ -85,7 +85,7 @@ def steps_of(
 
 
 OTHERS = (
-    "for times give grids.from_times(schedule, times), for timesteps of 0 .. T - 1 the times timesteps / (T - 1), "
+    "for times give grids.from_times(schedule, times), for timesteps grids.from_timesteps(schedule, timesteps).grid, "
     "for sigmas (sigma / alpha) grids.from_sigmas(sigmas).grid, which is -2 log(sigmas)"
 )
 """What becomes a grid of other numbers."""
