@@ -204,8 +204,8 @@ class noting:
     is it an array?
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, where: Callable[[Exception], bool] = lambda _: True) -> None:
+        self.text, self.where = text, where
 
     def __enter__(self) -> None:
         pass
@@ -213,7 +213,23 @@ class noting:
     def __exit__(self, kind: object, error: object, frames: object) -> None:
         if isinstance(error, (TypeError, AttributeError)):
             with contextlib.suppress(Exception):  # an error that cannot be changed
-                error.add_note(self.text)
+                if self.where(error):
+                    error.add_note(self.text)
+
+
+def of_libraries(error: Exception) -> bool:
+    """Return whether an error may come from an array of NumPy where one of torch or JAX was meant: it names arrays of libraries, or
+    misses what theirs have."""
+    text = str(error)
+    if missed := re.search(r"ndarray' object has no attribute '(\w+)'", text):
+        torch = sys.modules.get("torch")
+        return missed[1] == "at" or (torch is not None and hasattr(torch.Tensor, missed[1]))
+    methods = (
+        "'int' object is not callable",
+        "keyword argument 'dim'",
+        "keyword argument 'keepdim'",
+    )  # z.size(0), z.mean(dim=1)
+    return re.search(r"numpy|[Tt]ensor\b|torch|jax", text) is not None or any(part in text for part in methods)
 
 
 def _of_explicit_axes(error: Exception) -> bool:

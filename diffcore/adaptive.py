@@ -18,6 +18,7 @@ from diffcore._unwritten import called
 from diffcore.plan import Plan
 from diffcore.sampling import started, step
 from diffcore.schedules import Schedule
+from diffcore.schedules._base import checked
 from diffcore.stage import Draw
 from diffcore.state import State
 
@@ -136,7 +137,7 @@ def sample_adaptive(
     ((3, 2), True)
     """
     function = "sample_adaptive"
-    _check.instance(function, "schedule", schedule, Schedule, "a schedule, such as diffcore.schedules.Karras()")
+    checked(function, "schedule", schedule)
     _check.choice(function, "order", order, (2, 3))
     for name, value in {"rtol": rtol, "first_step": first_step, "noise_scale": noise_scale}.items():
         _check.number(function, name, value, 0.0, open_low=True)

@@ -233,7 +233,8 @@ def sample(
         z: noisy data (B, ...) at the plan's first level, or a `State` to resume; or give `shape`.
         prediction: what the denoiser returns: "x", "eps", "v", "score", "flow", "edm" or a row function. May be left
             out where the denoiser has an attribute `prediction`.
-        shape, like, seed, noise: see `start`. Equal seeds give equal noise on every backend, device and batch.
+        shape, like, seed, noise: see `start`. Equal seeds give equal noise on every backend, device and batch. Without a seed it
+            is 0: every call draws the same samples, until you give another seed.
         transform_x: applied to x-hat before everything else is computed from it; see `guidance.clip`.
         constraint: the known part of x, from `conditioning.replacement(observed, mask)`: it comes back exactly, and the
             denoiser sees it noised at the level of each stage.
@@ -275,7 +276,7 @@ def sample(
     run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, seen, compile, held, owned)
     if not progress:
         unsaid = shape is not None and like is None and not _array.traced()
-        with _explained.noting(NO_LIKE) if unsaid else contextlib.nullcontext():
+        with _explained.noting(NO_LIKE, _explained.of_libraries) if unsaid else contextlib.nullcontext():
             return backend.run(run, state).z
     with _bar(len(plan), state) as bar:
 
@@ -324,7 +325,8 @@ def _marking(backend: Any, plan: Plan, callback: Callable[[State], object]) -> C
 def begin(backend: Any, held: Any, state: State, source: Source | None) -> State:
     """Return the state that a run starts from, as a constraint wants it: with the draw before the first stage's."""
     before = state._replace(draw=state.draw - 1)
-    return state._replace(z=held.begin(before, stage.known_noise(backend, before, source)))
+    z = held.begin(before, stage.known_noise(backend, before, source))
+    return state._replace(z=stage.check_held("start", "begin", z, state.z))
 
 
 def _seed_words(seed: Any, batch: int) -> Array:

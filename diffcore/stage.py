@@ -199,7 +199,21 @@ def hold(function: str, constraint: Any, plan: Plan, z: Array) -> Held:
         hint = "what guides a denoiser goes in its place, as sample(guided, plan, ...)" if callable(constraint) else ""
         raise _check.error(TypeError, function, "constraint", must, constraint, hint)
     held: Held = constraint.hold(plan, z)
+    if not (hasattr(held, "begin") and hasattr(held, "after")):
+        must = "return an object with begin(state, noise) and after(before, state, noise)"
+        raise _check.error(TypeError, function, "constraint.hold", must, held)
     return held
+
+
+def check_held(function: str, method: str, z: Array, like: Array) -> Array:
+    """Return what a method of a constraint returned; raise where it is no array like z, which later stages would take as it is."""
+    same = hasattr(z, "shape") and getattr(z, "dtype", "") == like.dtype  # None would be float64 to NumPy
+    same = same and (type(z) is type(like) or _array.library(z) is _array.library(like))
+    if same and z.shape == like.shape:
+        return z
+    must = f"return an array like z of its state, {_check.shown(like)}"
+    hint = "it returned a whole State; take its `.z`" if isinstance(z, State) else ""
+    raise _check.error(ValueError if same else TypeError, function, f"constraint.{method}", must, z, hint)
 
 
 def constrained(backend: Any, held: Held | None, before: State, state: State, source: Source | None) -> State:
@@ -207,6 +221,7 @@ def constrained(backend: Any, held: Held | None, before: State, state: State, so
     if held is None:
         return state
     z = held.after(before, state, known_noise(backend, before, source))
+    check_held("step", "after", z, state.z)
     return State(z, *state[1:])  # torch before 2.13 does not trace `_replace` of a traced state
 
 

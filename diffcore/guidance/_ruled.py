@@ -120,6 +120,8 @@ def guided_by(
             raise ValueError(f"{function}: `prediction` and `schedule` must be left out where there is no `rule`")
         return ClassifierFree(source, weight, rescale, interval)
     hint = "guidance.table() lists them"
+    if callable(rule):
+        hint = "one of your own is a subclass of guidance.Rule with __call__(self, at), see its help"
     _check.instance(function, "rule", rule, Rule, "a rule, such as guidance.projected()", hint=hint)
     model = source.models[0]
     if rule.space is not None or prediction is not None:

@@ -26,8 +26,8 @@ def part(plan: Any, stages: slice) -> dict[str, Any]:
     if first not in free:
         raise ValueError(
             f"Plan: {plan.sampler} needs its memory of earlier stages at stage {first}; resume from a State of that stage, "
-            f"begin the part at one of the stages {free[:8]}, or make a plan for the remaining levels: "
-            f"samplers.make(schedule=..., grid=..., **plan.settings)"
+            f"begin the part at one of the stages {free[:8]}, or make a plan for the remaining levels, by the function that "
+            f"made this one; for samplers of diffcore it is samplers.make(schedule=..., grid=..., **plan.settings)"
         )
     return {
         "sampler": f"{plan.sampler}[{first}:{last}]",

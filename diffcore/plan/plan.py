@@ -42,7 +42,8 @@ class Plan:
         next_log_snr: (stages, *lead), the level of the state after each stage; inf where it is clean.
         update: (stages, *lead, 1 + M, M + 3): rows z', m_1' .. m_M'; columns z, m_1 .. m_M, noise, x-hat; one more
             column where there is a second estimate.
-        settings: those that make the plan again, for `samplers.make(schedule=..., grid=..., **plan.settings)`.
+        settings: those that make the plan again, for `samplers.make(schedule=..., grid=..., **plan.settings)`; of a plan of
+            your own, a traced one, a part or a sum, what you give, or nothing.
         second: "unguided" adds a column for x-hat of the denoiser without its guidance, "raw" one for x-hat before
             `transform_x`; None adds none.
         ahead: whether the denoiser also gets the level that the stage leads to, (z, log_snr, next_log_snr).

@@ -15,6 +15,7 @@ from diffcore.grids._base import called
 from diffcore.levels import Level
 from diffcore.plan import Float64, Form, Plan, io
 from diffcore.schedules import Schedule
+from diffcore.schedules._base import checked
 
 Z, NOISE, X = 0, Form().noise, Form().x
 """The columns of a plan without memory."""
@@ -63,9 +64,7 @@ def steps_of(
             f"{function}: give exactly one of `steps`, for a grid uniform in time, and `grid`, log-SNRs (N + 1, *lead), such "
             f"as dc.grids.karras(schedule, 18); got steps={_check.shown(steps)} and {'no' if grid is None else 'a'} grid"
         )
-    what = "a schedule, such as diffcore.schedules.Cosine()"
-    hint = f"by name it is schedules.by_name({_check.shown(schedule)})" if isinstance(schedule, str) else ""
-    _check.instance(function, "schedule", schedule, Schedule, what, hint=hint)
+    checked(function, "schedule", schedule)
     if isinstance(steps, str | list | tuple) or (_check.is_array(steps) and getattr(steps, "ndim", 0)):
         hint = "log-SNRs are `grid=`" + (f", {called(steps)}" if isinstance(steps, str) else "")
         raise _check.error(TypeError, function, "steps", "be an int >= 1", steps, hint)

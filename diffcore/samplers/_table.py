@@ -267,7 +267,7 @@ def make(sampler: str, schedule: Schedule, steps: int | None = None, *, grid: An
 
 def chosen(function: str, sampler: Any, known: Collection[str]) -> str:
     """Return a name of a sampler that is known, or raise with what may be meant, `aliases` among it."""
-    hint = f"samplers.aliases() has {len(aliases())} names of other libraries"
+    hint = f"samplers.aliases() has {len(aliases())} names of other libraries; a sampler of your own is made by its own function"
     if isinstance(sampler, str) and "adaptive" in sampler.lower():
         hint = "for steps of adaptive size see dc.adaptive.sample_adaptive"
     return _check.choice(function, "sampler", sampler, sorted(known), hint=hint, others=aliases())

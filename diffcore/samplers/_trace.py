@@ -49,7 +49,8 @@ def trace(
             denoiser of the plan gets the next level too.
         scaling: "vp", "ve" or "flow": how z is scaled.
         like: an array of the library, and on the device, that the loop computes with; NumPy without one.
-        end: the log-SNR of the result, unless that is the last x-hat itself.
+        end: the log-SNR of the result; without it that counts as clean data, which is right where the last step leads to x-hat
+            (not checked).
         second: "unguided" or "raw" where `denoise` returns two estimates, x-hat and the second one of `Plan`.
         name: of the plan; the name of the loop without one.
 

@@ -164,5 +164,18 @@ def softplus(xp: Any, value: Array) -> Array:
 
 def scaling_of(function: str, argument: str, schedule: object) -> str:
     """Return the scaling of a schedule; raise TypeError for anything else."""
-    what = "a schedule, such as schedules.Cosine()"
-    return _check.instance(function, argument, schedule, Schedule, what).scaling
+    return checked(function, argument, schedule).scaling
+
+
+def checked(function: str, argument: str, schedule: object) -> Schedule:
+    """Return a schedule; raise TypeError for anything else, with how it becomes one."""
+    hint = ""
+    if isinstance(schedule, str):
+        hint = f"by name it is schedules.by_name({_check.shown(schedule)})"
+    elif hasattr(schedule, "config") and hasattr(schedule, "set_timesteps"):
+        hint = "that of a scheduler of diffusers is interop.diffusers.schedule(scheduler)"
+    elif _check.is_array(schedule) or isinstance(schedule, list | tuple):
+        hint = "of a table it is schedules.from_betas, from_alphas_cumprod or from_sigmas"
+    elif callable(schedule) or hasattr(schedule, "log_snr"):
+        hint = "one of your own is a subclass of schedules.Schedule, see its help"
+    return _check.instance(function, argument, schedule, Schedule, "a schedule, such as schedules.Cosine()", hint=hint)

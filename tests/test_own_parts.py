@@ -1,0 +1,127 @@
+"""Constraints, rules and schedules of one's own: what is wrong in them is said where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffcore as dc
+
+PLAN = dc.samplers.ddim(dc.schedules.Cosine(), steps=3)
+Z = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
+
+
+def denoise(z: Any, log_snr: Any) -> Any:
+    return 0.5 * z
+
+
+def constraint(begin: Any = lambda state: state.z, after: Any = lambda state: state.z) -> Any:
+    held = SimpleNamespace(begin=lambda state, noise: begin(state), after=lambda before, state, noise: after(state))
+    return SimpleNamespace(hold=lambda plan, z: held)
+
+
+WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "None": (lambda state: None, TypeError, "got None"),
+    "a State": (lambda state: state, TypeError, "take its `.z`"),
+    "a list": (lambda state: state.z.tolist(), TypeError, r"got \[\["),
+    "a sample": (lambda state: state.z[:1], ValueError, r"of shape \(1, 3\)"),
+    "half": (lambda state: np.asarray(state.z).astype(np.float16), TypeError, "float16"),
+    "another library": (
+        lambda state: torch.tensor(state.z) if isinstance(state.z, np.ndarray) else state.z.numpy(),
+        TypeError,
+        r"got (Tensor|ndarray) of shape \(2, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("to", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("method", ["begin", "after"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_constraint_returns_an_array_like_its_state(wrong: str, method: str, to: Any) -> None:
+    """An array of one sample went on as a run of one sample; one of another dtype as a run in that dtype."""
+    returned, kind, says = WRONG[wrong]
+    held = constraint(**{method: returned})
+    like = r"an array like z of its state, \w+ of shape \(2, 3\) and dtype \S*float64"
+    match = rf"`constraint\.{method}` must return {like}, .*{says}"
+
+    def step(constraint: Any) -> Any:
+        return dc.step(PLAN, dc.start(PLAN, to(Z)), to(Z), prediction="x", constraint=constraint)
+
+    with pytest.raises(kind, match=match) as caught:
+        dc.sample(denoise, PLAN, to(Z), prediction="x", constraint=held)
+    assert not getattr(caught.value, "__notes__", [])
+    by_hand: Callable[..., Any] = (
+        (lambda constraint: dc.start(PLAN, to(Z), constraint=constraint)) if method == "begin" else step
+    )
+    with pytest.raises(kind, match=match):
+        by_hand(constraint=held)
+    assert dc.sample(denoise, PLAN, to(Z), prediction="x", constraint=constraint()).shape == (2, 3)
+
+
+def test_a_constraint_holds_an_object_of_two_methods() -> None:
+    for held in (None, SimpleNamespace(begin=lambda *_: Z), lambda before, state, noise: state.z):
+        with pytest.raises(
+            TypeError, match=r"sample: `constraint\.hold` must return an object with begin\(state, noise\)"
+        ):
+            dc.sample(
+                denoise, PLAN, Z, prediction="x", constraint=SimpleNamespace(hold=lambda plan, z, held=held: held)
+            )
+
+
+def test_the_note_about_like_stands_where_another_library_was_meant() -> None:
+    def notes(denoise: Any, **more: Any) -> str:
+        with pytest.raises((TypeError, AttributeError)) as caught:
+            dc.sample(denoise, PLAN, prediction="x", shape=(2, 3), **more)
+        return " ".join(getattr(caught.value, "__notes__", []))
+
+    linear = torch.nn.Linear(3, 3)
+    for meant in (
+        lambda z, _: linear(z),
+        lambda z, _: z.unsqueeze(0),
+        lambda z, _: torch.cat([z, z]),
+        lambda z, _: z.view(z.size(0), -1),
+        lambda z, _: z.mean(dim=1),
+        lambda z, _: torch.zeros(2, 3),
+        lambda z, _: z.at[0].set(0.0),
+    ):
+        assert "without `like`" in notes(meant)
+    for other in (lambda z, _: None, lambda z, _: z.foo, lambda z, _: z + None, lambda z, _, cond: z):
+        assert "without `like`" not in notes(other)
+    assert "without `like`" not in notes(denoise, constraint=constraint(after=lambda state: None))
+    assert "without `like`" not in notes(denoise, callback=lambda state: state.foo)
+
+
+def test_a_rule_and_a_schedule_of_ones_own_are_subclasses() -> None:
+    class Duck:
+        scaling = "vp"
+
+        def log_snr(self, t: Any) -> Any:
+            return -t
+
+    for rule in (lambda at: at.c, Duck):
+        with pytest.raises(
+            TypeError, match=r"`rule` must be a rule, .* is a subclass of guidance\.Rule with __call__\(self, at\)"
+        ):
+            dc.guidance.classifier_free(denoise, cond=Z, null=Z, weight=1.0, rule=rule)
+    scheduler = SimpleNamespace(config={}, set_timesteps=None, alphas_cumprod=Z)
+    calls: list[Callable[[Any], Any]] = [
+        lambda schedule: dc.samplers.ddim(schedule, steps=3),
+        lambda schedule: dc.grids.karras(schedule, 3),
+        lambda schedule: dc.sample_adaptive(denoise, schedule, Z, prediction="x"),
+    ]
+    for given, says in (
+        (Duck(), r"one of your own is a subclass of schedules\.Schedule"),
+        (lambda t: -t, r"one of your own is a subclass of schedules\.Schedule"),
+        (scheduler, r"interop\.diffusers\.schedule\(scheduler\)"),
+        (np.linspace(1e-4, 0.02, 1000), r"schedules\.from_betas, from_alphas_cumprod or from_sigmas"),
+        ("cosine", r"by name it is schedules\.by_name\('cosine'\)"),
+        (dc.schedules.Cosine, r"call it: Cosine\(\)"),
+    ):
+        for call in calls:
+            with pytest.raises(TypeError, match=rf"`schedule` must be a schedule, .*{says}"):
+                call(given)
