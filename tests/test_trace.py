@@ -1,5 +1,6 @@
 """`samplers.trace`: loops written as their papers have them become plans that do the same, with the least memory."""
 
+import dataclasses
 import math
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ from named_cases import NAMED
 from trace_cases import METHODS, OWN, Grid, Loop
 
 import diffcore as dc
-from diffcore.samplers._least import least, responses
+from diffcore.samplers._least import responses
 
 CLEAN = [np.inf]
 GRIDS = {
@@ -120,7 +121,8 @@ def test_the_plan_of_every_sampler_is_that_of_its_paper_and_has_the_least_memory
     assert traced.log_snr == pytest.approx(own.log_snr, abs=TOLERANCE)
     assert traced.next_log_snr == pytest.approx(own.next_log_snr, abs=TOLERANCE)
     assert_same_responses(traced.update, own.update)
-    assert traced.memory == own.memory == least(own.update).shape[-2] - 1
+    assert traced.memory == own.memory
+    assert dc.samplers.least(own) is own
 
 
 def test_past_estimates_are_copies_in_a_chain_where_they_do() -> None:
@@ -189,6 +191,14 @@ def inflated(table: Any, seed: int, more: int) -> Any:
     return np.concatenate([kept, mixing @ wide[..., size:]], axis=-1) * scale[..., None]
 
 
+def least(table: Any) -> Any:
+    """The table of the plan that does the same with the least memory."""
+    stages, *lead = table.shape[:-2]
+    log_snr = np.linspace(np.full(lead, -5.0), np.full(lead, 5.0), stages + 1)
+    second: Any = "unguided" if table.shape[-1] - table.shape[-2] == 3 else None
+    return dc.samplers.least(dc.Plan("any", "vp", log_snr[:-1], log_snr[1:], table, second=second)).update
+
+
 @given(
     seed=st.integers(0, 10**6),
     memory=st.integers(0, 4),
@@ -232,3 +242,15 @@ def test_memory_that_hardly_matters_is_kept_until_it_is_lost_in_rounding(weight:
     found = least(table)
     assert found.shape[-2] - 1 == memory
     assert_same_responses(found, table, 1e-15)
+
+
+def test_a_second_estimate_that_is_never_read_goes_too() -> None:
+    schedule = dc.schedules.Cosine()
+    plan = dc.samplers.ddim(schedule, grid=[-9.0, 0.0, 2.0]) + dc.samplers.heun(schedule, grid=[2.0, 4.0, np.inf])
+    wide = dataclasses.replace(plan, update=np.insert(plan.update, plan.update.shape[-1], 0.0, axis=-1), second="raw")
+    found = dc.samplers.least(wide)
+    assert found == plan
+    cfg_pp = dc.samplers.euler_cfg_pp(schedule, 4)
+    assert dc.samplers.least(cfg_pp) is cfg_pp
+    with pytest.raises(TypeError, match=r"samplers\.least: `plan` must be a diffcore\.Plan"):
+        dc.samplers.least(plan.update)

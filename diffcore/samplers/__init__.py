@@ -46,6 +46,7 @@ from diffcore.samplers.flow_sde import cps, flow_grpo
 from diffcore.samplers.heun import heun
 from diffcore.samplers.heunpp import heunpp
 from diffcore.samplers.k_euler import dpm2, dpm2_ancestral, euler_ancestral
+from diffcore.samplers.least import least
 from diffcore.samplers.pndm import plms, pndm
 from diffcore.samplers.renoising import lcm, tcd
 from diffcore.samplers.res import res_2s, res_3s, res_multistep
@@ -84,6 +85,7 @@ __all__ = [
     "heunpp",
     "ipndm",
     "lcm",
+    "least",
     "lms",
     "make",
     "plms",

@@ -55,20 +55,6 @@ def responses(update: Float64) -> Float64:
     return np.stack(found)
 
 
-def least(update: Float64, heads: Sequence[Float64] = ()) -> Float64:
-    """Return the table of least memory that responds as `update` (stages, *lead, 1 + M, 1 + M + inputs) does.
-
-    Args:
-        update: the table; one M comes out for all of `lead`.
-        heads: as for `realise`, (stages, *lead, 1 + inputs) each.
-    """
-    stages, lead, inputs = len(update), update.shape[1:-2], update.shape[-1] - update.shape[-2]
-    flat = responses(update.reshape(stages, -1, *update.shape[-2:]))
-    heads = [np.reshape(head, (stages, -1, 1 + inputs)) for head in heads]
-    found = realise(flat, inputs, heads)
-    return found.reshape(stages, *lead, *found.shape[-2:])
-
-
 def realise(response: Float64, inputs: int, heads: Sequence[Float64] = ()) -> Float64:
     """Return the table (stages, P, 1 + M, 1 + M + inputs) of least memory that has the given responses.
 

@@ -87,7 +87,7 @@ def plan_of(
     if np.any(early & (response[:, 1:] != 0.0)):
         call = int(np.argwhere(early & (response[:, 1:] != 0.0))[0, 0])
         raise ValueError(f"{function}: {place(call, stages)} depends on a later call")
-    table = realise(response[:, None], inputs, _slopes(scaling, log_snr, kinds))[:, 0]
+    table = realise(response[:, None], inputs, slopes(scaling, log_snr[:, None], kinds))[:, 0]
     x = np.arange(table.shape[-1]) == table.shape[-2] + 1
     if np.allclose(table[-1, 0], x, rtol=0.0, atol=ROUNDING):
         table[-1, 0], end = x, math.inf
@@ -114,15 +114,15 @@ def _merged(function: str, columns: Float64, size: Float64, call: int) -> Float6
     return np.where(np.any(columns != 0.0, axis=1), one, 0.0)  # exactly 0 before it is drawn
 
 
-def _slopes(scaling: str, log_snr: Float64, kinds: int) -> list[Float64]:
-    """Return the slopes that multistep methods keep, as rows over (z, inputs) for each stage: eps-hat, and under "flow" the
-    velocity eps-hat - x-hat."""
+def slopes(scaling: str, log_snr: Float64, kinds: int) -> list[Float64]:
+    """Return the slopes that multistep methods keep, as rows (stages, P, ...) over (z, inputs) at levels (stages, P): eps-hat, and
+    under "flow" the velocity eps-hat - x-hat."""
     level = levels.level(log_snr, scaling)
     sigma = np.where(level.sigma > 0.0, level.sigma, 1.0)
     found = []
     for column in range(2, 2 + kinds):
-        row = np.zeros((len(log_snr), 1, 2 + kinds))
-        row[:, 0, 0], row[:, 0, column] = 1.0 / sigma, -level.alpha / sigma
+        row = np.zeros((*log_snr.shape, 2 + kinds))
+        row[..., 0], row[..., column] = 1.0 / sigma, -level.alpha / sigma
         found.append(row)
         if scaling == "flow":
             found.append(row - (np.arange(2 + kinds) == column))
