@@ -29,7 +29,7 @@ def least(plan: Plan) -> Plan:
     Raises:
         TypeError: not a plan.
 
-    Source: minimal realisations of time-varying linear systems: Dewilde & van der Veen 1998, "Time-Varying Systems and Computations".
+    Source: Dewilde & van der Veen 1998, "Time-Varying Systems and Computations", for minimal realisations.
 
     >>> import diffcore as dc, numpy as np
     >>> plan = dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=4)
