@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -53,6 +55,8 @@ REFERENCE = (
 )
 """The modules that have a page in the reference, in the order of the menu."""
 
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
 CLASSES_FIRST = {f"diffcore{name}" for name in ("", ".schedules", ".weights", ".times", ".exact", ".denoiser")}
 """Modules whose classes are what one looks for; elsewhere most are what functions return, and come after these."""
 
@@ -63,6 +67,7 @@ def on_config(config: Any) -> Any:
     version = re.search(r'^__version__ = "(.*)"', text, re.MULTILINE)
     assert version is not None, "diffcore/__init__.py does not state its version"
     config.copyright = f"diffcore {version.group(1)}, Apache-2.0"
+    config.nav[-2]["Notebooks"] = [f"notebooks/{path.stem}.md" for path in NOTEBOOKS]
     config.nav[-1]["Reference"] = [{module: f"reference/{module}.md"} for module in REFERENCE]
     return config
 
@@ -75,10 +80,37 @@ def on_files(files: Files, config: Any) -> Files:
             heading = f"heading: {name}, toc_label: {name}, show_root_heading: true, show_root_toc_entry: true"
             content += f"::: {path}\n    options: {{{heading}}}\n\n"
         files.append(File.generated(config, f"reference/{module}.md", content=content))
+    for path in NOTEBOOKS:
+        content, pictures = notebook(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for page in [file for file in files.documentation_pages() if file.abs_src_path]:
         for name, picture in figures(page.content_string).items():
             files.append(File.generated(config, f"images/{name}", content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let links to notebooks lead to their pages."""
+    return re.sub(r"\]\((notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
+
+
+def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the page of a notebook, with the results that are saved in it, and its pictures."""
+    parts, pictures = list[str](), dict[str, bytes]()
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        for found in cell.get("outputs", ()):
+            data = {"text/plain": found.get("text", ""), **found.get("data", {})}
+            if "image/png" in data:
+                name = f"{path.stem}_{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![what the code above draws]({name})")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+    return "\n\n".join([*parts, f"[The notebook]({path.name}){{download}}"]) + "\n", pictures
 
 
 def public(module: str) -> dict[str, str]:

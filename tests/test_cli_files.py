@@ -12,7 +12,7 @@ import pytest
 from cli_cases import QUICK, clip, coded, done, refused, run, whole
 
 import diffcore as dc
-from diffcore.cli import files, sheets, writers
+from diffcore.cli import drawing, files, sheets, writers
 
 av = pytest.importorskip("av")
 
@@ -169,6 +169,31 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
 )
 def test_what_is_wrongly_asked_is_refused_in_one_line(arguments: tuple[str, ...], says: str) -> None:
     assert says in refused(2, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ("x.gif", "-n", 200, "--zoom", 64),
+            "x.gif: 200 clips side by side, zoomed 64 times, make frames of 512x102400 pixels",
+        ),
+        (("x.gif", "--size", 70000), "gif takes sides up to 65535"),
+        (
+            ("x.mp4", "--size", "8x16400"),
+            "x.mp4: zoomed 1 times, make frames of 8x16400 pixels, and mp4 takes sides up to 16384",
+        ),
+        (("x.mp4", "--size", "9000"), "and 67108864 pixels"),
+        (("x.png", "--frames", 10**12), "`frames` must fit in the memory that is free"),
+        (("x.npy", "--frames", 10**12), "an .mp4 is written frame by frame"),
+    ],
+)
+def test_files_too_large_to_be_written_are_refused_before_a_frame_is_drawn(
+    tiny: str, arguments: tuple[object, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "drawn", None)
+    assert says in run("sample", *arguments, "-w", tiny, *QUICK).stderr
+    assert os.listdir() == []
 
 
 def test_extend_says_that_its_frames_are_the_total(tiny: str) -> None:

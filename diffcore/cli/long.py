@@ -242,6 +242,7 @@ def _run(
         expected = window - overlap
         works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))
         of_a_block = len(plan) + (-(-overlap // expected) if reuses else 0)  # known frames once
+        writers.check_frames(job.out, (video.clips, total, *works, config.channels), job.zoom)
         calls = -(-total // expected) * of_a_block * (1 if condition is None or job.guidance == 0 else 2)
         gradients = method in {"reconstruction", "moment_matching"}
         estimates.say(model, estimates.Work(calls, video.clips, expected if reuses else window, works, gradients))

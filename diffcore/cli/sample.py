@@ -115,6 +115,7 @@ def sample(
         side = (config.size, config.size) if size in {None, "keep"} else files.parse_size(str(size))
         models.say_size(config.size, side)
         rate = fps or models.rate_of(weights) or writers.FPS
+        writers.check_frames(out, (1 if apart else clips, length, *side, config.channels), zoom)
         made = 0
 
         def drawn(denoise: Any, count: int, seed: Any, bar: report.Bar) -> Iterator[Any]:

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _files
+from diffcore import _check, _files, _memory
 from diffcore._pictures import zoom_for
 from diffcore.cli import interrupts, sheets
 from diffcore.cli.files import ZOOMED, Float32, _av
 from diffcore.cli.report import Failure, note, usage
 
+PIXELS = 2**26
+"""Of the largest frame that is read back."""
 FPS = 10.0
 """Frames per second where nothing says how many."""
 
@@ -50,6 +52,12 @@ def check_place(path: Path, force: bool) -> None:
         usage(f"{path} exists already; --force overwrites it")
     if not os.access(path.parent, os.W_OK):
         usage(f"the folder {path.parent} cannot be written to; take another one")
+
+
+def check_frames(path: Path, shape: tuple[int, ...], zoom: int | None) -> None:
+    """Refuse, before they are drawn, clips (B, T, H, W, C) that the form of a file cannot hold, or that do not fit in memory."""
+    zoom = zoom_for(*shape[2:4]) if zoom is None else zoom
+    _KINDS[path.suffix.lower()].check(path, shape, zoom)
 
 
 @contextlib.contextmanager
@@ -87,7 +95,20 @@ class _Coded:
         self.container = _av().open(os.path.abspath(path), "w", format=self.form)
         self.stream: Any = None
 
-    form, fastest, even = "mp4", math.inf, True
+    form, fastest, even, longest = "mp4", math.inf, True, 16384
+
+    @classmethod
+    def check(cls, path: Path, shape: tuple[int, ...], zoom: int) -> None:
+        """Refuse frames that are larger than the form takes, or than are read back."""
+        count, _, height, width, _ = shape
+        high, wide = height * zoom, count * width * zoom
+        if max(high, wide) > cls.longest or high * wide > PIXELS:
+            beside = f"{_check.counted(count, 'clip')} side by side, " if count > 1 else ""
+            each = ", or a number in the name, such as %04d, for a file of each clip" if count > 1 else ""
+            usage(
+                f"{path}: {beside}zoomed {zoom} times, make frames of {high}x{wide} pixels, and {cls.form} takes sides up to "
+                f"{cls.longest} and {PIXELS} pixels; give --zoom 1 or fewer pixels{each}"
+            )
 
     def write(self, block: Float32) -> None:
         if self.stream is None and self.asked is None:
@@ -138,7 +159,12 @@ class _Coded:
 
 
 class _Gif(_Coded):
-    form, fastest, even = "gif", 50.0, False  # it counts hundredths of a second, and of fewer than two viewers make ten
+    form, fastest, even, longest = (
+        "gif",
+        50.0,
+        False,
+        65535,
+    )  # it counts hundredths of a second, and of fewer than two viewers make ten
 
     def close(self) -> None:
         super().close()
@@ -168,6 +194,19 @@ class _Gathered:
         del fps
         self.path, self.zoom, self.blocks = path, zoom, list[Float32]()
 
+    @classmethod
+    def check(cls, path: Path, shape: tuple[int, ...], zoom: int) -> None:
+        """Refuse what does not fit in memory, in which all of it is gathered."""
+        size = 8 * math.prod(shape) + cls.drawn(shape, zoom)
+        hint = f"{path.suffix} is gathered in memory and written at the end; an .mp4 is written frame by frame"
+        _memory.fits(str(path), "frames", shape[1], size, hint=hint)
+
+    @staticmethod
+    def drawn(shape: tuple[int, ...], zoom: int) -> int:
+        """Return the bytes that it takes beside the clips and a copy of them."""
+        del shape, zoom
+        return 0
+
     def write(self, block: Float32) -> None:
         self.blocks.append(np.array(block))
 
@@ -178,13 +217,19 @@ class _Gathered:
 
     def put(self, clips: Float32) -> None:
         with self.path.open("wb") as file:
-            np.save(file, clips.astype(np.float32))
+            np.save(file, clips.astype(np.float32, copy=False))
 
     def abandon(self) -> None:
         self.blocks = []
 
 
 class _Sheet(_Gathered):
+    @staticmethod
+    def drawn(shape: tuple[int, ...], zoom: int) -> int:
+        count, frames, height, width, _ = shape
+        columns = min(frames, sheets.COLUMNS)
+        return 3 * count * -(-frames // columns) * columns * height * width * zoom**2
+
     def put(self, clips: Float32) -> None:
         sheets.write(self.path, clips, self.zoom)
 
