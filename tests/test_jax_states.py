@@ -283,3 +283,18 @@ def test_a_loop_outside_a_trace_may_hold_what_is_traced() -> None:
         assert power(rate) == 3.0 * rate**2
         branch = jax.grad(lambda v: backend.cond(jnp.asarray(True), lambda x: x * v, lambda x: x, jnp.ones(())))
         assert branch(rate) == 1.0
+
+
+def test_an_equal_plan_is_no_new_trace_of_jit_and_a_traced_one_is_refused() -> None:
+    traces: list[int] = []
+
+    def draw(plan: dc.Plan, seed: Any) -> Any:
+        traces.append(len(plan))
+        return dc.sample(denoise, plan, shape=(2, 3), like=jnp.zeros(1), seed=seed, prediction="v")
+
+    fast = jax.jit(draw, static_argnames="plan")
+    for seed in (1, 2):
+        fast(make("unipc"), dc.noise.keys(seed, 2))
+    assert traces == [5]
+    with pytest.raises(TypeError, match=r"(?s)diffcore\.plan\.plan\.Plan.*static_argnames"):
+        jax.jit(draw)(make("unipc"), 1)

@@ -156,6 +156,11 @@ def test_plans_differ_by_any_number() -> None:
     other = dc.Plan(plan.sampler, plan.scaling, plan.log_snr, plan.next_log_snr, update)
     assert other != plan
     assert plan != "plan"
+    signed = dc.Plan(
+        plan.sampler, plan.scaling, -plan.log_snr, -plan.next_log_snr, np.where(update == 0.0, -0.0, update)
+    )
+    unsigned = dc.Plan(plan.sampler, plan.scaling, -plan.log_snr, -plan.next_log_snr, update)
+    assert (signed, hash(signed)) == (unsigned, hash(unsigned))
 
 
 @pytest.mark.parametrize(

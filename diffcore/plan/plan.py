@@ -123,7 +123,8 @@ class Plan:
         return same and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
 
     def __hash__(self) -> int:
-        return hash((self.sampler, self.scaling, self.second, self.log_snr.tobytes(), self.update.tobytes()))
+        arrays = ((array + 0.0).tobytes() for array in (self.log_snr, self.update))  # -0.0 equals 0.0
+        return hash((self.sampler, self.scaling, self.second, *arrays))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle by what a plan is made of: the rest follows from it, and a read-only view has no pickle."""
