@@ -57,9 +57,13 @@ def test_a_truncated_plan_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     plan_of(steps=7).save(path)
     document = json.loads(path.read_text())
+    for field in document:
+        path.write_text(json.dumps({name: value for name, value in document.items() if name != field}))
+        with pytest.raises(ValueError, match=f"holds no plan: it has no field `{field}`"):
+            dc.Plan.load(path)
     document["update"].pop()
     path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="holds no plan"):
+    with pytest.raises(ValueError, match="holds no plan: its field `update` cannot be read"):
         dc.Plan.load(path)
 
 

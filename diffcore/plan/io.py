@@ -36,25 +36,54 @@ def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
         if size > LARGEST:
             raise ValueError(f"it has {size} bytes, and a plan at most {LARGEST}")
         text = _files.read("Plan.load", path)
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ValueError(
-                f"it has format {_check.shown(document['format'])}, but this version reads format {FORMAT}"
-            )
-        shape = tuple(int(size) for size in document["shape"])
+        document = _document(text)
+        shape = _field(document, "shape", lambda sizes: tuple(int(size) for size in sizes))
         if len(shape) < 3 or min(shape) < 1 or math.prod(shape) > len(text):
-            raise ValueError(f"its shape is {_check.shown(document['shape'])}")
+            raise ValueError(f"its `shape` is {_check.shown(document['shape'])}")
         shapes = {"log_snr": shape[:-2], "next_log_snr": shape[:-2], "update": shape}
         arrays: dict[str, Any] = {
-            name: np.array([float(value) for value in document[name]]).reshape(shapes[name]) for name in ARRAYS
+            name: _field(document, name, lambda values, name=name: _numbers(values).reshape(shapes[name]))
+            for name in ARRAYS
         }
-        named = {name: document[name] for name in ("sampler", "scaling", "settings", "second", "ahead")}
+        named = {name: _field(document, name) for name in ("sampler", "scaling", "settings", "second", "ahead")}
+        if not isinstance(named["settings"], dict):
+            raise ValueError(f"its `settings` are {_check.shown(named['settings'])}, no dict")
         named["settings"] = {name: settled(value) for name, value in named["settings"].items()}
         return make(**named, **arrays)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"Plan.load: {_check.shown(Path(path).name)} holds no plan: {_check.cut(str(error))}"
         ) from error
+
+
+def _document(text: str) -> dict[str, Any]:
+    """Return the fields of a file, of the format that this version reads."""
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no whole JSON document: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"its JSON is {_check.shown(document)}, no dict of the fields of a plan")
+    found = _field(document, "format")
+    if found != FORMAT:
+        raise ValueError(f"it has `format` {_check.shown(found)}, but this version reads format {FORMAT}")
+    return document
+
+
+def _field(document: dict[str, Any], name: str, read: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return a field of a file as `read` reads it; raise ValueError with its name where it is missing or cannot be read."""
+    if name not in document:
+        raise ValueError(f"it has no field `{name}`")
+    try:
+        return read(document[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"its field `{name}` cannot be read: {error}") from error
+
+
+def _numbers(values: Any) -> Any:
+    if not isinstance(values, list):
+        raise TypeError(f"it is {_check.shown(values)}, no list of numbers")
+    return np.array([float(value) for value in values])
 
 
 def settled(value: Any) -> Any:
