@@ -178,7 +178,7 @@ def choice(
     for option in choices:
         if plain is option or (type(option) in _kinds(plain) and plain == option):
             return option
-    names = [*(option for option in choices if isinstance(option, str)), *others]
+    names = [*(str(option) for option in choices if isinstance(option, str)), *others]
     near, grid = _synonyms.meant(plain[:LONGEST], names) if isinstance(plain, str) else ("", "")
     if near:
         spaced = f" with grid=grids.by_name({grid!r}, schedule, steps)" if grid else ""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +43,7 @@ def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
             raise ValueError(f"its `shape` is {_check.shown(document['shape'])}")
         shapes = {"log_snr": shape[:-2], "next_log_snr": shape[:-2], "update": shape}
         arrays: dict[str, Any] = {
-            name: _field(document, name, lambda values, name=name: _numbers(values).reshape(shapes[name]))
-            for name in ARRAYS
+            name: _field(document, name, partial(_numbers, shape=shapes[name])) for name in ARRAYS
         }
         named = {name: _field(document, name) for name in ("sampler", "scaling", "settings", "second", "ahead")}
         if not isinstance(named["settings"], dict):
@@ -56,7 +56,7 @@ def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
         ) from error
 
 
-def _document(text: str) -> dict[str, Any]:
+def _document(text: str | bytes) -> dict[str, Any]:
     """Return the fields of a file, of the format that this version reads."""
     try:
         document = json.loads(text)
@@ -80,10 +80,10 @@ def _field(document: dict[str, Any], name: str, read: Callable[[Any], Any] = lam
         raise ValueError(f"its field `{name}` cannot be read: {error}") from error
 
 
-def _numbers(values: Any) -> Any:
+def _numbers(values: Any, shape: tuple[int, ...]) -> Any:
     if not isinstance(values, list):
         raise TypeError(f"it is {_check.shown(values)}, no list of numbers")
-    return np.array([float(value) for value in values])
+    return np.array([float(value) for value in values]).reshape(shape)
 
 
 def settled(value: Any) -> Any:
