@@ -37,22 +37,25 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
         must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
         hint = "it belongs to another plan; begin with `start(plan, ...)`"
         raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
-    mark, draw = _array.known_int(state.mark), _array.known_int(state.draw)
-    if mark is None or mark < 0:
-        moved = draw is not None and draw <= at
-    else:
-        moved = at > 0 and not marks.same(mark, plan.marks[at])
-        if moved and not any(marks.same(mark, other) for other in plan.marks):
-            raise ValueError(
-                f"{function}: `state` must have gone through the stages of {plan.sampler} before stage {at}, got one that went "
-                f"through others: it belongs to another plan; to change plans, begin one at the state's level with "
-                f"`start(plan, state)`"
-            )
+    through, draw = went_through(plan, state, at), _array.known_int(state.draw)
+    moved = draw is not None and draw <= at if through is None else not through
+    if through is False and not any(marks.same(int(state.mark), other) for other in plan.marks):
+        raise ValueError(
+            f"{function}: `state` must have gone through the stages of {plan.sampler} before stage {at}, got one that went "
+            f"through others: it belongs to another plan; to change plans, begin one at the state's level with "
+            f"`start(plan, state)`"
+        )
     if moved and plan.needs_memory[at]:
         raise ValueError(
             f"{function}: `state` was moved to stage {at} by hand, but {plan.sampler} needs the memory of the stages before; "
             f"run those, or make a plan for the remaining levels"
         )
+
+
+def went_through(plan: Plan, state: State, at: int) -> bool | None:
+    """Return whether a state went through the stages of a plan before stage `at`, or None where that is not known."""
+    mark = _array.known_int(state.mark)
+    return None if mark is None or mark < 0 else at == 0 or marks.same(mark, plan.marks[at])
 
 
 def check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:

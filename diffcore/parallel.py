@@ -12,7 +12,7 @@ from diffcore._array import Array
 from diffcore._fitting import check_given, memoryless
 from diffcore.denoiser import Constraint
 from diffcore.plan import Plan
-from diffcore.sampling import opened
+from diffcore.sampling import marking, opened
 from diffcore.stage import Draw
 from diffcore.state import State
 
@@ -76,6 +76,7 @@ def sample_parallel(
     denoise = memoryless(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)
     state, backend, held = opened(function, plan, z, shape, like, seed, source, constraint)
+    callback = None if callback is None else marking(backend, plan, callback)
     form, xp, batch = plan.form, _array.library(state.z), int(state.z.shape[0])
     tables = [plan.levels_of(batch), *([plan.next_levels_of(batch)] if plan.ahead else [])]
     own, fixed = (stage.rows_of(plan.coefficients(kind), state.z) for kind in (prediction, "x"))

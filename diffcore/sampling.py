@@ -272,7 +272,7 @@ def sample(
     if hasattr(denoise, "carrying") and not state.carried:
         state = State(*state[:6], cast(Any, denoise).begin(state.z), state.mark)
     owned = z is None
-    seen = None if callback is None else _marking(backend, plan, callback)
+    seen = None if callback is None else marking(backend, plan, callback)
     run = Run(denoise, plan, plan.coefficients(prediction), transform_x, source, seen, compile, held, owned)
     if not progress:
         unsaid = shape is not None and like is None and not _array.traced()
@@ -312,7 +312,7 @@ def opened(
     return state, backend, held
 
 
-def _marking(backend: Any, plan: Plan, callback: Callable[[State], object]) -> Callable[[State], object]:
+def marking(backend: Any, plan: Plan, callback: Callable[[State], object]) -> Callable[[State], object]:
     """Return a callback that sees states with the mark of the stages that they went through."""
 
     def see(state: State) -> object:

@@ -139,7 +139,7 @@ def test_all_stages_at_once_are_one_after_another(sampler: str) -> None:
         (None, 1e-4, 0.85 * len(plan)),
         (7, 1e-3, 0.85 * len(plan)),
     ):
-        reached: list[int] = []
+        states: list[dc.State] = []
         found = dc.sample_parallel(
             DATA,
             plan,
@@ -148,9 +148,11 @@ def test_all_stages_at_once_are_one_after_another(sampler: str) -> None:
             seed=7,
             window=window,
             tolerance=tolerance,
-            callback=lambda state: reached.append(int(state.index)),  # noqa: B023
+            callback=states.append,
         )
         assert found == pytest.approx(want, abs=30.0 * tolerance + 1e-12)
+        reached = [int(state.index) for state in states]
+        assert [int(state.mark) for state in states] == [plan.marks[at] for at in reached]
         assert len(reached) <= most
         assert reached == sorted(set(reached))
         assert reached[-1] == len(plan)

@@ -189,5 +189,11 @@ def test_mistakes_are_refused_with_the_way_out() -> None:
         likelihood.trajectory(net, samplers.ddim(SCHEDULE, 2), states, prediction="v")
     with pytest.raises(ValueError, match=r"`states` must be the states of at least one of the 2 stages"):
         likelihood.trajectory(net, used, states[:1], prediction="v")
+    with pytest.raises(
+        ValueError, match=r"`states\[0\]` must be at stage 0 of the run, got 1; they begin with the start"
+    ):
+        likelihood.trajectory(net, used, states[1:], prediction="v")
+    with pytest.raises(ValueError, match=r"`states\[1\]` went through other stages than those of ancestral"):
+        likelihood.trajectory(net, samplers.ancestral(SCHEDULE, 3), states, prediction="v")
     with pytest.raises(ValueError, match=r"the run is over"):
         likelihood.transition(used, states[2], states[2], y, prediction="v")

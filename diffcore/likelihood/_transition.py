@@ -112,7 +112,8 @@ def trajectory(
         such as the step to clean data, has no density and takes no call.
 
     Raises:
-        ValueError: no stage with noise; states of more than the plan's stages or less than one; and as `transition`.
+        ValueError: no stage with noise; states of more than the plan's stages or less than one, without the start, or of another
+            plan; and as `transition`.
         TypeError: mixed libraries; `prediction` is missing.
 
     Source: Black et al. 2024 (arXiv 2305.13301), sec. 4.3; for one stage `transition`.
@@ -149,6 +150,15 @@ def trajectory(
     if not noisy:
         hint = "use a plan with noise, such as samplers.ancestral or samplers.flow_grpo"
         raise _check.error(ValueError, function, "plan", "add noise in a stage that is recorded", plan, hint)
+    for k, given in enumerate(states):
+        at = k if not isinstance(given, State) else _array.known_int(given.index)
+        if at not in (k, None):
+            hint = "they begin with the start of the run, from `start`, which a callback does not get"
+            raise _check.error(ValueError, function, f"states[{k}]", f"be at stage {k} of the run", at, hint)
+        if isinstance(given, State) and _fitting.went_through(plan, given, k) is False:
+            raise ValueError(
+                f"{function}: `states[{k}]` went through other stages than those of {plan.sampler}; give its plan"
+            )
     xp, start = _array.library(found[0]), found[0]
     state = State(start, tuple(xp.zeros_like(start) for _ in range(plan.memory)), None, 0, 0, None)
     run = stage.Run(denoise, plan, plan.coefficients(prediction))
