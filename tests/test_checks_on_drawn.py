@@ -108,16 +108,6 @@ OTHERS: dict[str, Callable[[Any, str], Any]] = {
         lambda grid, eta: ddim(scaling, eta)(grid), draw(strategies.grids())
     ),
     "same_plan": lambda draw, scaling: testing.check_same_plan(*[draw(strategies.plans(scaling))] * 2),
-    "run": lambda draw, scaling: testing.check_run(
-        draw(strategies.plans(scaling).filter(lambda plan: not plan.second))
-    ),
-    "deterministic": lambda draw, scaling: testing.check_deterministic(
-        bend, draw(strategies.plans(scaling)), prediction="v"
-    ),
-    "resumed": lambda draw, scaling: testing.check_resumed(bend, draw(strategies.plans(scaling)), prediction="v"),
-    "interleaved": lambda draw, scaling: testing.check_interleaved(
-        bend, [draw(strategies.plans(scaling)) for _ in range(2)], prediction="v"
-    ),
 }
 
 
@@ -128,13 +118,44 @@ def test_another_check_passes_on_all_that_is_drawn(name: str, data: st.DataObjec
     OTHERS[name](data.draw, data.draw(strategies.scalings()))
 
 
+def _plan(draw: Any) -> dc.Plan:
+    return draw(strategies.plans().filter(lambda plan: not plan.second))
+
+
+RUNS: dict[str, Callable[[Any, Any], Any]] = {
+    "schedule": lambda draw, like: testing.check_schedule(draw(strategies.schedules()), like=like),
+    "run": lambda draw, like: testing.check_run(_plan(draw), like=like),
+    "last_step_returns_x": lambda draw, like: testing.check_last_step_returns_x(
+        draw(strategies.plans(clean=True)), like=like
+    ),
+    "deterministic": lambda draw, like: testing.check_deterministic(bend, _plan(draw), like, prediction="v"),
+    "resumed": lambda draw, like: testing.check_resumed(bend, _plan(draw), like, prediction="v"),
+    "interleaved": lambda draw, like: testing.check_interleaved(bend, [_plan(draw), _plan(draw)], like, prediction="v"),
+}
+
+
+ON_JAX = ("schedule", "run")
+"""The others compile each plan; test_identities and test_conformance run them on a few."""
+
+
 @both_dtypes
-@pytest.mark.parametrize("library", [pytest.param("torch", marks=pytest.mark.torch)])
-@settings(max_examples=10)
-@given(schedule=strategies.schedules())
-def test_a_schedule_that_is_drawn_is_one_in_another_library(library: str, dtype: str, schedule: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        pytest.param(name, library, marks=() if library == "numpy" else getattr(pytest.mark, library))
+        for name in RUNS
+        for library in ("numpy", "torch", "jax")
+        if library != "jax" or name in ON_JAX
+    ],
+)
+def test_a_check_of_runs_passes_in_every_library(name: str, library: str, dtype: str) -> None:
+    @settings(max_examples={"numpy": 8, "torch": 4, "jax": 1}[library], suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def passes(data: st.DataObject) -> None:
+        RUNS[name](data.draw, like)
+
     with example(library, dtype) as like:
-        testing.check_schedule(schedule, like=like)
+        passes()
 
 
 # Each sees at the ends what is wrong there
@@ -281,8 +302,11 @@ def test_what_is_no_schedule_is_answered_in_one_line(schedule: Any, message: str
 
 @settings(max_examples=50)
 @given(data=st.data(), dtype=st.sampled_from(["float32", "float64"]))
-def test_no_log_snr_that_is_drawn_is_below_the_normal_numbers(data: st.DataObject, dtype: str) -> None:
-    pair = data.draw(strategies.ordered_levels("vp", dtype, size=3))
+def test_levels_that_are_drawn_are_in_order_and_none_is_below_the_normal_numbers(
+    data: st.DataObject, dtype: str
+) -> None:
+    pair = data.draw(strategies.ordered_levels(data.draw(strategies.scalings()), dtype, size=3))
     drawn = [data.draw(strategies.log_snrs(dtype)), *pair[0].log_snr.tolist(), *pair[1].log_snr.tolist()]
     assert all(value == 0.0 or abs(value) >= np.finfo(dtype).smallest_normal for value in drawn)
     assert np.all(pair[0].log_snr > pair[1].log_snr)
+    assert {pair[0].alpha.dtype, pair[1].sigma.dtype} == {np.dtype(dtype)}

@@ -26,15 +26,8 @@ PAIRS = list(itertools.product(KINDS, KINDS))
 @every_scaling
 @every_framework
 def test_every_prediction_turns_into_every_other(library: str, scaling: str, dtype: str) -> None:
-    reach = 0.5 if scaling == "ve" else 1.0  # sigma^3 overflows further out
     with example(library, dtype) as like:
-        testing.check_conversions(level(put(precision.log_snrs_over(dtype, 41) * reach, like), scaling))
-
-
-@every_scaling
-@given(values=st.lists(strategies.log_snrs(reach=100.0), min_size=1, max_size=10), seed=st.integers(0, 99))
-def test_conversions_hold_wherever_hypothesis_looks(scaling: str, values: list[float], seed: int) -> None:
-    testing.check_conversions(level(np.array(values), scaling), seed=seed)
+        testing.check_conversions(level(put(precision.log_snrs_over(dtype, 41), like), scaling))
 
 
 @every_scaling
