@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -118,6 +118,10 @@ def check_prediction(y: Array, z: Array) -> None:
         hint = "it is what the denoiser returned"
         if hasattr(y, "sample"):
             hint += "; take its `.sample`, or wrap the network: interop.diffusers.denoiser(model, scheduler)"
+        elif isinstance(y, tuple | list) and any(map(_check.is_array, y)):
+            hint += "; return one of its entries, the prediction"
+        elif isinstance(y, Mapping):
+            hint += f"; return one of its entries {_check.shown(list(y))}, the prediction"
         raise _check.error(TypeError, "step", "y", "be an array of the shape of `z`", y, hint)
     _array.namespace("step", z=z, y=y)
     _array.check_floating("step", y=y)

@@ -381,6 +381,54 @@ def test_an_entry_that_the_class_does_not_take_is_answered_with_where_it_belongs
     assert own(stock, scheduler="DPMSolverMultistepScheduler", use_karras_sigmas=True).config["use_karras_sigmas"]
 
 
+def test_what_is_given_in_the_wrong_place_is_answered_with_where_it_goes() -> None:
+    stock, x, plan = diffusers.DDIMScheduler(), NOISES[0], interop.plan(diffusers.DDIMScheduler(), 4)
+    calls: list[tuple[Any, str]] = [
+        (
+            lambda: interop.plan(stock.config, 4),
+            r"give the scheduler itself, such as DDIMScheduler\.from_config\(config\)",
+        ),
+        (lambda: interop.plan("DDIMScheduler", 4), r"give the scheduler itself"),
+        (lambda: interop.Scheduler(stock), r"it is Scheduler\.from_config\(\.\.\.\)"),
+        (lambda: interop.Scheduler(stock.config), r"it is Scheduler\.from_config\(\.\.\.\)"),
+        (lambda: interop.Scheduler(**stock.config), r"it is Scheduler\.from_config\(config\)"),
+        (
+            lambda: interop.plan(stock, 4, eta=1.0),
+            r"`eta` is an argument of DDIMScheduler\.step; give step=\{'eta': 1\.0\}",
+        ),
+        (lambda: interop.plan(stock, 4, step=1.0), r"`step` must be a dict of arguments of scheduler\.step"),
+        (
+            lambda: interop.denoiser(network, stock)(x, torch.zeros(3), x),
+            r"`cond` must be a dict of inputs of the network",
+        ),
+        (
+            lambda: dc.sample(lambda z, _: (z, 3), plan, x, prediction="eps"),
+            r"return one of its entries, the prediction",
+        ),
+        (
+            lambda: dc.sample(lambda z, _: {"y": z}, plan, x, prediction="eps"),
+            r"return one of its entries \['y'\], the prediction",
+        ),
+    ]
+    for call, says in calls:
+        with pytest.raises(TypeError, match=says):
+            call()
+
+
+def test_a_network_may_return_a_tuple_and_conditions_replace_inputs() -> None:
+    def labelled(sample: Any, timestep: Any, label: Any) -> Any:
+        return (network(sample, timestep) + label.reshape(-1, 1),)
+
+    stock, label = diffusers.DDIMScheduler(), torch.full((1,), 0.3, dtype=torch.float64)
+    plain = interop.denoiser(lambda z, t: network(z, t) + 0.3, stock)
+    want = dc.sample(plain, interop.plan(stock, 4), NOISES[0])
+    found = dc.sample(interop.denoiser(labelled, stock, label=label), interop.plan(stock, 4), NOISES[0])
+    torch.testing.assert_close(found, want)
+    both = interop.denoiser(labelled, stock, label=9.0 * label)
+    guided = dc.guidance.classifier_free(both, cond={"label": label}, null={"label": label}, scale=3.0)
+    torch.testing.assert_close(dc.sample(guided, interop.plan(stock, 4), NOISES[0]), want)
+
+
 def test_nothing_is_patched_and_the_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     assert interop.plan(diffusers.EulerAncestralDiscreteScheduler(), STEPS).stochastic

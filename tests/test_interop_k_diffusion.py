@@ -219,3 +219,34 @@ def test_a_function_of_comfyui_finds_its_model_callback_and_noise() -> None:
     np.testing.assert_allclose(plan.update[0, 0], [0.1, 0.1, 0.9], rtol=1e-12)
     with pytest.raises(ValueError, match=r"^interop\.k_diffusion\.plan: .* is not linear"):
         k_diffusion.plan(lambda model, x, sigmas: model(x, sigmas[0]).tanh(), [80.0, 8.0])
+
+
+def test_guidance_by_two_conditions_is_that_of_their_wrapper() -> None:
+    """CFGDenoiser as ComfyUI and others have it: uncond + (cond - uncond) * scale, in x-hat."""
+
+    def model(x: Any, sigma: Any, cond: Any) -> Any:
+        return np.tanh(x) / (1.0 + sigma[:, None] ** 2) + cond
+
+    x, sigma = np.linspace(-2.0, 2.0, 6).reshape(2, 3), np.array([0.5, 2.0])
+    cond, empty = np.full((1, 1), 0.5), np.zeros((1, 1))
+    denoise = k_diffusion.denoiser(model, cond=empty)
+    guided = dc.guidance.classifier_free(denoise, cond={"cond": cond}, null={"cond": empty}, scale=3.0)
+    want = model(x, sigma, empty) + 3.0 * (model(x, sigma, cond) - model(x, sigma, empty))
+    np.testing.assert_allclose(guided(x, -2.0 * np.log(sigma)), want, rtol=1e-12)
+    np.testing.assert_allclose(denoise(x, -2.0 * np.log(sigma)), model(x, sigma, empty), rtol=1e-12)
+    with pytest.raises(
+        TypeError, match=r"interop\.k_diffusion\.denoiser: `cond` must be a dict of inputs of the network"
+    ):
+        denoise(x, -2.0 * np.log(sigma), cond)
+
+
+def test_functions_that_take_no_sigmas_are_answered_with_their_like() -> None:
+    def fast(model: Any, x: Any, sigma_min: float, sigma_max: float, n: int) -> Any:
+        return x
+
+    with pytest.raises(
+        TypeError, match=r"`function` must take \(model, x, sigmas, \.\.\.\), .* samplers\.dpm_solver_fast"
+    ):
+        k_diffusion.plan(fast, [1.0, 0.0])
+    with pytest.raises(TypeError, match=r"`function` must be a sampler \(model, x, sigmas, \.\.\.\).*got 'heun'"):
+        k_diffusion.plan("heun", [1.0, 0.0])

@@ -46,7 +46,9 @@ def stock(function: str, name: object) -> type[Any]:
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         must = "be the name of a scheduler of diffusers, such as 'DDIMScheduler'"
-        raise _check.error(ValueError if isinstance(name, str) else TypeError, function, "scheduler", must, name)
+        hint = "of a scheduler or a config it is Scheduler.from_config(...)"
+        hint = hint if isinstance(name, SchedulerMixin | Mapping) else ""
+        raise _check.error(ValueError if isinstance(name, str) else TypeError, function, "scheduler", must, name, hint)
     return found
 
 
@@ -63,7 +65,9 @@ def misplaced(entry: str, scheduler: str, sampler: object) -> str:
     takes = sorted(defaults(kinds()[scheduler]))
     takers = [name for name in COMMON if name in kinds() and entry in defaults(kinds()[name])]
     takers = takers or [name for name, kind in kinds().items() if entry in defaults(kind)]
-    if row is not None and entry in inspect.signature(row.make).parameters:
+    if entry[:1] == "_":
+        way = "of a config it is Scheduler.from_config(config)"
+    elif row is not None and entry in inspect.signature(row.make).parameters:
         way = f"it is a setting of {sampler}: settings={{{entry!r}: ...}}"
     elif takers:
         way = f"{' and '.join(takers[:3])} {'takes' if len(takers) == 1 else 'take'} it: scheduler={takers[0]!r}"

@@ -79,7 +79,9 @@ def kind(scheduler: Any) -> str:
     found = _kind(scheduler, named, config)
     if found is None or not all(map(partial(hasattr, scheduler), NEEDS[found])):
         hint = "write its loop for samplers.trace"
-        if callable(scheduler):
+        if isinstance(scheduler, Mapping | str):
+            hint = "give the scheduler itself, such as DDIMScheduler.from_config(config)"
+        elif callable(scheduler):
             hint = "a network goes before it, as in denoiser(model, scheduler)"
         elif hasattr(scheduler, "config"):
             hint = f"{_untaken.TAKEN}; of another, {hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,6 +14,7 @@ import numpy as np
 from diffcore import _array, _brief, _check, _explained, predictions
 from diffcore._array import Array
 from diffcore.interop import _learned, _reading, _schedulers
+from diffcore.interop._inputs import inputs
 from diffcore.plan import Plan
 from diffcore.schedules import Schedule
 
@@ -47,8 +49,18 @@ def plan(scheduler: Any, steps: int | None = None, *, step: Mapping[str, Any] = 
     <Plan PNDMScheduler, vp, 9 stages, memory 3>
     """
     _schedulers.kind(scheduler)
+    _check.instance(
+        "interop.diffusers.plan", "step", step, Mapping, "a dict of arguments of scheduler.step, such as {'eta': 1.0}"
+    )
     steps = None if steps is None else _check.count("interop.diffusers.plan", "steps", steps)
     if steps is not None or set_timesteps:
+        takes = inspect.signature(scheduler.set_timesteps).parameters
+        of_step = inspect.signature(scheduler.step).parameters
+        if wrong := [name for name in set_timesteps if name not in takes and name in of_step]:
+            raise TypeError(
+                f"interop.diffusers.plan: `{wrong[0]}` is an argument of {type(scheduler).__name__}.step; give step="
+                f"{{{wrong[0]!r}: {_check.shown(set_timesteps[wrong[0]])}}}"
+            )
         scheduler.set_timesteps(*(() if steps is None else (steps,)), **set_timesteps)
     whole = not step and not getattr(scheduler, "begin_index", None)
     known = getattr(scheduler, "plan", None) if whole else None
@@ -138,8 +150,11 @@ class _Denoiser:
         scale = _schedulers.input_scale(self.scheduler, log_snr)
         if scale is not None:
             z = z * scale.reshape(-1, *(1,) * (z.ndim - 1)).to(z.dtype)
-        found = self.model(z, times, **self.inputs, **cond)
-        found = getattr(found, "sample", found)
+        found = self.model(z, times, **inputs("interop.diffusers.denoiser", self.inputs, cond))
+        if hasattr(found, "sample"):
+            found = found.sample
+        elif isinstance(found, tuple) and found:
+            found = found[0]
         learned = _learned.kind(self.scheduler) is not None and found.shape[1] == 2 * z.shape[1]
         return found[:, : z.shape[1]] if learned else found
 
@@ -157,13 +172,14 @@ def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
     the levels of a plan read from it, and between them by its table, so that it can be used with any plan of the same scaling.
 
     Args:
-        model: returns a tensor or something that has it as `.sample`.
+        model: returns a tensor, something that has it as `.sample`, or a tuple that begins with it.
         scheduler: a scheduler of diffusers, which says prediction, scaling and timesteps.
         inputs: what the network gets at every call, such as encoder_hidden_states.
 
     Returns:
-        A denoiser with `prediction` and `scaling`. It takes a third argument, a dict of further inputs, so that guidance by two
-        embeddings is one call: guidance.classifier_free(denoise, cond={"encoder_hidden_states": text}, null={...}, scale=7.5).
+        A denoiser with `prediction` and `scaling`. It takes a third argument, a dict of further inputs, which take the place of
+        equal names in `inputs`, so that guidance by two embeddings is one call:
+        guidance.classifier_free(denoise, cond={"encoder_hidden_states": text}, null={...}, scale=7.5).
 
     Raises:
         TypeError, ValueError: as for `plan`.

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from diffcore import _array, _brief, _check, _explained, _wrapping, levels, predictions
 from diffcore._array import Array
+from diffcore.interop._inputs import inputs
 from diffcore.plan import Plan
 from diffcore.samplers import _trace
 
@@ -75,14 +77,19 @@ def plan(
 
     function_name = "interop.k_diffusion.plan"
     _check.choice(function_name, "scaling", scaling, SCALINGS)
+    _check.callable_(function_name, "function", function, "a sampler (model, x, sigmas, ...), such as sample_heun")
+    takes = inspect.signature(function).parameters
+    if "sigmas" not in takes and "sigma_min" in takes:
+        must = "take (model, x, sigmas, ...)"
+        hint = "its like here are samplers.dpm_solver_fast and sample_adaptive, or call it in a function of yours that does"
+        raise _check.error(TypeError, function_name, "function", must, function, hint)
     given = np.array(_array.to_host(sigmas, np.float64, function=function_name, argument="sigmas"))
     top = 1.0 if scaling == "flow" else math.inf
     fits = given.ndim == 1 and given.size > 1 and given[0] > 0.0
     if not fits or not np.all((given >= 0.0) & (given <= top) & np.isfinite(given)):
         raise ValueError(
-            f"{function_name}: `sigmas` must be (N + 1,) noise levels in [0, {top:g}], got {given[:4].tolist()}"
+            f"{function_name}: `sigmas` must be (N + 1,) noise levels in [0, {top:g}], the first above 0, got {given[:4].tolist()}"
         )
-    takes = inspect.signature(function).parameters
     every = any(one.kind is one.VAR_KEYWORD for one in takes.values())
 
     called = name or getattr(function, "__name__", "loop").removeprefix("sample_")
@@ -127,8 +134,9 @@ class _Denoiser:
     prediction: ClassVar = "x"
     __repr__ = _brief.fields
 
-    def __call__(self, z: Array, log_snr: Array, /) -> Array:
-        return self.model(z, levels.level(log_snr, self.scaling).sigma, **self.inputs)
+    def __call__(self, z: Array, log_snr: Array, /, cond: Any = MappingProxyType({})) -> Array:
+        more = inputs("interop.k_diffusion.denoiser", self.inputs, cond)
+        return self.model(z, levels.level(log_snr, self.scaling).sigma, **more)
 
 
 def denoiser(model: Callable[..., Array], *, scaling: str = "ve", **inputs: Any) -> Any:
@@ -138,6 +146,10 @@ def denoiser(model: Callable[..., Array], *, scaling: str = "ve", **inputs: Any)
         model: sigma is (B,), or of the leading shape of the plan's levels.
         scaling: "ve", or "flow" for the rectified flows of ComfyUI.
         inputs: what it gets at every call, their `extra_args`.
+
+    Returns:
+        A denoiser. It takes a third argument, a dict of further inputs, which take the place of equal names in `inputs`, for
+        guidance: guidance.classifier_free(denoise, cond={"cond": text}, null={"cond": empty}, scale=7.5).
 
     Raises:
         ValueError: another scaling.
