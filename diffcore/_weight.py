@@ -70,6 +70,14 @@ class Weight(ABC):
             return _array.scalar(product(split(self, level, slope), unit))
 
 
+def check(function: str, weight: object) -> None:
+    """Raise TypeError for what is no weight, such as a number or a class."""
+    if not callable(weight) or isinstance(weight, type):
+        must = "be a weight, such as diffcore.weights.MinSNR(5.0), or a function (level, slope) -> array"
+        hint = f"call it: {weight.__name__}()" if isinstance(weight, type) else ""
+        raise _check.error(TypeError, function, "weight", must, weight, hint)
+
+
 def check_data(function: str, level: Level, /, **arrays: Array) -> Any:
     """Return the namespace of data (B, ...) of equal shapes at a level, or raise."""
     levels.check_level(function, level=level)

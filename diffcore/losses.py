@@ -98,10 +98,7 @@ def factor(level: Level, *, prediction: Prediction, weight: WeightLike, slope: A
     """
     function = "losses.factor"
     levels.check_level(function, level=level)
-    if not callable(weight) or isinstance(weight, type):
-        must = "be a weight, such as diffcore.weights.MinSNR(5.0), or a function (level, slope) -> array"
-        hint = f"call it: {weight.__name__}()" if isinstance(weight, type) else ""
-        raise _check.error(TypeError, function, "weight", must, weight, hint)
+    _weight.check(function, weight)
     row = predictions.row_function(function, "prediction", prediction)
     if isinstance(row, predictions.EDM) and isinstance(weight, weights.EDM) and row.sigma_data != weight.sigma_data:
         must = f"be weights.EDM({row.sigma_data!r}), for a network that predicts {row!r}"

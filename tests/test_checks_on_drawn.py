@@ -272,6 +272,21 @@ def test_levels_out_of_order_or_range_are_named_with_their_values(library: str) 
             testing.check_scaling(Level(beyond.alpha, beyond.sigma, put([-175.0, 20.0, np.inf], like)), "ve")
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda at: testing.check_bayes(at, 3.0), TypeError, r"testing.check_bayes: `t` must be a diffcore.Level.* got 3\.0"),
+        (lambda at: testing.check_scaling(at, "vpp"), ValueError, r"testing.check_scaling: `scaling` must be .* did you mean 'vp'"),
+        (lambda at: testing.check_loss_invariance(at, 3.0), TypeError, r"testing.check_loss_invariance: `weight` must be a weight"),
+        (lambda at: testing.check_loss_invariance(at, weights.V), TypeError, r"call it: V\(\)"),
+        (lambda at: testing.check_conversions(level(np.nan)), ValueError, r"`level` must have a log-SNR in .* got nan"),
+    ],
+)  # fmt: skip
+def test_what_is_no_level_scaling_or_weight_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(level(np.array([3.0])))
+
+
 class _Rising(dc.schedules.LinearLogSNR):
     def _log_snr(self, xp: Any, t: Any, rest: Any, /) -> Any:
         return super()._log_snr(xp, rest, t)

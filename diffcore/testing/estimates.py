@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import exact, guidance, levels, likelihood, losses, predictions, weights
+from diffcore import _weight, exact, guidance, levels, likelihood, losses, predictions, weights
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, in_range, largest, put, smallest
@@ -112,6 +112,7 @@ def check_loss_invariance(
     >>> check_loss_invariance(levels.level(np.array([-3.0, 4.0]))) <= 1.0
     True
     """
+    _weight.check("testing.check_loss_invariance", weight)
     (level,) = in_range("testing.check_loss_invariance", level=level)
     at = Level(*(host(part) for part in level))
     random, kinds, eps = np.random.default_rng(seed), predictions.table(), epsilon(level.alpha)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import process
+from diffcore import levels, process
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing._arrays import (
@@ -152,13 +152,13 @@ def check_scaling(level: Level, scaling: str, *, ulps: float = 16.0) -> float:
     Raises:
         AssertionError: naming the log-SNR.
 
-    >>> from diffcore import levels
     >>> check_scaling(levels.level(np.array([-np.inf, 0.0, 20.0])), "vp") <= 1.0
     True
     """
     (level,) = flat("testing.check_scaling", level=level)
     alpha, sigma, log_snr = (host(part) for part in level)
     eps = epsilon(level.alpha)
+    levels.check_scaling("testing.check_scaling", scaling)
     with np.errstate(over="ignore"):
         condition = {"vp": alpha**2 + sigma**2, "ve": alpha, "flow": alpha + sigma}[scaling]
     used = compare(f"level under {scaling!r}: its condition", condition, 1.0, ulps * eps, where={"log_snr": log_snr})
@@ -201,7 +201,6 @@ def check_chapman_kolmogorov(
 
     Source: Kingma et al. 2021 (arXiv 2107.00630), app. A.1.
 
-    >>> from diffcore import levels
     >>> check_chapman_kolmogorov(*(levels.level(np.array([at])) for at in (np.inf, 2.0, -3.0))) <= 1.0
     True
     """
@@ -249,7 +248,6 @@ def check_bayes(
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 1-3.
 
-    >>> from diffcore import levels
     >>> check_bayes(levels.level(np.array([np.inf, 3.0])), levels.level(np.array([2.0, -1.0]))) <= 1.0
     True
     """
@@ -330,7 +328,6 @@ def check_reverse_variance(
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 4 and below.
 
-    >>> from diffcore import levels
     >>> check_reverse_variance(levels.level(np.array([np.inf, 3.0])), levels.level(np.array([0.0, -1.0]))) <= 1.0
     True
     """
