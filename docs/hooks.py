@@ -80,9 +80,9 @@ def on_files(files: Files, config: Any) -> Files:
             heading = f"heading: {name}, toc_label: {name}, show_root_heading: true, show_root_toc_entry: true"
             content += f"::: {path}\n    options: {{{heading}}}\n\n"
         files.append(File.generated(config, f"reference/{module}.md", content=content))
-    for path in NOTEBOOKS:
-        content, pictures = notebook(path)
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
+    for saved in NOTEBOOKS:
+        content, pictures = notebook(saved)
+        files.append(File.generated(config, f"notebooks/{saved.stem}.md", content=content))
         for name, picture in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for page in [file for file in files.documentation_pages() if file.abs_src_path]:

@@ -10,6 +10,7 @@ import cli_cases
 import numpy as np
 import pytest
 from cli_cases import QUICK, clip, coded, done, refused, run, whole
+from safetensors.numpy import save_file
 
 import diffcore as dc
 from diffcore.cli import drawing, files, sheets, writers
@@ -144,10 +145,18 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
         (("sample", "out.mp4", "-w", "no/model.safetensors"), "there is no folder no for model.safetensors, nor"),
         (("info", "no/plan.json"), "there is no folder no for plan.json"),
         (("extend", "no/in.mp4", "out.mp4", "--frames", "9"), "there is no folder no for in.mp4"),
-        (("sample", "out.mp4", "--sampler", "euler2"), "--sampler must be one of ancestral"),
+        (("sample", "out.mp4", "--sampler", "zzz"), "--sampler must be one of ancestral"),
         (("sample", "out.mp4", "--sampler", "DPM++ 2M Karras"), "did you mean --sampler dpmpp_2m --grid karras?"),
-        (("sample", "out.mp4", "--grid", "karas"), "did you mean karras?"),
-        (("train", "run", "--data", "digits", "--schedule", "scaled_linear"), "did you mean stable_diffusion?"),
+        (("sample", "out.mp4", "--grid", "karas"), "did you mean --grid karras?"),
+        (("info", "--plan", "Euler a"), "did you mean --plan euler_ancestral?"),
+        (("info", "moving_digit"), "did you mean moving_digits?"),
+        (("sample", "out.mp4", "-w", "moving_digit"), "did you mean moving_digits? Or give"),
+        (("sample", "out.mp4", "--backend", "numpy", "--label", "1,2"), "give each by itself: -l 1 -l 2"),
+        (("train", "run", "--data", "digits", "--preset", "Tiny"), "did you mean --preset tiny?"),
+        (
+            ("train", "run", "--data", "digits", "--schedule", "scaled_linear"),
+            "did you mean --schedule stable_diffusion?",
+        ),
         (("sample", "out.mp4", "--grid", "14.6, x1, 0"), "must hold numbers"),
         (("sample", "out.mp4", "--set", "gamma=1"), "has the settings order, eta"),
         (("sample", "out.mp4", "--set", "order=x"), "is not a number"),
@@ -211,6 +220,10 @@ def test_a_file_of_something_else_is_no_model(tiny: str) -> None:
         Path(name).write_bytes(b"nothing of the kind")
         assert f"{name} {says}" in refused(2, "sample", "out.npy", "-w", name, *QUICK)
         assert f"{name} {says}" in refused(2, "train", "run", "--data", "digits", "--from", name)
+    Path("run").mkdir()
+    save_file({"x": np.zeros(1)}, "run/checkpoint.safetensors", metadata={"glimpse": "[]", "step": "1"})
+    assert "run holds a run that has not ended" in refused(2, "sample", "out.npy", "-w", "run", *QUICK)
+    assert "is a checkpoint of a run" in refused(2, "info", "run/checkpoint.safetensors")
     assert "and in.mp4 is a file" in refused(2, "evaluate", "--data", "in.mp4")
     Path("text.md").write_text("nothing of the kind")
     assert "must be weights (.safetensors), a plan (.json) or a video" in refused(2, "info", "text.md")

@@ -69,5 +69,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert ">>>" not in re.sub(
         r"<pre.*?</pre>", "", reference.replace("&gt;", ">"), flags=re.DOTALL
     )  # doctests are code
+    assert 'href="notebooks/train_on_toys.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "notebooks" / "train_on_toys_0.png").is_file()
     figures = {path.name for path in (tmp_path / "images").glob("*.png")}
     assert {"paths.png", "levels.png", "plan.png"} <= figures

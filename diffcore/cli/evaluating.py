@@ -11,7 +11,7 @@ import typer
 
 import diffcore as dc
 from diffcore import _check, _files
-from diffcore.cli import conditions, drawing, files, models, options, report, sets, sources, writers
+from diffcore.cli import conditions, drawing, files, models, options, report, saved, sets, sources, writers
 
 LEVELS = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 HELD_OUT = 2048
@@ -37,7 +37,7 @@ def evaluate(
         typer.Argument(
             metavar="WEIGHTS|VIDEO",
             help="A weights file or included model; or a video, with --against.",
-            autocompletion=models.shipped,
+            autocompletion=saved.shipped,
         ),
     ] = "moving_digits",
     against: Annotated[

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 import diffcore as dc
-from diffcore import _check
-from diffcore.cli import files, models, options, report
+from diffcore import _check, _synonyms
+from diffcore.cli import files, models, options, report, saved
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -29,7 +29,7 @@ def info(
         typer.Argument(
             metavar="WHAT",
             help="A weights file or included model, a saved plan (.json), or a video; without it, this machine.",
-            autocompletion=models.shipped,
+            autocompletion=saved.shipped,
         ),
     ] = None,
     plan: Annotated[
@@ -54,7 +54,7 @@ def info(
     if plan is not None:
         if what is not None:
             report.usage(f"give {what} or --plan, not both")
-        _plan(models.plan(plan, steps, settings, grid=grid), as_json)
+        _plan(models.plan(plan, steps, settings, grid=grid, option="--plan"), as_json)
     elif what is None:
         _machine(as_json)
     elif what.endswith(".json"):
@@ -63,12 +63,12 @@ def info(
         report.usage(
             f"{what} is a folder without model.safetensors; give a run's folder, or a file: weights, a plan or a video"
         )
-    elif what in models.shipped() or Path(what).suffix == ".safetensors" or Path(what).is_dir():
+    elif what in saved.shipped() or Path(what).suffix == ".safetensors" or Path(what).is_dir():
         _weights(what, as_json)
     elif not Path(what).exists():
-        report.usage(
-            f"{report.absent(what)}, nor an included model of that name; included are {', '.join(models.shipped())}"
-        )
+        meant, _ = _synonyms.meant(what, saved.shipped())
+        way = f"did you mean {meant}?" if meant else f"included are {', '.join(saved.shipped())}"
+        report.usage(f"{report.absent(what)}, nor an included model of that name; {way}")
     elif Path(what).is_file() and Path(what).suffix.lower() not in files.readable():
         report.usage(f"{what} must be weights (.safetensors), a plan (.json) or a video (.mp4, .gif, .npy, ...)")
     else:
@@ -98,7 +98,7 @@ def _machine(as_json: bool) -> None:
     report.table(f"diffcore {dc.__version__}", ["backend", "version", "devices", "gradients", "compiles"], shown)
     kernel = "compiled" if compiled else "not compiled, so NumPy's operations serve; install again with a C compiler"
     typer.echo(f"kernel of the CPU: {kernel}")
-    typer.echo(f"included models: {', '.join(models.shipped())}; the default backend here is {models.installed()[0]}")
+    typer.echo(f"included models: {', '.join(saved.shipped())}; the default backend here is {models.installed()[0]}")
 
 
 def _row(name: str, devices: list[str], *, gradients: bool, compiles: str | None) -> report.Row:
@@ -150,7 +150,7 @@ def _weights(weights: str, as_json: bool) -> None:
     from diffcore.unet3d.summary import summarise
     from diffcore.unet3d.weights import read
 
-    path = models.weights_file(weights)
+    path = saved.weights_file(weights)
     if path is None:
         with shipped(weights) as found:
             content, size = read(found), found.stat().st_size

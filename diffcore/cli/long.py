@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import diffcore as dc
-from diffcore.cli import conditions, estimates, files, models, options, report, writers
+from diffcore.cli import conditions, estimates, files, models, options, report, saved, writers
 
 EXTEND = (
     "Examples:\n\n"
@@ -124,7 +124,7 @@ def interpolate(
     video = _looked(job)
     if video.frames == 1:
         report.note(f"note: {job.source} has one frame, and nothing lies between; it is written as it is")
-    rate = (video.fps or models.rate_of(job.weights) or writers.FPS) * factor
+    rate = (video.fps or saved.rate_of(job.weights) or writers.FPS) * factor
     _say_rate(job, rate)
     job = job._replace(fps=job.fps or rate)
     total = (video.frames - 1) * factor + 1
@@ -161,7 +161,7 @@ def _looked(job: Job, *, slower: bool = False) -> files.Video:
     writers.check(job.out, job.force)
     video = files.look(job.source, job.in_fps, job.background)
     if slower:
-        rate = models.rate_of(job.weights)
+        rate = saved.rate_of(job.weights)
         if rate is not None and job.in_fps is None and video.fps is not None and video.fps > 1.01 * rate:
             report.note(
                 f"note: {job.source} has {video.fps:.4g} frames a second and the clips that the model was trained on had "
@@ -176,7 +176,7 @@ def _looked(job: Job, *, slower: bool = False) -> files.Video:
 
 def _say_rate(job: Job, made: float | None) -> None:
     """Say where frames are further apart, or nearer, than those of the clips that a model was trained on."""
-    rate = models.rate_of(job.weights)
+    rate = saved.rate_of(job.weights)
     if rate is not None and made is not None and not 0.99 * rate <= made <= 1.01 * rate:
         report.note(
             f"note: the model draws {made:.4g} frames a second here, and the clips that it was trained on had {rate:.4g}, so that "
@@ -237,7 +237,7 @@ def _run(
             for block in files.blocks(video, side, config.channels):
                 yield model.put(block)
 
-        fps = job.fps or video.fps or models.rate_of(job.weights) or writers.FPS
+        fps = job.fps or video.fps or saved.rate_of(job.weights) or writers.FPS
         made, shape = 0, (*side, config.channels)
         expected = window - overlap
         works = (side[0] * (enlarged or 1), side[1] * (enlarged or 1))

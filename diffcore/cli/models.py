@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import _array, _check, _synonyms
-from diffcore.cli.report import Failure, absent, note, usage
+from diffcore import _array, _check
+from diffcore.cli import saved
+from diffcore.cli.report import Failure, no_such, note, usage
 
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax"), "numpy": ()}
 """By preference: what each takes."""
@@ -55,11 +56,6 @@ def sound(block: Any) -> npt.NDArray[np.float32]:
     return frames
 
 
-def shipped() -> list[str]:
-    """Return the names of the models that are shipped."""
-    return list(dc.unet3d.MODELS)
-
-
 def samplers() -> list[str]:
     """Return the names of the samplers."""
     return list(dc.samplers.table())
@@ -75,33 +71,6 @@ def installed() -> list[str]:
     return [name for name, needs in BACKENDS.items() if all(importlib.util.find_spec(need) for need in needs)]
 
 
-_PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
-
-
-def weights_file(weights: str) -> Path | None:
-    """Return the path of a weights file, or None for a shipped model; refuse anything else."""
-    if weights in shipped():
-        return None
-    from diffcore.cli.files import readable
-
-    path, choose = Path(weights), f"give a .safetensors file, a run's folder, or one of {', '.join(shipped())}"
-    if path.is_dir():
-        inside = path / "model.safetensors"
-        if inside.is_file():
-            return inside
-        usage(f"{weights} is a folder without model.safetensors; {choose}")
-    if not path.is_file():
-        usage(f"{absent(weights)}, nor an included model of that name; {choose}")
-    kind = path.suffix.lower()
-    if kind in readable():
-        usage(
-            f"{weights} is a video and holds no weights; {choose}. A video to go on from: diffcore extend {weights} OUT"
-        )
-    if kind in _PICKLES:
-        usage(f"{weights} is a pickle, to judge by its name, and to open one is to run it; {choose}")
-    return path
-
-
 def dtype_of(backend: str, dtype: str) -> str:
     """Return the dtype of the weights for a dtype to compute in; refuse what the backend cannot."""
     if dtype == "bfloat16" and backend == "numpy":
@@ -112,7 +81,7 @@ def dtype_of(backend: str, dtype: str) -> str:
 @contextlib.contextmanager
 def opened(weights: str, backend: str | None, device: str | None, dtype: str = "float32") -> Iterator[Model]:
     """Load a model for as long as it is used."""
-    path = weights_file(weights)
+    path = saved.weights_file(weights)
     backend = installed()[0] if backend is None else backend
     kind = dtype_of(backend, dtype)
     with _wide() if backend == "jax" and kind == "float64" else contextlib.nullcontext():
@@ -133,42 +102,15 @@ def _model(weights: str, path: Path | None, backend: str, place: Any, name: str,
     return Model(net, config, backend, name, like)
 
 
-def _notes(weights: str) -> dict[str, str]:
-    """Return what a weights file says beside the weights."""
-    from safetensors import safe_open
-
-    from diffcore.unet3d.pretrained import shipped as included
-
-    path = weights_file(weights)
-    place = included(weights) if path is None else contextlib.nullcontext(path)
-    with place as found, safe_open(found, framework="numpy") as file:
-        return dict(file.metadata() or {})
-
-
-def rate_of(weights: str) -> float | None:
-    """Return how many frames a second the clips had that a model was trained on; None where its file does not say."""
-    weights_file(weights)
-    with contextlib.suppress(Exception):  # a damaged file is refused where it is loaded
-        rate = float(_notes(weights)["fps"])
-        return rate if 0.01 <= rate <= 1000.0 else None
-    return None
-
-
 def say_size(size: int, side: tuple[int, int]) -> None:
     """Say where a model works at another size than it was trained at."""
     if side != (size, size):
         note(f"note: the model was trained at {size}x{size} and works at {side[0]}x{side[1]} here")
 
 
-def _knows_levels(weights: str) -> bool | None:
-    """Return whether a model was trained with a noise level for each frame; None where its file does not say."""
-    settings = _notes(weights).get("settings")
-    return None if settings is None else re.search(r"frame_times='(?!shared)", settings) is not None
-
-
 def say_levels(weights: str, asked: str) -> None:
     """Say where a model was trained with one noise level for all frames of a clip, and is asked to take several."""
-    if _knows_levels(weights) is False:
+    if saved.knows_levels(weights) is False:
         note(
             f"note: {weights} was trained with one noise level for all frames of a clip, and {asked} gives each frame its own, "
             f"which it has not seen; `train --frame-times independent` makes a model for it"
@@ -177,7 +119,7 @@ def say_levels(weights: str, asked: str) -> None:
 
 def frame_by_frame(weights: str, model: Model) -> bool:
     """Return whether clips are drawn one frame after another: by a causal network that was trained for it."""
-    return bool(model.config.causal and hasattr(model.net, "past") and _knows_levels(weights))
+    return bool(model.config.causal and hasattr(model.net, "past") and saved.knows_levels(weights))
 
 
 def placed(backend: str, device: str | None, kind: str) -> tuple[Any, str, Any]:
@@ -233,13 +175,15 @@ def labels_for(weights: str, config: Any, given: list[str] | None, count: int | 
         return None, 1 if count is None else count
     if config.condition != "class":
         usage(f"--label is given, but this model has the condition {config.condition!r}; leave it out")
-    names = json.loads(_notes(weights).get("classes", "[]"))
+    names = json.loads(saved.notes(weights).get("classes", "[]"))
     numbers = {str(number): number for number in range(config.classes + 1)} | {
         name: number for number, name in enumerate(names)
     }
     if bad := [label for label in given if label not in numbers]:
         called = f", by name {_check.cut(', '.join(names))}" if names else ""
-        usage(f"--label {bad[0]}: the model knows 0 to {config.classes - 1}, and {config.classes} for any{called}")
+        parts = re.split("[, ]+", bad[0])
+        way = f"; give each by itself: {' '.join(f'-l {part}' for part in parts)}" if set(parts) <= set(numbers) else ""
+        usage(f"--label {bad[0]}: the model knows 0 to {config.classes - 1}, and {config.classes} for any{called}{way}")
     labels, count = [numbers[label] for label in given], len(given) if count is None else count
     if len(labels) not in {1, count}:
         usage(f"--label is given {len(labels)} times for {count} clips; give one for each, or one for all")
@@ -286,16 +230,18 @@ def history_for(schedule: Any, method: str, given: float | None) -> float | None
 
 
 def plan(
-    sampler: str, steps: int, settings: list[str] | None = None, schedule: Any = None, grid: str | None = None
+    sampler: str,
+    steps: int,
+    settings: list[str] | None = None,
+    schedule: Any = None,
+    grid: str | None = None,
+    option: str = "--sampler",
 ) -> Any:
     """Return the plan of a sampler by its name, here or elsewhere, on the schedule that a model was trained on, or the paper's."""
     sampler, known = dc.samplers.aliases().get(sampler, (sampler, {}))
     if sampler not in samplers():
-        meant, spaced = _synonyms.meant(sampler, [*samplers(), *dc.samplers.aliases()])
-        near = f"; did you mean --sampler {meant}{f' --grid {spaced}' if spaced else ''}?" if meant else ""
-        usage(
-            f"--sampler must be one of {', '.join(samplers())}, or a name of samplers.aliases(), got {_check.cut(sampler)}{near}"
-        )
+        others = dc.samplers.aliases()
+        no_such(option, sampler, samplers(), others=others, more=", or a name of samplers.aliases()")
     make = dc.samplers.table()[sampler].make
     takes = [name for name, given in inspect.signature(make).parameters.items() if given.kind is given.KEYWORD_ONLY]
     takes = [name for name in takes if name not in {"grid", "churn_range"}]
@@ -323,11 +269,7 @@ def _grid(text: str, schedule: Any, steps: int) -> Any:
     if text in dc.grids.table():
         return dc.grids.by_name(text, schedule, steps)
     if not any(character.isdigit() for character in text):
-        meant, _ = _synonyms.meant(text, grids())
-        near = f"; did you mean {meant}?" if meant else ""
-        usage(
-            f"--grid must be one of {', '.join(grids())}, or sigmas such as '14.6, 6.4, 1, 0', got {_check.cut(text)}{near}"
-        )
+        no_such("--grid", text, grids(), more=", or sigmas such as '14.6, 6.4, 1, 0'")
     found = dc.grids.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
     if found.note:
         note(f"note: {found.note}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diffcore.cli import models, report
+from diffcore.cli import models, report, saved
 
 Backends = Literal["numpy", "torch", "jax"]
 Dtypes = Literal["float32", "float64", "bfloat16"]
@@ -45,7 +45,7 @@ Weights = Annotated[
         "-w",
         metavar="FILE|NAME",
         help="A weights file (.safetensors), or the name of an included model.",
-        autocompletion=models.shipped,
+        autocompletion=saved.shipped,
     ),
 ]
 Backend = Annotated[

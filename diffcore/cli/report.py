@@ -7,12 +7,14 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+
+from diffcore import _check, _synonyms
 
 Row = dict[str, Any]
 
@@ -28,6 +30,21 @@ class Usage(Exception):
 def usage(message: str) -> NoReturn:
     """Refuse what was asked for."""
     raise Usage(message)
+
+
+def no_such(
+    option: str, given: str, choices: Collection[str], *, others: Collection[str] = (), more: str = ""
+) -> NoReturn:
+    """Refuse a name that an option does not know, with the one that may be meant, or else with all choices.
+
+    `others` are known too.
+    """
+    found, spaced = _synonyms.meant(given, [*choices, *others])
+    if found:
+        usage(
+            f"{option}: there is no {_check.cut(given)}; did you mean {option} {found}{spaced and f' --grid {spaced}'}?"
+        )
+    usage(f"{option} must be one of {', '.join(choices)}{more}, got {_check.cut(given)}")
 
 
 def absent(path: object) -> str:

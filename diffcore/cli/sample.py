@@ -10,7 +10,7 @@ import numpy as np
 
 import diffcore as dc
 from diffcore import _check
-from diffcore.cli import conditions, drawing, files, models, numbered, options, report, writers
+from diffcore.cli import conditions, drawing, files, models, numbered, options, report, saved, writers
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -114,7 +114,7 @@ def sample(
             plan = plan.per_frame(stages)
         side = (config.size, config.size) if size in {None, "keep"} else files.parse_size(str(size))
         models.say_size(config.size, side)
-        rate = fps or models.rate_of(weights) or writers.FPS
+        rate = fps or saved.rate_of(weights) or writers.FPS
         writers.check_frames(out, (1 if apart else clips, length, *side, config.channels), zoom)
         made = 0
 

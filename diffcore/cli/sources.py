@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffcore as dc
-from diffcore.cli import conditions, files, models
-from diffcore.cli.report import note, usage
+from diffcore.cli import conditions, files, saved
+from diffcore.cli.report import no_such, note, usage
 
 DIGITS = "digits"
 TOKEN_HEADS = 8
@@ -36,7 +36,7 @@ AS_IT_IS = Taken()
 
 def as_trained(taken: Taken, weights: str | None, name: str) -> Taken:
     """Return how clips are taken, where nothing says so as those were that the model of a weights file was trained on."""
-    rate = None if weights is None or name == DIGITS or (taken.every or taken.rate) else models.rate_of(weights)
+    rate = None if weights is None or name == DIGITS or (taken.every or taken.rate) else saved.rate_of(weights)
     if rate is None:
         return taken
     note(
@@ -124,8 +124,9 @@ def network_and_data(
     """Return a config that fits the data, that of a preset or of weights to start from, and the data."""
     able = presets() if text is None else list(dc.unet3d.PRESETS)
     if preset is not None and preset not in able:
-        way = "; it takes --encoder FOLDER, for models on text" if preset in dc.unet3d.PRESETS else ""
-        usage(f"--preset must be one of {', '.join(able)}, got {preset}{way}")
+        if preset in dc.unet3d.PRESETS:
+            usage(f"--preset {preset} takes --encoder FOLDER, for models on text; without it one of {', '.join(able)}")
+        no_such("--preset", preset, able)
     if text is not None and taken.labels is not None:
         usage("--labels and --captions are both given; a network is trained on one of them")
     given = {field: value for field, value in changes.items() if value is not None}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import diffcore as dc
-from diffcore import _check, _synonyms
+from diffcore import _check
 from diffcore.cli import meshes, models, options, report, sources, tuning
 
 network_option, training_option = options.panel("The network"), options.panel("Training")
@@ -308,9 +308,7 @@ def _schedule(name: str | None) -> Any:
         with contextlib.suppress(ValueError):  # those that have no default settings
             known[each] = dc.schedules.by_name(each)
     if name is not None and name not in known:
-        meant, _ = _synonyms.meant(name, list(known))
-        near = f"; did you mean {meant}?" if meant else ""
-        report.usage(f"--schedule must be one of {', '.join(sorted(known))}, got {name}{near}")
+        report.no_such("--schedule", name, sorted(known))
     return None if name is None else known[name]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from diffcore import _check
-from diffcore.cli import models, options, report, sources
+from diffcore.cli import options, report, saved, sources
 
 start_option = options.panel("Where it starts, and how it is watched")
 
@@ -18,7 +18,7 @@ From = Annotated[
         metavar="FILE|NAME",
         help="Fine-tune: start from the weights of a file or an included model, and take its network. --size, --frames, the "
         "colours and the classes may be others.",
-        autocompletion=models.shipped,
+        autocompletion=saved.shipped,
     ),
 ]
 Freeze = Annotated[
@@ -67,7 +67,7 @@ def start_of(weights: str | None) -> Start:
 
     if weights is None:
         return Start()
-    path = models.weights_file(weights)
+    path = saved.weights_file(weights)
     with shipped(weights) if path is None else contextlib.nullcontext(path) as found:
         return Start(found, read(found).config)
 

@@ -65,7 +65,7 @@ def steps_of(
             f"as dc.grids.karras(schedule, 18); got steps={_check.shown(steps)} and {'no' if grid is None else 'a'} grid"
         )
     checked(function, "schedule", schedule)
-    if isinstance(steps, str | list | tuple) or (_check.is_array(steps) and bool(getattr(steps, "ndim", 0))):
+    if hasattr(steps, "__len__"):
         hint = "log-SNRs are `grid=`" + (f", {called(steps)}" if isinstance(steps, str) else "")
         raise _check.error(TypeError, function, "steps", "be an int >= 1", steps, hint)
     points = grids.check(function, spaced(schedule, steps) if steps is not None else grid)
