@@ -266,6 +266,7 @@ def test_levels_out_of_order_or_range_are_named_with_their_values(library: str) 
         for one in (testing.check_conversions, testing.check_loss_invariance, testing.check_guidance_invariance):
             with pytest.raises(ValueError, match=r"in \[-87.3, 87.3\], or infinite, in float32, got 88.0 at \[1\]"):
                 one(far)
+            assert one(level(put([-87.0, -86.0], like), "ve")) <= 1.0  # a score there is below the normal numbers
         beyond = level(put([-175.0, 175.0, np.inf], like), "ve")
         assert testing.check_scaling(beyond, "ve") <= 1.0
         with pytest.raises(AssertionError, match=r"at log_snr = 20\.0"):

@@ -76,7 +76,7 @@ def check_conversions(
                 part = Level(*(put(value[ok], level.alpha) for value in at))
                 y, here = put(outputs[source][ok], level.alpha), put(z[ok], level.alpha)
                 got = host(convert(y, here, part, source=kinds[source], target=kinds[target]))
-                tolerance = ulps * eps * size[ok]
+                tolerance = (ulps * eps * size + 4.0 * smallest(level.alpha) * (1.0 + from_y))[ok]
                 identity, where = f"conversion {source!r} -> {target!r}", {"log_snr": at.log_snr[ok]}
                 used = max(used, compare(identity, got, outputs[target][ok], tolerance, where=where))
     return used
@@ -128,7 +128,7 @@ def check_loss_invariance(
             parts = at.alpha[lead] * x, at.sigma[lead] * noise
             y = p * sum(parts) + q * x_hat
             size = (a * np.abs(x) + b * np.abs(noise)) / c + sum(np.abs(p * part) for part in parts) + np.abs(q * x_hat)
-            scale, unsure = w / q[:, 0, 0] ** 2, 4.0 * eps * size
+            scale, unsure = w / q[:, 0, 0] ** 2, 4.0 * (eps * size + smallest(level.alpha))
             lost = scale * np.mean(2.0 * np.abs(q * (x - x_hat)) * unsure + unsure**2, axis=(1, 2))
             allowed = tolerance * truth + lost + 4.0 * smallest(level.alpha) * (1.0 + scale)
             least, most = smallest(level.alpha), largest(level.alpha)
@@ -191,6 +191,7 @@ def check_guidance_invariance(
                 1.0 + 2.0 * weight
             )  # in which the estimates are lost where they are small beside it
             size = np.abs(from_z * z) + np.abs(from_y) * (guided_size + made) + np.abs(truth)
+            flushed = 4.0 * (1.0 + 2.0 * weight) * smallest(level.alpha) * (1.0 + np.abs(from_y))
             held = np.max(
                 [np.abs(part) * np.ones(z.shape) for part in (from_z, from_y, guided_size, size)], axis=(0, 2)
             )
@@ -201,7 +202,7 @@ def check_guidance_invariance(
         here, there = Level(*(put(part[ok], level.alpha) for part in at)), put(z[ok], level.alpha)
         got = host(predictions.convert(guided(there, here.log_snr), there, here, source=name, target="x"))
         where = {"log_snr": at.log_snr[ok][:, None]}
-        tolerance = ulps * epsilon(level.alpha) * size[ok]
+        tolerance = (ulps * epsilon(level.alpha) * size + flushed)[ok]
         used = max(used, compare(f"guidance on {name!r}", got, truth[ok], tolerance, where=where))
     return used
 
