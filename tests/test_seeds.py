@@ -165,6 +165,7 @@ def test_what_numpy_holds_is_checked_like_an_int() -> None:
             noise.keys(7, 2, first=wrong)
         with pytest.raises(ValueError, match="`region` must be"):
             noise.normal(7, 0, (4, 6), region=[(wrong, 2), (0, 6)])
+    kind: Any
     for kind in (np.array(2.0), np.array(True), np.array([2])):
         with pytest.raises(TypeError, match="`region` must be"):
             noise.normal(7, 0, (4, 6), region=[(0, kind), (0, 6)])
