@@ -32,40 +32,6 @@ LIBRARIES |= {"safetensors", "skimage", "sklearn", "matplotlib", "av"}
 
 PLAIN = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, RuntimeError, MemoryError)
 
-ARGUMENTS = {
-    "steps": "num_steps n_steps num_inference_steps inference_steps nfe",
-    "like": "device dtype mesh sharding backend xp",
-    "seed": "generator rng key random_state keys",
-    "prediction": "prediction_type parameterization parametrization objective model_type",
-    "scale": "guidance_scale cfg_scale cfg",
-    "weight": "guidance guidance_weight",
-    "transform_x": "clip clip_denoised clip_sample clip_x transform",
-    "denoise": "model net network unet denoiser",
-    "grid": "timesteps sigmas times t_steps",
-    "callback": "callback_on_step_end hook",
-    "shape": "batch_size size n num_samples",
-    "z": "x_t latents x_T init",
-}
-"""Arguments here, and what they are called elsewhere."""
-
-NAMES = {
-    "process.diffuse": "add_noise q_sample forward_process",
-    "process.posterior": "q_posterior q_posterior_mean_variance",
-    "step": "p_sample",
-    "sample": "p_sample_loop generate",
-    "guidance.classifier_free": "classifier_free classifier_free_guidance cfg",
-    "guidance.clip": "clip clip_denoised",
-    "conditioning.replacement": "replacement inpaint inpainting",
-    "conditioning.reconstruction": "reconstruction reconstruction_guidance",
-    "losses.denoising": "loss denoising_loss training_losses",
-    "schedules.by_name": "get_named_beta_schedule get_beta_schedule",
-    "samplers.make": "get_sampler make_sampler",
-    "samplers.table()": "names SAMPLERS",
-    "noise.normal": "randn randn_like randn_tensor",
-    "unet3d.build": "Unet3D UNet UNet3D Unet UNet3DConditionModel",
-}
-"""Functions here, and what they are called elsewhere."""
-
 
 def face(module: str, aliases: Callable[[], Mapping[str, str]] = lambda: MappingProxyType({})) -> None:
     """Explain the errors of all that a module offers, at its end: functions, and the methods of classes.
@@ -118,7 +84,7 @@ def missing(
     called = aliases()
     same = _synonyms.same(name, [*own, *called])
     known = called.get(same) or (f"{module}.{same}" if same else "") or _near(module, name, own, 0.85)
-    known = known or _elsewhere(name, {f"diffcore.{here}": there for here, there in NAMES.items()})
+    known = known or _elsewhere(name, {f"diffcore.{here}": there for here, there in _synonyms.FUNCTIONS.items()})
     for other in sorted(there for there in loaded if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
         same = _synonyms.same(name, _offered(other))
         known = known or (f"{other}.{same}" if same else "")
@@ -133,7 +99,8 @@ def _near(module: str, name: str, names: list[str], cutoff: float) -> str:
 
 def _elsewhere(name: str, names: Mapping[str, str]) -> str:
     """Return what is called so elsewhere, "" where nothing is."""
-    return next((here for here, there in names.items() if name in there.split()), "")
+    plain = _synonyms.plainly(name)
+    return next((here for here, there in names.items() if plain in map(_synonyms.plainly, there.split())), "")
 
 
 def _explain_methods(of: type, module: str) -> None:
@@ -303,7 +270,7 @@ def _misfit(called: str, function: Callable[..., Any], args: tuple[Any, ...], er
         said = f"got {count} positional argument{'s' * (count != 1)}, which {'are' if count != 1 else 'is'} too many"
     if wrong := re.search(r"unexpected keyword argument '(\w+)'", said):
         names = [part.name for part in parts]
-        known = _elsewhere(wrong[1], {here: there for here, there in ARGUMENTS.items() if here in names})
+        known = _elsewhere(wrong[1], {here: there for here, there in _synonyms.ARGUMENTS.items() if here in names})
         near = [known] if known else difflib.get_close_matches(wrong[1], names, n=1)
         said += f"; did you mean `{near[0]}`?" if near else ""
     if method and args and not hasattr(args[0], function.__name__):

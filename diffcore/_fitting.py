@@ -12,7 +12,8 @@ from diffcore.state import State
 
 def check_given(function: str, plan: object, noise: object = None, **given: object) -> Source | None:
     """Raise TypeError for a wrong plan or an argument that cannot be called; return the source of noise."""
-    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
+    hint = f"by name it is samplers.make({_check.shown(plan)}, schedule, steps)" if isinstance(plan, str) else ""
+    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers", hint=hint)
     for argument, value in {"noise": noise, **given}.items():
         if not callable(value) and (value is not None or argument == "denoise"):
             takes = {"denoise": "(z, log_snr) -> y", "noise": "(draw, shape) -> eps", "transform_x": "x -> x"}

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "dpmpp_3m_sde": "dpmsolverpp3msde",
     "euler": "edmeuler eulerdiscrete flowmatcheuler flowmatcheulerdiscrete",
     "euler_ancestral": "eulera",
+    "euler_cfg_pp": "ddimcfgpp",
     "flow_map": "meanflow shortcut",
     "gradient_estimation": "ge",
     "heun": "edm edmheun edmstochastic heundiscrete",
@@ -29,9 +30,9 @@ ELSEWHERE = {
     "res_multistep": "res",
     "runge_kutta": "rk2 rk3 rk4 rk45 midpoint dopri5 bosh3 ode",
     # schedules
-    "ddpm": "linear sqrtlinear",
+    "ddpm": "linear linearbetaschedule sqrtlinear",
     "edm": "elucidated",
-    "iddpm": "squaredcos squaredcoscapv2 improvedddpm",
+    "iddpm": "squaredcos squaredcoscap cosinebetaschedule squaredcoscapv2 improvedddpm",
     "rectified_flow": "flowmatch flowmatching rf reflow condot ot optimaltransport linearinterpolant",
     "stable_diffusion": "scaledlinear sd sd1 sd15 sd2 sdxl ldm latentdiffusion",
     "stable_diffusion_zero_snr": "zerosnr ztsnr zeroterminalsnr rescalebetaszerosnr",
@@ -67,6 +68,51 @@ SPACED = {
 """What names such as "DPM++ 2M Karras" say after the sampler, plainly: where its steps lie, which is the grid here."""
 
 
+ARGUMENTS = {
+    "steps": "num_steps n_steps num_inference_steps inference_steps nfe",
+    "like": "device dtype mesh sharding backend xp",
+    "seed": "generator rng key random_state keys",
+    "prediction": "prediction_type parameterization parametrization objective model_type",
+    "scale": "guidance_scale cfg_scale cfg",
+    "weight": "guidance guidance_weight",
+    "transform_x": "clip clip_denoised clip_sample clip_x transform",
+    "denoise": "model net network unet denoiser",
+    "grid": "timesteps sigmas times t_steps",
+    "callback": "callback_on_step_end hook",
+    "shape": "batch_size size n num_samples",
+    "z": "x_t latents x_T init",
+}
+"""Arguments here, and what they are called elsewhere."""
+
+FUNCTIONS = {
+    "process.diffuse": "add_noise q_sample forward_process",
+    "process.posterior": "q_posterior q_posterior_mean_variance",
+    "step": "p_sample",
+    "sample": "p_sample_loop generate",
+    "guidance.classifier_free": "classifier_free classifier_free_guidance cfg cfg_rescale rescale_cfg",
+    "guidance.clip": "clip clip_denoised",
+    "guidance.projected": "apg adaptive_projected_guidance",
+    "guidance.zero_star": "cfg_zero cfg_zero_star",
+    "conditioning.replacement": "replacement inpaint inpainting",
+    "conditioning.reconstruction": "reconstruction reconstruction_guidance",
+    "losses.denoising": "loss denoising_loss training_losses p_losses mse",
+    "schedules.by_name": "get_named_beta_schedule get_beta_schedule",
+    "samplers.make": "get_sampler make_sampler",
+    "samplers.table()": "names SAMPLERS",
+    "noise.normal": "randn randn_like randn_tensor gaussian",
+    "likelihood.bound": "elbo vlb",
+    "likelihood.ode": "nll log_prob log_likelihood",
+    "metrics.frechet_distance": "fid fvd",
+    "exact.Mixture": "gmm gaussian_mixture",
+    "weights.MinSNR": "min_snr_gamma",
+    "predictions.table()": "epsilon v_prediction velocity",
+    "sample_adaptive": "dpm_adaptive adaptive",
+    "interop.k_diffusion": "comfyui",
+    "unet3d.build": "Unet3D UNet UNet3D Unet UNet3DConditionModel",
+}
+"""Functions here, and what they are called elsewhere."""
+
+
 def plainly(name: str) -> str:
     """Return a name by its letters and digits alone.
 
@@ -80,7 +126,9 @@ def _forms(name: str) -> Iterator[str]:
     """Yield a name plainly, and without what other libraries put before and after theirs."""
     plain = plainly(name)
     yield plain
-    short = re.sub("(scheduler|schedule|sampler|sigmas|gpu)+$", "", re.sub("^sample", "", plain))
+    short = re.sub(
+        "(betaschedule|scheduler|schedule|sampler|sigmas|gpu)+$", "", re.sub("^(sample|getsigmas)", "", plain)
+    )
     yield short
     yield short.removesuffix("discrete")
     yield short.removesuffix("multistep")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -37,6 +38,12 @@ def net_of(z: Any, log_snr: Any, cond: Any) -> Any:
         (dc.samplers, "dpmpp", "diffcore.samplers.dpm_solver_pp`"),
         (dc.samplers, "edm", "diffcore.samplers.heun"),
         (dc.samplers, "EulerA", "diffcore.samplers.euler_ancestral"),
+        (dc.samplers, "dpm_adaptive", "diffcore.sample_adaptive`"),
+        (dc.guidance, "APG", "diffcore.guidance.projected"),
+        (dc.metrics, "FID", "diffcore.metrics.frechet_distance`"),
+        (dc.exact, "GaussianMixture", "diffcore.exact.Mixture"),
+        (dc.grids, "get_sigmas_karras", "diffcore.grids.karras"),
+        (dc.schedules, "get_named_beta_schedule", "diffcore.schedules.by_name"),
         (dc, "dpmpp", "diffcore.samplers.dpm_solver_pp`"),
         (dc.schedules, "linear_beta", "diffcore.schedules.LinearBeta"),
         (dc.schedules, "scaled_linear", r"diffcore.schedules.by_name\(\"stable_diffusion\"\)"),
@@ -96,6 +103,11 @@ def test_completion_lists_what_a_module_offers_and_nothing_that_it_imports() -> 
         (lambda: dc.samplers.ddim("edm", 4), r"must be a schedule.*schedules.by_name\('edm'\)"),
         (lambda: dc.samplers.ddim(SCHEDULE, grid="karras"), r"`grid` .*grids.by_name\('karras', schedule, 20\)"),
         (lambda: dc.samplers.heun(SCHEDULE, grid="14.6, 1, 0"), r"`grid` .*grids.from_sigmas\(text\).grid"),
+        (lambda: dc.samplers.heun(SCHEDULE, grid=dc.grids.karras), r"`grid` .*call it: grids.karras\(schedule, 20\)"),
+        (
+            lambda: dc.sample(net_of, "ddim", shape=(1, 2)),
+            r"`plan` .*by name it is samplers.make\('ddim', schedule, steps\)",
+        ),
         (
             lambda: dc.samplers.heun(SCHEDULE, "karras"),
             r"samplers.heun: `steps` .*grids.by_name\('karras', schedule, 20\)",
@@ -224,6 +236,7 @@ def test_schedules_go_by_their_names() -> None:
                 "dpm_solver_pp_2s": ("DPMSolverSinglestepScheduler",),
                 "heun": ("edm", "Heun"),
                 "unipc": ("unipcc", "UniPC"),
+                "euler_cfg_pp": ("DDIM CFG++", "euler_cfgpp"),
             },
         ),
         (
@@ -232,7 +245,7 @@ def test_schedules_go_by_their_names() -> None:
                 "cosine": ("cosin",),
                 "ddpm": ("linear",),
                 "stable_diffusion": ("scaled_linear", "SDXL"),
-                "iddpm": ("squaredcos_cap_v2",),
+                "iddpm": ("squaredcos_cap_v2", "cosine_beta_schedule"),
                 "rectified_flow": ("flow matching",),
                 "vp_sde": ("VP",),
             },
@@ -255,11 +268,17 @@ def test_names_of_the_field_lead_to_ours(make: Callable[[str], Any], names: dict
 def test_every_synonym_is_a_name_and_every_spacing_a_grid() -> None:
     named = {*dc.samplers.table(), *others(), *dc.samplers.aliases(), *dc.schedules.named(), *dc.grids.table()}
     assert set(_synonyms.ELSEWHERE) <= named | {"linear", "scaled_linear", "squaredcos_cap_v2"}
+    for here in _synonyms.FUNCTIONS:
+        assert (
+            here.startswith("interop") or functools.reduce(getattr, here.removesuffix("()").split("."), dc) is not None
+        )
     assert set(_synonyms.SPACED.values()) <= set(dc.grids.table())
     assert all(name == _synonyms.plainly(name) for there in _synonyms.ELSEWHERE.values() for name in there.split())
     with pytest.raises(ValueError, match=rf"samplers.aliases\(\) has {len(dc.samplers.aliases())} names"):
         dc.samplers.make("nothing like it", SCHEDULE, 4)
-    with pytest.raises(ValueError, match=r"dc.adaptive.sample_adaptive"):
+    with pytest.raises(ValueError, match=r"that is a grid, .*grid=grids.by_name"):
+        dc.samplers.make("karras", SCHEDULE, 4)
+    with pytest.raises(ValueError, match=r"dc\.sample_adaptive"):
         dc.samplers.make("DPM adaptive", SCHEDULE, 4)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from diffcore import _check
+from diffcore import _check, grids
 from diffcore.plan import Plan
 from diffcore.samplers._aliases import aliases
 from diffcore.samplers.adams import gradient_estimation, ipndm, lms
@@ -269,5 +269,7 @@ def chosen(function: str, sampler: Any, known: Collection[str]) -> str:
     """Return a name of a sampler that is known, or raise with what may be meant, `aliases` among it."""
     hint = f"samplers.aliases() has {len(aliases())} names of other libraries; a sampler of your own is made by its own function"
     if isinstance(sampler, str) and "adaptive" in sampler.lower():
-        hint = "for steps of adaptive size see dc.adaptive.sample_adaptive"
+        hint = "for steps of adaptive size see dc.sample_adaptive"
+    elif isinstance(sampler, str) and sampler in grids.table():
+        hint = f"that is a grid, for every sampler: grid=grids.by_name({sampler!r}, schedule, steps)"
     return _check.choice(function, "sampler", sampler, sorted(known), hint=hint, others=aliases())
