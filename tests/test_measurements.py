@@ -92,7 +92,12 @@ def test_a_run_refuses_a_mask_of_frames_that_would_hit_other_axes() -> None:
         ),
         (lambda: downsample(2, axes=(0,)), TypeError, r"`axes` must be two ints, \(height, width\), got \(0,\)"),
         (lambda: frame_average(2, axis=1.0), TypeError, r"`axis` must be an int, got 1\.0"),
-        (lambda: frames([0], of=2, trailing=-1), ValueError, r"`trailing` must be an int >= 0, got -1"),
+        (lambda: frames([0], of=2, trailing=-1), ValueError, r"`trailing` must be an int in \[0, 62\], got -1"),
+        (
+            lambda: frames([0], of=2, trailing=10**9),
+            ValueError,
+            r"`trailing` must be an int in \[0, 62\], got 1000000000",
+        ),
     ],
 )
 def test_bad_axes_are_refused(call: Any, error: type[Exception], message: str) -> None:

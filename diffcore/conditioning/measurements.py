@@ -13,6 +13,9 @@ import numpy.typing as npt
 from diffcore import _array, _check
 from diffcore._array import Array
 
+AXES = 64
+"""The most axes that an array of NumPy can have."""
+
 
 class Svd(NamedTuple):
     """A singular value decomposition A = U S V^T of one sample, in functions: what `svd()` of a linear measurement returns.
@@ -162,14 +165,14 @@ def frames(which: Iterable[int] | slice, *, of: int, trailing: int = 3) -> npt.N
             1 for (B, T, A), 0 for (B, T).
 
     Raises:
-        ValueError: a frame that the clip does not have; `of` below 1, or `trailing` below 0.
+        ValueError: a frame that the clip does not have; `of` below 1, or `trailing` outside [0, 62].
         TypeError: any of these that is not an int.
 
     >>> frames([0, -1], of=4).ravel(), frames([0], of=16, trailing=1).shape
     (array([ True, False, False,  True]), (16, 1))
     """
     function = "conditioning.frames"
-    count, after = _check.integer(function, "of", of, 1), _check.integer(function, "trailing", trailing, 0)
+    count, after = _check.integer(function, "of", of, 1), _check.integer(function, "trailing", trailing, 0, AXES - 2)
     if not isinstance(which, (slice, Iterable)):
         raise _check.error(
             TypeError, function, "which", "be the numbers of frames, or a slice", which, f"such as range({which})"
