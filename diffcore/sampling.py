@@ -269,6 +269,9 @@ def sample(
     denoise = _fitting.fitting("sample", denoise, plan)
     prediction = predictions.kind_of("sample", denoise, prediction)
     state, backend, held = opened("sample", plan, z, shape, like, seed, source, constraint)
+    if hasattr(denoise, "carrying") and not hasattr(denoise, "begin"):
+        must = "have a method begin(z), the arrays that it carries before the first stage, as it has `carrying`"
+        raise _check.error(TypeError, "sample", "denoise", must, denoise)
     if hasattr(denoise, "carrying") and not state.carried:
         state = State(*state[:6], cast(Any, denoise).begin(state.z), state.mark)
     owned = z is None

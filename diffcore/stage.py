@@ -87,7 +87,7 @@ def ask(form: Form, denoise: Any, z: Array, levels: tuple[Array, ...]) -> tuple[
     """Return the prediction at z, checked, and the one without guidance where the plan reads it."""
     if form.second == "unguided":
         y, other = (
-            called(denoise.with_unguided, z, *levels)
+            _several("with_unguided", 2, called(denoise.with_unguided, z, *levels))
             if hasattr(denoise, "with_unguided")
             else 2 * (called(denoise, z, *levels),)
         )
@@ -104,10 +104,18 @@ def ask_carrying(
     """Return what `ask` does, and what the denoiser carries to the next stage: what it got, if it carries nothing."""
     if not hasattr(denoise, "carrying"):
         return *ask(form, denoise, z, levels), carried
-    y, other, carried = called(denoise.carrying, z, *levels, carried)
+    y, other, carried = _several("carrying", 3, called(denoise.carrying, z, *levels, carried))
     check_prediction(y, z)
     check_prediction(other, z)
     return y, other if form.second == "unguided" else None, carried
+
+
+def _several(method: str, count: int, found: Any) -> Any:
+    """Return what a method of a denoiser returned, if it is so many things; an array of as many samples is not."""
+    if isinstance(found, tuple | list) and len(found) == count:
+        return found
+    what = "(prediction, prediction without guidance" + (", what the next stage gets)" if count == 3 else ")")
+    raise _check.error(TypeError, "sample", f"denoise.{method}", f"return {what}", found)
 
 
 def check_prediction(y: Array, z: Array) -> None:

@@ -125,3 +125,50 @@ def test_a_rule_and_a_schedule_of_ones_own_are_subclasses() -> None:
         for call in calls:
             with pytest.raises(TypeError, match=rf"`schedule` must be a schedule, .*{says}"):
                 call(given)
+
+
+def test_a_rule_returns_an_array_like_c_in_a_space_that_there_is() -> None:
+    """A mean was broadcast, so that every sample became one number."""
+
+    def run(returned: Any, **fields: Any) -> Any:
+        rule = type("Mine", (dc.guidance.Rule,), {"space": "x", "__call__": lambda _, at: returned(at), **fields})()
+        guided = dc.guidance.classifier_free(
+            lambda z, _, c: z + c, cond=Z[:1], null=Z[:1], weight=1.0, rule=rule, prediction="eps"
+        )
+        return dc.sample(guided, PLAN, Z)
+
+    with pytest.raises(
+        ValueError, match=r"`Mine\.__call__` must return an array of the shape of c, \(2, 3\), got .* shape \(1, 3\)"
+    ):
+        run(lambda at: at.c.mean(0, keepdims=True))
+    with pytest.raises(TypeError, match=r"`Mine\.__call__` must return an array of the shape of c, \(2, 3\), got None"):
+        run(lambda at: None)
+    with pytest.raises(ValueError, match=r"`Mine\.space` must be .* got 'epsilon'"):
+        run(lambda at: at.c, space="epsilon")
+    np.testing.assert_allclose(run(lambda at: at.c), dc.sample(lambda z, _: z + Z[:1], PLAN, Z, prediction="eps"))
+
+
+def test_a_denoiser_that_carries_or_knows_the_unguided_returns_as_many_things() -> None:
+    def own(**methods: Any) -> Any:
+        named = {"prediction": "x", "__call__": lambda _, z, log_snr: 0.5 * z, **methods}
+        return type("Own", (), named)()
+
+    both = own(with_unguided=lambda _, z, log_snr: 0.5 * z)  # of two samples, which were taken for the two predictions
+    with pytest.raises(
+        TypeError, match=r"`denoise\.with_unguided` must return \(prediction, prediction without guidance\), got nd"
+    ):
+        dc.sample(both, dc.samplers.euler_cfg_pp(dc.schedules.Cosine(), steps=3), Z)
+    carries = own(begin=lambda _, z: (z,), carrying=lambda _, z, log_snr, carried: 0.5 * z)
+    with pytest.raises(
+        TypeError, match=r"`denoise\.carrying` must return \(prediction, .*, what the next stage gets\)"
+    ):
+        dc.sample(carries, PLAN, Z)
+    with pytest.raises(TypeError, match=r"`denoise` must have a method begin\(z\)"):
+        dc.sample(own(carrying=lambda _, z, log_snr, carried: (z, z, carried)), PLAN, Z)
+
+
+def test_a_schedule_of_ones_own_says_its_scaling() -> None:
+    with pytest.raises(TypeError, match=r"`schedule` must define a field `scaling`, 'vp', 've' or 'flow'"):
+        dc.samplers.ddim(
+            type("Mine", (dc.schedules.Schedule,), dict.fromkeys(("_log_snr", "_time", "_slope")))(), steps=3
+        )

@@ -58,6 +58,10 @@ class Ruled(ClassifierFree):
         if average is not None:
             difference = difference + self.rule.momentum * _layout.samples(average)
         guided = self.rule(At(xp, inside, other, difference, weight, log_snr))
+        if tuple(getattr(guided, "shape", ())) != tuple(inside.shape):  # else it would broadcast
+            must = f"return an array of the shape of c, {tuple(inside.shape)}"
+            kind = ValueError if _check.is_array(guided) else TypeError
+            raise _check.error(kind, FUNCTION, f"{type(self.rule).__name__}.__call__", must, guided)
         return (guided if mixing is None else c + mixing.back * (guided - inside)), difference
 
 
@@ -124,6 +128,8 @@ def guided_by(
         hint = "one of your own is a subclass of guidance.Rule with __call__(self, at), see its help"
     _check.instance(function, "rule", rule, Rule, "a rule, such as guidance.projected()", hint=hint)
     model = source.models[0]
+    if rule.space is not None:
+        predictions.row_function(function, f"{type(rule).__name__}.space", rule.space)
     if rule.space is not None or prediction is not None:
         prediction = predictions.kind_of(function, model, prediction)
         predictions.row_function(function, "prediction", prediction)

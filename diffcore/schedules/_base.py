@@ -178,4 +178,7 @@ def checked(function: str, argument: str, schedule: object) -> Schedule:
         hint = "of a table it is schedules.from_betas, from_alphas_cumprod or from_sigmas"
     elif callable(schedule) or hasattr(schedule, "log_snr"):
         hint = "one of your own is a subclass of schedules.Schedule, see its help"
-    return _check.instance(function, argument, schedule, Schedule, "a schedule, such as schedules.Cosine()", hint=hint)
+    found = _check.instance(function, argument, schedule, Schedule, "a schedule, such as schedules.Cosine()", hint=hint)
+    if not hasattr(found, "scaling"):
+        raise _check.error(TypeError, function, argument, "define a field `scaling`, 'vp', 've' or 'flow'", schedule)
+    return found
