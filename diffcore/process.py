@@ -59,7 +59,21 @@ def posterior_coefficients(s: Level, t: Level) -> tuple[Array, Array, Array]:
     """
     s, t = levels.line_up("process.posterior_coefficients", s=s, t=t)
     new = novelty(s, t)
-    return (t.alpha / s.alpha) * (s.sigma / t.sigma) ** 2, new * s.alpha, new * s.sigma**2
+    a = _over(t, s, t.alpha, s.alpha) * _over(s, t, s.sigma, t.sigma) ** 2
+    return a, new * s.alpha, new * _where_new(new, s.sigma) ** 2
+
+
+def _over(one: Level, other: Level, above: Array, below: Array) -> Array:
+    """Return above / below of two levels; 1 where they are equal, also where both parts are 0, or infinite."""
+    xp = _array.namespace("process", above=above, below=below)
+    equal, unit = one.log_snr == other.log_snr, xp.ones_like(above)
+    return _array.scalar(xp.where(equal, unit, above) / xp.where(equal, unit, below))
+
+
+def _where_new(new: Array, sigma: Array) -> Array:
+    """Return sigma; 0 where no noise is new, so that none of an infinite variance is none."""
+    xp = _array.namespace("process", new=new, sigma=sigma)
+    return _array.scalar(xp.where(new == 0.0, xp.zeros_like(sigma), sigma))
 
 
 def diffuse(x: Array, eps: Array, level: Level) -> Array:
@@ -125,7 +139,8 @@ def transition(z_s: Array, *, s: Level, t: Level) -> Gaussian:
     """
     function = "process.transition"
     s, t = ordered(function, s, t)
-    return _gaussian(function, _scaled(function, t.alpha / s.alpha, z_s, "z_s"), novelty(s, t) * t.sigma**2)
+    new, share = novelty(s, t), _over(t, s, t.alpha, s.alpha)
+    return _gaussian(function, _scaled(function, share, z_s, "z_s"), new * _where_new(new, t.sigma) ** 2)
 
 
 def posterior(z_t: Array, x: Array, *, s: Level, t: Level) -> Gaussian:
@@ -186,7 +201,8 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
     check_gamma(function, gamma)
     s, t = ordered(function, s, t)
     # No logarithm: it would give 0 * -inf at sigma_s = 0. A Python exponent of 0 gives exactly 1.
-    return novelty(s, t) * s.sigma ** (2.0 - 2.0 * gamma) * t.sigma ** (2.0 * gamma)
+    new = novelty(s, t)
+    return new * _where_new(new, s.sigma) ** (2.0 - 2.0 * gamma) * _where_new(new, t.sigma) ** (2.0 * gamma)
 
 
 def check_gamma(function: str, gamma: float) -> None:

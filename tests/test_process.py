@@ -35,6 +35,19 @@ def test_the_reverse_variance_to_clean_data_is_no_nan(gamma: float) -> None:
     assert float(found) == pytest.approx(0.5 if gamma == 1.0 else 0.0)
 
 
+@every_scaling
+@every_framework
+def test_between_equal_levels_nothing_happens_even_at_the_ends(library: str, scaling: str) -> None:
+    log_snr = np.array([-np.inf, -1000.0, -80.0, 0.0, 1000.0, np.inf])
+    with example(library, "float64") as like:
+        at, z = level(put(log_snr, like), scaling=scaling), put(np.linspace(-2.0, 3.0, 18).reshape(6, 3), like)
+        once, back = process.transition(z, s=at, t=at), process.posterior(z, z, s=at, t=at)
+        variances = [process.reverse_variance(at, at, gamma) for gamma in (0.0, 0.3, 1.0)]
+        for mean, variance in (once, back, *((z, each) for each in variances)):
+            np.testing.assert_array_equal(host(mean), host(z))
+            np.testing.assert_array_equal(host(variance), np.zeros_like(host(variance)))
+
+
 @every_library
 @settings(max_examples=10)
 @given(drawn=st.data())

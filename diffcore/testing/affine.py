@@ -99,7 +99,7 @@ def drawn_by(
         rows = flat(
             dc.step(
                 plan,
-                state._replace(index=stage, draw=stage + 1),
+                state._replace(index=stage, draw=stage + 1, mark=plan.marks[stage]),
                 y,
                 prediction=kind,
                 noise=source,
