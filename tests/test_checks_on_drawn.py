@@ -326,3 +326,32 @@ def test_levels_that_are_drawn_are_in_order_and_none_is_below_the_normal_numbers
     assert all(value == 0.0 or abs(value) >= np.finfo(dtype).smallest_normal for value in drawn)
     assert np.all(pair[0].log_snr > pair[1].log_snr)
     assert {pair[0].alpha.dtype, pair[1].sigma.dtype} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_levels_of_another_library_have_its_dtype(library: str) -> None:
+    with example(library, "float32") as like:
+
+        @settings(max_examples=10, deadline=None, database=None)
+        @given(levels=strategies.ordered_levels("vp", like=like))
+        def apart(levels: Any) -> None:
+            assert np.all(host(levels[0].log_snr) > host(levels[1].log_snr))
+            testing.check_bayes(*levels)
+
+        @settings(max_examples=1, database=None)
+        @given(levels=strategies.ordered_levels("vp", "float64", like=like))
+        def refused(levels: Any) -> None:
+            pytest.fail(f"drew {levels}")
+
+        apart()
+        with pytest.raises(ValueError, match=r"`like` must have the dtype of the levels, float64, got 'float32'"):
+            refused()
+
+
+@pytest.mark.parametrize("network", [np.tanh, np.square, abs], ids=["tanh", "square", "abs"])
+def test_moments_of_what_is_not_affine_are_refused(network: Any) -> None:
+    plan = dc.samplers.ancestral(dc.schedules.Cosine(), steps=3)
+    with pytest.raises(AssertionError, match="drawn_by: stage 0: is not affine"):
+        testing.drawn_by(lambda z, _: network(z), plan, (2,), prediction="v")
+    with pytest.raises(AssertionError, match="drawn_from: is not affine"):
+        testing.drawn_from(lambda noise, batch: network(noise(0, 0, (batch, 2))))

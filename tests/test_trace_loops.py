@@ -1,5 +1,6 @@
 """`samplers.trace`: what a loop may do, and what is refused with the call where it shows."""
 
+import itertools
 import math
 from typing import Any
 
@@ -52,6 +53,37 @@ def test_what_is_not_linear_is_refused_and_the_first_call_where_it_shows_is_name
         dc.samplers.trace(at(call, NOT_LINEAR[change]))
 
 
+BRANCHES: dict[str, Any] = {
+    "the sign of a mean": lambda z, step: z + step if step.mean() > 0 else z,
+    "a small step": lambda z, step: z + (0.5 if abs(step).max() > 1e-3 else 1.0) * step,
+    "a large one": lambda z, step: z + (0.5 if abs(step).max() < 300.0 else 1.0) * step,
+}
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_on_all_elements_together_is_seen(branch: str) -> None:
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        for k in range(3):
+            z = BRANCHES[branch](z, 0.5 * (denoise(z, LEVELS[k]) - z))
+        return z
+
+    with pytest.raises(ValueError, match=r"the z of call [12] is not linear"):
+        dc.samplers.trace(loop)
+
+
+def test_sigmas_for_log_snrs_are_said_to_be_an_inversion() -> None:
+    def loop(denoise: Any, z: Any, draw: Any) -> Any:
+        for sigma, to in ((14.6, 3.0), (3.0, 1.0), (1.0, 0.0)):
+            z = z + (to - sigma) * (z - denoise(z, sigma)) / sigma
+        return z
+
+    with pytest.warns(
+        UserWarning, match=r"levels fall from 14.6 to 1, but the end is clean data; .* -2 log\(sigma / alpha\)"
+    ):
+        dc.samplers.trace(loop, "ve")
+    dc.samplers.trace(loop, "ve", end=0.0)  # an inversion that says so
+
+
 def test_noise_of_its_own_is_refused() -> None:
     random = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"the z of call 2 is not linear.*noise to `draw`"):
@@ -92,14 +124,14 @@ def test_levels_that_depend_on_the_data_are_refused() -> None:
 
 
 def test_a_number_of_calls_that_depends_on_the_data_is_refused() -> None:
-    sizes = iter([3, 4])
+    sizes = itertools.cycle([3, 4])
 
     def loop(denoise: Any, z: Any, draw: Any) -> Any:
         for k in range(next(sizes)):
             z = denoise(z, float(k))
         return z
 
-    with pytest.raises(ValueError, match=r"how often the loop calls .* depends on the data, 3 and 0 .* 4 and 0"):
+    with pytest.raises(ValueError, match=r"how often the loop calls .* depends on the data, 4 and 0 .* 3 and 0"):
         dc.samplers.trace(loop)
 
 

@@ -273,6 +273,10 @@ def _grid(text: str, schedule: Any, steps: int) -> Any:
     found = dc.grids.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
     if found.note:
         note(f"note: {found.note}")
+    if found.grid[-1] < -4.0:  # three of four parts of the variance of even large features are noise
+        usage(
+            f"--grid ends in noise, at sigma {np.exp(-0.5 * found.grid[-1]):.4g}; sigmas fall to 0, and timesteps are none"
+        )
     return found.grid
 
 

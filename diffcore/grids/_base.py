@@ -36,6 +36,8 @@ def check(function: str, grid: Any) -> Float64:
     """
     if isinstance(grid, str):
         raise _check.error(TypeError, function, "grid", "be log-SNRs (N + 1, *lead)", grid, called(grid))
+    if hasattr(grid, "grid") and hasattr(grid, "note"):  # `Imported`
+        raise _check.error(TypeError, function, "grid", "be log-SNRs (N + 1, *lead)", grid, "give its `.grid`")
     if hasattr(grid, "__explained__"):
         hint = f"call it: grids.{grid.__name__}(schedule, 20)"
         raise _check.error(TypeError, function, "grid", "be log-SNRs (N + 1, *lead)", grid, hint)

@@ -88,7 +88,8 @@ def plan(
     fits = given.ndim == 1 and given.size > 1 and given[0] > 0.0
     if not fits or not np.all((given >= 0.0) & (given <= top) & np.isfinite(given)):
         raise ValueError(
-            f"{function_name}: `sigmas` must be (N + 1,) noise levels in [0, {top:g}], the first above 0, got {given[:4].tolist()}"
+            f"{function_name}: `sigmas` must be (N + 1,) noise levels in [0, {top:g}], the first above 0, got "
+            f"{given.reshape(-1)[:4].tolist()}"
         )
     every = any(one.kind is one.VAR_KEYWORD for one in takes.values())
 

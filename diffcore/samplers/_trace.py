@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,6 +19,10 @@ from diffcore.samplers._recorded import place, plan_of
 
 SIZES = (1.0, -1.0, 1e-3, -1e-3, 30.0, -30.0, 1e4, -1e4)
 """Sizes of the random numbers on which a loop must agree with its coefficients: clipping and branches show at the large ones."""
+
+RUNS: tuple[Float64, ...] = (np.array(SIZES), *(size * np.ones(len(SIZES)) for size in (1.0, -1.0, 1e-6)))
+"""Of the random runs: in one the sizes are mixed; two are each other's negative, and one is small throughout, so that a branch on
+a mean, a norm or a largest value turns elsewhere in one of them than in another."""
 
 LINEAR = 1e-9
 """The error allowed, relative to the sum of the sizes of the terms; rounding to float32 exceeds it."""
@@ -93,20 +98,22 @@ def read(
     if _array.library(like) is None:
         raise _check.error(TypeError, function, "like", "be an array, such as numpy.zeros(1) or torch.zeros(1)", like)
     _check.choice(function, "second", second, ("unguided", "raw", None))
-    random = np.random.default_rng(0)
     with _float64(like):
-        probe = _Run(function, like, second, lambda _: np.repeat(random.normal(size=len(SIZES) // 2), 2) * SIZES)
-        probe.go(loop)
+        probes = [_Run(function, like, second, _random(sizes)) for sizes in RUNS]
+        for probe in probes:
+            probe.go(loop)
         if not probe.levels:
             raise ValueError(f"{function}: the loop never calls `denoise`, so that it has no stage")
-        labels = list(probe.given)
-        order = {label: at for at, label in enumerate(sorted(labels))}  # z, estimates, second estimates, draws
+        order = {
+            label: at for at, label in enumerate(sorted({label for probe in probes for label in probe.given}))
+        }  # z, estimates, second estimates, draws
         units = np.eye(len(order))
         found = _Run(
             function, like, second, lambda label: units[order[label]] if label in order else np.zeros(len(order))
         )
         found.go(loop)
-    _check_same(function, probe, found)
+    for probe in probes:
+        _check_same(function, probe, found, list(order))
     at = np.array([level for level, _ in found.levels]) + 0.0  # not -0
     ahead = [to for _, to in found.levels]
     if given := [to for to in ahead if to is not None]:
@@ -117,6 +124,12 @@ def read(
                     f"one in every call or in none"
                 )
         end = given[-1]
+    if len(at) > 1 and at[-1] < at[0] and end == math.inf:
+        warnings.warn(
+            f"{function}: the levels fall from {at[0]:g} to {at[-1]:g}, but the end is clean data; `denoise` takes log-SNRs, which "
+            f"are -2 log(sigma / alpha), not sigmas or times; a loop towards noise has an `end`",
+            stacklevel=4,
+        )
     return plan_of(
         np.stack(found.rows),
         found.drawn,
@@ -128,6 +141,16 @@ def read(
         name=name or str(getattr(loop, "__name__", "loop")),
         function=function,
     )
+
+
+def _random(sizes: Float64) -> Callable[[Label], Float64]:
+    """Return random numbers for each label, the same in all runs but for their sizes; those of a pair differ in size alone."""
+
+    def numbers(label: Label) -> Float64:
+        drawn = np.repeat(np.random.default_rng(label).normal(size=len(sizes) // 2), 2)
+        return drawn * sizes
+
+    return numbers
 
 
 Label = tuple[int, int]
@@ -183,9 +206,9 @@ class _Run:
         return float(found[0])
 
 
-def _check_same(function: str, probe: _Run, found: _Run) -> None:
+def _check_same(function: str, probe: _Run, found: _Run, labels: list[Label]) -> None:
     """Raise ValueError unless a run on random numbers agrees with the coefficients from the run on unit vectors."""
-    numbers = np.stack([probe.given[label] for label in sorted(probe.given)])
+    numbers = np.stack([probe.given.get(label, np.zeros(len(SIZES))) for label in labels])
     calls = min(len(probe.levels), len(found.levels))
     for k, (random, units) in enumerate(zip(probe.rows, found.rows, strict=False)):
         off, bound = np.abs(units @ numbers - random), LINEAR * (np.abs(units) @ np.abs(numbers))

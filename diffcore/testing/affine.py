@@ -20,9 +20,12 @@ from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.stage import Source
 from diffcore.state import State
-from diffcore.testing._arrays import Float64, host, put
+from diffcore.testing._arrays import Float64, fail_unless, host, put
 
 __all__ = ["Drawn", "drawn_by", "drawn_from"]
+
+ROUNDING = 1e-3
+"""The error allowed beside a basis, relative to the sizes of the terms: of float32, and of half precision's loops."""
 
 
 class Drawn(NamedTuple):
@@ -54,6 +57,7 @@ def drawn_by(
         like: an array that gives the library and dtype to run in; NumPy float64 without one.
 
     Raises:
+        AssertionError: a stage whose denoiser, or constraint, is not affine, by a point beside the basis.
         ValueError: levels per sample.
         TypeError: `prediction` is missing and the denoiser does not say.
 
@@ -70,7 +74,7 @@ def drawn_by(
     like = np.zeros(()) if like is None else like
     size, parts = math.prod(event), 1 + plan.memory
     count = (parts + 2) * size  # the state, the noise of the stage, the noise of what is known
-    basis = np.concatenate([np.zeros((1, count)), np.eye(count)])
+    basis = _basis(count)
     split = lambda column: put(basis[:, column * size : (column + 1) * size].reshape(-1, *event), like)  # noqa: E731
     noises = [split(parts), split(parts + 1)]
 
@@ -78,7 +82,7 @@ def drawn_by(
         return noises[int(draw) >= Source.OTHER]
 
     def flat(state: State) -> Float64:
-        return np.concatenate([host(array).reshape(count + 1, size) for array in (state.z, *state.memory)], axis=1)
+        return np.concatenate([host(array).reshape(len(basis), size) for array in (state.z, *state.memory)], axis=1)
 
     begun = dc.start(plan, split(parts), noise=source, constraint=constraint)  # z = eps of the start
     given = dc.start(plan, split(0), noise=source, constraint=constraint)
@@ -88,13 +92,12 @@ def drawn_by(
         mean, covariance = np.zeros(parts * size), np.zeros((parts * size,) * 2)
         covariance[:size, :size] = np.diag(scale**2)
     else:
-        rows = flat(begun)
-        offset, response = rows[0], (rows - rows[0])[1:]
+        offset, response = _affine("drawn_by: the start", flat(begun), basis)
         response[parts * size : (parts + 1) * size] *= scale[:, None]
         mean, covariance = offset, response.T @ response
     state = given._replace(z=split(0), memory=tuple(split(1 + at) for at in range(plan.memory)))
     for stage, log_snr in enumerate(plan.log_snr):
-        at = put(np.broadcast_to(log_snr, (count + 1, *plan.lead[1:])), like)
+        at = put(np.broadcast_to(log_snr, (len(basis), *plan.lead[1:])), like)
         y = denoise(state.z, at)
         rows = flat(
             dc.step(
@@ -106,11 +109,31 @@ def drawn_by(
                 constraint=constraint,
             )
         )
-        response = (rows - rows[0])[1:]
+        offset, response = _affine(f"drawn_by: stage {stage}", rows, basis)
         own, noise = response[: parts * size], response[parts * size :]
-        mean = rows[0] + mean @ own
+        mean = offset + mean @ own
         covariance = own.T @ covariance @ own + noise.T @ noise
     return Drawn(mean[:size], covariance[:size, :size])
+
+
+def _basis(count: int) -> Float64:
+    """Return the points at which an affine map of so many numbers is known, (count + 2, count); the last one is for `_affine`."""
+    beside = np.random.default_rng(0).uniform(-2.0, 2.0, size=(1, count))
+    return np.concatenate([np.zeros((1, count)), np.eye(count), beside])
+
+
+def _affine(what: str, rows: Float64, basis: Float64) -> tuple[Float64, Float64]:
+    """Return offset (D,) and response (count, D) of a map from its values at a basis; raise AssertionError if it is not affine."""
+    offset, response, beside = rows[0], (rows - rows[0])[1:-1], basis[-1]
+    size = np.abs(offset) + np.abs(beside) @ (np.abs(response) + np.abs(offset))
+    size = np.maximum(size, 1e-9 * size.max())  # what cancels in a denoiser leaves rounding
+    off = np.abs(offset + beside @ response - rows[-1])
+    fail_unless(
+        np.all(off <= ROUNDING * size),
+        f"testing.{what}",
+        f"is not affine: off by {off.max():.2g} beside a basis of its values",
+    )
+    return offset, response
 
 
 def drawn_from(run: Callable[[Callable[..., Float64], int], Array]) -> Drawn:
@@ -119,7 +142,10 @@ def drawn_from(run: Callable[[Callable[..., Float64], int], Array]) -> Drawn:
     Args:
         run: (noise, batch) -> samples (batch, ...), on NumPy. It takes all its noise from noise(number, draw, shape, stream),
             and asks for the same whatever it is given. It is called twice: for one sample, to see what it asks for, and for
-            one of each entry of that noise.
+            one of each entry of that noise and two more.
+
+    Raises:
+        AssertionError: it is not affine in its noise.
 
     >>> source = lambda noise, batch: 2.0 * noise(0, 0, (batch, 2)) + noise(0, 1, (batch, 1))
     >>> drawn_from(source).covariance
@@ -136,13 +162,11 @@ def drawn_from(run: Callable[[Callable[..., Float64], int], Array]) -> Drawn:
             size += math.prod(shape[1:])
         return np.zeros(shape)
 
-    def basis(number: int, draw: int, shape: tuple[int, ...], stream: int = _streams.SAMPLER) -> Float64:
-        found = np.zeros((shape[0], math.prod(shape[1:])))
-        entries = np.arange(found.shape[1])
-        found[1 + places[int(number), int(draw), stream] + entries, entries] = 1.0
-        return found.reshape(shape)
+    def given(number: int, draw: int, shape: tuple[int, ...], stream: int = _streams.SAMPLER) -> Float64:
+        first = places[int(number), int(draw), stream]
+        return basis[:, first : first + math.prod(shape[1:])].reshape(shape)
 
     run(counted, 1)
-    rows = host(run(basis, 1 + size)).reshape(1 + size, -1)
-    response = rows[1:] - rows[0]
-    return Drawn(rows[0], response.T @ response)
+    basis = _basis(size)
+    offset, response = _affine("drawn_from", host(run(given, len(basis))).reshape(len(basis), -1), basis)
+    return Drawn(offset, response.T @ response)

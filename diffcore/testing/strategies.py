@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels, samplers
+from diffcore import _array, _check, levels, samplers
 from diffcore import schedules as kinds
 from diffcore._array import Array
 from diffcore.levels import Level
@@ -146,7 +146,7 @@ def log_snrs(dtype: Any = "float64", *, ends: bool = True, reach: float | None =
 def ordered_levels(
     draw: st.DrawFn,
     scaling: str = "vp",
-    dtype: Any = "float64",
+    dtype: Any = None,
     *,
     like: Array | None = None,
     size: int = 8,
@@ -161,13 +161,21 @@ def ordered_levels(
 
     Args:
         scaling: "vp", "ve" or "flow".
-        dtype: "float32" or "float64".
+        dtype: "float32" or "float64"; without it that of `like`, and float64 without either.
         like: an array of the library for the levels; NumPy without one.
         size: how many pairs.
         ends: also lambda_s = inf and lambda_t = -inf.
         reach: as for `log_snrs`.
         min_gap: the least lambda_s - lambda_t; 0 is one unit in the last place.
+
+    Raises:
+        ValueError: `like` of another dtype, in which levels so close would be equal.
     """
+    held = None if like is None else str(like.dtype).split(".")[-1]
+    dtype = held or "float64" if dtype is None else dtype
+    if held not in {None, np.dtype(dtype).name}:
+        must = f"have the dtype of the levels, {np.dtype(dtype).name}"
+        raise _check.error(ValueError, "testing.strategies.ordered_levels", "like", must, held)
     first = draw(st.lists(log_snrs(dtype, ends=False, reach=reach), min_size=size, max_size=size))
     gaps = draw(st.lists(st.just(0.0) | _between(1e-9, 1e-3) | _between(1e-3, 40.0), min_size=size, max_size=size))
     far = np.asarray(log_snr_range(dtype) if reach is None else reach, dtype=dtype)
