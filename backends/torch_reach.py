@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffcore._wrapping import has_parts
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 LIBRARIES = ("torch", "numpy", "diffcore", "triton", "array_api_compat")
 """Whose functions reach no weights by global names."""
@@ -150,13 +152,6 @@ def _is_filled(cell: Any) -> bool:
 def _is_frozen(value: Any) -> bool:
     settings: Any = getattr(type(value), "__dataclass_params__", None)
     return settings is not None and bool(settings.frozen)
-
-
-def has_parts(value: Any) -> bool:
-    """Return whether a value is a wrapper, a constraint or a transform that names its parts, see `diffcore.denoiser`."""
-    return (
-        is_dataclass(value) and not isinstance(value, type) and isinstance(getattr(type(value), "parts", None), tuple)
-    )
 
 
 def joined(value: Any, arrays: Iterator[torch.Tensor]) -> Any:

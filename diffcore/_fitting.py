@@ -85,13 +85,11 @@ def fitting(function: str, denoise: Any, plan: Plan) -> Any:
         hint = f"{plan.sampler} reads the prediction without guidance"
         raise _check.error(TypeError, function, "denoise", must, denoise, hint)
     scaling = _wrapping.own_scaling(denoise)
-    if scaling is None:
-        return denoise.with_scaling(plan.scaling) if hasattr(denoise, "with_scaling") else denoise
-    if scaling != plan.scaling:
+    if scaling is not None and scaling != plan.scaling:
         hint = f"make the plan from a schedule of scaling {scaling!r}"
         if hasattr(denoise, "with_scaling"):
             hint += f", or use denoise.with_scaling({plan.scaling!r})"
         raise _check.error(
             ValueError, function, "denoise", f"have the scaling of `plan`, {plan.scaling!r}", scaling, hint
         )
-    return denoise
+    return _wrapping.scaled(denoise, plan.scaling, function)

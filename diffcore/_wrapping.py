@@ -6,12 +6,13 @@ At one z all kinds are affine maps of one another, s = p z + q y. A change of s 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from diffcore import _array, _layout, levels, predictions
+from diffcore import _array, _check, _layout, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
@@ -102,8 +103,55 @@ def scaling_given(function: str, denoise: Any, schedule: Schedule | None) -> str
     return scaling
 
 
-def scaled(model: Any, scaling: str) -> Any:
-    """Return a denoiser for a scaling, where it has none of its own."""
-    if hasattr(model, "with_scaling") and getattr(model, "scaling", None) is None:
-        return model.with_scaling(scaling)
-    return model
+def scaled(model: Any, scaling: str, function: str = "with_scaling", name: str = "denoise") -> Any:
+    """Return a denoiser for a scaling: by its `with_scaling` where it has none of its own, or else with its `parts` for it.
+
+    Raise ValueError where it, or one of its parts, is for another scaling. A wrapper that says its own answers for its parts.
+    """
+    if isinstance(value := model, (tuple, list)):
+        made = [scaled(part, scaling, function, f"{name}[{at}]") for at, part in enumerate(value)]
+        if all(new is old for new, old in zip(made, value, strict=True)):
+            return value
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if type(value) is dict:
+        found = {key: scaled(part, scaling, function, f"{name}[{key!r}]") for key, part in value.items()}
+        return value if all(found[key] is value[key] for key in value) else found
+    whole = has_parts(value)
+    if isinstance(value, (type, Schedule)) or not (whole or callable(value)):
+        return value
+    own = own_scaling(value)
+    if own is None and hasattr(value, "with_scaling"):
+        return value.with_scaling(scaling)
+    if isinstance(own, str) and own != scaling:
+        hint = f"make the plan from a schedule of scaling {own!r}; a wrapper that converts has a `scaling` of its own"
+        raise _check.error(ValueError, function, name, f"have the scaling {scaling!r}", own, hint)
+    if not whole or (own is not None and _says_scaling(value)):
+        return value
+    parts = {part: getattr(value, part) for part in type(value).parts}
+    fitted = {part: scaled(old, scaling, function, f"{name}.{part}") for part, old in parts.items()}
+    changed = {part: new for part, new in fitted.items() if new is not parts[part]}
+    return _rebuilt(value, changed) if changed else value
+
+
+def has_parts(value: Any) -> bool:
+    """Return whether a value is a wrapper, a constraint or a transform that names its parts, see `diffcore.denoiser`."""
+    return (
+        is_dataclass(value) and not isinstance(value, type) and isinstance(getattr(type(value), "parts", None), tuple)
+    )
+
+
+def _says_scaling(wrapper: Any) -> bool:
+    """Return whether a wrapper has a scaling or a schedule itself, and does not forward that of a part."""
+    return any(inspect.getattr_static(wrapper, attribute, None) is not None for attribute in ("scaling", "schedule"))
+
+
+def _rebuilt(whole: Any, changed: dict[str, Any]) -> Any:
+    """Return a wrapper with other parts: by its `__init__`, or, where that takes something else than its fields, without it."""
+    try:
+        return replace(whole, **changed)
+    except (TypeError, ValueError):
+        made = object.__new__(type(whole))
+        kept = {field.name: getattr(whole, field.name) for field in fields(whole)}
+        for name, value in {**getattr(whole, "__dict__", {}), **kept, **changed}.items():
+            object.__setattr__(made, name, value)
+        return made

@@ -18,7 +18,8 @@ A **denoiser** is any callable. What it says of itself, it says by attributes, w
 Of `apart`, phi is by how much guidance is rescaled, g times phi std(c) / std(g) + 1 - phi; without it, by nothing (phi = 0).
 
 A **wrapper** is a denoiser round another one: a frozen dataclass that names its fields of arrays and denoisers in `parts`. On
-JAX it is then a pytree: a compiled run that is kept takes those parts as arguments, and reads what they hold now.
+JAX it is then a pytree: a compiled run that is kept takes those parts as arguments, and reads what they hold now. Where it has
+neither a scaling nor `with_scaling`, its parts get the plan's: in a copy of it, those that have `with_scaling` are asked.
 
 A **constraint** holds something of a run: `replacement` overwrites known elements, others may move the state in any way.
 

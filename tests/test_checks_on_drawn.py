@@ -208,12 +208,9 @@ def test_the_other_checks_see_far_out_what_is_wrong() -> None:
         testing.check_conversions(far, convert=convert)
     with pytest.raises(AssertionError, match="loss of 'x'"):
         testing.check_loss_invariance(far, denoising=lambda *args, **named: 1.001 * dc.losses.denoising(*args, **named))
-    with pytest.raises(AssertionError, match="guidance on 'x'"):
+    with pytest.raises(AssertionError, match="guidance on 'eps'"):
         testing.check_guidance_invariance(
-            far,
-            classifier_free=lambda cond, uncond, weight: dc.guidance.classifier_free(
-                cond, uncond, weight=1.01 * weight
-            ),
+            far, classifier_free=lambda cond, uncond, weight: lambda z, at: 1.001 * cond(z, at)
         )
     clean, pure = level(np.array([np.inf]), "ve"), level(np.array([-np.inf]), "ve")
     for gamma in (0.0, 0.3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import diffcore as dc
 from diffcore import losses, predictions, process, testing
 from diffcore.levels import Gaussian, Level, level
 
-S = dc.schedules
+S, GUIDED = dc.schedules, dc.guidance.classifier_free
 GRID = np.linspace(-6.0, 6.0, 6)
 NOISE, X = dc.plan.Form().noise, dc.plan.Form().x
 CLEAN = np.array([-9.0, -4.0, -1.0, 0.5, 4.0, np.inf])
@@ -237,6 +238,14 @@ SEEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: testing.check_guidance_invariance(S_T[0], classifier_free=_scale_for_weight),
         "guidance on",
     ),
+    "guidance with a rescaling, which depends on the prediction": (
+        lambda: testing.check_guidance_invariance(S_T[0], classifier_free=partial(GUIDED, rescale=0.5)),
+        "guidance on",
+    ),
+    "guidance that is not finite": (
+        lambda: testing.check_guidance_invariance(S_T[0], classifier_free=partial(_scale_for_weight, by=np.nan)),
+        "guidance on 'x': is not finite",
+    ),
     "a denoiser off by 0.1%": (
         lambda: testing.check_denoiser(_Forgetful(np.zeros(2), 1.0), 0.5, np.ones((1, 2))),
         "score = grad log q|Tweedie|Cov",
@@ -314,8 +323,8 @@ def _plain_error(y: Any, x: Any, eps: Any, at: Level, *, prediction: str, weight
     return np.reshape(weight(at, slope), (-1, 1, 1)).ravel() * error.mean(axis=(1, 2))
 
 
-def _scale_for_weight(cond: Any, uncond: Any, *, weight: float) -> Any:
-    return lambda z, l: (1.0 + weight) * cond(z, l) - (weight + 1.0) * uncond(z, l)
+def _scale_for_weight(cond: Any, uncond: Any, *, weight: float, by: float = 1.0) -> Any:
+    return lambda z, l: by * (1.0 + weight) * cond(z, l) - (weight + 1.0) * uncond(z, l)
 
 
 def _noise_at_the_end(update: Any, plan: dc.Plan) -> None:

@@ -1,16 +1,21 @@
-"""Constraints, rules and schedules of one's own: what is wrong in them is said where it is wrong."""
+"""Wrappers, constraints, rules and schedules of one's own: they do what ours do, and what is wrong is said where it is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from array_api_compat import array_namespace
+from libraries import every_framework, example, host, put
 
 import diffcore as dc
+from diffcore import testing
 
 PLAN = dc.samplers.ddim(dc.schedules.Cosine(), steps=3)
 Z = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
@@ -172,3 +177,167 @@ def test_a_schedule_of_ones_own_says_its_scaling() -> None:
         dc.samplers.ddim(
             type("Mine", (dc.schedules.Schedule,), dict.fromkeys(("_log_snr", "_time", "_slope")))(), steps=3
         )
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The wrapper of docs/write_a_denoiser.md."""
+
+    parts: ClassVar = ("first", "second")
+    first: Any
+    second: Any
+    middle: float = 0.0
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        xp = array_namespace(z)
+        share = 1.0 / (1.0 + xp.exp(self.middle - log_snr))
+        share = share.reshape(*share.shape, *(1,) * (z.ndim - share.ndim))
+        return (1.0 - share) * self.first(z, log_snr) + share * self.second(z, log_snr)
+
+
+@dataclass(frozen=True)
+class Several:
+    """A wrapper that keeps its denoisers in containers, and makes something of them when it is made."""
+
+    parts: ClassVar = ("held",)
+    held: dict[str, Any]
+    names: list[str]
+    chosen: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chosen", [self.held[name][0] for name in self.names])
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        return self.chosen[0](z, log_snr)
+
+
+@dataclass(frozen=True, init=False)
+class OwnInit:
+    """A wrapper whose `__init__` takes something else than its fields."""
+
+    parts: ClassVar = ("denoise",)
+    denoise: Any
+
+    def __init__(self, made: Callable[[], Any]) -> None:
+        object.__setattr__(self, "denoise", made())
+        object.__setattr__(self, "times", 1.0)
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        return self.times * self.denoise(z, log_snr)  # type: ignore[attr-defined]
+
+
+G = dc.exact.Gaussian(np.zeros(3), np.array([0.3, 1.0, 2.0]))
+ROUND: dict[str, Callable[[], Any]] = {
+    "a wrapper": lambda: Blend(G, G),
+    "wrappers round wrappers": lambda: Blend(Blend(G, G), dc.mesh.local(Blend(G, G))),
+    "ours round it": lambda: dc.guidance.autoguidance(Blend(G, G), G, weight=1.0),
+    "ours round two": lambda: dc.guidance.autoguidance(Blend(G, G), Blend(G, G), weight=1.0),
+    "ours where only one says its scaling": lambda: dc.guidance.autoguidance(Flowing(), G, weight=1.0),
+    "by a rule": lambda: dc.guidance.classifier_free(
+        Flowing(), Blend(G, G), weight=1.0, rule=dc.guidance.projected(), prediction="x"
+    ),
+    "windows": lambda: replace(dc.video.windowed(G, 3), denoise=Blend(G, G)),
+    "containers": lambda: Several({"a": (G, 2.0)}, ["a"]),
+    "an `__init__` of its own": lambda: OwnInit(lambda: Blend(G, G)),
+}
+
+
+class Flowing:
+    schedule, prediction = dc.schedules.Flow(), "x"
+
+    def __call__(self, z: Any, log_snr: Any) -> Any:
+        return G.with_scaling("flow")(z, log_snr)
+
+
+@pytest.mark.parametrize("made", ROUND)
+def test_what_is_wrapped_is_for_the_scaling_of_the_plan(made: str) -> None:
+    """It drew with 0.34 of the variance: the exact denoisers inside were for "vp"."""
+    plan = dc.samplers.ddim(dc.schedules.Flow(), steps=8)
+    found, want = (dc.sample(net, plan, Z, prediction="x") for net in (ROUND[made](), G))
+    np.testing.assert_allclose(found, want, rtol=1e-12)
+    assert G.scaling is None
+
+
+def test_a_wrapper_draws_the_moments_of_what_it_wraps() -> None:
+    plan = dc.samplers.ancestral(dc.schedules.Flow(), steps=4)
+    found = testing.drawn_by(Blend(G, G), plan, (3,), prediction="x").covariance
+    np.testing.assert_allclose(found, np.diag(dc.exact.moments(plan, G).covariance), rtol=1e-9, atol=1e-12)
+
+
+@every_framework
+def test_a_wrapper_gets_the_scaling_on_every_library(library: str) -> None:
+    plan = dc.samplers.ddim(dc.schedules.Flow(), steps=3)
+    with example(library, "float64") as like:
+        found = host(dc.sample(Blend(G, G), plan, put(Z, like), prediction="x"))
+    np.testing.assert_allclose(found, dc.sample(G, plan, Z), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("net", "where"),
+    [
+        (Blend(Flowing(), G), r"`denoise\.first`"),
+        (Blend(G, Blend(G, G.with_scaling("flow"))), r"`denoise\.second\.second`"),
+        (Several({"a": [Flowing()]}, ["a"]), r"`denoise\.held\['a'\]\[0\]`"),
+        (dc.guidance.autoguidance(Blend(Flowing(), G), denoise, weight=1.0), r"`denoise\.source\.models\[0\]\.first`"),
+        (dc.guidance.autoguidance(G, Flowing(), weight=1.0), "`denoise`"),
+    ],
+)
+def test_a_part_for_another_scaling_is_refused(net: Any, where: str) -> None:
+    with pytest.raises(ValueError, match=where + r" must have the scaling 'vp', got 'flow'; .* scaling 'flow'"):
+        dc.sample(net, PLAN, Z, prediction="x")
+
+
+def test_a_wrapper_that_converts_answers_for_its_parts() -> None:
+    @dataclass(frozen=True)
+    class Converted(Blend):
+        scaling: ClassVar = "vp"
+
+    @dataclass(frozen=True)
+    class Asked(Blend):
+        asked: Any = None
+
+        def with_scaling(self, scaling: str) -> Any:
+            return replace(self, asked=scaling)
+
+        def __call__(self, z: Any, log_snr: Any) -> Any:
+            assert self.asked == "vp"
+            return self.first(z, log_snr)
+
+    @dataclass(frozen=True)
+    class Beside(Blend):
+        parts: ClassVar = ("first", "second", "other")
+        other: Any = None
+
+    attention = partial(denoise)
+    attention.scaling = 0.125  # type: ignore[attr-defined]
+    schedule = dc.schedules.Flow()  # which can be called, and has a scaling, but predicts nothing
+    for net in (Converted(Flowing(), Flowing()), Asked(Flowing(), G), Beside(denoise, attention, other=schedule)):
+        assert np.isfinite(dc.sample(net, PLAN, Z, prediction="x")).all()
+
+
+@dataclass(frozen=True)
+class Calm(dc.guidance.Rule):
+    space: ClassVar = "x"
+
+    def __call__(self, at: Any) -> Any:
+        correction = at.weight * at.difference
+        return at.c + correction / (1.0 + at.xp.sqrt(at.xp.mean(correction**2, axis=1, keepdims=True)))
+
+
+@pytest.mark.parametrize("scaling", ["vp", "flow"])
+def test_guidance_of_ones_own_that_is_the_same_on_every_prediction_passes(scaling: str) -> None:
+    """Half the weight, a mean of two, and a rule that works on x-hat are no classifier-free guidance of weight w."""
+    own: list[Callable[..., Any]] = [
+        lambda c, u, *, weight: lambda z, at: (1.0 + 0.5 * weight) * c(z, at) - 0.5 * weight * u(z, at),
+        lambda c, u, *, weight: Blend(c, u),
+        partial(dc.guidance.autoguidance),
+        lambda c, u, *, weight, prediction: dc.guidance.classifier_free(
+            c, u, weight=weight, rule=Calm(), prediction=prediction
+        ).with_scaling(scaling),
+    ]
+    for guided in own:
+        at = dc.levels.level(np.array([-np.inf, -18.0, -1.0, 0.0, 6.0, np.inf]), scaling)
+        assert testing.check_guidance_invariance(at, classifier_free=guided) <= 1.0
+    wrong = lambda c, u, *, weight, prediction: partial(own[0](c, u, weight=weight + (prediction == "v")))  # noqa: E731
+    with pytest.raises(AssertionError, match="guidance on 'v'"):
+        testing.check_guidance_invariance(at, classifier_free=wrong)

@@ -119,6 +119,21 @@ def test_guidance_is_the_same_wherever_hypothesis_looks(scaling: str, values: li
     testing.check_guidance_invariance(level(np.array(values), scaling), weight=weight)
 
 
+def test_guidance_of_the_library_is_compared_with_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that is off is the same on every prediction."""
+    guided = dc.guidance._guided.ClassifierFree
+    right = guided._combined
+    monkeypatch.setattr(
+        guided, "_combined", lambda self, xp, z, at, c, u: right(self, xp, z, at, c, 0.99 * u + 0.01 * c)
+    )
+    with pytest.raises(AssertionError, match="guidance on 'x'"):
+        testing.check_guidance_invariance(level(np.linspace(-8.0, 8.0, 5)))
+    by = dc.guidance.classifier_free
+    testing.check_guidance_invariance(
+        level(np.linspace(-8.0, 8.0, 5)), classifier_free=lambda c, u, *, weight: by(c, u, weight=weight)
+    )
+
+
 @pytest.mark.parametrize(("source", "target"), list(itertools.combinations(KINDS, 2)))
 def test_a_run_does_not_care_what_the_network_predicts(source: str, target: str) -> None:
     """The same x-hat, said in two ways, gives the same clip."""

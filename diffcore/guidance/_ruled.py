@@ -136,8 +136,7 @@ def guided_by(
     else:
         prediction = getattr(model, "prediction", None)
     scaling = _wrapping.scaling_given(function, model, schedule)
-    if schedule is not None:
-        assert scaling is not None
+    if scaling is not None:
         to = scaling
         source = source.map(lambda model: _wrapping.scaled(model, to))
     kind = Carrying if rule.momentum else Ruled

@@ -192,7 +192,7 @@ def model(
     _check.choice(function, "scaling", scaling, SCALINGS)
     source = predictions.kind_of(function, denoise, prediction)
     own = _wrapping.own_scaling(denoise) or scaling
-    fitted: Any = denoise.with_scaling(own) if hasattr(denoise, "with_scaling") else denoise
+    fitted: Any = _wrapping.scaled(denoise, own, function)
     return partial(_estimate, fitted, source, own, scaling)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import diffcore as dc
-from diffcore import _streams, predictions
+from diffcore import _streams, _wrapping, predictions
 from diffcore._array import Array
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
@@ -68,8 +68,8 @@ def drawn_by(
     """
     if plan.lead and plan.lead[0] != 1:
         raise ValueError(f"testing.drawn_by: the levels of `plan` must have shape () or (1, T), got {plan.lead}")
-    if hasattr(denoise, "with_scaling") and getattr(denoise, "scaling", None) is None:
-        denoise = denoise.with_scaling(plan.scaling)
+    if _wrapping.own_scaling(denoise) is None:
+        denoise = _wrapping.scaled(denoise, plan.scaling, "testing.drawn_by")
     kind = predictions.kind_of("testing.drawn_by", denoise, prediction)
     like = np.zeros(()) if like is None else like
     size, parts = math.prod(event), 1 + plan.memory

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _weight, exact, guidance, levels, likelihood, losses, predictions, weights
+from diffcore import _weight, exact, levels, likelihood, losses, predictions, weights
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, in_range, largest, put, smallest
+from diffcore.testing._guided import check_guidance_invariance
 
 __all__ = [
     "check_bound",
@@ -142,73 +143,6 @@ def check_loss_invariance(
         identity = f"loss of {name!r} under {weight!r}"
         used = max(used, compare(identity, got, truth[ok], allowed[ok], where={"log_snr": at.log_snr[ok]}))
     return used
-
-
-def check_guidance_invariance(
-    level: Level,
-    weight: float = 3.0,
-    *,
-    classifier_free: Callable[..., Any] = guidance.classifier_free,
-    seed: int = 0,
-    ulps: float = 16.0,
-) -> float:
-    r"""Check that guidance at one z is the same on x, eps, v, score, flow and EDM's F, since its weights sum to one.
-
-        x-hat of (1 + w) y_c - w y_u = (1 + w) x-hat_c - w x-hat_u
-
-    Args:
-        level: of any shape. A prediction is left out at entries where it says nothing about x, as eps at lambda = -inf.
-        weight: w.
-        classifier_free: a function (cond, uncond, weight=) -> denoiser to check instead of `guidance.classifier_free`; it is
-            called at levels of shape (N,).
-        seed: of the two estimates.
-        ulps: the tolerance, in units of the rounding of the conversions.
-
-    Raises:
-        AssertionError: naming the prediction and the log-SNR.
-        ValueError: a finite log-SNR at which alpha^2 or sigma^2 leaves the range of the dtype, 87 in float32.
-
-    Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6.
-
-    >>> check_guidance_invariance(levels.level(np.array([-3.0, 4.0]))) <= 1.0
-    True
-    """
-    (level,) = in_range("testing.check_guidance_invariance", level=level)
-    at, most = Level(*(host(part) for part in level)), largest(level.alpha)
-    random, kinds = np.random.default_rng(seed), predictions.table()
-    z, with_condition, without = random.normal(size=(3, *at.alpha.shape, 5))
-    truth = (1.0 + weight) * with_condition - weight * without
-    used = 0.0
-    for name, row in kinds.items():
-        with np.errstate(all="ignore"):
-            (to_z, to_y), (from_z, from_y) = (
-                [part[:, None] for part in predictions.solve(np, at, *pair)]
-                for pair in ((kinds["x"], row), (row, kinds["x"]))
-            )
-            outputs = [to_z * z + to_y * x for x in (with_condition, without)]
-            guided_size = (1.0 + weight) * np.abs(outputs[0]) + weight * np.abs(outputs[1])
-            made = np.abs(to_z * z) * (
-                1.0 + 2.0 * weight
-            )  # in which the estimates are lost where they are small beside it
-            size = np.abs(from_z * z) + np.abs(from_y) * (guided_size + made) + np.abs(truth)
-            flushed = 4.0 * (1.0 + 2.0 * weight) * smallest(level.alpha) * (1.0 + np.abs(from_y))
-            held = np.max(
-                [np.abs(part) * np.ones(z.shape) for part in (from_z, from_y, guided_size, size)], axis=(0, 2)
-            )
-            ok = (held < most) & (np.abs(to_y[:, 0]) >= smallest(level.alpha))
-        if not np.any(ok):
-            continue
-        guided = classifier_free(*(_constant(put(y[ok], level.alpha)) for y in outputs), weight=weight)
-        here, there = Level(*(put(part[ok], level.alpha) for part in at)), put(z[ok], level.alpha)
-        got = host(predictions.convert(guided(there, here.log_snr), there, here, source=name, target="x"))
-        where = {"log_snr": at.log_snr[ok][:, None]}
-        tolerance = (ulps * epsilon(level.alpha) * size + flushed)[ok]
-        used = max(used, compare(f"guidance on {name!r}", got, truth[ok], tolerance, where=where))
-    return used
-
-
-def _constant(y: Array) -> Callable[[Array, Array], Array]:
-    return lambda z, log_snr: y  # noqa: ARG005
 
 
 def check_bound(schedule: Any, variance: float = 0.4, *, panels: int = 400, rtol: float = 1e-6) -> float:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _layout, _streams, noise
+from diffcore import _array, _brief, _check, _layout, _streams, _wrapping, noise
 from diffcore._array import Array
 
 WEIGHTS = ("constant", "pyramid")
@@ -58,9 +58,8 @@ class Windowed:
     def with_scaling(self, scaling: str) -> Windowed:
         """Return it for a scaling."""
         inner: Any = self.denoise
-        return replace(
-            self, denoise=inner.with_scaling(scaling) if hasattr(inner, "with_scaling") else inner, scaling=scaling
-        )
+        inner = inner.with_scaling(scaling) if hasattr(inner, "with_scaling") else _wrapping.scaled(inner, scaling)
+        return replace(self, denoise=inner, scaling=scaling)
 
 
 def windowed(
