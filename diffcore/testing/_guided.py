@@ -40,6 +40,7 @@ def check_guidance_invariance(
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6.
 
+    >>> from diffcore import levels
     >>> check_guidance_invariance(levels.level(np.array([-3.0, 4.0]))) <= 1.0
     True
     """
