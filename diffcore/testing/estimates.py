@@ -152,7 +152,7 @@ def check_bound(schedule: Any, variance: float = 0.4, *, panels: int = 400, rtol
         L_T = sum (1/2) (SNR_s - SNR_t) mmse(l_t) > L_inf,   L_T - L_inf = O(1/T),   mmse = c / (1 + c e^lambda)
 
     Args:
-        schedule: as for `check_schedule`; infinite ends are cut at log-SNRs of -12 and 12.
+        schedule: as for `check_schedule`; infinite ends are cut at log-SNRs of -12 and 12, and where t is 1 but for 1e-6.
         variance: c of the data, per element.
         panels: of the quadrature in t, even in log-SNR; a schedule with corners needs more, or a larger `rtol`.
         rtol: of the quadrature.
@@ -166,11 +166,9 @@ def check_bound(schedule: Any, variance: float = 0.4, *, panels: int = 400, rtol
     >>> check_bound(dc.schedules.Cosine()) <= 1.0
     True
     """
-    ends = np.asarray(schedule.log_snr(np.array([1.0, 0.0])), dtype=np.float64)
-    low, high = (
-        max(ends[0], -12.0 if np.isinf(ends[0]) else ends[0]),
-        min(ends[1], 12.0 if np.isinf(ends[1]) else ends[1]),
-    )
+    ends = np.asarray(schedule.log_snr(np.array([1.0, 1.0 - 1e-6, 0.0])), dtype=np.float64)  # nearer to 1, t is rounded
+    low = max(ends[1], -12.0) if np.isinf(ends[0]) else ends[0]
+    high = 12.0 if np.isinf(ends[2]) else ends[2]
     mmse = lambda at: variance / (1.0 + variance * np.exp(at))  # noqa: E731
     limit = 0.5 * (np.log1p(variance * np.exp(high)) - np.log1p(variance * np.exp(low)))
     edges = np.asarray(schedule.time(np.linspace(high, low, panels + 1)), dtype=np.float64)
