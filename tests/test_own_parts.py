@@ -183,7 +183,7 @@ def test_a_schedule_of_ones_own_says_its_scaling() -> None:
 class Blend:
     """The wrapper of docs/write_a_denoiser.md."""
 
-    parts: ClassVar = ("first", "second")
+    parts: ClassVar[tuple[str, ...]] = ("first", "second")
     first: Any
     second: Any
     middle: float = 0.0
