@@ -124,7 +124,7 @@ def read(
                     f"one in every call or in none"
                 )
         end = given[-1]
-    if len(at) > 1 and at[-1] < at[0] and end == math.inf:
+    if len(at) > 1 and at[-1] < at[0] and at.min() >= 0.0 and end == math.inf:  # as sigmas and times are
         warnings.warn(
             f"{function}: the levels fall from {at[0]:g} to {at[-1]:g}, but the end is clean data; `denoise` takes log-SNRs, which "
             f"are -2 log(sigma / alpha), not sigmas or times; a loop towards noise has an `end`",
