@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from triton_cases import DEVICE, INTERPRETED, case, first_pytest, interpret
+from triton_cases import DEVICE, INTERPRETED, case
 from unet3d_cases import BASE, model_of
 
 from diffcore.unet3d import torch_norm
@@ -18,11 +18,6 @@ SIZES = [(2, 3, 5, 12), (1, 1, 1, 4), (1, 17, 16, 16), (1, 2, 2, 96)]
 """Of frames: a group may be no power of two wide, pixels may be more than a program holds, or no multiple of it."""
 ROUNDING = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 pytestmark = pytest.mark.torch
-
-
-@first_pytest
-def test_the_cases_interpreted() -> None:
-    interpret(__file__)
 
 
 @pytest.fixture(autouse=True, scope="module")

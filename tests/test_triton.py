@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from stage_cases import FEW
-from triton_cases import CLIP, DEVICE, case, first_pytest, interpret, kernel, table_of
+from triton_cases import CLIP, DEVICE, case, kernel, table_of
 
 import diffcore as dc
 from diffcore import noise, stage
@@ -21,11 +21,6 @@ from diffcore.testing.conformance import plans
 
 ULPS = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 """What one rounding to the dtype, and a few in float32, may differ by, relative to 1 + the largest number."""
-
-
-@first_pytest
-def test_the_cases_interpreted() -> None:
-    interpret(__file__)
 
 
 def stages(

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_noise_regions import block, regions
-from triton_cases import DEVICE, INTERPRETED, case, first_pytest, interpret, kernel
+from triton_cases import DEVICE, INTERPRETED, case, kernel
 
 import diffcore as dc
 from diffcore import _philox, noise
@@ -23,11 +23,6 @@ from diffcore.plan import Form
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LIKE = torch.zeros(1, device=DEVICE if INTERPRETED or torch.cuda.is_available() else "meta")
-
-
-@first_pytest
-def test_the_cases_interpreted() -> None:
-    interpret(__file__)
 
 
 @pytest.fixture(autouse=True, scope="module")

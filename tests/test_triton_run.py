@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from stage_cases import FEW
-from triton_cases import CLIP, DEVICE, INTERPRETED, case, first_pytest, interpret, kernel, plan_of
+from triton_cases import CLIP, DEVICE, INTERPRETED, case, kernel, plan_of
 
 import diffcore as dc
 from diffcore.backends import ArrayAPIBackend, Run, torch_backend
@@ -25,11 +25,6 @@ RUNS = {
     "shifted": plan_of(Form(4, 2)),
     "raw": plan_of(Form(2, 0, True, "raw")),
 }
-
-
-@first_pytest
-def test_the_cases_interpreted() -> None:
-    interpret(__file__)
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -1,14 +1,13 @@
 """The Triton kernel on the GPU where there is one, else interpreted: what its tests share.
 
-Triton decides when it is first imported whether it interprets, so that the cases run in a second pytest.
+Triton decides when it is first imported whether it interprets, so that the cases run in a second pytest,
+which `test_interpreted.py` starts.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: diffcore[triton]", allow_module_level=True)
 case = pytest.mark.skipif(False, reason="") if INTERPRETED else pytest.mark.gpu
-first_pytest = pytest.mark.skipif(INTERPRETED, reason="this is the second pytest")
 CLIP = dc.guidance.clip(-0.8, 0.8)
-
-
-def interpret(file: str) -> None:
-    """Run the cases of a file in a second pytest, interpreted."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", file, "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
 
 
 def kernel() -> Any:
