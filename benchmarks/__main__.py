@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, record, report
-from diffcore import _files
+from diffcore import _arguments, _files
 
 HERE = Path(__file__).resolve().parent
 
@@ -24,18 +23,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time diffcore against its peers.")
     parser.add_argument("-k", metavar="FILTER", help="only rows whose name fits, as for pytest: -k 'stage and ddim'")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions: to see that all rows run")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where torch and JAX rows run")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where torch and JAX rows run; cpu without it")
+    new = {"type": _arguments.new_file, "metavar": "FILE"}
+    parser.add_argument("--json", **new, help="write the result here; recorded ones are in results/")
+    parser.add_argument("--markdown", **new, help="write the tables here; they are printed anyway")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the result here; recorded ones are in results/"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here; they are printed anyway")
-    parser.add_argument(
-        "--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="compare two results and run nothing"
+        "--compare", type=_result, nargs=2, metavar=("OLD", "NEW"), help="compare two results and run nothing"
     )
     given = parser.parse_args()
     if given.compare:
-        print(report.compare(*(json.loads(path.read_text(encoding="utf-8")) for path in given.compare)))
+        idle = [f"--{name}".replace("--k", "-k") for name, value in vars(given).items() if value and name != "compare"]
+        if idle:
+            parser.error(f"{idle[0]} does nothing beside --compare, which runs nothing; leave it out")
+        print(report.compare(*given.compare))
         return 0
+    given.device = given.device or "cpu"
     with tempfile.TemporaryDirectory() as folder:
         kept = record.Record(given.json or Path(folder, "result.json"))
         device = gpu.name() if given.device == "cuda" else report.processor()
@@ -45,6 +47,8 @@ def main() -> int:
         worst = 0
         for path in sorted(HERE.glob("bench_*.py")):  # each by itself, so that none takes the next with it
             code = _run(path, given, kept.path)
+            if code == pytest.ExitCode.USAGE_ERROR:  # which pytest has said
+                return 2
             worst = worst if code == pytest.ExitCode.NO_TESTS_COLLECTED else max(worst, abs(code))
             if given.markdown:
                 _files.write(given.markdown, report.markdown(kept.read()))
@@ -53,6 +57,13 @@ def main() -> int:
             parser.exit(2, f"python -m benchmarks: no row fits -k {given.k!r}; {NAMES}\n")
         print(report.markdown(found))
     return worst
+
+
+def _result(text: str) -> report.Result:
+    try:
+        return report.load(_arguments.old_file(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(path: Path, given: argparse.Namespace, to: Path) -> int:

@@ -244,6 +244,10 @@ def main() -> None:
             rows.append(measure(library, sampler, make))
         except Exception as error:
             print(f"{library} {sampler}: {type(error).__name__}: {str(error)[:200]}")
+    if options.only and not rows:
+        parser.exit(
+            2, f"python -m benchmarks.atlas: no sampler that could be measured has {options.only!r} in its name\n"
+        )
     text = table(rows)
     if options.only:
         print(text)

@@ -15,6 +15,7 @@ The peer is not installed with the rest, since it asks for torchvision, of which
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -237,10 +238,20 @@ def together(path: Path, rounds: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        together(Path(sys.argv[1]))
+    from diffcore import _arguments
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_unet3d", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "who", metavar="FILE|WHO", help=f"where the result goes; or, with WHAT, one of {', '.join(WHO)}"
+    )
+    parser.add_argument("what", metavar="WHAT", nargs="?", choices=WHAT, help="print the peak memory of this alone")
+    given = parser.parse_args()
+    if given.what is None:
+        together(_arguments.new_file(given.who))
+    elif given.who not in WHO:
+        parser.error(f"WHO must be one of {', '.join(WHO)}, got {given.who}")
     else:
-        call, _ = case(sys.argv[1], sys.argv[2])
+        call, _ = case(given.who, given.what)
         for _ in range(3):
             call()
         status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage counts what the parent had

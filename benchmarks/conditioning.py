@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import _files, conditioning
+from diffcore import _arguments, _files, conditioning
 from diffcore.testing.affine import drawn_by
 
 Float64 = npt.NDArray[np.float64]
@@ -235,7 +235,7 @@ def _zeros(shape: tuple[int, ...]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="*", help="only these, printed and not written")
+    parser.add_argument("--steps", type=_arguments.count(), nargs="+", help="only these, printed and not written")
     chosen = parser.parse_args().steps
     by_steps = {
         name: {n: measure(case, dc.samplers.ancestral(SCHEDULE, n)) for n in chosen or STEPS}

@@ -20,7 +20,7 @@ import numpy as np
 
 import diffcore as dc
 from benchmarks.conditioning import problem
-from diffcore import _files, metrics
+from diffcore import _arguments, _files, metrics
 
 SCHEDULE = dc.schedules.Cosine()
 EVALUATIONS = (15, 31, 63, 127, 255, 511)
@@ -96,9 +96,9 @@ def on_digits(path: Path, count: int) -> dict[str, Any]:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.corrector", description=__doc__)
-    parser.add_argument("--weights", type=Path, help="a network of digits to draw with, too")
-    parser.add_argument("--count", type=int, default=256)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--weights", type=_arguments.old_file, help="a network of digits to draw with, too")
+    parser.add_argument("--count", type=_arguments.count(2), default=256)
+    parser.add_argument("--out", type=_arguments.new_file)
     wanted = parser.parse_args(given)
     table: dict[str, dict[str, float]] = {}
     for evaluations in EVALUATIONS:

@@ -87,6 +87,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help="for all of it; %(default)g")
     given = parser.parse_args()
     end = monotonic() + given.limit
+    if not given.json.parent.is_dir():
+        parser.error(f"argument --json: there is no folder {given.json.parent} for {given.json.name}; make it first")
     if (problem := lacking()) is not None:
         print(f"benchmarks.gpu: {problem}", file=sys.stderr)
         return 2

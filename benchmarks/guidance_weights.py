@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import _files, metrics
+from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import digits, pretrained
 from diffcore.unet3d.digits.evaluate import SCHEDULE, clips_of
 
@@ -74,10 +74,12 @@ def judge(clips: Any, labels: Any, reference: metrics.Moments, real: float) -> d
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance_weights", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where clips are kept")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=100, help=f"clips, a multiple of {TOGETHER} (default: 100)")
-    parser.add_argument("--steps", type=int, default=8, help="of DPM-Solver++ 2M (default: 8)")
+    parser.add_argument("folder", type=_arguments.folder, help="where clips are kept")
+    parser.add_argument("--out", type=_arguments.new_file, required=True)
+    parser.add_argument(
+        "--count", type=_arguments.count(TOGETHER), default=100, help=f"clips, {TOGETHER} at a time (default: 100)"
+    )
+    parser.add_argument("--steps", type=_arguments.count(), default=8, help="of DPM-Solver++ 2M (default: 8)")
     wanted = parser.parse_args(given)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     model = pretrained("moving_digits", "torch").eval().requires_grad_(False)

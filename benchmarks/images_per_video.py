@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffcore import _files, metrics
+from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import build, data, digits, load, preset, training
 from diffcore.unet3d.digits.evaluate import Network
 
@@ -63,14 +62,16 @@ def judge(model: Any, held: Any, count: int, steps: int) -> dict[str, Any]:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images_per_video", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the runs are kept")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, nargs="+", default=IMAGES)
-    parser.add_argument("--steps", type=int, default=2000, help="of the run without images (default: 2000)")
+    parser.add_argument("folder", type=_arguments.folder, help="where the runs are kept")
+    parser.add_argument("--out", type=_arguments.new_file, required=True)
+    parser.add_argument("--images", type=_arguments.count(0), nargs="+", default=IMAGES)
+    parser.add_argument(
+        "--steps", type=_arguments.count(), default=2000, help="of the run without images (default: 2000)"
+    )
     parser.add_argument("--same", choices=["frames", "steps"], default="frames")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--count", type=int, default=512, help="clips that are drawn and compared")
-    parser.add_argument("--sample-steps", type=int, default=16)
+    parser.add_argument("--seeds", type=_arguments.count(0), nargs="+", default=[0])
+    parser.add_argument("--count", type=_arguments.count(2), default=512, help="clips that are drawn and compared")
+    parser.add_argument("--sample-steps", type=_arguments.count(), default=16)
     wanted = parser.parse_args(given)
     source, held = clips("train", 8192), as_floats(clips("test", 2048 + wanted.count))
     real = metrics.moments(digits.features(held[: wanted.count]))

@@ -23,6 +23,7 @@ import numpy as np
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from diffcore import _arguments
 from diffcore.unet3d import UNet3DConfig, data, weights
 from diffcore.unet3d.training import Settings, train
 
@@ -65,10 +66,10 @@ def kill(rng: random.Random, longest: float, most: int, over: threading.Event, k
 def main(given: list[str] | None = None) -> int:
     """Kill and compare; 0 where every run ended with the same weights."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_training", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--each", type=int, default=5, help="kills of one run")
-    parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="of one run")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--kills", type=_arguments.count(), default=100)
+    parser.add_argument("--each", type=_arguments.count(), default=5, help="kills of one run")
+    parser.add_argument("--steps", type=_arguments.count(), default=SETTINGS.steps, help="of one run")
+    parser.add_argument("--processes", type=_arguments.count(), default=2)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     asked = parser.parse_args(given)
     rng, kills, runs = random.Random(asked.seed), 0, 0

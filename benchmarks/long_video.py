@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import diffcore as dc
-from diffcore import _files, metrics
+from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import digits, pretrained
 from diffcore.unet3d.digits.evaluate import clips_of
 
@@ -84,10 +84,14 @@ def real() -> dc.unet3d.data.Arrays:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_video", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where clips are kept")
-    parser.add_argument("--count", type=int, default=128, help="clips (default: 128)")
-    parser.add_argument("--first", type=int, default=0, help="the first one that is drawn")
-    parser.add_argument("--out", type=Path, help="where the result goes; without it clips are drawn and nothing more")
+    parser.add_argument("folder", type=_arguments.folder, help="where clips are kept")
+    parser.add_argument(
+        "--count", type=_arguments.count(TOGETHER), default=128, help=f"clips, {TOGETHER} at a time (default: 128)"
+    )
+    parser.add_argument("--first", type=_arguments.count(0), default=0, help="the first one that is drawn")
+    parser.add_argument(
+        "--out", type=_arguments.new_file, help="where the result goes; without it clips are drawn and nothing more"
+    )
     wanted = parser.parse_args(given)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     for number in range(wanted.first // TOGETHER, wanted.count // TOGETHER):

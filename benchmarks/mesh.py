@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffcore as dc
+from diffcore import _arguments
 
 STAGES, RUNS = 200, 15
 SCHEDULE = dc.schedules.Cosine()
@@ -61,8 +62,12 @@ def once(plan: dc.Plan, z: Any, device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mesh")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--size", type=int, nargs="+", default=[2, 8, 8, 8, 3], help="of the whole: B T H W C")
+    parser.add_argument(
+        "--size", type=_arguments.count(), nargs="+", default=[2, 8, 8, 8, 3], help="of the whole: B T H W C"
+    )
     given = parser.parse_args()
+    if "WORLD_SIZE" not in os.environ:
+        parser.error("start it with torchrun: torchrun --nproc-per-node 1 -m benchmarks.mesh")
     torch.set_num_threads(1)
     if given.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

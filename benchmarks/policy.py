@@ -8,7 +8,7 @@ the known actions in at every step with our `Scheduler` and with `DDIMScheduler`
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +29,9 @@ def median(call: Callable[[], Any]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.policy", description=__doc__.partition("\n")[0])
+    parser.add_argument("--compile", action="store_true", help="time one compiled graph too")
+    wanted = parser.parse_args()
     warnings.simplefilter("ignore")
     import diffusers
     import torch
@@ -68,7 +71,7 @@ def main() -> None:
             network(start, t[None])
 
     rows: dict[str, Callable[[], Any]] = {"dc.sample": lambda: draw(start, observed)}
-    if "--compile" in sys.argv:
+    if wanted.compile:
         compiled = torch.compile(draw, fullgraph=True)
         rows["dc.sample, one graph"] = lambda: compiled(start, observed)
     print("| | ms |\n|---|---|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -43,6 +44,20 @@ def row(benchmark: Any) -> Result:
         seconds = dict.fromkeys(seconds, info.pop("seconds"))
     who, role = info.pop("who", benchmark.name), info.pop("role", "ours")
     return {"group": benchmark.group, "who": who, "role": role, **seconds, **info}
+
+
+def load(path: Path) -> Result:
+    """Return a result from its file; ValueError for a file that cannot be read, or holds none."""
+    try:
+        found: Result = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(isinstance(row["group"] + row["who"], str) and row["min"] > 0.0 for row in found["rows"])
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path} is no result of these benchmarks, which --json writes")
+    return found
 
 
 FEW = 1 << 20
@@ -108,6 +123,8 @@ def markdown(result: Result) -> str:
 def compare(old: Result, new: Result) -> str:
     """Return how the rows that two results share have changed."""
     before = {(row["group"], row["who"]): row["min"] for row in old["rows"]}
+    if not any((row["group"], row["who"]) in before for row in new["rows"]):
+        return f"no row is in both: the old result has {len(old['rows'])} rows, the new one {len(new['rows'])}"
     lines = ["| row | before | after | before / after |", "|---|---|---|---|"]
     for row in new["rows"]:
         was = before.get((row["group"], row["who"]))

@@ -7,6 +7,7 @@ The network is that of the moving digits, causal, with weights as they start, on
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
@@ -30,6 +31,7 @@ def seconds(denoise: Any, overlap: int) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.reuse", description=__doc__.partition("\n")[0]).parse_args()
     import torch
 
     config = dc.unet3d.preset("moving_digits", causal=True)

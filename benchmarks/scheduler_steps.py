@@ -7,6 +7,7 @@ Each row is a loop of 20 steps, without its `set_timesteps` and without a networ
 
 from __future__ import annotations
 
+import argparse
 import time
 import warnings
 from typing import Any
@@ -48,6 +49,9 @@ def seconds(scheduler: Any, x: Any, y: Any) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.scheduler_steps", description=__doc__.partition("\n")[0]
+    ).parse_args()
     warnings.simplefilter("ignore")
     import diffusers
     import torch

@@ -24,7 +24,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diffcore.unet3d import data, preset
+from diffcore import _arguments
+from diffcore.unet3d import PRESETS, data, preset
 from diffcore.unet3d.training import Settings, objective, torch_mesh
 from diffcore.unet3d.training.torch_trainer import Trainer
 
@@ -92,11 +93,11 @@ def work(device: str, name: str, batch: int, steps: int, accumulate: int) -> Non
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_bytes", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3, help="that are timed")
-    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--processes", type=_arguments.count(), default=4)
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--batch", type=_arguments.count(), default=4)
+    parser.add_argument("--steps", type=_arguments.count(), default=3, help="that are timed")
+    parser.add_argument("--accumulate", type=_arguments.count(), default=1)
     given = parser.parse_args()
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "bytes"}
     how = LaunchConfig(

@@ -17,6 +17,7 @@ import diffcore as dc
 from diffcore import process, testing, weights
 from diffcore.levels import Gaussian, Level, level
 from diffcore.testing import strategies
+from diffcore.testing._arrays import compare, epsilon, smallest, where_at
 
 EXAMPLES = {"numpy": 12, "torch": 6, "jax": 2}
 SCHEDULE = {scaling: dc.schedules.Cosine(scaling=scaling) for scaling in ("vp", "ve", "flow")}
@@ -38,25 +39,33 @@ class Draws:
     def level(self) -> Level:
         return level(put(self.log_snrs(), self.like), self.scaling)
 
-    def pair(self) -> tuple[Level, Level]:
-        return self.draw(strategies.ordered_levels(self.scaling, self.dtype, like=self.like, size=4, ends=self.ends))
+    def ordered(self, count: int = 2) -> tuple[Level, ...]:
+        how: dict[str, Any] = {"count": count, "like": self.like, "size": 4, "ends": self.ends}
+        return self.draw(strategies.ordered_levels(self.scaling, self.dtype, **how))
 
-    def three(self) -> list[Level]:
-        rows = np.sort([self.log_snrs() for _ in range(3)], axis=0)[::-1]
-        rows = rows[:, np.isfinite(rows[1])]  # two of them at one end leave nothing between
-        return [level(put(row, self.like), self.scaling) for row in rows]
+
+def check_posterior_composes(r: Level, s: Level, t: Level) -> None:
+    """q(z_r | z_t, x) = integral of q(z_r | z_s, x) q(z_s | z_t, x) dz_s: all three terms of its coefficients are positive."""
+    (a, b, v), (c, d, w), (direct, from_x, variance) = (
+        [host(part) for part in process.posterior_coefficients(*ends)] for ends in ((s, t), (r, s), (r, t))
+    )
+    where = where_at(r=r, s=s, t=t)
+    for found, truth in ((c * a, direct), (c * b + d, from_x), (c**2 * v + w, variance)):
+        tolerance = 64.0 * epsilon(r.alpha) * truth + 4.0 * smallest(r.alpha)
+        compare("posterior of the posterior", found, truth, tolerance, where=where)
 
 
 LEVELS: dict[str, Callable[[Draws], Any]] = {
     "scaling": lambda draws: testing.check_scaling(draws.level(), draws.scaling),
-    "chapman_kolmogorov": lambda draws: testing.check_chapman_kolmogorov(*draws.three()),
-    "bayes": lambda draws: testing.check_bayes(*draws.pair()),
-    "reverse_variance": lambda draws: testing.check_reverse_variance(*draws.pair()),
+    "chapman_kolmogorov": lambda draws: testing.check_chapman_kolmogorov(*draws.ordered(3)),
+    "posterior_composes": lambda draws: check_posterior_composes(*draws.ordered(3)),
+    "bayes": lambda draws: testing.check_bayes(*draws.ordered()),
+    "reverse_variance": lambda draws: testing.check_reverse_variance(*draws.ordered()),
     "level_precision": lambda draws: testing.check_level_precision(
         draws.like, draws.scaling, log_snr=np.array(draws.log_snrs())
     ),
     "posterior_precision": lambda draws: testing.check_posterior_precision(
-        draws.like, draws.scaling, pairs=tuple(host(at.log_snr) for at in draws.pair())
+        draws.like, draws.scaling, pairs=tuple(host(at.log_snr) for at in draws.ordered())
     ),
     "conversions": lambda draws: testing.check_conversions(draws.level()),
     "loss_invariance": lambda draws: testing.check_loss_invariance(draws.level()),
@@ -318,11 +327,32 @@ def test_what_is_no_schedule_is_answered_in_one_line(schedule: Any, message: str
 def test_levels_that_are_drawn_are_in_order_and_none_is_below_the_normal_numbers(
     data: st.DataObject, dtype: str
 ) -> None:
-    pair = data.draw(strategies.ordered_levels(data.draw(strategies.scalings()), dtype, size=3))
-    drawn = [data.draw(strategies.log_snrs(dtype)), *pair[0].log_snr.tolist(), *pair[1].log_snr.tolist()]
-    assert all(value == 0.0 or abs(value) >= np.finfo(dtype).smallest_normal for value in drawn)
-    assert np.all(pair[0].log_snr > pair[1].log_snr)
-    assert {pair[0].alpha.dtype, pair[1].sigma.dtype} == {np.dtype(dtype)}
+    gap = data.draw(st.sampled_from([0.0, 0.5]))
+    how: dict[str, Any] = {"count": data.draw(st.integers(1, 4)), "size": 3, "min_gap": gap}
+    levels = data.draw(strategies.ordered_levels(data.draw(strategies.scalings()), dtype, **how))
+    rows = np.array([at.log_snr for at in levels])
+    for value in (data.draw(strategies.log_snrs(dtype)), *rows.ravel().tolist()):
+        assert value == 0.0 or abs(value) >= np.finfo(dtype).smallest_normal
+    assert rows.shape == (how["count"], 3)
+    assert np.all(rows[:-1] > rows[1:])
+    assert np.all(rows[:-1] - rows[1:] >= 0.999 * gap)
+    assert {part.dtype for at in levels for part in at} == {np.dtype(dtype)}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_levels_of_half_precision_are_those_of_single(dtype: str) -> None:
+    import torch
+
+    like, must = (
+        torch.zeros(1, dtype=getattr(torch, dtype)),
+        rf"dtype 'float32' or 'float64', got '{dtype}'; levels of float16",
+    )
+    for check in (testing.check_level_precision, testing.check_posterior_precision):
+        with pytest.raises(ValueError, match=rf"testing.{check.__name__}: `like` must have {must}"):
+            check(like)
+    with pytest.raises(ValueError, match=r"testing.strategies.log_snrs: `dtype` must be 'float32' or 'float64'"):
+        strategies.log_snrs(dtype)
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])

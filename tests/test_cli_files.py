@@ -9,11 +9,12 @@ from typing import Any
 import cli_cases
 import numpy as np
 import pytest
-from cli_cases import QUICK, clip, coded, done, refused, run, whole
+import typer
+from cli_cases import QUICK, app_module, clip, coded, done, refused, run, whole
 from safetensors.numpy import save_file
 
 import diffcore as dc
-from diffcore.cli import drawing, files, sheets, writers
+from diffcore.cli import drawing, files, idle, sheets, writers
 
 av = pytest.importorskip("av")
 
@@ -68,6 +69,8 @@ def _bad(name: str) -> int:
         "none.npy": np.zeros((0, 8, 8, 1)),
         "whole.npy": np.zeros((4, 8, 8, 1), dtype=np.int64),
         "two.npy": np.zeros((4, 8, 8, 2)),
+        "first.npy": np.zeros((2, 4, 3, 8, 8)),
+        "before.npy": np.zeros((3, 6, 8, 8)),
         "objects.npy": np.array([{}], dtype=object),
     }
     if name in arrays:
@@ -99,6 +102,8 @@ def _bad(name: str) -> int:
         ("none.npy", "at least one frame"),
         ("whole.npy", "must hold uint8"),
         ("two.npy", "2 channels"),
+        ("first.npy", "whose channels are before its rows; put them last: numpy.moveaxis(clips, -3, -1)"),
+        ("before.npy", "if they are before the frames: numpy.moveaxis(clips, -4, -1)"),
         ("objects.npy", "holds objects"),
         ("empty.mp4", "0 bytes"),
         ("folder.mp4", "is a folder"),
@@ -158,6 +163,8 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
             "did you mean --schedule stable_diffusion?",
         ),
         (("sample", "out.mp4", "--grid", "14.6, x1, 0"), "must hold numbers"),
+        (("sample", "out.mp4", "--grid", "[0, 1, 14.6]"), "its sigmas rise; turn them round: --grid '14.6, 1, 0'"),
+        (("sample", "out.mp4", "--grid", "999, 749, 499"), "--grid ends in noise, at sigma 499"),
         (("sample", "out.mp4", "--set", "gamma=1"), "has the settings order, eta"),
         (("sample", "out.mp4", "--set", "order=x"), "is not a number"),
         (("sample", "out.mp4", "--set", "order=9"), "int in [1, 3], got 9"),
@@ -178,6 +185,45 @@ def test_a_file_is_overwritten_by_force_alone(tiny: str) -> None:
 )
 def test_what_is_wrongly_asked_is_refused_in_one_line(arguments: tuple[str, ...], says: str) -> None:
     assert says in refused(2, *arguments)
+
+
+IDLE = """
+sample x.gif --grid 9,1,0 --steps 4 | --steps | the sigmas of --grid are the steps
+upscale a.mp4 x.gif --grid 9,0 --steps 4 | --steps | the sigmas of --grid
+sample x.gif --lag 2 | --lag | it is for --order pyramid
+sample x.gif --batch 2 | --batch | clips of one file are drawn at once
+extend a.mp4 x.png --frames 9 --fps 2 | --fps | only .mp4 and .gif
+interpolate a.mp4 x.npy --zoom 2 | --zoom | a .npy keeps pixels
+train run --data digits --rate 2 | --rate | it says how clips are taken from a folder
+train run --data digits --validation set --labels folders | --labels | the digits have labels
+train run --data digits --lag 2 | --lag | it is for --frame-times pyramid
+evaluate a.mp4 --against b.mp4 --backend numpy | --backend | it is for a model
+evaluate a.mp4 --against b.mp4 -n 9 | --count | two videos are compared frame by frame
+evaluate a.mp4 --against b.mp4 --features pixels --every 1 | --every | it is for folders of videos
+evaluate a.mp4 --against set --seed 1 | --seed | it is for a model
+evaluate --frames 4 | --frames | a model has its own
+evaluate --every 4 | --every | it says how clips are taken from a folder
+evaluate --no-samples --set eta=1 | --set | --no-samples draws no clip
+evaluate --data set --steps 2 | --steps | clips are drawn and judged on --data digits alone
+evaluate --steps 2 --grid 9,0 | --steps | the sigmas of --grid
+info moving_digits --steps 2 | --steps | it is for --plan SAMPLER
+info moving_digits --all | --all | it is for --plan SAMPLER or a saved plan
+info --plan ddim --steps 2 --grid 9,0 | --steps | the sigmas of --grid
+"""
+
+
+def test_an_option_that_does_nothing_beside_another_is_refused() -> None:
+    Path("set").mkdir()
+    seen: set[str] = set()
+    for line in IDLE.strip().splitlines():
+        command, option, why = (part.strip() for part in line.split("|"))
+        said = refused(2, *command.split())
+        assert said.startswith(f"diffcore: {option} does nothing here: {why}")
+        seen |= {row.why for row in idle.TABLE[command.split()[0]] if row.why in said}
+    known = typer.main.get_command(app_module.app).commands  # type: ignore[attr-defined]
+    for command, rows in idle.TABLE.items():
+        assert {name for row in rows for name in row.names} <= {param.name for param in known[command].params}
+        assert {row.why for row in rows} <= seen
 
 
 @pytest.mark.parametrize(

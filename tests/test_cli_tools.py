@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
     assert "skipped broken.mp4" in found.stderr
     said = done("evaluate", "run", "--data", "videos", "-n", 2, "--backend", "numpy").stderr
     assert "clips are taken at 5 frames a second, as those of run were" in said
+    assert "2 clips are cut" not in said
+    shutil.copytree("videos", "classed/one")
+    labelled = ("evaluate", "run", "--data", "classed", "--labels", "folders", "--backend", "numpy")
+    assert "--labels is for models of classes" in refused(2, *labelled)
+    sets = ("evaluate", "videos", "--against", "videos", "--features", "pixels", "--size", 32, "-n", 3, "--frames")
+    said = done(*sets, 4).stderr
+    assert (
+        "note: 3 clips are cut from 2 videos in videos, at random places, which may overlap; -n 2 takes one of" in said
+    )
+    assert "2 of the videos in videos, such as a.mp4 of 16x16, are enlarged to cover 32x32" in said
+    assert "one of 2; --frames takes fewer; --every 1 takes each frame" in refused(2, *sets, 7)
+    np.save("small.npy", clip(12, (16, 16)))
+    assert "of small.npy, 16x16, are enlarged" in done("evaluate", "small.npy", *sets[2:], 4).stderr
     tuned = done("train", "tuned", "--data", "videos", "--from", "run", "--steps", 1, "--batch", 1, "--rate", 2.5)
     assert "clips are taken" not in tuned.stderr
     assert [dc.unet3d.weights.read(f"{name}/model.safetensors").metadata["fps"] for name in ("run", "tuned")] == [
@@ -208,14 +222,16 @@ def test_info_tells_of_machine_weights_and_plan(tiny: str) -> None:
     assert done(*options).stdout == f"{plan}\n"
     assert np.allclose(json.loads(done(*options, "--json").stdout)["update"], plan.update)
     for grid, points in (
-        ("karras", dc.grids.karras(dc.schedules.Cosine(), 3)),
-        ("9, 1, 1, 0", dc.grids.from_sigmas([9.0, 1.0, 0.0]).grid),
+        (("karras", "--steps", 3), dc.grids.karras(dc.schedules.Cosine(), 3)),
+        (("9, 1, 1, 0",), dc.grids.from_sigmas([9.0, 1.0, 0.0]).grid),
     ):
-        found = done(*options, "--grid", grid, "--json")
+        found = done("info", "--plan", "ancestral", "--json", "--grid", *grid)
         assert np.allclose(json.loads(found.stdout)["log_snr"], points[:-1])
-        assert ("left out 1 of 4 sigmas: [2] repeats 1.0" in found.stderr) == grid.startswith("9")
+        assert ("left out 1 of 4 sigmas: [2] repeats 1.0" in found.stderr) == (len(grid) == 1)
+    plan = dc.samplers.ddim(dc.schedules.Cosine(), steps=70)
     plan.save("plan.json")
-    assert done("info", "plan.json").stdout == f"{plan}\n"
+    assert "40 more stages; --all shows all" in done("info", "plan.json").stdout
+    assert done("info", "plan.json", "--all").stdout == f"{plan.text()}\n"
 
 
 def test_verify_passes_on_numpy_and_tabulates() -> None:
@@ -285,17 +301,30 @@ def test_benchmarks_refuse_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: p
     from benchmarks import __main__ as suite
     from benchmarks import gpu
 
+    row = '{{"rows": [{{"group": "{0}", "who": "{0}", "min": 0.5}}]}}'
     monkeypatch.setattr(suite, "_run", lambda *given: pytest.ExitCode.NO_TESTS_COLLECTED)
     monkeypatch.setattr(gpu, "name", lambda: gpu.NONE)
+    for name, text in (("no.json", '{"rows": [{}]}'), ("a.json", row.format("a")), ("b.json", row.format("b"))):
+        Path(name).write_text(text, encoding="utf-8")
     for options, says in (
         (("-k", "nothing"), "no row fits -k 'nothing'"),
         (("--device", "cuda"), "finds no CUDA device"),
+        (("--json", "gone/found.json"), "argument --json: there is no folder gone for found.json; make it first"),
+        (("--compare", "gone.json", "a.json"), "argument --compare: there is no file gone.json"),
+        (("--compare", "a.json", "no.json"), "argument --compare: no.json is no result of these benchmarks"),
+        (("--compare", "a.json", "b.json", "--quick"), "--quick does nothing beside --compare"),
+        (("--compare", "a.json", "b.json", "-k", "a"), "-k does nothing beside --compare"),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
         with pytest.raises(SystemExit, match="2"):
             suite.main()
-        (line,) = capfd.readouterr().err.splitlines()
-        assert says in line
+        said = capfd.readouterr().err.splitlines()
+        assert says in said[-1]
+        assert len(said) == 1 or said[0].startswith("usage:")
+    for new, says in (("a.json", "| a: a | 500 ms | 500 ms | 1.00 |"), ("b.json", "no row is in both")):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--compare", "a.json", new])
+        assert suite.main() == 0
+        assert says in capfd.readouterr().out
 
 
 def test_help_teaches_by_examples() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_strict
@@ -79,7 +80,7 @@ def test_a_backend_with_other_noise_fails_the_battery() -> None:
         def normal(self, words: Any, draw: Any, shape: Any, **settings: Any) -> Any:
             return super().normal(words, draw + 1, shape, **settings)
 
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"^Wrong\.normal: .*: normals at sample = "):
         testing.check_backend(Wrong(array_api_strict), like=array_api_strict.zeros(1, dtype=array_api_strict.float32))
 
 
@@ -92,6 +93,32 @@ def test_a_kernel_that_is_not_the_plain_function_fails_the_battery() -> None:
     backend = Wrong(array_api_strict)
     with pytest.raises(AssertionError):
         conformance.check_advance(backend, array_api_strict.zeros(1, dtype=array_api_strict.float32))
+
+
+def test_a_method_that_raises_or_is_missing_is_named_with_what_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(backends.ArrayAPIBackend):
+        def advance(self, *given: Any, **settings: Any) -> Any:
+            raise NotImplementedError("later")
+
+        def cond(self, *given: Any) -> Any:
+            return "neither"
+
+    def says(backend: Any) -> str:
+        with pytest.raises(AssertionError) as caught:
+            testing.check_backend(backend, like=array_api_strict.zeros(1, dtype=array_api_strict.float32))
+        return str(caught.value)
+
+    keys = "which must be keys(words, like): Return key words (B, 2) (low, high) in the form that `normal` takes"
+    assert keys in says(SimpleNamespace(name="mine"))
+    assert says(Later) == "contract: `backend` must be an instance, got the class Later; call it"
+    monkeypatch.setattr(conformance, "check_noise", lambda *given, **how: 0.0)
+    advance = "Later.advance raised NotImplementedError: later; it must be advance(form, state, y, row, noise, *, stochastic, "
+    assert says(Later(array_api_strict)).startswith(advance)
+    for name in ("check_type", "check_agreement", "check_advance", "check_lead", "_check_runs"):
+        monkeypatch.setattr(conformance, name, lambda *given, **how: 0.0)
+    found = says(Later(array_api_strict))
+    assert found.startswith("Later.cond, as it was checked, led to ")
+    assert "; it must be cond(predicate, true, false, *operands): Return true(*operands) or false(*operands)" in found
 
 
 def test_arrays_without_gradients_say_what_has_them() -> None:

@@ -90,6 +90,33 @@ def test_the_loss_does_not_depend_on_what_is_predicted(name: str, scaling: str) 
 # Exact denoisers
 
 
+def test_a_denoiser_that_lacks_a_method_raises_or_returns_another_shape_is_named() -> None:
+    class Own(dc.exact.Gaussian):
+        def score(self, z: Any, log_snr: Any) -> Any:
+            return super().score(z, log_snr)[0]
+
+        def log_likelihood(self, z: Any, log_snr: Any) -> Any:
+            return super().log_likelihood(z, log_snr) if z.ndim == 2 else [][0]
+
+    own = Own(np.zeros(2), 1.0)
+    with pytest.raises(
+        AssertionError, match=r"Own.score of z of shape \(1, 2\) returned shape \(2,\), but should return \(1, 2\)"
+    ):
+        testing.check_denoiser(own, 1.0, np.ones((1, 2)))
+    with pytest.raises(
+        AssertionError, match=r"Own.log_likelihood of z of .* raised IndexError: .* an array of shape \(1,\)"
+    ):
+        testing.check_denoiser(own, 1.0, np.ones((1, 2, 1)))
+    for check, lacks in (
+        (testing.check_denoiser, "denoise, score, log_likelihood"),
+        (testing.check_conditional, "denoise, cond"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"testing.{check.__name__}: `data` must have the methods .* it lacks {lacks}"
+        ):
+            check(np.tanh, np.ones((1, 2)), 1.0)
+
+
 @every_scaling
 @pytest.mark.parametrize("name", DENOISERS)
 def test_an_exact_denoiser_agrees_with_its_likelihood(name: str, scaling: str) -> None:

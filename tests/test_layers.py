@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, list[str]] = {
     "leaves": [
+        "_arguments",
         "_array",
         "_brief",
         "_check",

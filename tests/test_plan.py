@@ -11,7 +11,6 @@ import pytest
 from sampler_cases import every_sampler, schedule_of
 
 import diffcore as dc
-from diffcore.plan.text import table
 
 NAMES = ["z", "m1", "m2", "noise", "x"]
 
@@ -77,8 +76,24 @@ def test_it_prints_a_row_a_stage_and_only_the_columns_it_uses() -> None:
 
 def test_it_prints_one_sample_of_many() -> None:
     plan = plan_of(grid=np.linspace([-8.0, -6.0], [5.0, 6.0], 4))
-    assert table(plan, lead=(1,)).splitlines()[2].split()[1] == "-6"
+    assert plan.text(lead=(1,)).splitlines()[2].split()[1] == "-6"
     assert "(2,)" in str(plan)
+    for lead, says in (((), "an index for each axis of the levels, whose leading shape is"), ((2,), r"in \[0, 1\]")):
+        with pytest.raises(ValueError, match=f"Plan.text: `lead` must .*{says}"):
+            plan.text(lead=lead)
+
+
+def test_of_a_long_plan_it_prints_the_first_and_last_stages_but_where_all_are_asked_for() -> None:
+    plan = plan_of(steps=64)
+    assert str(plan) == plan.text()
+    assert len(plan.text().splitlines()) == 66
+    plan = plan_of(steps=1000)
+    whole, brief = (text.splitlines() for text in (plan.text(), str(plan)))
+    assert [line.split()[0] for line in whole[2:]] == [str(k) for k in range(1000)]
+    assert [line.split() for line in (*brief[:22], *brief[23:])] == [
+        line.split() for line in (*whole[:22], *whole[-10:])
+    ]
+    assert brief[22].split() == ["...", "970", "more", "stages;", "plan.text()", "shows", "all"]
 
 
 def test_it_draws_itself(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_run_goes_on_from_its_own_weights_and_refuses_other_ones(tmp_path: Pat
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
         tmp_path / "parts" / "model.safetensors"
     ).read_bytes()
-    with pytest.raises(ValueError, match="holds a run with another start"):
+    with pytest.raises(ValueError, match="holds a run from other weights"):
         training.train(STILL, SHORT, digits(), tmp_path / "parts", start=tmp_path / "other.safetensors")
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import diffcore as dc
-from diffcore.cli import bench, evaluating, info, interrupts, long, options, report, sample, training, verify
+from diffcore.cli import bench, evaluating, idle, info, interrupts, long, options, report, sample, training, verify
 
 
 class Commands(TyperGroup):
@@ -104,4 +104,4 @@ for command, examples in (
     (verify.verify, verify.EXAMPLES),
     (bench.bench, bench.EXAMPLES),
 ):
-    app.command(help=options.help_of(command), epilog=examples)(command)
+    app.command(cls=idle.Command, help=options.help_of(command), epilog=examples)(command)

@@ -26,11 +26,6 @@ EXAMPLES = (
 )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(help=options.help_of(evaluate), epilog=EXAMPLES)(evaluate)
-
-
 def evaluate(
     what: Annotated[
         str,
@@ -55,9 +50,10 @@ def evaluate(
             "(a small random 3D network, the default for folders), digits, or module:function of your own.",
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="With --features: frames of a clip.")] = 16,
+    frames: Annotated[int, typer.Option(min=1, help="With --features, or of folders: frames of a clip.")] = 16,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="With --features: height x width; 64, for digits 32.")
+        str | None,
+        typer.Option(metavar="HxW", help="With --features, or of folders: height x width; 64, for digits 32."),
     ] = None,
     data: Annotated[
         str, typer.Option(metavar="FOLDER|digits", help='Real videos: a folder, or "digits" (held-out ones).')
@@ -117,7 +113,7 @@ def evaluate(
             f"{what} is a video; --against says which video or folder it is compared with, and `diffcore info` what it is"
         )
     elif against is not None:
-        row, text = _compared(Path(what), against)
+        row, text = _compared(Path(what), against, background)
     else:
         began = time.perf_counter()
         with models.opened(what, backend, device, dtype) as model:
@@ -128,6 +124,7 @@ def evaluate(
             source = sources.data(data, model.config, taken=taken, split="test", count=max(count, HELD_OUT))
             row = {"command": "evaluate", "weights": what, "data": data, "clips": count, "backend": model.backend,
                    "device": model.device}  # fmt: skip
+            sources.say_repeats(data, source, count)
             source, conditions_of = _conditioned(model.config, source, data, captions, encoder)
             row["loss"] = _losses(model, source, conditions_of, count, batch, seed)
             if data == sources.DIGITS and samples:
@@ -147,8 +144,10 @@ def evaluate(
 # Two videos
 
 
-def _compared(made: Path, real: Path) -> tuple[report.Row, str]:
-    first, second = files.look(made), files.look(real)
+def _compared(made: Path, real: Path, background: str) -> tuple[report.Row, str]:
+    first, second = (files.look(path, background=background) for path in (made, real))
+    for video in (first, second):
+        files.say(video, option=None)
     if first.clips != second.clips:
         report.usage(f"both videos must have as many clips, got {first.clips} in {made} and {second.clips} in {real}")
     size, channels = second.size, min(first.channels, second.channels)
@@ -202,6 +201,10 @@ def _conditioned(config: Any, source: Any, data: str, captions: Path | None, enc
         return source, lambda labels: tuple(part[labels] for part in table)
     if config.condition == "class" and source.classes is not None:
         return source, lambda labels: labels
+    if data != sources.DIGITS and source.classes is not None:
+        report.usage(
+            f"--labels is for models of classes, and this one has the condition {config.condition!r}; leave it out"
+        )
     if config.condition != "none":
         way = "; --encoder FOLDER reads captions" if config.condition == "tokens" else ""
         report.note(f"note: this model has the condition {config.condition!r}; it is measured without it{way}")

@@ -62,11 +62,11 @@ def readable() -> frozenset[str]:
     return SUFFIXES | {".npy", ".png"}
 
 
-def look(path: Path, fps: float | None = None, background: str = "black") -> Video:
+def look(path: Path, fps: float | None = None, background: str = "black", *, option: str = "--in-fps") -> Video:
     """Return the properties of a video file; refuse any other file.
 
-    With `fps`, or where its rate varies, frames are read at equal times; with a varying rate and without `fps`, as many
-    a second as there are on average.
+    With `fps`, which `option` gave, or where its rate varies, frames are read at equal times; with a varying rate and without
+    `fps`, as many a second as there are on average.
     """
     under = colour(background)
     if not path.exists():
@@ -83,7 +83,7 @@ def look(path: Path, fps: float | None = None, background: str = "black") -> Vid
         raise Failure(f"{path} is empty, 0 bytes; make it again")
     if kind in {".npy", ".png"} and fps is not None:
         usage(
-            f"{path} has no frame rate, so that no frames at {fps:g} a second can be taken from it; leave --in-fps out"
+            f"{path} has no frame rate, so that no frames at {fps:g} a second can be taken from it; leave {option} out"
         )
     if kind == ".npy":
         clips = _array(path)
@@ -107,18 +107,20 @@ def colour(text: str) -> tuple[int, int, int]:
         usage(f"--background must be one of {', '.join(BACKGROUNDS)}, or red,green,blue such as 255,128,0, got {text}")
 
 
-def say(video: Video) -> None:
-    """Say on stderr what is not read as it is in the file."""
+def say(video: Video, *, option: str | None = "--in-fps") -> None:
+    """Say on stderr what is not read as it is in the file; `option` takes frames at equal times."""
     from diffcore.unet3d.data._times import rates_of
 
     if video.times is not None and video.times.rates is not None:
         note(
             f"note: {video.path} has a variable rate, {rates_of(video.times.rates)}; it is read at equal times, {video.fps:.4g} a "
-            f"second (--in-fps says otherwise)"
+            f"second{f' ({option} says otherwise)' if option else ''}"
         )
+    name = {(0, 0, 0): "black", (255, 255, 255): "white"}.get(video.background, str(video.background))
     if video.alpha:
-        name = {(0, 0, 0): "black", (255, 255, 255): "white"}.get(video.background, str(video.background))
         note(f"note: {video.path} has transparency, which lies over {name} (--background says otherwise)")
+    elif video.background != (0, 0, 0):
+        note(f"note: {video.path} has no transparency, so that --background {name} does nothing")
 
 
 def fitted(video: Video, size: str | None, default: Size | None) -> Size:
@@ -136,6 +138,11 @@ def parse_size(text: str) -> Size:
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         usage(f"--size must be a side such as 64, or height x width such as 48x64, got {text}")
     return int(parts[0]), int(parts[-1])
+
+
+def enlarged(have: Size, size: Size) -> bool:
+    """Return whether frames have to become larger to cover a size."""
+    return have[0] < size[0] or have[1] < size[1]
 
 
 def blocks(video: Video, size: Size, channels: int) -> Iterator[Float32]:
@@ -177,7 +184,10 @@ def _coloured(video: Video, piece: Float32, channels: int) -> Float32:
         return grey
     if have == 1:
         return np.repeat(piece, channels, axis=-1)
-    raise Failure(f"{video.path} has {have} channels, and the model takes {channels}; only 1 and 3 can be converted")
+    way = "only 1 and 3 can be converted"
+    if have > 4 and video.frames in (1, 3):
+        way = "its channels must be last, and if they are before the frames: numpy.moveaxis(clips, -4, -1)"
+    raise Failure(f"{video.path} has {have} channels, where {channels} can be used; {way}")
 
 
 # Coded videos, by PyAV
@@ -278,6 +288,11 @@ def _array(path: Path) -> npt.NDArray[Any]:
         shape = getattr(found, "shape", type(found).__name__)
         grey = "; give a grey clip a last axis of one channel" if getattr(found, "ndim", 0) == 3 else ""
         raise Failure(f"{path} must have shape (T, H, W, C) or (B, T, H, W, C), got {shape}{grey}")
+    if found.shape[-1] > 4 and found.shape[-3] in (1, 3):  # frames of one or three rows are none
+        raise Failure(
+            f"{path} must have shape (T, H, W, C) or (B, T, H, W, C), got {found.shape}, whose channels are before its rows; "
+            f"put them last: numpy.moveaxis(clips, -3, -1)"
+        )
     clips = found[None] if found.ndim == 4 else found
     if 0 in clips.shape:
         raise Failure(f"{path} must have at least one frame, got shape {found.shape}")

@@ -12,6 +12,7 @@ import typer
 import diffcore as dc
 from diffcore import _check, _synonyms
 from diffcore.cli import files, models, options, report, saved
+from diffcore.plan import text
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -46,6 +47,7 @@ def info(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the sampler, such as gamma=0.1."),
     ] = None,
+    whole: Annotated[bool, typer.Option("--all", help="Print all stages of a plan of more than 64.")] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -54,11 +56,11 @@ def info(
     if plan is not None:
         if what is not None:
             report.usage(f"give {what} or --plan, not both")
-        _plan(models.plan(plan, steps, settings, grid=grid, option="--plan"), as_json)
+        _plan(models.plan(plan, steps, settings, grid=grid, option="--plan"), whole, as_json)
     elif what is None:
         _machine(as_json)
     elif what.endswith(".json"):
-        _saved_plan(Path(what), as_json)
+        _saved_plan(Path(what), whole, as_json)
     elif Path(what).is_dir() and not (Path(what) / "model.safetensors").is_file():
         report.usage(
             f"{what} is a folder without model.safetensors; give a run's folder, or a file: weights, a plan or a video"
@@ -201,13 +203,13 @@ def _fields(text: str) -> list[list[str]]:
 # A plan
 
 
-def _saved_plan(path: Path, as_json: bool) -> None:
+def _saved_plan(path: Path, whole: bool, as_json: bool) -> None:
     if not path.is_file():
         report.usage(report.absent(path))
-    _plan(dc.Plan.load(path), as_json)
+    _plan(dc.Plan.load(path), whole, as_json)
 
 
-def _plan(plan: Any, as_json: bool) -> None:
+def _plan(plan: Any, whole: bool, as_json: bool) -> None:
     row = {
         "sampler": plan.sampler,
         "scaling": plan.scaling,
@@ -218,7 +220,7 @@ def _plan(plan: Any, as_json: bool) -> None:
         "next_log_snr": plan.next_log_snr,
         "update": plan.update,
     }
-    report.result(row, str(plan), as_json=as_json)
+    report.result(row, text.table(plan, whole=whole, way="--all"), as_json=as_json)
 
 
 # A video

@@ -121,6 +121,8 @@ def interpolate(
     T frames become (T - 1) factor + 1, and those of the input stay as they are. The frame rate is multiplied too, so that
     the motion keeps its speed; --fps says otherwise.
     """
+    if job.window is not None and job.window <= factor:
+        report.usage(f"--window must be more than --factor {factor}, for two of the frames of IN, got {job.window}")
     video = _looked(job)
     if video.frames == 1:
         report.note(f"note: {job.source} has one frame, and nothing lies between; it is written as it is")
@@ -204,6 +206,8 @@ def _run(
         if method in {"forcing", "rolling"} and command != "extend":
             usage = f"--method {method} is for extend; {command} takes reconstruction, moment_matching or replacement"
             report.usage(usage)
+        if job.weight is not None and method != "reconstruction":
+            report.usage(f"--weight {job.weight:g} is for --method reconstruction, and not for {method}")
         if method in {"forcing", "rolling"}:
             models.say_levels(job.weights, f"--method {method}")
         condition, _ = conditions.condition_for(job.weights, config, job.label, job.prompt, job.encoder, video.clips)

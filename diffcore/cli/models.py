@@ -204,9 +204,7 @@ def denoiser(model: Model, condition: Any, guidance: float | None, *, reuses: bo
         if guidance:
             usage(f"--guidance {guidance:g} needs --label or --prompt: without one there is nothing to be guided to")
         if model.config.condition != "none":
-            note(
-                f"note: this model has the condition {model.config.condition!r}; drawing without it, any clip may come"
-            )
+            note(f"note: this model has the condition {model.config.condition!r}; without it a clip may show anything")
         return dc.video.reusing(model.net) if reuses else model.net
     cond = condition_on(model, condition)
     null, weight = model.net.null(cond), 1.0 if guidance is None else guidance
@@ -264,19 +262,26 @@ def plan(
         usage(str(error))
 
 
+def is_sigmas(text: str | None) -> bool:
+    """Return whether a grid is a list of sigmas rather than a name."""
+    return text is not None and text not in dc.grids.table() and any(character.isdigit() for character in text)
+
+
 def _grid(text: str, schedule: Any, steps: int) -> Any:
     """Return a grid by its name, or of a list of sigmas."""
     if text in dc.grids.table():
         return dc.grids.by_name(text, schedule, steps)
-    if not any(character.isdigit() for character in text):
+    if not is_sigmas(text):
         no_such("--grid", text, grids(), more=", or sigmas such as '14.6, 6.4, 1, 0'")
     found = dc.grids.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
     if found.note:
         note(f"note: {found.note}")
+    sigmas = re.findall(r"[^\s,;()\[\]]+", text)
+    if found.grid[0] > found.grid[-1]:
+        way = _check.cut(", ".join(reversed(sigmas)), 80)
+        usage(f"--grid must fall, from noise to data, but its sigmas rise; turn them round: --grid '{way}'")
     if found.grid[-1] < -4.0:  # three of four parts of the variance of even large features are noise
-        usage(
-            f"--grid ends in noise, at sigma {np.exp(-0.5 * found.grid[-1]):.4g}; sigmas fall to 0, and timesteps are none"
-        )
+        usage(f"--grid ends in noise, at sigma {sigmas[-1]}; sigmas fall to 0, and timesteps are none")
     return found.grid
 
 

@@ -27,7 +27,9 @@ def process() -> Process:
     try:
         found = Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError:
-        usage("RANK and WORLD_SIZE in the environment must be numbers; torchrun sets them, and else they are left out")
+        usage(
+            "RANK and WORLD_SIZE in the environment must be numbers, as torchrun sets them; without torchrun, unset them"
+        )
     if not 0 <= found.rank < found.size:
         usage(f"RANK must be in [0, WORLD_SIZE), got {found.rank} of {found.size}")
     return found

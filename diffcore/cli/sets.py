@@ -39,7 +39,7 @@ def function_of(name: str) -> Callable[[Any], Any]:
         sys.path.pop(0)
     if not callable(found):
         report.usage(
-            f"--features {name} is no function, but {type(found).__name__}; it takes clips (n, T, H, W, C) and returns (n, D)"
+            f"--features {name} must be a function of clips (n, T, H, W, C) that returns (n, D), got {type(found).__name__}"
         )
     return found  # type: ignore[no-any-return]
 
@@ -49,10 +49,17 @@ def clips_of(
 ) -> files.Float32:
     """Return at most `count` clips (N, T, H, W, C): of a folder at random places of its videos, of a file one after another."""
     if path.is_dir():
-        x = dc.unet3d.data.batch(sources.folder(path, frames, size, taken._replace(labels=None)), count, step=0).x
+        source = sources.folder(path, frames, size, taken._replace(labels=None), fewer="--frames takes fewer")
+        sources.say_repeats(path, source, count)
+        x = dc.unet3d.data.batch(source, count, step=0).x
         return (x @ files.LUMA)[..., None] if channels == 1 else x
-    video = files.look(path, taken.rate, taken.background)
-    files.say(video)
+    video = files.look(path, taken.rate, taken.background, option="--rate")
+    files.say(video, option="--rate")
+    if files.enlarged(video.size, size):
+        report.note(
+            f"note: the frames of {path}, {video.size[0]}x{video.size[1]}, are enlarged to cover {size[0]}x{size[1]} (--size says "
+            f"otherwise)"
+        )
     whole = files.read(video, size, channels)
     cut = whole.shape[1] // frames
     if not cut:

@@ -46,23 +46,51 @@ def as_trained(taken: Taken, weights: str | None, name: str) -> Taken:
 
 
 def data(
-    name: str, config: Any, *, taken: Taken = AS_IT_IS, split: Any = "train", count: int = 8192, option: str = "--data"
+    name: str,
+    config: Any,
+    *,
+    taken: Taken = AS_IT_IS,
+    split: Any = "train",
+    count: int = 8192,
+    option: str = "--data",
+    fewer: str = "",
 ) -> Any:
-    """Return the source of a name: "digits", or a folder of videos."""
+    """Return the source of a name: "digits", or a folder of videos; see `folder`."""
     if name == DIGITS:
         return dc.unet3d.digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
         found = f"{name} is a file" if Path(name).exists() else f"there is no folder {name}"
         usage(f'{option} must be a folder of videos, or "{DIGITS}", and {found}')
-    return folder(Path(name), config.frames, (config.size, config.size), taken)
+    return folder(Path(name), config.frames, (config.size, config.size), taken, fewer=fewer)
 
 
-def folder(path: Path, frames: int, size: tuple[int, int], taken: Taken = AS_IT_IS) -> Any:
-    """Return a folder of videos as a source."""
+def folder(path: Path, frames: int, size: tuple[int, int], taken: Taken = AS_IT_IS, *, fewer: str = "") -> Any:
+    """Return a folder of videos as a source; `fewer` is the way to shorter clips, where they are too long for all videos."""
     if taken.every is not None and taken.rate is not None:
         usage("give --every or --rate, not both: one frame of every so many, or so many a second at equal times")
     how: dict[str, Any] = {"labels": taken.labels, "background": files.colour(taken.background), "report": _skipped}
-    return dc.unet3d.data.videos(path, frames=frames, size=size, every=taken.every, fps=taken.rate, **how)
+    try:
+        found = dc.unet3d.data.videos(path, frames=frames, size=size, every=taken.every, fps=taken.rate, **how)
+    except ValueError as error:
+        thicker = "a larger --rate" if taken.rate else "" if taken.every == 1 else "--every 1 takes each frame"
+        text = str(error).removeprefix("data.videos: ")
+        usage("; ".join(part for part in (text, *((fewer, thicker) if "; 0 files" not in text else ())) if part))
+    small = [at for at, side in enumerate(found.sides) if files.enlarged(side, size)]
+    if small:
+        first, (height, width) = found.paths[small[0]].name, found.sides[small[0]]
+        note(
+            f"note: {len(small)} of the videos in {path}, such as {first} of {height}x{width}, are enlarged to cover "
+            f"{size[0]}x{size[1]}"
+        )
+    return found
+
+
+def say_repeats(name: object, source: Any, count: int) -> None:
+    """Say where more clips are measured than there are videos, so that some are cut from one."""
+    if len(source) < count and name != DIGITS:
+        videos = f"{len(source)} videos" if len(source) > 1 else "one video"
+        way = f"; -n {len(source)} takes one of each" if len(source) > 1 else ""
+        note(f"note: {count} clips are cut from {videos} in {name}, at random places, which may overlap{way}")
 
 
 def _skipped(line: str) -> None:
@@ -132,7 +160,7 @@ def network_and_data(
     given = {field: value for field, value in changes.items() if value is not None}
     base = dc.unet3d.PRESETS[preset] if preset is not None else replace(origin, schedule=None)
     if base.condition == "tokens" and text is None:
-        usage("the weights are those of a model of texts; --encoder FOLDER says how captions are read")
+        usage("the weights are of a model that was trained on text; give --encoder FOLDER, which reads captions")
     if name == DIGITS:
         given["channels"] = 1
         if base.condition == "class":
@@ -151,7 +179,7 @@ def network_and_data(
         config = replace(base, **given)
     except ValueError as error:
         usage(str(error))
-    source = data(name, config, taken=taken)
+    source = data(name, config, taken=taken, fewer="--frames takes fewer")
     if taken.labels is not None and name != DIGITS and source.classes != config.classes:
         config = replace(config, classes=source.classes)
     return config, source if text is None else captioned(source, name, config, text)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import _array
+from diffcore import _arguments, _array
 from diffcore import _pictures as pictures
 
 Float32 = npt.NDArray[np.float32]
@@ -40,14 +40,24 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m diffcore.demo", description=importlib.import_module("diffcore.demo").__doc__
     )
-    parser.add_argument("--digits", type=int, nargs="+", default=[2, 3, 5, 7], help="default: 2 3 5 7")
     parser.add_argument(
-        "--out", type=Path, default=Path("demo-output"), help="where pictures go (default: demo-output)"
+        "--digits",
+        type=int,
+        choices=range(10),
+        metavar="DIGIT",
+        nargs="+",
+        default=[2, 3, 5, 7],
+        help="default: 2 3 5 7",
+    )
+    parser.add_argument(
+        "--out", type=_arguments.folder, default=Path("demo-output"), help="where pictures go (default: demo-output)"
     )
     parser.add_argument("--seed", type=int, default=7, help="of all clips (default: 7)")
     parser.add_argument("--steps", type=int, default=16, help="calls of the network, times two (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="(1 + w) c - w u; 0 is off (default: 1)")
-    parser.add_argument("--weights", type=Path, help="a weights file of one's own instead of the included model")
+    parser.add_argument(
+        "--weights", type=_arguments.old_file, help="a weights file of one's own instead of the included model"
+    )
     parser.add_argument("--backends", nargs="+", choices=["numpy", "torch", "jax"], help="default: all that are there")
     settings = parser.parse_args(given)
     if settings.steps < 1:

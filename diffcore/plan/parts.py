@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import levels, process
+from diffcore import _array, _check, _memory, levels, process
 
 Float64 = npt.NDArray[np.float64]
 
@@ -122,3 +122,13 @@ def with_memory(update: Float64, memory: int) -> Float64:
     have = update.shape[-2] - 1
     more = [1 + have] * (memory - have)
     return np.insert(np.insert(update, more, 0.0, axis=-1), more, 0.0, axis=-2)
+
+
+def for_batch(function: str, log_snr: Float64, batch: int) -> Float64:
+    """Return levels (stages, *lead) as those of so many samples, (stages, B) or (stages, B, T)."""
+    stages, lead = log_snr.shape[0], log_snr.shape[1:]
+    if not _array.traced() and not type(batch).__module__.startswith("torch"):  # a symbol, or torch.jit's tensor
+        _memory.fits(function, "batch", batch, log_snr.nbytes * _check.integer(function, "batch", batch))
+    if not lead or lead[0] == 1:
+        log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
+    return np.array(log_snr)  # a copy: torch warns of read-only arrays

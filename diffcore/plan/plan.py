@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, _check, _layout, _memory, levels, predictions
+from diffcore import _array, _check, _layout, levels, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.plan import checks, io, known, marks, parts, plot, text
@@ -136,7 +136,18 @@ class Plan:
         return f"<Plan {self.sampler}, {self.scaling}, {len(self)} stages{lead}, memory {self.form.memory}>"
 
     def __str__(self) -> str:
-        return text.table(self)
+        return text.table(self, whole=False)
+
+    def text(self, *, lead: tuple[int, ...] | None = None) -> str:
+        """Return the whole table as text, a row a stage; of more than 64, `print` shows the first 20 and last 10.
+
+        Args:
+            lead: the indices of the sample, or sample and frame, to show where levels have leading axes; None shows the first.
+
+        Raises:
+            ValueError, TypeError: indices that the levels do not have.
+        """
+        return text.table(self, lead=lead)
 
     def __getitem__(self, part: slice) -> Plan:
         """Return a part of the plan: `plan[4:]` from stage 4 on, `plan[:4]` up to there.
@@ -262,11 +273,11 @@ class Plan:
 
     def levels_of(self, batch: int) -> Float64:
         """Return the log-SNRs of all stages for a batch: (stages, B), or (stages, B, T)."""
-        return _for_batch("Plan.levels_of", self.log_snr, batch)
+        return parts.for_batch("Plan.levels_of", self.log_snr, batch)
 
     def next_levels_of(self, batch: int) -> Float64:
         """Return the log-SNRs after all stages in the same form."""
-        return _for_batch("Plan.next_levels_of", self.next_log_snr, batch)
+        return parts.for_batch("Plan.next_levels_of", self.next_log_snr, batch)
 
     def coefficients(self, prediction: predictions.Prediction) -> Float64:
         """Return (stages, *lead, 2 + (1 + M) columns) for a kind of prediction: x-hat's coefficients of z and of the
@@ -329,15 +340,6 @@ class Plan:
             OSError: there is no such file, or it cannot be read.
         """
         return io.load(path, cls)
-
-
-def _for_batch(function: str, log_snr: Float64, batch: int) -> Float64:
-    stages, lead = log_snr.shape[0], log_snr.shape[1:]
-    if not _array.traced() and not type(batch).__module__.startswith("torch"):  # a symbol, or torch.jit's tensor
-        _memory.fits(function, "batch", batch, log_snr.nbytes * _check.integer(function, "batch", batch))
-    if not lead or lead[0] == 1:
-        log_snr = np.broadcast_to(log_snr.reshape(stages, *(lead or (1,))), (stages, batch, *lead[1:]))
-    return np.array(log_snr)  # a copy: torch warns of read-only arrays
 
 
 def _made(given: dict[str, Any]) -> Plan:

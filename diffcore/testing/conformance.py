@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import diffcore as dc
-from diffcore import _array, noise, stage
+from diffcore import _array, _check, noise, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.backends import Backend
@@ -25,6 +25,7 @@ from diffcore.state import State
 from diffcore.testing import runs
 from diffcore.testing._arrays import compare, epsilon, fail_unless, host, put
 from diffcore.testing._loop import Loop
+from diffcore.testing._naming import naming, promise
 from diffcore.testing.noise import check_noise
 
 __all__ = [
@@ -83,18 +84,43 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
         half: check float16 and bfloat16 too, where the library has them.
 
     Raises:
-        AssertionError: naming the promise that is not kept, where, and by how much.
+        AssertionError: naming the method of the backend and the promise that is not kept, where, and by how much; also where a
+            method raises, with what the contract says of it.
 
     >>> check_backend(like=np.zeros(1, np.float32))
     """
     like = np.zeros(1, dtype=np.float32) if like is None else like
     served = backend_of(like) if backend is None else backend
     check_contract(served)
-    check_noise(like, backend=served)
-    check_type(backend, like)
-    check_agreement(backend, like)
-    check_advance(served, like)
-    check_lead(backend, like)
+    with naming(served, "normal"):
+        check_noise(like, backend=served)
+    with naming(served, "run"):
+        check_type(backend, like)
+        check_agreement(backend, like)
+    with naming(served, "advance"):
+        check_advance(served, like)
+    with naming(served, "run"):
+        check_lead(backend, like)
+        _check_runs(backend, like)
+    with naming(served, "cond"):
+        check_branch(served, like)
+    with naming(served, "gradient"):
+        check_gradient(served, like)
+    with naming(served, "compile"):
+        check_compile(served, like)
+    xp = _array.namespace("testing.check_backend", like=like)
+    for kind in ("bfloat16", "float16") if half else ():
+        dtype = getattr(xp, kind, None)
+        if dtype is not None:
+            narrow = put(np.zeros(1), like, dtype=dtype)
+            with naming(served, "normal", kind):
+                check_noise(narrow, backend=served, size=40, draws=[(1, 0)])
+            with naming(served, "run", kind):
+                check_agreement(backend, narrow, names=("ancestral", "unipc"))
+
+
+def _check_runs(backend: Backend | None, like: Array) -> None:
+    """Check what `runs` has, on a few plans."""
     for plan in plans().values():
         runs.check_last_step_returns_x(plan, like=like, backend=backend)
     for name in ("ancestral", "unipc", "heun"):
@@ -103,25 +129,20 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
         runs.check_batch_equals_singles(_bounded, plans()[name], like, **settings, shape=(2, 5))
         runs.check_resumed(_bounded, plans()[name], like, **settings, stages=(0, 2))
     runs.check_interleaved(_bounded, list(plans().values())[:3], like, prediction="v", backend=backend)
-    check_branch(served, like)
-    check_gradient(served, like)
-    check_compile(served, like)
-    xp = _array.namespace("testing.check_backend", like=like)
-    for kind in ("bfloat16", "float16") if half else ():
-        dtype = getattr(xp, kind, None)
-        if dtype is not None:
-            narrow = put(np.zeros(1), like, dtype=dtype)
-            check_noise(narrow, backend=served, size=40, draws=[(1, 0)])
-            check_agreement(backend, narrow, names=("ancestral", "unipc"))
 
 
 def check_contract(backend: Backend) -> None:
     """Check that a backend has every member of the contract, and takes the arguments that the loop passes."""
     members = ("name", "keys", "normal", "bits", "index", "advance", "run", "cond", "repeat", "gradient")
-    for name in (*members, "compile", "trace"):
-        fail_unless(hasattr(backend, name), "contract", f"{type(backend).__name__} has no {name!r}")
-    fail_unless(isinstance(backend, Backend), "contract", f"{type(backend).__name__} is no diffcore.backends.Backend")
-    fail_unless(isinstance(backend.name, str) and backend.name, "contract", f"`name` is {backend.name!r}, not a text")
+    instance = not isinstance(backend, type)
+    fail_unless(instance, "contract", f"`backend` must be an instance, got {_check.shown(backend)}; call it")
+    for name in (*members, "jvp", "compile", "trace"):
+        what = "" if name == "name" or hasattr(backend, name) else f", which must be {promise(name)}"
+        fail_unless(hasattr(backend, name), "contract", f"{type(backend).__name__} has no {name!r}{what}")
+    fail_unless(isinstance(backend, Backend), "contract", f"{type(backend).__name__} is not a Backend")
+    fail_unless(
+        isinstance(backend.name, str) and backend.name, "contract", f"`name` must be a text, got {backend.name!r}"
+    )
     for name in ("keys", "normal", "bits", "index", "advance", "run"):
         wanted = inspect.signature(getattr(Backend, name)).parameters
         try:
@@ -132,7 +153,11 @@ def check_contract(backend: Backend) -> None:
             continue
         for keyword, parameter in wanted.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                fail_unless(keyword in takes, "contract", f"{type(backend).__name__}.{name} takes no `{keyword}`")
+                fail_unless(
+                    keyword in takes,
+                    "contract",
+                    f"{type(backend).__name__}.{name} takes no `{keyword}`: {promise(name)}",
+                )
 
 
 def check_type(backend: Backend | None, like: Array) -> None:
@@ -245,13 +270,14 @@ def check_lead(backend: Backend | None, like: Array, *, rounding: float = 64.0) 
 
 
 def check_branch(backend: Backend, like: Array) -> None:
-    """Check that `cond` takes the branch of a 0-d boolean."""
+    """Check that `cond` takes the branch of a 0-d boolean, and `repeat` repeats."""
     xp = _array.namespace("testing.check_branch", like=like)
     z = put([1.0, 2.0], like)
     for value in (True, False):
         predicate = xp.asarray(value, device=_array.device(like))
         got = backend.cond(predicate, lambda z: z + 1.0, lambda z: z - 1.0, z)
         compare(f"cond({value})", host(got), [2.0, 3.0] if value else [0.0, 1.0], 0.0)
+    compare("repeat", host(backend.repeat(3, lambda z: z + z, z)), [8.0, 16.0], 0.0)
 
 
 def check_gradient(backend: Backend, like: Array) -> bool:

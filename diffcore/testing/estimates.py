@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _weight, exact, levels, likelihood, losses, predictions, weights
+from diffcore import _check, _weight, exact, levels, likelihood, losses, predictions, weights
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, in_range, largest, put, smallest
 from diffcore.testing._guided import check_guidance_invariance
+from diffcore.testing._naming import called, methods
 
 __all__ = [
     "check_bound",
@@ -195,43 +196,49 @@ def check_denoiser(data: Any, log_snr: float, z: Float64, *, scaling: str = "vp"
         score = grad log q(z_t) = (alpha x-hat - z) / sigma^2,   Cov[x | z_t] = (sigma^2 / alpha) d x-hat / dz
 
     Args:
-        data: as in `diffcore.exact`: `denoise`, `score`, `log_likelihood`, `posterior_covariance`, `with_scaling`.
+        data: as in `diffcore.exact`: `denoise` and `score` of (z, log_snr) return (B, *event), `log_likelihood` (B,), and
+            `posterior_covariance` (B, D, D), D the elements of an event; `with_scaling` of a name returns the same data under it.
         log_snr: finite.
         z: where, (B, *event) in float64.
         scaling: "vp", "ve" or "flow".
         rtol: of the differences, relative to the largest entry.
 
     Raises:
-        AssertionError: naming which of the two.
+        AssertionError: naming which of the two; or the method that raised, or returned another shape.
+        TypeError: `data` without one of those methods.
 
     Source: Efron 2011 (doi 10.1198/jasa.2011.tm11181), eq. 1.4; Vincent 2011 (doi 10.1162/NECO_a_00142).
 
     >>> check_denoiser(exact.Gaussian(np.zeros(2), np.array([0.3, 2.0])), 1.0, np.ones((1, 2))) <= 1.0
     True
     """
-    data = data.with_scaling(scaling)
-    level = levels.level(float(log_snr), scaling)
+    function = "testing.check_denoiser"
+    methods(function, data, ("denoise", "score", "log_likelihood", "posterior_covariance", "with_scaling"))
+    log_snr, z = _check.number(function, "log_snr", log_snr), np.asarray(z, dtype=np.float64)
+    _check.integer(function, "z.ndim", z.ndim, 1, hint="z is (B, *event)")
+    data = data.with_scaling(levels.check_scaling(function, scaling))
+    level = levels.level(log_snr, scaling)
     batch, size = z.shape[0], int(np.prod(z.shape[1:]))
+    name = f"{type(data).__name__} at log_snr = {log_snr} under {scaling!r}"
     step = 1e-4 * float(level.sigma)
     slopes, columns = [], []
     for k in range(size):
         shift = np.zeros((1, size))
         shift[0, k] = step
         shifted = [z + sign * shift.reshape((1, *z.shape[1:])) for sign in (1.0, -1.0)]
-        up, down = (data.log_likelihood(point, log_snr) for point in shifted)
+        up, down = (called(name, data, "log_likelihood", (batch,), point, log_snr) for point in shifted)
         slopes.append((up - down) / (2.0 * step))
-        above, below = (data.denoise(point, log_snr).reshape(batch, size) for point in shifted)
+        above, below = (called(name, data, "denoise", z.shape, at, log_snr).reshape(batch, size) for at in shifted)
         columns.append((above - below) / (2.0 * step))
     gradient, jacobian = np.stack(slopes, axis=-1), np.stack(columns, axis=-1)
-    name = f"{type(data).__name__} at log_snr = {log_snr} under {scaling!r}"
-    score = data.score(z, log_snr).reshape(batch, size)
+    score = called(name, data, "score", z.shape, z, log_snr)
     allowed = rtol * (np.abs(gradient).max() + 1.0 / float(level.sigma))
-    used = compare(f"{name}: score = grad log q", score, gradient, allowed)
-    tweedie = (z + level.sigma**2 * data.score(z, log_snr)) / level.alpha
+    used = compare(f"{name}: score = grad log q", score.reshape(batch, size), gradient, allowed)
+    tweedie = (z + level.sigma**2 * score) / level.alpha
     x_hat = data.denoise(z, log_snr)
     allowed = 1e-12 * (1.0 + np.abs(z).max() / float(level.alpha) + np.abs(x_hat).max())
     used = max(used, compare(f"{name}: Tweedie, x-hat = (z + sigma^2 score) / alpha", tweedie, x_hat, allowed))
-    covariance = data.posterior_covariance(z, log_snr).reshape(batch, size, size)
+    covariance = called(name, data, "posterior_covariance", (batch, size, size), z, log_snr)
     spread = float(level.sigma) ** 2 / float(level.alpha)
     allowed = rtol * (np.abs(covariance).max() + spread)
     return max(
@@ -253,6 +260,7 @@ def check_conditional(data: exact.Gaussian, mask: Any, log_snr: float, *, scalin
 
     Raises:
         AssertionError: naming which of the two.
+        TypeError: `data` without the methods of `exact.Gaussian`.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 7.
 
@@ -260,8 +268,11 @@ def check_conditional(data: exact.Gaussian, mask: Any, log_snr: float, *, scalin
     >>> check_conditional(correlated, np.array([True, False]), 0.5) <= 1.0
     True
     """
+    methods(
+        "testing.check_conditional", data, ("denoise", "conditional_denoise", "posterior_covariance", "with_scaling")
+    )
     data = data.with_scaling(scaling)
-    level = levels.level(float(log_snr), scaling)
+    level = levels.level(_check.number("testing.check_conditional", "log_snr", log_snr), scaling)
     known = np.broadcast_to(np.asarray(mask, dtype=bool), data.event).ravel()
     random = np.random.default_rng(seed)
     z, other = random.normal(size=(2, 1, *data.event))

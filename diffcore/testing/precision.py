@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, levels, process
+from diffcore import _array, _check, levels, process
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing import _digits
@@ -23,7 +23,23 @@ def log_snr_range(dtype: Any) -> float:
     >>> log_snr_range("float32"), log_snr_range("float64")
     (80.0, 700.0)
     """
-    return 80.0 if np.dtype(dtype).itemsize == 4 else 700.0
+    return 80.0 if wide("testing.precision.log_snr_range", "dtype", dtype) == "float32" else 700.0
+
+
+def wide(function: str, argument: str, dtype: Any) -> str:
+    """Return the name of a dtype that levels have, float32 or float64, or raise ValueError."""
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in ("float32", "float64"):
+        must = f"{'be' if argument == 'dtype' else 'have dtype'} 'float32' or 'float64'"
+        raise _check.error(ValueError, function, argument, must, name, "levels of float16 and bfloat16 are float32")
+    return name
+
+
+def _like(function: str, like: Array | None) -> Array:
+    """Return an array of the library and dtype to check; NumPy float64 without one."""
+    like = put(0.0, like)
+    wide(function, "like", str(like.dtype).rsplit(".", 1)[-1])
+    return like
 
 
 def log_snrs_over(dtype: Any, count: int = 401) -> Float64:
@@ -81,13 +97,14 @@ def check_level_precision(
 
     Raises:
         AssertionError: naming the log-SNR with the largest error.
+        ValueError: `like` of another dtype; levels of float16 and bfloat16 are float32.
 
     Source: design.md of diffcore, "Numbers"; Kingma et al. 2021 (arXiv 2107.00630), eq. 3.
 
     >>> check_level_precision(np.zeros(1, np.float32), log_snr=np.array([-20.0, 0.0, 20.0])) < 2.0
     True
     """
-    like = put(0.0, like)
+    like = _like("testing.check_level_precision", like)
     dtype = _array.to_host(like).dtype
     points = log_snrs_over(dtype) if log_snr is None else np.asarray(log_snr, dtype=dtype).astype(np.float64)
     found = level(put(points, like), scaling)
@@ -143,6 +160,7 @@ def check_posterior_precision(
 
     Raises:
         AssertionError: naming the pair of log-SNRs with the largest error.
+        ValueError: `like` of another dtype.
 
     Source: Ho et al. 2022 (arXiv 2204.03458), eq. 3-4.
 
@@ -150,7 +168,7 @@ def check_posterior_precision(
     >>> max(check_posterior_precision(pairs=pairs).values()) < 8.0
     True
     """
-    like = put(0.0, like)
+    like = _like("testing.check_posterior_precision", like)
     dtype = _array.to_host(like).dtype
     log_snr_s, log_snr_t = (
         pairs_over(dtype) if pairs is None else (np.asarray(part, dtype=np.float64) for part in pairs)

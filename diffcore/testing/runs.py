@@ -46,7 +46,11 @@ def check_last_step_returns_x(plan: Plan, *, like: Array | None = None, backend:
 
     >>> check_last_step_returns_x(dc.samplers.ancestral(dc.schedules.Cosine(), 4, gamma=1.0))
     """
-    fail_unless(np.all(plan.next_log_snr[-1] == np.inf), plan.sampler, f"ends at log_snr = {plan.next_log_snr[-1]}")
+    fail_unless(
+        np.all(plan.next_log_snr[-1] == np.inf),
+        plan.sampler,
+        f"ends at log_snr = {plan.next_log_snr[-1]}, but must end on clean data",
+    )
     last = np.zeros(plan.update.shape[-1])
     last[plan.form.x] = 1.0
     compare(f"{plan.sampler}: the last step returns x-hat", plan.update[-1, ..., 0, :], last, 0.0)
@@ -91,7 +95,7 @@ def check_deterministic(
     first, again, other = (loop.sample(denoise, plan, loop.start(plan, shape, seed), prediction) for seed in (7, 7, 8))
     _same_bits(f"{plan.sampler}: a run is a function of its seed", again, first)
     if first.shape and math.prod(first.shape):
-        fail_unless(not np.array_equal(host(first), host(other)), plan.sampler, "two seeds gave one result")
+        fail_unless(not np.array_equal(host(first), host(other)), plan.sampler, "two seeds gave the same result")
 
 
 def check_batch_equals_singles(

@@ -20,7 +20,7 @@ from diffcore.levels import Level
 from diffcore.plan import Plan
 from diffcore.schedules import Schedule
 from diffcore.testing._arrays import Float64, put
-from diffcore.testing.precision import log_snr_range
+from diffcore.testing.precision import log_snr_range, wide
 
 try:
     from hypothesis import strategies as st
@@ -134,6 +134,7 @@ def log_snrs(dtype: Any = "float64", *, ends: bool = True, reach: float | None =
         ends: also -inf and inf.
         reach: how far from 0; None is as far as squares of alpha and sigma neither under- nor overflow (80 or 700).
     """
+    wide("testing.strategies.log_snrs", "dtype", dtype)
     far = log_snr_range(dtype) if reach is None else float(reach)
     special = [0.0, min(20.0, far), max(-20.0, -far), far, -far] + ([math.inf, -math.inf] if ends else [])
     near = min(far, 20.0)
@@ -148,47 +149,58 @@ def ordered_levels(
     scaling: str = "vp",
     dtype: Any = None,
     *,
+    count: int = 2,
     like: Array | None = None,
     size: int = 8,
     ends: bool = True,
     reach: float | None = None,
     min_gap: float = 0.0,
-) -> tuple[Level, Level]:
-    """Draw two levels (s, t) of shape (size,) with lambda_s > lambda_t everywhere, some one unit in the last place apart.
+) -> tuple[Level, ...]:
+    """Draw levels of shape (size,), from data to noise, the log-SNR of each greater everywhere than that of the next: (s, t), or
+    with `count=3` (r, s, t), and so on.
 
-    From 0 the next is the smallest normal number. A variance between two so close may be 0 in numbers of the dtype: a check
-    of one's own that divides by it needs a `min_gap`.
+    Some are one unit in the last place apart; from 0 the next is the smallest normal number. A variance between two so close may
+    be 0 in numbers of the dtype: a check of one's own that divides by it needs a `min_gap`.
 
     Args:
         scaling: "vp", "ve" or "flow".
         dtype: "float32" or "float64"; without it that of `like`, and float64 without either.
+        count: how many levels, >= 1.
         like: an array of the library for the levels; NumPy without one.
-        size: how many pairs.
-        ends: also lambda_s = inf and lambda_t = -inf.
+        size: entries of each.
+        ends: also lambda = inf for the first and -inf for the last.
         reach: as for `log_snrs`.
-        min_gap: the least lambda_s - lambda_t; 0 is one unit in the last place.
+        min_gap: the least difference of a lambda and the next; 0 is one unit in the last place.
 
     Raises:
-        ValueError: `like` of another dtype, in which levels so close would be equal.
+        ValueError: `like` of another dtype, in which levels so close would be equal; another dtype than those; `count` < 1.
     """
+    _check.integer("testing.strategies.ordered_levels", "count", count, 1)
     held = None if like is None else str(like.dtype).split(".")[-1]
-    dtype = held or "float64" if dtype is None else dtype
-    if held not in {None, np.dtype(dtype).name}:
-        must = f"have the dtype of the levels, {np.dtype(dtype).name}"
+    dtype = wide("testing.strategies.ordered_levels", "dtype", held or "float64" if dtype is None else dtype)
+    if held not in {None, dtype}:
+        must = f"have the dtype of the levels, {dtype}"
         raise _check.error(ValueError, "testing.strategies.ordered_levels", "like", must, held)
     first = draw(st.lists(log_snrs(dtype, ends=False, reach=reach), min_size=size, max_size=size))
-    gaps = draw(st.lists(st.just(0.0) | _between(1e-9, 1e-3) | _between(1e-3, 40.0), min_size=size, max_size=size))
-    far = np.asarray(log_snr_range(dtype) if reach is None else reach, dtype=dtype)
-    t = np.minimum(np.array(first, dtype=dtype), np.nextafter(far, np.asarray(-np.inf, dtype=dtype)))
-    s = np.minimum((t + np.maximum(gaps, min_gap)).astype(dtype), far + np.asarray(min_gap, dtype=dtype))
-    s = np.where(s > t, s, np.nextafter(t, np.asarray(np.inf, dtype=dtype)))
-    s = np.where(t == 0.0, np.maximum(s, np.finfo(dtype).smallest_normal), s).astype(dtype)
-    s = np.where(np.abs(s) < np.finfo(dtype).smallest_normal, 0.0, s).astype(dtype)  # next to the smallest below 0
-    if ends:
-        s = np.where(draw(st.lists(st.booleans(), min_size=size, max_size=size)), s, np.inf).astype(dtype)
-        t = np.where(draw(st.lists(st.booleans(), min_size=size, max_size=size)), t, -np.inf).astype(dtype)
+    number, up = np.dtype(dtype).type, np.array(np.inf, dtype=dtype)
+    least, top = np.finfo(dtype).smallest_normal, number(log_snr_range(dtype) if reach is None else reach)
+    tops = [top + number(place * min_gap) for place in range(count)]  # room for those above, one unit each
+    for place in range(count):
+        for _ in range(count - 1 - place):
+            tops[place] = np.nextafter(tops[place], -up)
+    rows = [np.minimum(np.array(first, dtype=dtype), tops[0])]
+    gaps = st.lists(st.just(0.0) | _between(1e-9, 1e-3) | _between(1e-3, 40.0), min_size=size, max_size=size)
+    for highest in tops[1:]:
+        below = rows[-1]
+        row = np.minimum((below + np.maximum(draw(gaps), min_gap)).astype(dtype), highest)
+        row = np.where(row > below, row, np.nextafter(below, up))
+        row = np.where(below == 0.0, np.maximum(row, least), row).astype(dtype)
+        rows.append(np.where(np.abs(row) < least, 0.0, row).astype(dtype))  # next to the smallest below 0
+    for end, place in ((np.inf, -1), (-np.inf, 0)) if ends else ():
+        kept = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+        rows[place] = np.where(kept, rows[place], end).astype(dtype)
     into = np.zeros((), dtype=dtype) if like is None else like
-    return levels.level(put(s, into), scaling), levels.level(put(t, into), scaling)
+    return tuple(levels.level(put(row, into), scaling) for row in reversed(rows))
 
 
 def grids(*, clean: bool | None = None, max_steps: int = 8, reach: float = 12.0) -> st.SearchStrategy[Float64]:

@@ -21,7 +21,7 @@ _FEW = 250  # frames: up to so many, times are not taken from the header, which 
 
 class File(NamedTuple):
     """A video and what its frames' times are: `times` of each, or evenly spaced, or (step 0) none at all; at how many of its
-    frames a clip may start; its mean rate and, where it varies, the slowest and the fastest."""
+    frames a clip may start; its mean rate and, where it varies, the slowest and the fastest; and (H, W) of a frame, upright."""
 
     path: Path
     length: int
@@ -31,6 +31,7 @@ class File(NamedTuple):
     starts: int = 1
     fps: float | None = None
     rates: tuple[float, float] | None = None
+    side: tuple[int, int] = (0, 0)
 
     def time(self, number: int) -> float:
         """Return a time at which frame `number` shows, in units of the stream; the number itself without times."""
@@ -53,13 +54,14 @@ def probe(path: Path, span: int, frames: int = 1, fps: float | None = None) -> F
             duration = float(container.duration / _coded.av_().time_base / stream.time_base)
         count = int(stream.frames or duration * float(stream.time_base * (stream.average_rate or 0)))
         unit, nominal = float(stream.time_base or 0), float(stream.average_rate or 0) or None
+        side = _coded.sides(first, float(stream.sample_aspect_ratio or 1))
     rate = count / (duration * unit) if duration and unit else 0.0
     if fps is not None:
         span = int((frames - 1) * rate / fps) + 2
     if count > max(4 * span, _FEW) and duration and first.pts is not None:
         seen = _times.glimpsed(path)
         varied = None if seen is None else seen.rates
-        return File(path, count, float(first.pts), duration / count, None, count - span, nominal or rate, varied)
+        return File(path, count, float(first.pts), duration / count, None, count - span, nominal or rate, varied, side)
     with _coded.opened(path) as container:  # short, or a header that does not say: all packets, which are not decoded
         times = [packet.pts for packet in _times.packets_of(container, _coded.stream_of(container, path))]
     if fps is None and len(times) < span:
@@ -67,7 +69,7 @@ def probe(path: Path, span: int, frames: int = 1, fps: float | None = None) -> F
     if None in times or first.pts is None:
         if fps is not None:
             raise ValueError("its frames have no times, which fps= needs")
-        return File(path, len(times), 0.0, 0.0, None, len(times) - span + 1, nominal)
+        return File(path, len(times), 0.0, 0.0, None, len(times) - span + 1, nominal, None, side)
     at = np.sort(np.array(times, dtype=np.float64))
     own = (
         _times.timed(at * unit, 0.0, nominal) if len(at) > 1 and at[-1] > at[0] else _times.Times(len(at), nominal, 0.0)
@@ -78,7 +80,7 @@ def probe(path: Path, span: int, frames: int = 1, fps: float | None = None) -> F
         starts = int(np.searchsorted(at * unit, end))
         if not starts:
             raise ValueError(f"it lasts {own.seconds:.3g} seconds, but {(frames - 1) / fps:.3g} are needed")
-    return File(path, len(times), float(first.pts), 0.0, at, starts, own.fps, own.rates)
+    return File(path, len(times), float(first.pts), 0.0, at, starts, own.fps, own.rates, side)
 
 
 def read(file: File, number: int, span: int, fps: float | None = None) -> tuple[list[Any], float]:

@@ -148,6 +148,11 @@ class Videos(Source):
         return [file.path for file in self._files]
 
     @property
+    def sides(self) -> list[tuple[int, int]]:
+        """(H, W) of the files' frames, upright and with square pixels, before they are scaled and cut."""
+        return [file.side for file in self._files]
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(T, H, W, 3) of a clip."""
         return (self._frames, *self._size, 3)

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 import diffcore as dc
-from diffcore import _files, exact, losses, metrics, noise, process, times, weights
+from diffcore import _arguments, _files, exact, losses, metrics, noise, process, times, weights
 from diffcore.unet3d import digits, load
 from diffcore.unet3d.digits.train import CLIPS, source
 from diffcore.unet3d.half import InBfloat16
@@ -148,13 +147,17 @@ def sample_table(network: Network, held: Float32, train: Float32, count: int, st
 def main(given: list[str] | None = None) -> None:
     """Evaluate a weights file and write what was found as JSON."""
     parser = argparse.ArgumentParser(prog="python -m diffcore.unet3d.digits.evaluate", description=__doc__)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=256, help="clips of each set (default: 256)")
+    parser.add_argument("weights", type=_arguments.old_file)
+    parser.add_argument("--out", type=_arguments.new_file, required=True)
+    parser.add_argument("--count", type=_arguments.count(2), default=256, help="clips of each set (default: 256)")
     parser.add_argument("--sampler", default="ancestral", help="by name (default: ancestral)")
-    parser.add_argument("--steps", type=int, default=24, help="of the sampler (default: 24)")
+    parser.add_argument("--steps", type=_arguments.count(), default=24, help="of the sampler (default: 24)")
     parser.add_argument("--half", action="store_true", help="draw in bfloat16, as the model was trained")
     settings = parser.parse_args(given)
+    try:
+        dc.samplers.make(settings.sampler, SCHEDULE, settings.steps)
+    except (ValueError, TypeError) as error:
+        parser.error(f"--sampler: {error}")
     began = time.perf_counter()
     network = Network(load(settings.weights, "torch"), half=settings.half)
     train, labels = clips_of("train")

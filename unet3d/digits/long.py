@@ -12,15 +12,15 @@ import argparse
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import diffcore as dc
-from diffcore import _files, metrics
+from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import digits, load
 from diffcore.unet3d.half import InBfloat16
+from diffcore.video.extend import METHODS
 
 TOGETHER = 32
 """Clips that are drawn at once: of a causal network a frame each."""
@@ -93,14 +93,16 @@ def clean_level(schedule: Any) -> float | None:
 def main(given: list[str] | None = None) -> None:
     """Draw and judge long clips and write what was found as JSON."""
     parser = argparse.ArgumentParser(prog="python -m diffcore.unet3d.digits.long", description=__doc__)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--frames", type=int, default=128, help="of each clip (default: 128)")
+    parser.add_argument("weights", type=_arguments.old_file)
+    parser.add_argument("--out", type=_arguments.new_file, required=True)
+    parser.add_argument("--frames", type=_arguments.count(), default=128, help="of each clip (default: 128)")
     parser.add_argument("--count", type=int, default=256, help="clips (default: 256)")
-    parser.add_argument("--method", default="forcing", help="of video.extend (default: forcing)")
+    parser.add_argument(
+        "--method", choices=(*METHODS, "rolling"), default="forcing", help="of video.extend (default: forcing)"
+    )
     knows = "frames that a block knows (default: half of the model's, but of a causal one all but one)"
-    parser.add_argument("--overlap", type=int, help=knows)
-    parser.add_argument("--steps", type=int, default=16, help="of DPM-Solver++ 2M SDE (default: 16)")
+    parser.add_argument("--overlap", type=_arguments.count(0), help=knows)
+    parser.add_argument("--steps", type=_arguments.count(), default=16, help="of DPM-Solver++ 2M SDE (default: 16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance to the digit (default: 1)")
     history = "log-SNR at which known frames are shown (default: as clean as in training)"
     parser.add_argument("--history", type=float, help=history)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
-from diffcore import weights
+from diffcore import _arguments, weights
 from diffcore.unet3d import UNet3DConfig, load, preset, save, training
 from diffcore.unet3d.data import Arrays
 from diffcore.unet3d.digits.data import moving_digits
@@ -40,12 +39,16 @@ def source(split: Literal["train", "test"] = "train", count: int = CLIPS, config
 def main(given: list[str] | None = None) -> None:
     """Train, and say where the weights are."""
     parser = argparse.ArgumentParser(prog="python -m diffcore.unet3d.digits.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="a folder for log, samples, checkpoint and weights")
+    parser.add_argument(
+        "--out", type=_arguments.folder, required=True, help="a folder for log, samples, checkpoint and weights"
+    )
     parser.add_argument("--backend", choices=["torch", "jax"], default="torch")
-    parser.add_argument("--steps", type=int, help=f"default: {training.PRESETS['moving_digits'].steps}")
-    parser.add_argument("--frames", type=int, help="of a clip; default: 16")
+    parser.add_argument("--steps", type=_arguments.count(), help=f"default: {training.PRESETS['moving_digits'].steps}")
+    parser.add_argument("--frames", type=_arguments.count(), help="of a clip; default: 16")
     parser.add_argument("--causal", action="store_true", help="temporal attention that sees no later frame")
-    parser.add_argument("--from", dest="start", type=Path, metavar="FILE", help="weights to go on from, by `REFINING`")
+    parser.add_argument(
+        "--from", dest="start", type=_arguments.old_file, metavar="FILE", help="weights to go on from, by `REFINING`"
+    )
     times = "how noisy the frames of a clip are: all alike, each by itself, rising, or as in a rolling window"
     parser.add_argument("--frame-times", choices=FRAME_TIMES, default="shared", help=f"{times}; default: shared")
     parser.add_argument("--lag", type=float, help="of a pyramid: how far, in time, a frame is behind the next one")

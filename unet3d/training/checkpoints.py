@@ -163,6 +163,16 @@ def remove(folder: Path, *, all_of_them: bool) -> None:
             shutil.rmtree(path)
 
 
+OTHER = {
+    "config": "of another network",
+    "settings": "with other settings",
+    "source": "on other data",
+    "backend": "with another backend",
+    "start": "from other weights",
+}
+"""What differs between two runs, by the part of their identity."""
+
+
 def check_same(folder: Path, found: Checkpoint, identity: Mapping[str, str], glimpse: list[float]) -> None:
     """Raise ValueError where a checkpoint is of another run.
 
@@ -172,7 +182,7 @@ def check_same(folder: Path, found: Checkpoint, identity: Mapping[str, str], gli
     for part, value in identity.items():
         if found.metadata.get(part) != value:
             raise ValueError(
-                f"{FUNCTION}: the folder {folder.name!r} holds a run with another {part}: "
+                f"{FUNCTION}: the folder {folder.name!r} holds a run {OTHER.get(part, f'with another {part}')}: "
                 f"{_difference(found.metadata.get(part), value)}; go on with what it was, or take another folder"
             )
     seen = json.loads(found.metadata.get("glimpse", json.dumps(glimpse)))[: len(glimpse)]

@@ -104,7 +104,7 @@ class Layout:
         if not count or not all(here[first : first + count]):
             raise ValueError(
                 f"{FUNCTION}: `mesh` must hold the devices of each process in a row, those of process {jax.process_index()} "
-                f"among them; jax.make_mesh makes such a one"
+                f"among them; jax.make_mesh makes one"
             )
         self.batch, self.rows = batch, (first * each, count * each)
 

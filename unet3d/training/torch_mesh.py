@@ -140,7 +140,7 @@ def check(mesh: Any) -> None:
         raise ValueError(f"{FUNCTION}: `mesh` has two axes, which need names: mesh_dim_names=('replicas', 'shards')")
     if mesh.get_coordinate() is None:
         raise ValueError(
-            f"{FUNCTION}: `mesh` must hold this process, of rank {dist.get_rank()}; call it in those alone"
+            f"{FUNCTION}: `mesh` must hold this process, of rank {dist.get_rank()}; train in the processes of the mesh alone"
         )
 
 
