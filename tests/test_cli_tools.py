@@ -133,12 +133,12 @@ def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
     shutil.copytree("videos", "classed/one")
     labelled = ("evaluate", "run", "--data", "classed", "--labels", "folders", "--backend", "numpy")
     assert "--labels is for models of classes" in refused(2, *labelled)
-    sets = ("evaluate", "videos", "--against", "videos", "--features", "pixels", "--size", 32, "-n", 3, "--frames")
+    sets = ("evaluate", "videos", "--against", "videos", "--features", "pixels", "--size", 128, "-n", 3, "--frames")
     said = done(*sets, 4).stderr
     assert (
         "note: 3 clips are cut from 2 videos in videos, at random places, which may overlap; -n 2 takes one of" in said
     )
-    assert "2 of the videos in videos, such as a.mp4 of 16x16, are enlarged to cover 32x32" in said
+    assert "2 of the videos in videos, such as a.mp4 of 96x96, are enlarged to cover 128x128" in said
     assert "one of 2; --frames takes fewer; --every 1 takes each frame" in refused(2, *sets, 7)
     np.save("small.npy", clip(12, (16, 16)))
     assert "of small.npy, 16x16, are enlarged" in done("evaluate", "small.npy", *sets[2:], 4).stderr

@@ -330,17 +330,17 @@ def test_a_finished_run_returns_at_once(
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "config": ({"config": replace(CONFIG, dropout=0.1)}, "another config: dropout 0.2 instead of 0.1"),
+    "config": ({"config": replace(CONFIG, dropout=0.1)}, "another network: dropout 0.2 instead of 0.1"),
     "settings": (
         {"settings": replace(SETTINGS, learning_rate=0.5, seed=3)},
-        "another settings: learning_rate 0.01 instead of 0.5, seed 0 instead of 3",
+        "other settings: learning_rate 0.01 instead of 0.5, seed 0 instead of 3",
     ),
     "a schedule": (
         {"settings": replace(SETTINGS, schedule=schedules.Sigmoid())},
         r"schedule {'kind': 'Cosine'.* instead of {'kind': 'Sigmoid'",
     ),
     "the end, where the rate depends on it": ({"settings": replace(SETTINGS, cool_down=2)}, "cool_down 0 instead of 2"),
-    "source": ({"source": digits}, "another source: clips 24 instead of 25"),
+    "source": ({"source": digits}, "other data: clips 24 instead of 25"),
     "backend": ({"backend": "jax"}, "another backend: torch instead of jax"),
 }
 

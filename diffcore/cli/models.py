@@ -273,13 +273,14 @@ def _grid(text: str, schedule: Any, steps: int) -> Any:
         return dc.grids.by_name(text, schedule, steps)
     if not is_sigmas(text):
         no_such("--grid", text, grids(), more=", or sigmas such as '14.6, 6.4, 1, 0'")
+    sigmas = re.findall(r"[^\s,;()\[\]]+", text)
+    with contextlib.suppress(ValueError):  # of what is no number, which is refused below
+        if float(sigmas[0]) < float(sigmas[-1]):
+            way = _check.cut(", ".join(reversed(sigmas)), 80)
+            usage(f"--grid must fall, from noise to data, but its sigmas rise; turn them round: --grid '{way}'")
     found = dc.grids.from_sigmas(text, scaling="flow" if schedule.scaling == "flow" else "ve")
     if found.note:
         note(f"note: {found.note}")
-    sigmas = re.findall(r"[^\s,;()\[\]]+", text)
-    if found.grid[0] > found.grid[-1]:
-        way = _check.cut(", ".join(reversed(sigmas)), 80)
-        usage(f"--grid must fall, from noise to data, but its sigmas rise; turn them round: --grid '{way}'")
     if found.grid[-1] < -4.0:  # three of four parts of the variance of even large features are noise
         usage(f"--grid ends in noise, at sigma {sigmas[-1]}; sigmas fall to 0, and timesteps are none")
     return found.grid
