@@ -148,7 +148,7 @@ def test_every_process_of_torch_stops_refuses_and_holds_its_part(of_torch: Path)
     for each in said:
         assert "interrupted" not in each
         assert each["stopped at"] == "['checkpoint-000000002', 'checkpoint-000000003']"
-        assert "another settings: seed 0 instead of 1" in each["another run"]
+        assert "other settings: seed 0 instead of 1" in each["another run"]
         assert "`batch` must be at least 4, 1 for each of 4 devices, got 3" in each["too small"]
     sizes = [path.stat().st_size for path in (of_torch / "four" / "checkpoint-000000006").glob("*.distcp")]
     assert len(sizes) == 4
@@ -198,7 +198,7 @@ def test_jax_ends_with_the_same_weights_on_any_mesh(name: str, of_jax: Path) -> 
 @pytest.mark.jax
 def test_every_process_of_jax_refuses_another_run(of_jax: Path) -> None:
     for number in range(2):
-        assert "another settings: seed 0 instead of 1" in (of_jax / f"said-{number}.txt").read_text()
+        assert "other settings: seed 0 instead of 1" in (of_jax / f"said-{number}.txt").read_text()
 
 
 @pytest.mark.jax
