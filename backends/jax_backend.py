@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -118,7 +119,8 @@ class JAXBackend(ArrayAPIBackend):
         split = [jax_denoiser.split(part) for part in Given(run.denoise, run.transform_x, function, run.held)]
         arrays = Given(*(found for found, _ in split))
         settings = Settings(form, run.plan.stochastic, kernel, Given(*(rest for _, rest in split)))
-        donated = (0,) if run.owned and not traced else ()  # never a caller's array, which must stay valid
+        # Never a caller's array, which must stay valid, nor one of a run that is mapped, whose result is of another shape.
+        donated = (0,) if run.owned and not traced and _untraced() else ()
         if run.callback is None and run.compile:
             scan = _kept(settings, donated)
         else:
@@ -154,6 +156,13 @@ class JAXBackend(ArrayAPIBackend):
 
     def trace(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function)
+
+
+def _untraced() -> bool:
+    """Return whether no transformation is going on, which a function may reach through what it closes over; only a private name
+    tells, and where it is missing nothing is donated."""
+    clean = getattr(sys.modules["jax._src.core"], "trace_state_clean", None)
+    return clean is not None and bool(clean())
 
 
 def _choose(true: Callable[..., Array], false: Callable[..., Array], predicate: Array, *operands: Array) -> Array:

@@ -10,6 +10,7 @@ Two rules of the whole package are stated here, once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 import sys
 from typing import Any
@@ -102,6 +103,18 @@ def is_half(dtype: Any) -> bool:
 def widen(xp: Any, array: Array) -> Array:
     """Return the array in the dtype it is computed in: float32 for half precision, else as it is."""
     return xp.astype(array, xp.float32) if is_half(array.dtype) else array
+
+
+@functools.cache
+def _register(kind: type) -> None:
+    with contextlib.suppress(ValueError):  # a caller has done it
+        sys.modules["jax"].tree_util.register_static(kind)
+
+
+def setting(kind: type) -> None:
+    """Tell JAX, where it is loaded, that objects of a class are settings, so that they may be arguments of `jax.jit`."""
+    if not traced() and hasattr(sys.modules.get("jax"), "tree_util"):
+        _register(kind)
 
 
 def to_host(

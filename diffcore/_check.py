@@ -80,6 +80,13 @@ def error(kind: type[Exception], function: str, argument: str, must: str, value:
     return kind(cut(f"{where}`{argument}` must {must}, got {shown(value)}{'; ' + hint if hint else ''}", LONGEST))
 
 
+def no_field(value: tuple[Any, ...], name: str, hint: str = "") -> AttributeError:
+    """Return the error for a field that a named tuple does not have: with those that it has."""
+    fields = ", ".join(getattr(type(value), "_fields", ()))
+    text = f"{type(value).__name__!r} object has no attribute {name!r}; it has {fields}{'; ' + hint if hint else ''}"
+    return AttributeError(text, name=name, obj=value)
+
+
 def number(
     function: str,
     argument: str,

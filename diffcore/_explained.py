@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from diffcore import _check, _synonyms
+from diffcore import _check, _misfit, _synonyms
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +45,7 @@ def face(module: str, aliases: Callable[[], Mapping[str, str]] = lambda: Mapping
     def found(name: str) -> Any:
         raise missing(module, name, aliases)
 
+    names["_elsewhere"] = aliases
     names.setdefault("__getattr__", found)
     names.setdefault("__dir__", lambda: sorted(offered))
     for name in offered:
@@ -84,10 +85,15 @@ def missing(
     called = aliases()
     same = _synonyms.same(name, [*own, *called])
     known = called.get(same) or (f"{module}.{same}" if same else "") or _near(module, name, own, 0.85)
-    known = known or _elsewhere(name, {f"diffcore.{here}": there for here, there in _synonyms.FUNCTIONS.items()})
-    for other in sorted(there for there in loaded if re.fullmatch(r"diffcore\.[a-z]\w*", there)):
-        same = _synonyms.same(name, _offered(other))
-        known = known or (f"{other}.{same}" if same else "")
+    known = known or _synonyms.elsewhere(name, _synonyms.FUNCTIONS, "diffcore.")
+    scheduler = name.endswith("Scheduler")
+    sampler = scheduler or name.startswith("sample_")
+    public = (there for there in loaded if re.fullmatch(r"diffcore\.[a-z]\w*", there))
+    for other in sorted(public, key=lambda there: (sampler and there != "diffcore.samplers", there)):
+        called = vars(sys.modules[other]).get("_elsewhere", dict)()
+        same = _synonyms.same(name, [*_offered(other), *called])
+        known = known or called.get(same) or (f"{other}.{same}" if same else "")
+    known = known or ("diffcore.interop.diffusers.plan(scheduler, steps)" if scheduler else "")
     known = known or _near(module, name, own, 0.6)
     return AttributeError(f"{text}; did you mean `{known}`?" if known else text)
 
@@ -95,12 +101,6 @@ def missing(
 def _near(module: str, name: str, names: list[str], cutoff: float) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"{module}.{near[0]}" if near else ""
-
-
-def _elsewhere(name: str, names: Mapping[str, str]) -> str:
-    """Return what is called so elsewhere, "" where nothing is."""
-    plain = _synonyms.plainly(name)
-    return next((here for here, there in names.items() if plain in map(_synonyms.plainly, there.split())), "")
 
 
 def _explain_methods(of: type, module: str) -> None:
@@ -143,7 +143,7 @@ def explained(function: Callable[P, T], module: str = "") -> Callable[P, T]:
             if inside is None and not isinstance(error, TypeError):  # no room for the call: too deep
                 raise
             if inside is None:  # the arguments do not fit
-                raise _misfit(called, function, args, error) from None
+                raise _misfit.of_ours(called, function, args, error) from None
             if not _foreign(error, inside):
                 with contextlib.suppress(Exception):  # the error counts, whatever its class and the values do
                     _say_where(called, error, inside)
@@ -259,34 +259,6 @@ def _say_where(called: str, error: Exception, frames: TracebackType | None) -> N
         error.add_note(f"{called}: `{code.co_name}` had {_check.cut(shown, 240)} where it failed")
 
 
-def _misfit(called: str, function: Callable[..., Any], args: tuple[Any, ...], error: Exception) -> Exception:
-    """Return the error for arguments that a function does not take, or lacks: with the likely one, and all that it takes."""
-    said = re.sub(r"^[\w.<>]+\(\) ", "", str(error)).split(". Did you")[0]
-    parts = list(inspect.signature(function).parameters.values())
-    method = parts[0].name in ("self", "cls") if parts else False
-    parts = parts[method:]
-    if " were given" in said or " was given" in said:
-        count = len(args) - method
-        said = f"got {count} positional argument{'s' * (count != 1)}, which {'are' if count != 1 else 'is'} too many"
-    if wrong := re.search(r"unexpected keyword argument '(\w+)'", said):
-        names = [part.name for part in parts]
-        known = _elsewhere(wrong[1], {here: there for here, there in _synonyms.ARGUMENTS.items() if here in names})
-        near = [known] if known else difflib.get_close_matches(wrong[1], names, n=1)
-        said += f"; did you mean `{near[0]}`?" if near else ""
-    if method and args and not hasattr(args[0], function.__name__):
-        said += "; it is a method of an object, not of a class"
-    bare = [part.replace(annotation=part.empty, default=_plain(part.default)) for part in parts]
-    takes = str(inspect.Signature(bare)).replace("=Ellipsis", "=...")
-    takes = takes if len(takes) < 240 else re.sub(r"=[^,()]*(\([^()]*\))?", "", takes)
-    return TypeError(_check.cut(f"{called}: {said}{'' if said[-1] == '?' else ';'} it takes {takes}", _check.LONGEST))
-
-
-def _plain(default: object) -> object:
-    """Return a default as a signature shows it: what is no number, word or tuple by three dots."""
-    plain = default is inspect.Parameter.empty or default is None or isinstance(default, (int, float, str, tuple))
-    return default if plain else ...
-
-
 def _explanation(
     called: str, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], error: Exception
 ) -> Exception:
@@ -299,6 +271,8 @@ def _explanation(
         for name, value in given.items()
         if name not in ("self", "cls")
     ]
+    if isinstance(error, TypeError) and (unfit := _misfit.of_theirs(called, given, str(error))):
+        return unfit
     kind: type[Exception] = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
     kind = MemoryError if isinstance(error, MemoryError) else kind
     cause = _check.cut(" ".join((str(error) or type(error).__name__).split()), 160)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
+
 from diffcore import _array, _check, _wrapping
-from diffcore.plan import Plan, marks
+from diffcore._array import Array
+from diffcore.plan import Float64, Plan, marks
 from diffcore.stage import Draw, Source
 from diffcore.state import State
 
@@ -22,11 +25,18 @@ def check_given(function: str, plan: object, noise: object = None, **given: obje
     return None if noise is None else noise if isinstance(noise, Source) else Source(cast(Draw, noise))
 
 
-def refuse_seed(function: str, seed: object) -> None:
-    """Raise ValueError for a seed beside a state, which has keys of its own."""
-    if seed is not None:
+def refuse_unread(function: str, z: object, like: object, seed: object, source: object) -> None:
+    """Raise ValueError for what a run would not read: a seed beside a state, which has keys, or beside a source of noise; `like`
+    beside z, which has a library, dtype and device."""
+    if seed is not None and isinstance(z, State):
         hint = "or replace them: state._replace(keys=...)"
         raise _check.error(ValueError, function, "seed", "be left out for a State, which has its own keys", seed, hint)
+    if seed is not None and source is not None:
+        hint = "`noise` makes all draws; give it the seed itself, as noise=dc.noise.native(seed)"
+        raise _check.error(ValueError, function, "seed", "be left out beside `noise`", seed, hint)
+    if like is not None and z is not None:
+        must = "be left out beside `z`, whose library, dtype and device a run has"
+        raise _check.error(ValueError, function, "like", must, like, "convert z itself")
 
 
 def check_place(function: str, plan: Plan, state: State, at: int) -> None:
@@ -53,10 +63,43 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
         )
 
 
+def seen(function: str, array: Array | None) -> Float64:
+    """Return an array on the host, for a driver that reads one after every step; raise where it is traced, or None stands for what
+    is."""
+    error: Exception | None = None
+    try:
+        if array is not None:
+            return _array.to_host(array, np.float64)
+    except TypeError as found:
+        error = found
+    raise TypeError(
+        f"{function}: a run must not be traced, as by jax.jit, jax.vmap or torch.func.vmap, since how it goes on is decided on the "
+        f"host; call it outside and put the denoiser alone in jax.jit, or take diffcore.sample"
+    ) from error
+
+
 def went_through(plan: Plan, state: State, at: int) -> bool | None:
     """Return whether a state went through the stages of a plan before stage `at`, or None where that is not known."""
     mark = _array.known_int(state.mark)
     return None if mark is None or mark < 0 else at == 0 or marks.same(mark, plan.marks[at])
+
+
+def mark_after(plan: Plan, state: State) -> Array:
+    """Return the mark of a state after a stage whose number is traced: that of the plan; or, where `check_place` would refuse the
+    state, the one that it has, so that the next step that is not traced refuses it."""
+    index, xp = state.index, _array.library(state.index)
+
+    def put(values: Any) -> Array:
+        return xp.asarray(values, device=_array.device(index))
+
+    mark = put(state.mark)
+    known, needs = put(np.array(plan.marks, np.int32)), put(np.array(plan.needs_memory))
+    off = xp.abs(known - mark)
+    near = xp.minimum(off, marks.MANY - off) <= marks.NEAR
+    here, needed = _array.take_row(near, index, index), _array.take_row(needs, index, index)
+    whole = xp.where(mark < 0, state.draw > index, here | (index == 0))
+    fits = whole | (~needed & ((mark < 0) | xp.any(near)))
+    return xp.astype(xp.where(fits, _array.take_row(known, index + 1, index), mark), mark.dtype)
 
 
 def check_resumed(plan: Plan, state: State, source: object, held: bool) -> None:

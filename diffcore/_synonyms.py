@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 ELSEWHERE = {
     # samplers
-    "ancestral": "ddpmancestral psample ddpmpsample",
+    "ancestral": "ddpmancestral psample ddpmpsample ddpmparallel ddpmwuerstchen unclip",
+    "ddim": "ddimparallel ddiminverse cogvideoxddim",
     "dpm2_ancestral": "dpm2a kdpm2a",
     "dpm_solver_fast": "dpmfast",
-    "dpm_solver_pp": "dpmpp dpmsolvermultistep edmdpmsolvermultistep dpmpp3m",
+    "dpm_solver_pp": "dpmpp dpmsolvermultistep edmdpmsolvermultistep dpmpp3m dpmsolvermultistepinverse cogvideoxdpm",
     "dpm_solver_pp_2s": "dpmpp2s dpmsolversinglestep",
+    "dpm_solver_pp_2s_cfg_pp": "dpmpp2sancestralcfgpp",
     "dpm_solver_pp_3s": "dpmpp3s",
     "dpm_solver_pp_sde": "dpmsolversde",
     "dpmpp_2m": "dpmsolverpp2m",
@@ -20,12 +22,12 @@ ELSEWHERE = {
     "dpmpp_2s_ancestral": "dpmpp2sa",
     "dpmpp_3m_sde": "dpmsolverpp3msde",
     "euler": "edmeuler eulerdiscrete flowmatcheuler flowmatcheulerdiscrete",
-    "euler_ancestral": "eulera",
-    "euler_cfg_pp": "ddimcfgpp",
-    "flow_map": "meanflow shortcut",
+    "euler_ancestral": "eulera ltxeulerancestralrf",
+    "euler_cfg_pp": "ddimcfgpp eulerancestralcfgpp",
+    "flow_map": "meanflow shortcut flowmapeuler",
     "gradient_estimation": "ge",
-    "heun": "edm edmheun edmstochastic heundiscrete",
-    "lcm": "cm consistency",
+    "heun": "edm edmheun edmstochastic heundiscrete karrasve",
+    "lcm": "cm consistency cmstochasticiterative heliosdmd scm",
     "predictor_corrector": "pc langevin annealedlangevin",
     "res_multistep": "res",
     "runge_kutta": "rk2 rk3 rk4 rk45 midpoint dopri5 bosh3 ode",
@@ -122,17 +124,20 @@ def plainly(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p")).replace("plusplus", "pp")
 
 
+def short(name: str) -> str:
+    """Return a name plainly, without what other libraries put before and after theirs."""
+    ends = "(betaschedule|scheduler|schedule|sampler|sigmas|gpu)+$"
+    return re.sub(ends, "", re.sub("^(sample|getsigmas)", "", plainly(name)))
+
+
 def _forms(name: str) -> Iterator[str]:
-    """Yield a name plainly, and without what other libraries put before and after theirs."""
-    plain = plainly(name)
-    yield plain
-    short = re.sub(
-        "(betaschedule|scheduler|schedule|sampler|sigmas|gpu)+$", "", re.sub("^(sample|getsigmas)", "", plain)
-    )
-    yield short
-    yield short.removesuffix("discrete")
-    yield short.removesuffix("multistep")
-    yield short.removeprefix("k")
+    """Yield a name plainly, and in shorter forms."""
+    yield plainly(name)
+    brief = short(name)
+    yield brief
+    yield brief.removesuffix("discrete")
+    yield brief.removesuffix("multistep")
+    yield brief.removeprefix("k")
 
 
 def same(name: str, choices: Collection[str]) -> str:
@@ -151,6 +156,19 @@ def same(name: str, choices: Collection[str]) -> str:
     return ""
 
 
+def elsewhere(name: str, names: Mapping[str, str], prefix: str = "") -> str:
+    """Return what is called so elsewhere, after a prefix, "" where nothing is.
+
+    >>> elsewhere("sample_dpm_adaptive", FUNCTIONS)
+    'sample_adaptive'
+    """
+    for form in (plainly(name), short(name)):
+        for here, there in names.items():
+            if form in map(plainly, there.split()):
+                return prefix + here
+    return ""
+
+
 def meant(name: str, choices: Collection[str]) -> tuple[str, str]:
     """Return the choice that a name may mean, "" where it means none, and the grid that it names beside a sampler, or "".
 
@@ -165,6 +183,6 @@ def meant(name: str, choices: Collection[str]) -> tuple[str, str]:
             rest = plainly(name).removesuffix(ending)
             if rest != plainly(name) and (found := same(rest, choices)):
                 return found, SPACED[ending]
-    known = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+    known = {short(choice): choice for choice in reversed(list(choices))}
+    near = difflib.get_close_matches(short(name), known, n=1, cutoff=0.8 if name.endswith("Scheduler") else 0.6)
     return (known[near[0]] if near else ""), ""

@@ -33,6 +33,9 @@ class At(NamedTuple):
     sigma2: Array
     slope: Array | None
 
+    def __getattr__(self, name: str) -> Any:
+        raise _check.no_field(self, name, "alpha2 is alpha^2, e^lambda is alpha2 / sigma2")
+
 
 @dataclass(frozen=True)
 class Weight(ABC):
@@ -109,6 +112,9 @@ def split(weight: Weight | Callable[[Level, Any], Array], level: Level, slope: A
         raise _check.error(ValueError, function, "slope", must, slope, "pass slope=schedule.slope(t), t of the level")
     if isinstance(weight, Weight):
         parts = weight.split(At(xp, xp.ones_like(unit.alpha), unit.alpha**2, unit.sigma**2, slope))
+        if not isinstance(parts, tuple) or len(parts) != len(Split._fields):
+            raise _check.error(TypeError, function, "split", "return weights.Split(i, j, coefficient)", parts)
+        parts = Split(*parts)
     else:
         parts = Split(0.0, 0.0, weight(level, slope))
     if tuple(getattr(parts.coefficient, "shape", ())) not in ((), lead):

@@ -117,6 +117,7 @@ def scaled(model: Any, scaling: str, function: str = "with_scaling", name: str =
         found = {key: scaled(part, scaling, function, f"{name}[{key!r}]") for key, part in value.items()}
         return value if all(found[key] is value[key] for key in value) else found
     whole = has_parts(value)
+    _check_parts(function, value, whole)
     if isinstance(value, (type, Schedule)) or not (whole or callable(value)):
         return value
     own = own_scaling(value)
@@ -138,6 +139,17 @@ def has_parts(value: Any) -> bool:
     return (
         is_dataclass(value) and not isinstance(value, type) and isinstance(getattr(type(value), "parts", None), tuple)
     )
+
+
+def _check_parts(function: str, value: Any, whole: bool) -> None:
+    """Raise TypeError for a wrapper whose `parts` name no fields, or are no tuple of names."""
+    given = getattr(type(value), "parts", ()) if is_dataclass(value) else ()
+    names = [each.name for each in fields(value)] if whole or isinstance(given, (str, list)) else []
+    if whole and not {*given} <= {*names}:
+        raise TypeError(f"{function}: `parts` of {type(value).__name__} must name fields of it, {names}, got {given}")
+    if isinstance(given, (str, list)) and {*([given] if isinstance(given, str) else given)} <= {*names} - {"parts"}:
+        way = f"({given!r},)" if isinstance(given, str) else repr(tuple(given))
+        raise TypeError(f"{function}: `parts` of {type(value).__name__} must be a tuple of names, {way}, got {given!r}")
 
 
 def _says_scaling(wrapper: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from diffcore import _array, _check, _explained, _layout, levels, predictions, samplers, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
-from diffcore._fitting import check_given, memoryless
+from diffcore._fitting import check_given, memoryless, seen
 from diffcore._unwritten import called
 from diffcore.plan import Plan
 from diffcore.sampling import started, step
@@ -124,6 +124,7 @@ def sample_adaptive(
         `Adapted`: the samples, the number of calls, and the steps of each sample.
 
     Raises:
+        TypeError: it is traced, as by `jax.jit`.
         ValueError: a setting out of range; ends that are not finite; a denoiser that returns NaN; `limit` reached; as for
             `sample`.
 
@@ -183,7 +184,7 @@ def sample_adaptive(
             size = xp.maximum(xp.abs(low), xp.abs(last)) * rtol
             share = _layout.samples((high - low) / xp.maximum(size, xp.full_like(size, atol)))
             mean = xp.mean(xp.reshape(share * share, (batch, -1)), axis=1)
-            error = np.sqrt(_array.to_host(mean, np.float64, function=function, argument="z"))
+            error = np.sqrt(seen(function, mean))
             if not np.all(np.isfinite(error[going])):
                 raise _check.error(
                     ValueError, function, "denoise", "return finite numbers", "an error that is not finite"

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffcore import _array, _check, _explained, _layout, levels, predictions, stage
 from diffcore._array import Array
-from diffcore._fitting import check_given, memoryless
+from diffcore._fitting import check_given, memoryless, seen
 from diffcore.denoiser import Constraint
 from diffcore.plan import Plan
 from diffcore.sampling import marking, opened
@@ -58,7 +58,7 @@ def sample_parallel(
         As `diffcore.sample`.
 
     Raises:
-        ValueError, TypeError: as `diffcore.sample`; a window or tolerance out of range.
+        ValueError, TypeError: as `diffcore.sample`; a window or tolerance out of range; a call that is traced, as by `jax.jit`.
 
     Source: Shih et al. 2023 (arXiv 2305.16317), alg. 1, with x-hat instead of the drift held fixed.
 
@@ -106,13 +106,15 @@ def sample_parallel(
         return after, estimates
 
     with _array.recording(state.z, False):
-        first, guess, last = int(state.index), [state], [None, None]
+        known = _array.known_int(state.index)
+        first = int(seen(function, None)) if known is None else known
+        guess, last = [state], [None, None]
         while first < len(plan):
             after, last = sweep(first, guess)
             moved = [_moved(xp, a.z, b.z) for a, b in zip(after[1:], guess[1:], strict=False)]
             errors = np.zeros((0, batch))
             if moved:
-                errors = _array.to_host(xp.stack(moved), np.float64, function=function, argument="z")
+                errors = seen(function, xp.stack(moved))
             right = errors.max(axis=1, initial=0.0) <= tolerance * size[first + 1 : first + 1 + len(errors)]
             final = 1 + (len(right) if np.all(right) else int(np.argmin(right)))
             first, guess = first + final, after[final:]

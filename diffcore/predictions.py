@@ -198,10 +198,17 @@ def solve(xp: Any, level: Level, source: RowFunction, target: RowFunction) -> Mi
     if source == target:
         zero = xp.zeros_like(level.alpha)
         return Mixing(zero, zero + 1.0)
-    a, b, w = source(xp, level)
-    c, d, u = target(xp, level)
+    a, b, w = _row(source, xp, level)
+    c, d, u = _row(target, xp, level)
     determinant = level.alpha * b - level.sigma * a  # u divides apart: their product leaves the range of a dtype early
     return Mixing((c * b - d * a) / determinant / u, w * (level.alpha * d - level.sigma * c) / determinant / u)
+
+
+def _row(row: RowFunction, xp: Any, level: Level) -> Row:
+    found = row(xp, level)
+    if not isinstance(found, tuple) or len(found) != len(Row._fields):
+        raise _check.error(TypeError, "predictions", name_of(row), "return a predictions.Row", found)
+    return found
 
 
 def name_of(prediction: Prediction) -> str:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _fitting, _memory, noise, predictions, stage
+from diffcore import _array, _check, _explained, _fitting, _memory, _unwritten, noise, predictions, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.denoiser import Constraint, Held
@@ -85,10 +85,10 @@ def started(
         raise ValueError(
             "start: give exactly one of `z`, noisy data (B, ...) or a State, and `shape`, to start from pure noise"
         )
+    _fitting.refuse_unread("start", z, like, seed, source)
     keys: Array | None = None
     draw: Any = 1
     if isinstance(z, State):
-        _fitting.refuse_seed("start", seed)
         keys, draw = z.keys, z.draw
         z = cast(Array, z.z)
         backend = backend_of(z)
@@ -198,7 +198,7 @@ def step(
         between = None if source is None else stage.levels_between(plan, at)
     settings: dict[str, Any] = {"transform_x": transform_x, "other": unguided, "between": between}
     after: State = backend.advance(form, state, y, row, source, stochastic=noisy, **settings)
-    mark = state.mark * 0 - 1 if at is None else backend.index(plan.marks[at + 1])
+    mark = _fitting.mark_after(plan, state) if at is None else backend.index(plan.marks[at + 1])
     after = State(*after[:6], after.carried, mark)
     if constraint is None:
         return after
@@ -239,7 +239,7 @@ def sample(
         constraint: the known part of x, from `conditioning.replacement(observed, mask)`: it comes back exactly, and the
             denoiser sees it noised at the level of each stage.
         progress: show a bar (needs tqdm: diffcore[progress]).
-        callback: called with the `State` after every stage.
+        callback: called with the `State` after every stage, whose arrays it must not write to: on NumPy and torch that is refused.
         compile: keep or fuse more than is done without asking. On torch None means the kernels of diffcore where they serve,
             Triton on CUDA and C on a CPU. True captures the whole run on CUDA with its denoiser as one graph, at the second call
             of a kind, and replays it; on a CPU it fuses each stage by torch.compile. On JAX a whole run is always one trace;
@@ -303,7 +303,7 @@ def opened(
 ) -> tuple[State, Any, Held | None]:
     """Return the state that a run goes on from, new or given, the backend that serves it, and what a constraint holds."""
     if isinstance(z, State):
-        _fitting.refuse_seed(function, seed)
+        _fitting.refuse_unread(function, z, like, seed, source)
         _fitting.check_resumed(plan, z, source, constraint is not None)
         state, backend = z, backend_of(z.z)
     else:
@@ -320,7 +320,8 @@ def marking(backend: Any, plan: Plan, callback: Callable[[State], object]) -> Ca
 
     def see(state: State) -> object:
         at = _array.known_int(state.index)
-        return callback(State(*state[:6], state.carried, backend.index(-1 if at is None else plan.marks[at])))
+        seen = State(*state[:6], state.carried, backend.index(-1 if at is None else plan.marks[at]))
+        return _unwritten.watched(callback, seen)
 
     return see
 

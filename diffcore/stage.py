@@ -276,7 +276,8 @@ def advance(
     """
     _array.namespace("step", z=state.z, y=y, noise=eps if eps is not None else state.z)
     raw = estimate(state.z, y, row)
-    x = transformed(raw, state.z, transform_x)
+    kept = form.second == "raw" and transform_x is not None  # which may work in place
+    x = transformed(_array.library(raw).astype(raw, raw.dtype) if kept else raw, state.z, transform_x)
     second = {None: None, "raw": raw, "unguided": other}[form.second]
     if form.second == "unguided":
         second = estimate(state.z, other, row)

@@ -29,8 +29,7 @@ class State(NamedTuple):
         draw: the number of the next draw of noise, which goes on when another plan follows; see `start`.
         keys: the key words of the samples, (B, 2), or None where the caller gives the noise.
         carried: what the denoiser made of the stages before, where it has a method `carrying`; else empty.
-        mark: the mark that its plan has for the stages it went through, see `Plan.marks`; -1 where that is not known, as after
-            a step that was traced.
+        mark: the mark that its plan has for the stages it went through, see `Plan.marks`; -1 where that is not known.
 
     A tuple of arrays, and a pytree on JAX; `save_state` writes it to a file.
     """

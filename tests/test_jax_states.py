@@ -46,7 +46,7 @@ def test_a_state_goes_through_jit_and_loops(name: str) -> None:
     looped = jax.lax.fori_loop(0, len(plan), lambda _, state: step(state), first)
     scanned, seen = jax.lax.scan(lambda state, _: (step(state), state.x), first, length=len(plan))
     for found in (jitted, looped, scanned):
-        assert int(found.mark) == -1  # what is traced does not know its stage
+        assert int(found.mark) == plan.marks[-1]
         for got, expected in zip(jax.tree.leaves(found[:7]), jax.tree.leaves(want[:7]), strict=True):
             np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=1e-6)
     assert seen.shape == (len(plan), *first.z.shape)
@@ -55,6 +55,29 @@ def test_a_state_goes_through_jit_and_loops(name: str) -> None:
             jax.jit(lambda state, held=constraint: dc.sample(denoise, plan, state, prediction="v", constraint=held))(
                 first
             )
+
+
+def test_a_traced_step_leaves_to_the_next_what_it_cannot_refuse() -> None:
+    """States that a step by hand refuses, of another plan or moved, are refused after steps under jit and vmap too."""
+    plan, other = make("unipc"), SAMPLERS["unipc"](schedule_of("vp"), steps=8)
+
+    def step(state: dc.State, plan: dc.Plan = plan) -> dc.State:
+        return dc.step(plan, state, denoise(state.z, plan.level_for(state)), prediction="v")
+
+    first, jitted = dc.start(plan, jnp.asarray(start())), jax.jit(step)
+    own, foreign = jitted(jitted(first)), step(step(dc.start(other, first.z), other), other)
+    moved = jitted(first)._replace(index=2)
+    for wrong, says in ((foreign, "belongs to another plan"), (moved, "was moved to stage")):
+        for state in (wrong, jitted(wrong)):
+            with pytest.raises(ValueError, match=f"step: `state` .*{says}"):
+                step(state)
+    with pytest.raises(ValueError, match=r"sample: `state` .*belongs to another plan"):
+        dc.sample(denoise, other, own, prediction="v")
+    unknown = own._replace(mark=own.mark * 0 - 1)
+    assert [int(jitted(state).mark) for state in (first, own, unknown)] == [plan.marks[at] for at in (1, 3, 3)]
+    assert int(step(own).mark) == plan.marks[3]
+    stacked: Any = jax.tree.map(lambda *parts: jnp.stack(parts), first, own, foreign)
+    assert jax.vmap(step)(stacked).mark.tolist() == [plan.marks[1], plan.marks[3], int(foreign.mark)]
 
 
 @every_name

@@ -24,6 +24,7 @@ LAYERS: dict[str, list[str]] = {
         "_files",
         "_layout",
         "_memory",
+        "_misfit",
         "_philox",
         "_pictures",
         "_quantile",

@@ -59,6 +59,35 @@ def test_a_name_that_is_not_there_is_answered_with_the_one_that_is(module: Any, 
     assert not hasattr(module, name)
 
 
+def test_functions_and_classes_of_other_libraries_lead_to_ours() -> None:
+    """Wherever they are looked for: `dc.sample_dpmpp_2m`, `dc.samplers.DDIMParallelScheduler`, `samplers.make`."""
+    here = {f"sample_{name}": of for name, (of, _) in dc.samplers.aliases().items() if not name.endswith("Scheduler")}
+    here |= {name: of for name, (of, _) in dc.samplers.aliases().items() if name.endswith("Scheduler")}
+    here |= {f"sample_{name}_gpu": "dpm_solver_pp" for name in ("dpmpp_2m_sde", "dpmpp_3m_sde")}
+    here |= {f"sample_{name}": name for name in ("euler", "heun", "lms", "euler_ancestral", "lcm", "deis", "er_sde")}
+    here |= {f"{name}Scheduler": "ddim" for name in ("DDIMParallel", "DDIMInverse", "CogVideoXDDIM")}
+    here |= {f"{name}Scheduler": "ancestral" for name in ("DDPMParallel", "DDPMWuerstchen", "UnCLIP")}
+    here |= {f"{name}Scheduler": "dpm_solver_pp" for name in ("DPMSolverMultistepInverse", "CosineDPMSolverMultistep")}
+    here |= {"CMStochasticIterativeScheduler": "lcm", "FlowMapEulerDiscreteScheduler": "flow_map"}
+    modules = (dc, dc.samplers, dc.interop.k_diffusion, dc.interop.diffusers)
+    for name, meant in here.items():
+        for module in modules:
+            with pytest.raises(AttributeError, match=rf"did you mean `diffcore\.samplers\.{meant}[`(]"):
+                getattr(module, name)
+    for name, meant in {
+        "sample_dpm_adaptive": "sample_adaptive",
+        "get_sigmas_exponential": r'grids\.by_name\("exponential"',
+        "RePaintScheduler": r"interop\.diffusers\.plan\(scheduler, steps\)",
+    }.items():
+        for module in modules:
+            with pytest.raises(AttributeError, match=f"did you mean `diffcore.{meant}"):
+                getattr(module, name)
+    with pytest.raises(
+        ValueError, match=r"got 'AmusedScheduler'; interop\.diffusers\.plan\(scheduler, steps\) reads one"
+    ):
+        dc.samplers.make("AmusedScheduler", SCHEDULE, 4)
+
+
 def test_names_nobody_could_mean_and_private_ones_get_no_answer() -> None:
     for name in ("zzzzzz", "_ddim", "__wrapped__"):
         with pytest.raises(AttributeError, match=f"^module 'diffcore.samplers' has no attribute '{name}'$"):

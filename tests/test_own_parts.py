@@ -173,6 +173,10 @@ def test_a_denoiser_that_carries_or_knows_the_unguided_returns_as_many_things() 
 
 
 def test_a_schedule_of_ones_own_says_its_scaling() -> None:
+    with pytest.raises(TypeError, match=r"schedules.Mine: `schedule` must define a field `scaling`"):
+        type("Mine", (dc.schedules.Schedule,), {**dict.fromkeys(("_time", "_slope")), "_log_snr": lambda *_: 0.0})()(
+            0.5
+        )
     with pytest.raises(TypeError, match=r"`schedule` must define a field `scaling`, 'vp', 've' or 'flow'"):
         dc.samplers.ddim(
             type("Mine", (dc.schedules.Schedule,), dict.fromkeys(("_log_snr", "_time", "_slope")))(), steps=3

@@ -87,6 +87,21 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "step: `state` must .*, got ndarray",
     ),
     "a size for a shape": (lambda: sample(shape=3), TypeError, "`shape` must be .*, got 3"),
+    "like beside z": (
+        lambda: dc.sample(net, PLAN, X, like=X, prediction="v"),
+        ValueError,
+        "`like` must be left out beside `z`, whose library, dtype and device a run has, got .*; convert z",
+    ),
+    "like beside a state": (
+        lambda: dc.sample(net, PLAN, dc.start(PLAN, X), like=X, prediction="v"),
+        ValueError,
+        "sample: `like` must be left out beside `z`",
+    ),
+    "a seed beside noise": (
+        lambda: dc.sample_parallel(net, PLAN, X, seed=3, noise=lambda draw, shape: X, prediction="v"),
+        ValueError,
+        r"`seed` must be left out beside `noise`, got 3; .*noise.native\(seed\)",
+    ),
     "a number for like": (lambda: sample(like=0.0), TypeError, "`like` must be an array, .*, got 0.0"),
     "a dtype for like": (lambda: sample(like=np.float32), TypeError, "`like` takes an array .* not type"),
     "an array for noise": (lambda: sample(noise=X), TypeError, "sample: `noise` must be a function .*, got ndarray"),
@@ -164,8 +179,14 @@ SIGMAS = [80.0, 2.5, 0.002, 0.0]
         (SCHEDULE, np.linspace(0.999, 0.0, 11)),
         (SCHEDULE, [0.0, 0.5, 1.0]),
         (dc.schedules.from_betas(np.linspace(1e-4, 0.02, 1000)), np.arange(999, 0, -50)),
+        (SCHEDULE, [1, 250, 500, 750]),
+        (dc.schedules.Flow(), np.linspace(0.0, 999.0, 5)),
+        (dc.schedules.Flow(), [700.0, 3.0, 0.002]),
     ],
-    ids=["sigmas", "sigmas of two", "flow", "times", "times that rise", "timesteps"],
+    ids=[
+        *("sigmas", "sigmas of two", "flow", "times", "times that rise", "timesteps"),
+        *("timesteps that rise", "timesteps without an end", "sigmas without an end"),
+    ],
 )
 def test_other_units_are_no_log_snrs(sampler: str, schedule: Any, grid: Any) -> None:
     """Most of them fall, and what falls leads from data to noise."""
@@ -178,6 +199,21 @@ def test_other_units_are_no_log_snrs(sampler: str, schedule: Any, grid: Any) -> 
 def test_runs_between_levels_of_the_schedule_are_no_other_units() -> None:
     for grid in (dc.grids.uniform(SCHEDULE, 8, start=0.0, end=0.5), [0.0, 1.0], [0.5, 0.0], [0.0, 0.5, 1.5]):
         assert len(dc.samplers.ddim(SCHEDULE, grid=grid)) == len(grid) - 1
+    wide = dc.schedules.LinearLogSNR(log_snr_min=-300.0, log_snr_max=300.0)
+    for schedule in (wide, *dc.schedules.named().values()):
+        for start in (1.0, 0.5, 0.3, 0.1, 0.01):
+            clean, least = dc.grids.uniform(schedule, 4, start=start), 1e-3 * start
+            for grid in (clean, dc.grids.uniform(schedule, 4, start=start, end=least), clean[:-1]):
+                assert len(dc.samplers.dpm_solver_pp(schedule, grid=grid)) == len(grid) - 1  # without a warning
+
+
+def test_a_grid_that_rises_like_sigmas_times_or_timesteps_is_said_to_be_one_of_little_noise() -> None:
+    for schedule, grid in (
+        *((SCHEDULE, grid) for grid in ([0.002, 2.5, 80.0], [0.1, 0.5, 0.9], [0, 10, 20, 30])),
+        *((schedule, [0.002, 2.5, 80.0]) for schedule in (dc.schedules.Flow(), dc.schedules.Karras())),
+    ):
+        with pytest.warns(UserWarning, match=r"samplers.ddim: `grid` rises .*little noise.*from_times.*from_sigmas"):
+            assert len(dc.samplers.ddim(schedule, grid=grid)) == len(grid) - 1
 
 
 def test_a_grid_that_falls_like_sigmas_or_times_is_said_to_be_an_inversion() -> None:

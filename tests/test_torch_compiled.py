@@ -103,6 +103,7 @@ def test_a_step_of_ones_own_compiles_to_one_graph() -> None:
         state = compiled(state, 0.9 * state.z)
         want = dc.step(plan, want, 0.9 * want.z, prediction="eps")
     np.testing.assert_allclose(host(state.z), host(want.z), rtol=1e-5, atol=1e-5)
+    assert int(state.mark) == int(want.mark) == plan.marks[-1]
     assert counters["stats"]["unique_graphs"] == 1
 
 

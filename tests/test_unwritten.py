@@ -101,6 +101,50 @@ def test_copies_may_be_written_to_and_other_errors_stay_as_they_are() -> None:
     assert "`denoise`" not in str(caught.value)
 
 
+def written(of: Callable[[Any], Any]) -> Callable[[dc.State], None]:
+    def callback(state: dc.State) -> None:
+        array = of(state)
+        array[:, 0] = 0.0
+
+    return callback
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "of",
+    [lambda state: state.z, lambda state: state.x[:1], lambda state: state.memory[0]],
+    ids=["z", "a view of x", "memory"],
+)
+def test_a_callback_that_writes_to_its_state_is_refused(of: Any, library: str) -> None:
+    """What is kept of a state may be written to when the run is over, and copies at any time."""
+    z: Any = np.linspace(-2.0, 2.0, 12).reshape(2, 6)
+    z = torch.from_numpy(z) if library == "torch" else z
+    plan = dc.samplers.unipc(SCHEDULE, steps=4)
+    for run in (dc.sample, dc.sample_parallel):
+        states: list[dc.State] = []
+        with pytest.raises(ValueError, match=r"`callback` must not write to the arrays of the state .*`constraint="):
+            run(lambda z, _: 0.5 * z, plan, z, prediction="x", callback=written(of))
+        want = run(lambda z, _: 0.5 * z, plan, z, prediction="x")
+        found = run(
+            lambda z, _: 0.5 * z,
+            plan,
+            z,
+            prediction="x",
+            callback=lambda state, states=states: (states.append(state), written(lambda state: 1.0 * of(state))(state)),
+        )
+        assert bool((found == want).all())
+        written(of)(states[1])
+        with pytest.raises(ZeroDivisionError):  # no array stays as it was made for a callback that fails
+            run(
+                lambda z, _: 0.5 * z,
+                plan,
+                z,
+                prediction="x",
+                callback=lambda state, states=states: (states.append(state), 1 / 0),
+            )
+        written(of)(states[-1])
+
+
 def test_where_torch_counts_no_writes_runs_are_what_they_were() -> None:
     z = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64).reshape(2, 6)
 

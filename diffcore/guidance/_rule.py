@@ -21,6 +21,9 @@ class At(NamedTuple):
     """w, a number or lined up with c."""
     log_snr: Array
 
+    def __getattr__(self, name: str) -> Any:
+        raise _check.no_field(self, name, "the weight is w of (1 + w) c - w u, scale - 1")
+
 
 class Rule(ABC):
     """A rule: a frozen dataclass that maps an `At` to the guided prediction, of the shape of c.

@@ -11,6 +11,9 @@ MANY = 2**30
 FINE = 1e8
 """Marks differ where numbers of the plan differ by more than about 1e-7."""
 
+NEAR = 2
+"""By how much the same mark may differ on another machine."""
+
 
 def table(*arrays: npt.NDArray[np.float64]) -> tuple[int, ...]:
     """Return the marks (stages + 1) before and after every stage, of arrays (stages, ...).
@@ -28,4 +31,4 @@ def table(*arrays: npt.NDArray[np.float64]) -> tuple[int, ...]:
 
 def same(one: int, other: int) -> bool:
     """Return whether two marks differ by no more than rounding."""
-    return abs(math.remainder(one - other, MANY)) <= 2
+    return abs(math.remainder(one - other, MANY)) <= NEAR

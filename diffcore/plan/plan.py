@@ -111,6 +111,7 @@ class Plan:
         tables = {kind: self._coefficients(row) for kind, row in predictions.table().items()}
         object.__setattr__(self, "tables", {kind: t for kind, t in tables.items() if np.all(np.isfinite(t))})
         object.__setattr__(self, "known", known.table(self.scaling, self.log_snr, self.next_log_snr))
+        _array.setting(type(self))
 
     def __len__(self) -> int:
         return int(self.log_snr.shape[0])

@@ -57,7 +57,7 @@ def steps_of(
             grid towards more noise (decreasing log-SNR) unless the sampler works both ways.
 
     Warns:
-        UserWarning: a grid towards more noise that may be sigmas or times.
+        UserWarning: a grid towards more noise, or one that rises, that may be sigmas, times or timesteps.
     """
     if (steps is None) == (grid is None):
         raise ValueError(
@@ -74,6 +74,8 @@ def steps_of(
         _refuse_other_units(function, schedule, points)
         if falls and both_ways:
             _say_inversion(function, schedule, points)
+        elif not falls:
+            _say_rising(function, schedule, points)
     if falls and not both_ways:
         hint = "only a deterministic sampler runs towards more noise; reverse it, or use ddim(eta=0)"
         hint += f"; {OTHERS}" if points.min() >= 0.0 else ""
@@ -99,17 +101,36 @@ def _say_inversion(function: str, schedule: Schedule, points: Float64) -> None:
         warnings.warn(f"{text}; if it was not meant: {OTHERS}", stacklevel=5)
 
 
-def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> None:
-    """Raise ValueError for times, timesteps or sigmas: as log-SNRs they fall, and would silently lead from data to noise.
+def _say_rising(function: str, schedule: Schedule, points: Float64) -> None:
+    """Warn of a rising grid from 0 or above that may be times, or sigmas or timesteps beyond the log-SNRs of the schedule."""
+    first, last = float(points[0].min()), float(points[-1].max())
+    if len(points) < 3 or first < 0.0 or last == math.inf:
+        return
+    most = float(schedule.log_snr(0.0))
+    if last <= 1.0 or last > (most + 1.0 if most < math.inf else 0.4 * NONE):
+        text = f"{function}: `grid` rises from {first:g} to {last:g}, which in log-SNRs is from little noise to less"
+        warnings.warn(f"{text}; if it was not meant: {OTHERS}", stacklevel=5)
 
-    Times in [0, 1] with 0 for an end are nothing that a run of log-SNRs would cross in two steps or more; and sigmas and timesteps
-    begin above any log-SNR that the schedule has.
+
+NONE = 100.0
+"""No log-SNR that a run meets: sigma / alpha is 2e-22 there, which no dtype adds to data."""
+
+
+def _refuse_other_units(function: str, schedule: Schedule, points: Float64) -> None:
+    """Raise ValueError for times, timesteps or sigmas: those that fall would silently lead from data to noise, those that rise
+    through levels that hardly differ from clean data.
+
+    Times in [0, 1] with 0 for an end are nothing that a run of log-SNRs would cross in two steps or more; sigmas and timesteps
+    begin above any log-SNR that the schedule has; and from 0 or above, all of them finite, to `NONE` no run leads.
     """
     first, last = float(points[0].max()), float(points[-1].max())
-    times = len(points) > 2 and 0.0 in (first, last) and points.min() >= 0.0 and points.max() <= 1.0
-    most = float(schedule.log_snr(0.0)) if last < first else math.inf
-    if times or first > most + 1e-6 * abs(first):
+    least, most = float(points.min()), float(schedule.log_snr(0.0))
+    times = len(points) > 2 and 0.0 in (first, last) and least >= 0.0 and points.max() <= 1.0
+    beyond = least >= 0.0 and NONE <= max(first, last) < math.inf and not max(first, last) <= most < math.inf
+    if times or beyond or (last < first and first > most + 1e-6 * abs(first)):
         must = "be log-SNRs, not times" if times else f"be log-SNRs, which end at {most!r} for this schedule"
+        if beyond and most == math.inf:
+            must = f"be log-SNRs, and {max(first, last):g} is none, at which there is no noise"
         raise _check.error(ValueError, function, "grid", f"{must}, from first to last", (first, last), OTHERS)
 
 

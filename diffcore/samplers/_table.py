@@ -270,6 +270,8 @@ def chosen(function: str, sampler: Any, known: Collection[str]) -> str:
     hint = f"samplers.aliases() has {len(aliases())} names of other libraries; a sampler of your own is made by its own function"
     if isinstance(sampler, str) and "adaptive" in sampler.lower():
         hint = "for steps of adaptive size see dc.sample_adaptive"
+    elif isinstance(sampler, str) and sampler.endswith("Scheduler"):
+        hint = "interop.diffusers.plan(scheduler, steps) reads one of diffusers, or says what draws the same here"
     elif isinstance(sampler, str) and sampler in grids.table():
         hint = f"that is a grid, for every sampler: grid=grids.by_name({sampler!r}, schedule, steps)"
     return _check.choice(function, "sampler", sampler, sorted(known), hint=hint, others=aliases())

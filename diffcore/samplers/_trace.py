@@ -45,9 +45,10 @@ def trace(
         loop(denoise, z, draw) -> z
 
     `denoise(z, log_snr)` returns x-hat, `draw()` fresh standard normal noise of the shape of z. The loop must be linear in them,
-    and the same for every element; step sizes may depend on the grid, not on the data. It is run twice, on float64 arrays (1, D)
-    for D up to twice the number of calls: on unit vectors, which yield its coefficients, and on random numbers, which test whether
-    it is linear. Noise that is drawn between two calls belongs to the stage of the first.
+    and the same for every sample and element; step sizes may depend on the grid, not on the data. It is run on float64 arrays: on
+    unit vectors (1, D), D up to twice the number of calls, which yield its coefficients, and on a few random numbers, (1, 8) and
+    (2, 4), which test whether it is linear. Noise that is drawn between two calls belongs to the stage of the first. A loop
+    in JAX may use `lax.scan` and the like: it is then run without `jax.jit`.
 
     Args:
         loop: the sampler; it gets z at the level of its first call. Where it calls `denoise(z, log_snr, next_log_snr)`, the
@@ -60,10 +61,10 @@ def trace(
         name: of the plan; the name of the loop without one.
 
     Raises:
-        ValueError: a loop that is not linear, with the first call where that shows; one that never calls `denoise`, or first at
-            another state than z; levels that depend on the data or differ between elements; noise before the first call, or two
-            draws in a stage that are not always used in one proportion.
-        TypeError: `like` is not an array.
+        ValueError: a loop that is not linear, with the first call where that shows, or that mixes samples; one that never calls
+            `denoise`, or first at another state than z; levels that depend on the data or differ between elements; noise
+            before the first call, or two draws in a stage that are not always used in one proportion.
+        TypeError: `like` is not an array; `denoise` or `draw` called with other arguments, or inside `jax.vmap` and the like.
 
     >>> import diffcore as dc, numpy as np
     >>> def euler(denoise, z, draw):
@@ -99,21 +100,13 @@ def read(
         raise _check.error(TypeError, function, "like", "be an array, such as numpy.zeros(1) or torch.zeros(1)", like)
     _check.choice(function, "second", second, ("unguided", "raw", None))
     with _float64(like):
-        probes = [_Run(function, like, second, _random(sizes)) for sizes in RUNS]
-        for probe in probes:
-            probe.go(loop)
-        if not probe.levels:
-            raise ValueError(f"{function}: the loop never calls `denoise`, so that it has no stage")
-        order = {
-            label: at for at, label in enumerate(sorted({label for probe in probes for label in probe.given}))
-        }  # z, estimates, second estimates, draws
-        units = np.eye(len(order))
-        found = _Run(
-            function, like, second, lambda label: units[order[label]] if label in order else np.zeros(len(order))
-        )
-        found.go(loop)
-    for probe in probes:
-        _check_same(function, probe, found, list(order))
+        try:
+            found = _read(function, loop, like, second)
+        except _TracedError:
+            if not (plainly := _plainly(like)):
+                raise
+            with plainly:
+                found = _read(function, loop, like, second)
     at = np.array([level for level, _ in found.levels]) + 0.0  # not -0
     ahead = [to for _, to in found.levels]
     if given := [to for to in ahead if to is not None]:
@@ -143,6 +136,25 @@ def read(
     )
 
 
+def _read(function: str, loop: Loop, like: Array, second: Second) -> _Run:
+    """Return the run of a loop on unit vectors; raise where it differs on random numbers."""
+    probes = [_Run(function, like, second, _random(sizes)) for sizes in RUNS]
+    probes.append(_Run(function, like, second, _random(RUNS[0]), samples=2))
+    for probe in probes:
+        probe.go(loop)
+    if not probe.levels:
+        raise ValueError(f"{function}: the loop never calls `denoise`, so that it has no stage")
+    order = {
+        label: at for at, label in enumerate(sorted({label for probe in probes for label in probe.given}))
+    }  # z, estimates, second estimates, draws
+    units = np.eye(len(order))
+    found = _Run(function, like, second, lambda label: units[order[label]] if label in order else np.zeros(len(order)))
+    found.go(loop)
+    for probe in probes:
+        _check_same(function, probe, found, list(order))
+    return found
+
+
 def _random(sizes: Float64) -> Callable[[Label], Float64]:
     """Return random numbers for each label, the same in all runs but for their sizes; those of a pair differ in size alone."""
 
@@ -157,11 +169,17 @@ Label = tuple[int, int]
 """An input of a loop: (0, 0) is z, (1, k) and (2, k) are the estimates of call k, (3, n) is draw n."""
 
 
+class _TracedError(TypeError):
+    """A loop called `denoise` while a library traced it, so that no values are known."""
+
+
 class _Run:
     """One run of a loop on given numbers, a row of them for each label, and a record of its calls and draws."""
 
-    def __init__(self, function: str, like: Array, second: Second, numbers: Callable[[Label], Float64]) -> None:
-        self.function, self.like, self.second, self.numbers = function, like, second, numbers
+    def __init__(
+        self, function: str, like: Array, second: Second, numbers: Callable[[Label], Float64], samples: int = 1
+    ) -> None:
+        self.function, self.like, self.second, self.numbers, self.samples = function, like, second, numbers, samples
         self.given: dict[Label, Float64] = {}
         self.rows: list[Float64] = []
         self.levels: list[tuple[float, float | None]] = []
@@ -170,34 +188,58 @@ class _Run:
     def go(self, loop: Loop) -> None:
         self._keep(loop(self._denoise, self._give((0, 0)), self._draw), "the loop must return")
 
-    def _denoise(self, z: Array, log_snr: Any, next_log_snr: Any = None) -> Any:
+    def _denoise(self, z: Array, log_snr: Any = None, next_log_snr: Any = None, *more: Any, **named: Any) -> Any:
         call = len(self.levels)
+        if log_snr is None or more or named:
+            hint = "a log-SNR is -2 log(sigma / alpha)"
+            hint = hint if log_snr is None else "other inputs of a network belong in the denoiser"
+            must = "be called as denoise(z, log_snr), or with the next log-SNR as well"
+            got = (z, *(part for part in (log_snr, next_log_snr, *more, *named) if part is not None))
+            raise _check.error(TypeError, self.function, "denoise", must, got, hint)
         self._keep(z, f"call {call} must give `denoise`")
         self.levels.append((self._level(log_snr), None if next_log_snr is None else self._level(next_log_snr)))
         x = self._give((1, call))
         return x if self.second is None else (x, self._give((2, call)))
 
-    def _draw(self) -> Array:
+    def _draw(self, *given: Any, **named: Any) -> Array:
+        if given or named:
+            must = "be called as draw(), which returns noise of the shape of z"
+            raise _check.error(TypeError, self.function, "draw", must, (*given, *named))
         self.drawn.append(len(self.levels))
         return self._give((3, len(self.drawn)))
 
     def _give(self, label: Label) -> Array:
         self.given[label] = self.numbers(label)
         xp = _array.library(self.like)
-        return xp.asarray(self.given[label][None].copy(), dtype=xp.float64, device=_array.device(self.like))
+        values = self.given[label].reshape(self.samples, -1).copy()
+        return xp.asarray(values, dtype=xp.float64, device=_array.device(self.like))
 
     def _keep(self, z: Array, who: str) -> None:
-        shape = (1, self.given[0, 0].size)
+        shape = (self.samples, self.given[0, 0].size // self.samples)
         library = _array.library(self.like)
         if not hasattr(z, "shape") or _array.library(z) is not library or tuple(z.shape) != shape:
             got = f"a {type(z).__name__}" + (f" of shape {tuple(z.shape)}" if hasattr(z, "shape") else "")
-            raise ValueError(
-                f"{self.function}: {who} a {_array.name(library)} array of the shape of z, {shape}, got {got}"
+            hint = (
+                "; leave guidance to the denoiser" if tuple(getattr(z, "shape", ())) == (2 * shape[0], shape[1]) else ""
             )
-        self.rows.append(_array.to_host(z, np.float64)[0].copy())
+            raise ValueError(
+                f"{self.function}: {who} a {_array.name(library)} array of the shape of z, {shape}, got {got}{hint}"
+            )
+        self.rows.append(self._values(z, who, "an array").reshape(-1).copy())
+
+    def _values(self, array: Any, who: str, what: str) -> Float64:
+        try:
+            return _array.to_host(array, np.float64, function=self.function, argument="log_snr")
+        except TypeError as error:
+            if not hasattr(array, "dtype"):
+                raise
+            raise _TracedError(
+                f"{self.function}: {who} {what} whose values are known, got one that is being traced, as in jax.vmap, jax.grad or "
+                f"torch.func.vmap; a loop is read as plain code"
+            ) from error
 
     def _level(self, log_snr: Any) -> float:
-        found = _array.to_host(log_snr, np.float64, function=self.function, argument="log_snr").reshape(-1)
+        found = self._values(log_snr, f"call {len(self.levels)} must give `denoise`", "a log-SNR").reshape(-1)
         if found.size == 0 or np.any(found != found[0]):
             raise ValueError(
                 f"{self.function}: call {len(self.levels)} must give `denoise` one log-SNR for all elements, got "
@@ -213,6 +255,11 @@ def _check_same(function: str, probe: _Run, found: _Run, labels: list[Label]) ->
     for k, (random, units) in enumerate(zip(probe.rows, found.rows, strict=False)):
         off, bound = np.abs(units @ numbers - random), LINEAR * (np.abs(units) @ np.abs(numbers))
         if not np.all(off <= bound):  # NaN is not
+            if probe.samples > 1:  # which is run last
+                raise ValueError(
+                    f"{function}: {place(k, calls)} depends on the other samples of its batch, as z - z.mean(axis=0) does; a "
+                    f"plan does the same to every sample and element"
+                )
             raise ValueError(
                 f"{function}: {place(k, calls)} is not linear in z, the answers of `denoise` and the noise of `draw`, in float64: "
                 f"on random numbers it is off by {off.max():.2g}. Leave clipping to `transform_x` and noise to `draw`; "
@@ -233,6 +280,12 @@ def _check_same(function: str, probe: _Run, found: _Run, labels: list[Label]) ->
 def _same_level(one: tuple[float, float | None], other: tuple[float, float | None]) -> bool:
     pair = np.array([one, other], dtype=np.float64)  # None is NaN
     return bool(np.allclose(pair[0], pair[1], rtol=1e-12, atol=0.0, equal_nan=True))
+
+
+def _plainly(like: Array) -> contextlib.AbstractContextManager[Any] | None:
+    """Return a context in which the loops of a library run as plain code, None where it has none."""
+    jax = sys.modules.get("jax") if _array.name(_array.library(like)) == "jax" else None
+    return None if jax is None else cast("contextlib.AbstractContextManager[Any]", jax.disable_jit())
 
 
 def _float64(like: Array) -> contextlib.AbstractContextManager[Any]:

@@ -70,7 +70,7 @@ class Schedule(ABC):
         """
         xp, t = self._times("log_snr", t)
         with _array.quiet(xp):
-            return _array.scalar(self._log_snr(xp, t, 1.0 - t))
+            return _array.scalar(self._alike("_log_snr", self._log_snr(xp, t, 1.0 - t), t))
 
     def time(self, log_snr: Array) -> Array:
         r"""Return t with lambda(t) = log_snr, the inverse of `log_snr`; 0 or 1 for a log-SNR beyond that end.
@@ -86,8 +86,11 @@ class Schedule(ABC):
         """
         xp, log_snr = _array.level_array(f"schedules.{type(self).__name__}.time", "log_snr", log_snr)
         with _array.quiet(xp):
-            t, _ = self._time(xp, log_snr)
-            return _array.scalar(clip(xp, t))
+            pair = self._time(xp, log_snr)
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                where = f"schedules.{type(self).__name__}"
+                raise _check.error(TypeError, where, "_time", "return the pair (t, 1 - t)", pair)
+            return _array.scalar(clip(xp, self._alike("_time", pair[0], log_snr)))
 
     def slope(self, t: Array) -> Array:
         r"""Return d lambda / dt, which is negative; -inf at an end where lambda is infinite.
@@ -105,10 +108,13 @@ class Schedule(ABC):
         """
         xp, t = self._times("slope", t)
         with _array.quiet(xp):
-            return _array.scalar(self._slope(xp, t, 1.0 - t) + 0.0 * t)  # so that a constant slope is NaN at NaN too
+            slope = self._alike("_slope", self._slope(xp, t, 1.0 - t), t)
+            return _array.scalar(slope + 0.0 * t)  # so that a constant slope is NaN at NaN too
 
     def __call__(self, t: Array) -> Level:
         """Return the level at time t, in the schedule's scaling."""
+        if not hasattr(self, "scaling"):
+            checked(f"schedules.{type(self).__name__}", "schedule", self)
         return levels.level(self.log_snr(t), self.scaling)
 
     def _times(self, method: str, t: Array) -> tuple[Any, Array]:
@@ -123,6 +129,15 @@ class Schedule(ABC):
             hint = "timestep i of 0, ..., T - 1 is i / (T - 1)"
             raise _check.error(ValueError, where, "t", "be in [0, 1], 0 for data and 1 for noise", wrong, hint)
         return xp, within if isinstance(t, np.ndarray) else xp.where(beyond, math.nan, within)
+
+    def _alike(self, method: str, found: Array, like: Array) -> Array:
+        """Return what a method made of an array; raise where it is no array of its shape, which one number would become."""
+        number = isinstance(found, _array.NUMBERS) and (method == "_slope" or not like.shape)  # a slope may be constant
+        if number or getattr(found, "shape", None) == like.shape:
+            return found
+        must = f"return an array of the shape that it got, {tuple(like.shape)}"
+        kind = ValueError if _check.is_array(found) else TypeError
+        raise _check.error(kind, f"schedules.{type(self).__name__}", method, must, found)
 
     def _check_scaling(self) -> None:
         levels.check_scaling(f"schedules.{type(self).__name__}", self.scaling)
