@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from diffcore import _check, _synonyms
 
 TAKES = {
-    **dict.fromkeys(("denoise", "network", "teacher"), "(z, log_snr)"),
+    **dict.fromkeys(("denoise", "models", "network", "teacher"), "(z, log_snr)"),
+    **dict.fromkeys(("Together.denoise", "Under.denoise"), "(z, log_snr, cond)"),
     **dict.fromkeys(("prediction", "source", "target"), "(xp, level)"),
     "callback": "(state)",
     "loop": "(denoise, z, draw)",
@@ -21,7 +23,7 @@ TAKES = {
     "weight": "(log_snr)",
     "losses.weight": "(level, slope)",
 }
-"""What functions of the caller's take, by the argument that they are given as."""
+"""What functions of the caller's take, by the argument that they are given as, of a module or an object where that matters."""
 
 
 def of_ours(called: str, function: Callable[..., Any], args: tuple[Any, ...], error: Exception) -> Exception:
@@ -58,16 +60,30 @@ def of_theirs(called: str, given: Mapping[str, Any], said: str) -> Exception | N
     than it is called with; None where there is none."""
     if not (named := re.match(r"([\w.<>]+)\(\) (takes|missing|got)", said)):
         return None
-    owner = given.get("self")
-    for argument, value in [*given.items(), *getattr(owner, "__dict__", {}).items()]:
-        takes = TAKES.get(f"{called.partition('.')[0]}.{argument}", TAKES.get(argument, ""))
-        of = value if hasattr(value, "__qualname__") else type(value).__call__ if callable(value) else None
-        if not takes or getattr(of, "__qualname__", "") != named[1]:
+    for owner, argument, value in _functions(called.partition(".")[0], given):
+        takes = TAKES.get(f"{owner}.{argument}", TAKES.get(argument, ""))
+        if not takes or getattr(value, "__qualname__", "") != named[1]:
             continue
         parameters = inspect.signature(value)
         try:
             parameters.bind(*takes.split(","))
         except TypeError:
             names = _check.cut(", ".join(parameters.parameters))
+            argument = "denoise" if argument == "models" else argument
             return TypeError(f"{called}: `{argument}` must be a function of {takes}, got one of ({names})")
     return None
+
+
+def _functions(owner: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (whose, argument, function) for the functions, and the methods that calls of objects end in, among the arguments and
+    what wrappers of ours hold."""
+    for argument, value in given.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            kind = type(each)
+            if hasattr(each, "__qualname__"):
+                yield owner, argument, each
+            else:
+                methods = (getattr(each, name, None) for name in ("__call__", "forward"))
+                yield from ((owner, argument, method) for method in methods if inspect.ismethod(method))
+            if is_dataclass(each) and kind.__module__.startswith("diffcore."):
+                yield from _functions(kind.__name__ if argument != "self" else owner, vars(each))

@@ -53,6 +53,14 @@ TAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: sample(dc.guidance.classifier_free(denoise, denoise, weight=lambda one, other: 1.0)),
         r"guidance.ClassifierFree: `weight` .* of \(log_snr\), got one of \(one, other\)",
     ),
+    "denoise under guidance": (
+        lambda: sample(dc.guidance.classifier_free(denoise, cond=Z, null=Z, weight=1.0)),
+        r"ClassifierFree: `denoise` .* of \(z, log_snr, cond\), got one of \(z, log_snr\)",
+    ),
+    "one of two": (
+        lambda: sample(dc.guidance.autoguidance(denoise, lambda z: z, weight=1.0)),
+        r"ClassifierFree: `denoise` .* of \(z, log_snr\), got one of \(z\)",
+    ),
     "rule": (lambda: sample(by(Pair()), prediction="x"), r"guidance.Ruled: `rule` .* of \(at\), got one of \(c, u\)"),
     "loop": (
         lambda: dc.samplers.trace(lambda denoise, z: z),  # type: ignore[arg-type]
@@ -115,7 +123,7 @@ def test_methods_of_a_schedule_return_arrays_of_the_shape_that_they_get() -> Non
 
 
 def test_parts_name_fields() -> None:
-    for parts, says in (
+    for given, says in (
         (("net",), r"must name fields of it, \['denoise'\], got \('net',\)"),
         ("denoise", r"must be a tuple of names, \('denoise',\), got 'denoise'"),
         (["denoise"], r"must be a tuple of names, \('denoise',\), got \['denoise'\]"),
@@ -124,7 +132,7 @@ def test_parts_name_fields() -> None:
         @dataclass(frozen=True)
         class Mine:
             denoise: Any
-            parts: ClassVar = parts
+            parts: ClassVar = given
 
             def __call__(self, z: Any, log_snr: Any) -> Any:
                 return self.denoise(z, log_snr)
