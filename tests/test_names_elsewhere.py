@@ -77,7 +77,7 @@ def test_functions_and_classes_of_other_libraries_lead_to_ours() -> None:
     for name, meant in {
         "sample_dpm_adaptive": "sample_adaptive",
         "get_sigmas_exponential": r'grids\.by_name\("exponential"',
-        "RePaintScheduler": r"interop\.diffusers\.plan\(scheduler, steps\)",
+        "AmusedScheduler": r"interop\.diffusers\.plan\(scheduler, steps\)",
     }.items():
         for module in modules:
             with pytest.raises(AttributeError, match=f"did you mean `diffcore.{meant}"):
