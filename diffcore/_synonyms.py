@@ -183,6 +183,6 @@ def meant(name: str, choices: Collection[str]) -> tuple[str, str]:
             rest = plainly(name).removesuffix(ending)
             if rest != plainly(name) and (found := same(rest, choices)):
                 return found, SPACED[ending]
-    known = {short(choice): choice for choice in choices}
+    known = {short(choice): choice for choice in sorted(choices, key=lambda choice: choice == short(choice))}
     near = difflib.get_close_matches(short(name), known, n=1, cutoff=0.8 if name.endswith("Scheduler") else 0.6)
     return (known[near[0]] if near else ""), ""

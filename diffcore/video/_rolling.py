@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _fitting, _streams, conditioning, stage
+from diffcore import _array, _check, _fitting, _streams, _unwritten, conditioning, stage
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.plan import Plan
@@ -106,7 +107,8 @@ def _taking(
             held = stage.hold(sampler.function, conditioning.replacement(z, clean, variant="posterior"), part, z)
             before = start._replace(draw=start.draw - 1)
             start = start._replace(z=held.begin(before, stage.known_noise(backend, before, source)))
-        how = (sampler.transform_x, source, sampler.callback, sampler.compile, held)
+        seen = None if sampler.callback is None else partial(_unwritten.watched, sampler.callback)
+        how = (sampler.transform_x, source, seen, sampler.compile, held)
         end = backend.run(Run(denoise, part, coefficients, *how), start)
         return end.z, end.memory
 
