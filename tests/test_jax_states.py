@@ -80,6 +80,19 @@ def test_a_traced_step_leaves_to_the_next_what_it_cannot_refuse() -> None:
     assert jax.vmap(step)(stacked).mark.tolist() == [plan.marks[1], plan.marks[3], int(foreign.mark)]
 
 
+def test_a_run_that_is_mapped_over_what_its_denoiser_reads_gives_no_buffers_away() -> None:
+    """Its start is not mapped, so that the result has another shape; JAX warned of buffers that it cannot use."""
+    plan, settings = make("ancestral gamma=0.3"), {"shape": (2, 3), "seed": 3, "prediction": "v"}
+
+    @jax.vmap
+    def run(by: Any) -> Any:
+        return dc.sample(lambda z, _: by * z, plan, like=jnp.zeros(1), **settings)
+
+    for found, by in zip(run(jnp.asarray([0.5, -0.25])), (0.5, -0.25), strict=True):
+        want = dc.sample(lambda z, _, by=by: by * z, plan, **settings)
+        np.testing.assert_allclose(np.asarray(found), want, atol=1e-5)
+
+
 @every_name
 def test_seeds_and_key_words_may_be_traced_and_mapped(name: str) -> None:
     plan, z = make(name), jnp.asarray(start())

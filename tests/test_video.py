@@ -248,6 +248,9 @@ def test_callbacks_are_called_after_every_stage_of_every_block() -> None:
     seen: list[int] = []
     list(run("extend", movie(6), callback=lambda state: seen.append(int(state.index))))
     assert seen == list(range(1, len(PLAN) + 1)) * 2
+    for method in ("replacement", "rolling"):
+        with pytest.raises(ValueError, match="`callback` must not write to the arrays of the state"):
+            list(run("extend", movie(6), method=method, callback=lambda state: state.z.sort()))
 
 
 @EACH
