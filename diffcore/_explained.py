@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 OURS = re.compile(
-    r"\w+\.[\w.]+(\(\))?: |(sample|start|step|Plan|load_state|save_state|UNet3DConfig)\b.*: |.*`[\w.\[\]]+`"
+    r"\w+\.[\w.]+(\(\))?: |(sample(_\w+)?|start|step|Plan|load_state|save_state|UNet3DConfig)\b.*: |.*`[\w.\[\]]+`"
 )
 """How messages of ours begin, with the name of a function; or they name an argument."""
 
@@ -216,7 +216,7 @@ def _name(function: Callable[..., Any], module: str, args: tuple[Any, ...]) -> s
         owner = args[0] if isinstance(args[0], type) else type(args[0])
         name = owner.__name__ if hasattr(owner, called) else function.__qualname__.split(".")[0]
         called = name if called[:2] == "__" else f"{name}.{called}"
-    return called if package in ("", "sampling", "state", "plan") else f"{package}.{called}"
+    return called if package in ("", "sampling", "adaptive", "parallel", "state", "plan") else f"{package}.{called}"
 
 
 def _foreign(error: Exception, frames: TracebackType | None) -> bool:

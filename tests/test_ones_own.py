@@ -200,10 +200,10 @@ def test_a_loop_may_be_one_of_its_library(library: str) -> None:
         return jax.lax.scan(lambda z, pair: (step(denoise, z, *pair), None), z, (levels[:-1], levels[1:]))[0]
 
     def mapped(denoise: Any, z: Any, draw: Any) -> Any:
-        import jax
-        import torch
-
-        vmap = torch.func.vmap if library == "torch" else jax.vmap
+        if library == "torch":
+            from torch.func import vmap
+        else:
+            from jax import vmap
         return vmap(lambda z: denoise(z[None], 0.0)[0])(z)
 
     with example(library) as like:

@@ -201,7 +201,7 @@ def test_runs_between_levels_of_the_schedule_are_no_other_units() -> None:
         assert len(dc.samplers.ddim(SCHEDULE, grid=grid)) == len(grid) - 1
     wide = dc.schedules.LinearLogSNR(log_snr_min=-300.0, log_snr_max=300.0)
     for schedule in (wide, *dc.schedules.named().values()):
-        for start in (1.0, 0.5, 0.3, 0.1, 0.01):
+        for start in (0.5, 0.01):
             clean, least = dc.grids.uniform(schedule, 4, start=start), 1e-3 * start
             for grid in (clean, dc.grids.uniform(schedule, 4, start=start, end=least), clean[:-1]):
                 assert len(dc.samplers.dpm_solver_pp(schedule, grid=grid)) == len(grid) - 1  # without a warning
