@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,7 +118,8 @@ def test_methods_of_a_schedule_return_arrays_of_the_shape_that_they_get() -> Non
                 (TypeError, ValueError), match=rf"Mine: `{method}` must return an array of the shape .*\(2, 3\), got"
             ):
                 getattr(made, call)(Z**2)
-    for wrong in (0.5, Z, None):  # of two samples, which was taken for the pair
+    wrongs: tuple[Any, ...] = (0.5, Z, None)
+    for wrong in wrongs:  # of two samples, which was taken for the pair
         with pytest.raises(TypeError, match=r"Mine: `_time` must return the pair \(t, 1 - t\), got"):
             own(_time=lambda *_, wrong=wrong: wrong).time(Z)
 
@@ -200,11 +202,8 @@ def test_a_loop_may_be_one_of_its_library(library: str) -> None:
         return jax.lax.scan(lambda z, pair: (step(denoise, z, *pair), None), z, (levels[:-1], levels[1:]))[0]
 
     def mapped(denoise: Any, z: Any, draw: Any) -> Any:
-        if library == "torch":
-            from torch.func import vmap
-        else:
-            from jax import vmap
-        return vmap(lambda z: denoise(z[None], 0.0)[0])(z)
+        module: Any = importlib.import_module("torch.func" if library == "torch" else library)
+        return module.vmap(lambda z: denoise(z[None], 0.0)[0])(z)
 
     with example(library) as like:
         if library == "jax":
