@@ -131,7 +131,9 @@ def test_a_number_of_calls_that_depends_on_the_data_is_refused() -> None:
             z = denoise(z, float(k))
         return z
 
-    with pytest.raises(ValueError, match=r"how often the loop calls .* depends on the data, ([34]) and 0 .* (?!\1)[34] and 0"):
+    with pytest.raises(
+        ValueError, match=r"how often the loop calls .* depends on the data, ([34]) and 0 .* (?!\1)[34] and 0"
+    ):
         dc.samplers.trace(loop)
 
 
