@@ -36,6 +36,7 @@ from unet3d_cases import (
 
 import diffcore as dc
 from diffcore.unet3d import build, load, preset, save
+from diffcore.unet3d.half import InBfloat16
 
 # Training
 
@@ -147,6 +148,23 @@ def test_bfloat16_stays_close_with_parameters_in_float32(backend: str) -> None:
     assert {array.dtype for array in model.arrays().values()} == {np.dtype(np.float32)}
     distance = np.sqrt(np.mean((found - reference(BUSY)) ** 2) / np.mean(reference(BUSY) ** 2))
     assert 1e-4 < distance < 0.05
+
+
+@pytest.mark.torch
+def test_guidance_by_gradients_reaches_through_bfloat16() -> None:
+    import torch
+
+    model = model_of(replace(BASE, attention=(8,)), "torch", "float32").requires_grad_(False)
+    z, log_snr = put("torch", (draw(1, 3, 4, 4, 2), np.zeros(1)), "float32")
+    known = torch.arange(3).reshape(3, 1, 1, 1) < 1
+    guided = (
+        dc.conditioning.reconstruction(net, z, known, weight=50.0, prediction="v", schedule=dc.schedules.Cosine())
+        for net in (model, InBfloat16(model))
+    )
+    full, half = (denoise(z, log_snr) for denoise in guided)
+    moved = full - model(z, log_snr)
+    assert moved.square().mean() > 1e-2
+    assert 1e-8 < (half - full).square().mean() / moved.square().mean() < 0.05**2
 
 
 # Compiled

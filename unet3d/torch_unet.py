@@ -7,8 +7,8 @@ B * H * W * heads rows, at most 65,535 at once, which is what a CUDA grid takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -251,9 +251,19 @@ class SpaceAttention(Attention):
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         n, height, width, channels = h.shape
         q, k, v = self.heads(self.norm(h).reshape(n, height * width, channels))
-        with sdpa_kernel(SDPBackend.MATH) if transformed(q) else nullcontext():  # the others have no such rules
+        with _as_products(q) if transformed(q) else nullcontext():
             mixed = F.scaled_dot_product_attention(q, k, v)
         return h + self.out(mixed.transpose(1, 2).reshape(h.shape))
+
+
+@contextmanager
+def _as_products(q: torch.Tensor) -> Iterator[None]:
+    """Let attention be matrix products and a softmax, which have the rules of every transform, in the dtype of q.
+
+    Autocast would take the softmax to float32, and the transforms of torch then multiply two dtypes on the way back.
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(q.device.type, enabled=False):
+        yield
 
 
 class TimeAttention(Attention):
