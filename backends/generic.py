@@ -57,18 +57,18 @@ class ArrayAPIBackend:
 
     def run(self, run: Run, state: State) -> State:
         levels, rows = stage.levels_of(run, state.z), stage.rows_of(run.coefficients, state.z)
-        for turn in stage.turns(run, int(state.index), levels):
-            y, other, carried = stage.ask_carrying(run.form, turn.denoise, state.z, turn.levels, state.carried)
+        for at, denoise, level, noisy in stage.turns(run, int(state.index), levels):
+            y, other, carried = stage.ask_carrying(run.form, denoise, state.z, level, state.carried)
             after = self.advance(
                 run.form,
                 state,
                 y,
-                rows[turn.stage],
+                rows[at],
                 run.noise,
-                stochastic=turn.noisy,
+                stochastic=noisy,
                 transform_x=run.transform_x,
                 other=other,
-                between=stage.levels_between(run.plan, turn.stage),
+                between=stage.levels_between(run.plan, at),
             )
             state = stage.constrained(self, run.held, state, after, run.noise)
             state = State(*state[:6], carried) if carried else state

@@ -14,6 +14,8 @@ from diffcore._array import Array
 from diffcore._philox import Region
 from diffcore.backends import cpu_threads
 
+WORD = np.dtype(np.uint32)
+
 
 def bits(
     words: Array,
@@ -50,6 +52,8 @@ def normal(
 
 def keys(words: Array) -> npt.NDArray[np.uint32]:
     """Return the seed words of any integer dtype as the kernel takes them."""
+    if type(words) is np.ndarray and words.dtype == WORD and words.flags.c_contiguous:
+        return words
     return np.ascontiguousarray(np.asarray(words).astype(np.uint32, copy=False))
 
 

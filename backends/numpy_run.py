@@ -12,6 +12,7 @@ import numpy as np
 from diffcore import _array, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
+from diffcore._unwritten import called
 from diffcore.backends import cpu_threads, numpy_memory, numpy_noise
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_stage import HALVES, SECOND, Stages, fitted, serves
@@ -33,6 +34,9 @@ class HostBackend(ArrayAPIBackend):
         """Return a NumPy array as one of this library on the same memory."""
         return array
 
+    called = staticmethod(called)
+    """`diffcore._unwritten.called`, or what it comes to for the arrays of this library."""
+
     def run(self, run: Run, state: State) -> State:
         plan, source, held, callback = run.plan, run.noise, run.held, run.callback
         if int(state.index) >= len(plan):
@@ -41,11 +45,15 @@ class HostBackend(ArrayAPIBackend):
         walk = None if carries else _begin(self, run.form, run.coefficients, state, run.transform_x)
         if walk is None or (plan.stochastic and source is None and walk.keys is None):
             return super().run(run, state)
-        watched = callback is not None or held is not None
+        watched, guided = callback is not None or held is not None, run.form.second == "unguided"
         before: Any = None
+        call, other = self.called, None
         try:
             for at, denoise, levels, noisy in stage.turns(run, walk.index, stage.levels_of(run, state.z)):
-                y, other = stage.ask(run.form, denoise, walk.current, levels)
+                if guided:
+                    y, other = stage.ask(run.form, denoise, walk.current, levels)
+                else:  # and `go` checks it
+                    y = call(denoise, walk.current, *levels)
                 drawn = None
                 if noisy and source is not None:
                     drawn = source(walk.draw, walk.z.shape, walk.current, stage.levels_between(plan, at))
@@ -174,6 +182,7 @@ class _Walk:
         self.keys = None if words is None else numpy_noise.keys(words)
         clip = transform_x if type(transform_x) is Clip else None
         self.function = transform_x if clip is None else None
+        self.brain = z.dtype == np.uint16
         self.large, self.room = z.nbytes >= numpy_memory.LARGE, numpy_memory.Memory(z)
         empty = self.room.empty if self.large else partial(np.empty, z.shape, z.dtype)
         self.stages = Stages(form, coefficients, z, clip, empty)
@@ -189,8 +198,11 @@ class _Walk:
     def go(
         self, at: int, y: Array, other: Array | None, drawn: Array | None, noisy: bool, wants_x: bool
     ) -> State | None:
-        """Take a stage of the table; or, where something does not fit here, return the state after it by the plain function."""
+        """Take a stage of the table; or, where something does not fit here, return the state after it by the plain function,
+        which raises where the prediction fits nowhere."""
         z, take = self.z, self.take
+        if self.brain:  # any 16 bits would fit
+            stage.check_prediction(y, self.current)
         host = fitted(take(y), z)
         host_other = None if other is None else fitted(take(other), z)
         eps = None if drawn is None else fitted(take(drawn), z)
@@ -221,6 +233,7 @@ class _Walk:
     def _plainly(
         self, at: int, y: Array, other: Array | None, drawn: Array | None, noisy: bool, transform_x: Transform
     ) -> State:
+        stage.check_prediction(y, self.current)
         state = self.state()
         row = stage.row_of(self.coefficients, at, state.z) if self.row is None else self.row
         if noisy and drawn is None:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from diffcore import _array, _rescale, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip, DynamicThreshold
-from diffcore._unwritten import called
+from diffcore._unwritten import called, counted
 from diffcore.backends import torch_graph, torch_noise
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.numpy_run import HostBackend
@@ -44,6 +44,7 @@ class TorchBackend(HostBackend):
 
     normal = staticmethod(torch_noise.normal)
     bits = staticmethod(torch_noise.bits)
+    called = staticmethod(counted)
 
     def take(self, tensor: Any) -> Any:
         """Return a tensor's memory as a NumPy array, bfloat16 by its bits; None where NumPy cannot see it, or where it would hide a
@@ -61,7 +62,7 @@ class TorchBackend(HostBackend):
 
     def give(self, array: npt.NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+        return tensor.view(torch.bfloat16) if array.dtype.char == "H" else tensor
 
     def index(self, value: int) -> Any:
         if torch.compiler.is_compiling():  # a run inside a graph: its stages are known while it is traced
@@ -101,25 +102,25 @@ class TorchBackend(HostBackend):
         held = None if run.noise is not None else kernel.overwriting(run.held, state.z)
         extra = not direct or isinstance(transform, DynamicThreshold) or run.noise is not None or held is not None
         with torch.cuda.device_of(state.z):  # where Triton launches
-            for turn in stage.turns(run, first, levels):
-                number = draw + turn.stage - first
-                y, other, weight, phi = _apart(form, turn.denoise, state.z, turn.levels)
-                before = self._at(state, turn.stage, number, counter) if extra or run.held is not None else state
+            for at, denoise, level, noisy in stage.turns(run, first, levels):
+                number = draw + at - first
+                y, other, weight, phi = _apart(form, denoise, state.z, level)
+                before = self._at(state, at, number, counter) if extra or run.held is not None else state
                 if kernel.takes(y, before.z) and (other is None or kernel.takes(other, before.z)):
                     y, other = y.contiguous(), None if other is None else other.contiguous()
-                    stands = state, y, table, turn.stage, kernel.signed(number), counter
+                    stands = state, y, table, at, kernel.signed(number), counter
                     try:
                         factor = kernel.factors(y, other, weight, phi, advance.computed) if phi else None
-                        given: tuple[Any, ...] = (*stands, turn.noisy, other, weight, factor, watched)
+                        given: tuple[Any, ...] = (*stands, noisy, other, weight, factor, watched)
                         if extra:
-                            more = before, turn, y, other, weight, factor, table, held
+                            more = before, at, noisy, y, other, weight, factor, table, held
                             given = (*given, kernel.beside(self, run, advance, *more))
                         state = advance(*given)
                     except Exception as error:
                         if not is_compiler_error(error):
                             raise
                         warn("the Triton kernel", error, "each stage runs compiled by torch.compile")
-                        return self._run_fused(run, self._at(state, turn.stage, number, counter))
+                        return self._run_fused(run, self._at(state, at, number, counter))
                     done = held is not None
                 else:
                     if weight is not None and other is not None:
@@ -127,15 +128,15 @@ class TorchBackend(HostBackend):
                         if phi:
                             c, y = _array.widen(self.xp, c), _array.widen(self.xp, y)
                             y = y * _rescale.factor(self.xp, y, c, phi)
-                    settings: dict[str, Any] = {"transform_x": run.transform_x, "stochastic": turn.noisy}
+                    settings: dict[str, Any] = {"transform_x": run.transform_x, "stochastic": noisy}
                     settings["other"] = other if form.second == "unguided" else None
-                    settings["between"] = stage.levels_between(run.plan, turn.stage)
-                    before, done = self._at(state, turn.stage, number, counter), False
-                    state = ArrayAPIBackend.advance(self, form, before, y, table[turn.stage], run.noise, **settings)
+                    settings["between"] = stage.levels_between(run.plan, at)
+                    before, done = self._at(state, at, number, counter), False
+                    state = ArrayAPIBackend.advance(self, form, before, y, table[at], run.noise, **settings)
                 if not done:
                     state = stage.constrained(self, run.held, before, state, run.noise)
-                if watched or turn.stage + 1 == stages:
-                    state = self._at(state, turn.stage + 1, number + 1, counter)
+                if watched or at + 1 == stages:
+                    state = self._at(state, at + 1, number + 1, counter)
                 if run.callback is not None:
                     run.callback(state)
         return state
@@ -152,13 +153,13 @@ class TorchBackend(HostBackend):
         draws = (numbers if counter is None else numbers + counter).unbind(0)
         settings: dict[str, Any] = {"transform_x": run.transform_x, "wants_x": run.callback is not None}
         settings["held"] = held = run.held if holds and run.noise is None else None
-        for turn in stage.turns(run, first, stage.levels_of(run, state.z, _table)):
-            at, now = turn.stage, turn.stage - first
-            y, other = stage.ask(form, turn.denoise, state.z, turn.levels)
+        for at, denoise, levels, noisy in stage.turns(run, first, stage.levels_of(run, state.z, _table)):
+            now = at - first
+            y, other = stage.ask(form, denoise, state.z, levels)
             eps = None
             if plan.stochastic and run.noise is not None:  # one graph serves stages without noise too
                 zero, between = torch.zeros_like(state.z), stage.levels_between(plan, at)
-                eps = stage.drawn(self, state, run.noise, between) if turn.noisy else zero
+                eps = stage.drawn(self, state, run.noise, between) if noisy else zero
             before = State(state.z, state.memory, None, indices[at], draws[now], state.keys)
             arrays = (before, y, other, rows[at], eps)
             try:

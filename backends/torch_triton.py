@@ -23,7 +23,7 @@ from diffcore.backends.torch_triton_kernel import _stage
 from diffcore.backends.torch_triton_noise import signed
 from diffcore.backends.torch_triton_rescale import factors as factors
 from diffcore.plan import Form
-from diffcore.stage import Run, Turn, drawn, levels_between, remembered, transformed
+from diffcore.stage import Run, drawn, levels_between, remembered, transformed
 from diffcore.state import State
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -218,7 +218,8 @@ def beside(
     run: Run,
     advance: Stages,
     state: State,
-    turn: Turn,
+    at: int,
+    noisy: bool,
     y: torch.Tensor,
     other: torch.Tensor | None,
     weight: float | None,
@@ -229,19 +230,19 @@ def beside(
     """Return what a stage reads beside the state and the predictions; what is not the kernel's is done here."""
     eps = x = None
     if run.transform_x is not None and not isinstance(run.transform_x, Clip):
-        raw = advance.estimate(state, y, table, turn.stage, other, weight, factor)
+        raw = advance.estimate(state, y, table, at, other, weight, factor)
         if isinstance(run.transform_x, DynamicThreshold):
             x = run.transform_x.limits(raw).contiguous()
         else:
             x = transformed(raw, state.z, run.transform_x).to(raw.dtype).contiguous()
-    if turn.noisy and run.noise is not None:
-        eps = drawn(backend, state, run.noise, levels_between(run.plan, turn.stage))
+    if noisy and run.noise is not None:
+        eps = drawn(backend, state, run.noise, levels_between(run.plan, at))
         eps = eps.to(state.z.device, state.z.dtype).contiguous()
     if held is None:
         return Extra(eps, x)
     observed, known, rows = held
-    until = 1 if known.dtype == torch.uint8 else turn.stage + 1
-    return Extra(eps, x, (observed, known, rows[turn.stage + 1]), until)
+    until = 1 if known.dtype == torch.uint8 else at + 1
+    return Extra(eps, x, (observed, known, rows[at + 1]), until)
 
 
 @lru_cache(maxsize=64)

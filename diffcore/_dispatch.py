@@ -23,6 +23,9 @@ OWN = {
     "jax": "diffcore.backends.jax_backend:backend",
 }  # so that a checkout that is not installed finds them too
 
+HOST = (np.ndarray, *_array.NUMBERS)
+"""What NumPy's backend serves."""
+
 ANY = "diffcore.backends.generic:ArrayAPIBackend"
 
 
@@ -36,7 +39,7 @@ def backend_of(array: Array) -> Any:
     >>> backend_of(np.zeros(3)).name
     'numpy'
     """
-    if isinstance(array, (*_array.NUMBERS, np.ndarray)):
+    if isinstance(array, HOST):
         return _load("numpy")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):

@@ -48,8 +48,10 @@ def check_place(function: str, plan: Plan, state: State, at: int) -> None:
         must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
         hint = "it belongs to another plan; begin with `start(plan, ...)`"
         raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
-    through, draw = went_through(plan, state, at), _array.known_int(state.draw)
-    moved = draw is not None and draw <= at if through is None else not through
+    through = went_through(plan, state, at)
+    if through:
+        return
+    moved = through is False or ((draw := _array.known_int(state.draw)) is not None and draw <= at)
     if through is False and not any(marks.same(int(state.mark), other) for other in plan.marks):
         raise ValueError(
             f"{function}: `state` must have gone through the stages of {plan.sampler} before stage {at}, got one that went "

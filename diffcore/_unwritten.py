@@ -24,17 +24,32 @@ def called(of: Callable[..., Any], z: Array, *more: Any, function: str = "sample
     or begin with a copy of z
     """
     if type(z) is np.ndarray:
-        view = z.view()
-        view.setflags(write=False)
-        try:
-            return of(view, *more)
-        except ValueError as error:
-            if "read-only" in str(error) and _met(error.__traceback__, [z], more):
-                raise _written(function, argument) from error
-            raise
-    before = _count(z)
+        return viewed(of, z, *more, function=function, argument=argument)
+    if _array.traced():  # a compiler follows, and nobody counts
+        return of(z, *more)
+    return counted(of, z, *more, function=function, argument=argument)
+
+
+def viewed(of: Callable[..., Any], z: Array, *more: Any, function: str = "sample", argument: str = "denoise") -> Any:
+    """Do what `called` does, for an array of NumPy."""
+    view = z.view()
+    view.setflags(False)
+    try:
+        return of(view, *more)
+    except ValueError as error:
+        if "read-only" in str(error) and _met(error.__traceback__, [z], more):
+            raise _written(function, argument) from error
+        raise
+
+
+def counted(of: Callable[..., Any], z: Array, *more: Any, function: str = "sample", argument: str = "denoise") -> Any:
+    """Do what `called` does, for a tensor of torch that no compiler follows, or an array of another library."""
+    try:  # how often it was written to; None where nobody counts
+        before = getattr(z, "_version", None)
+    except RuntimeError:  # of a tensor made under inference_mode
+        before = None
     found = of(z, *more)
-    if before != _count(z):
+    if before is not None and before != z._version:
         raise _written(function, argument)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,22 +49,16 @@ class Run:
         return self.plan.form
 
 
-class Turn(NamedTuple):
-    """One stage of a run, as `turns` yields it: its number, the denoiser for it, its levels, and whether it adds noise."""
-
-    stage: int
-    denoise: Callable[..., Array]
-    levels: tuple[Array, ...]
-    noisy: bool
+Turn = tuple[int, Callable[..., Array], tuple[Array, ...], bool]
+"""One stage of a run, as `turns` yields it: its number, the denoiser for it, its levels, and whether it adds noise."""
 
 
 def turns(run: Run, first: int, levels: Sequence[tuple[Array, ...]]) -> Iterator[Turn]:
-    """Yield the stages of a run from `first` on; the denoiser may be another one at each level (`at`)."""
-    at = getattr(run.denoise, "at", None)
-    for stage, noisy in enumerate(run.plan.noisy):
-        if stage >= first:
-            denoise = run.denoise if at is None else at(run.plan.log_snr[stage])
-            yield Turn(stage, denoise, levels[stage], noisy)
+    """Return the stages of a run from `first` on, one after another; the denoiser may be another one at each level (`at`)."""
+    at, noisy = getattr(run.denoise, "at", None), run.plan.noisy[first:]
+    stages = range(first, first + len(noisy))
+    denoisers = [run.denoise] * len(noisy) if at is None else map(lambda k: at(run.plan.log_snr[k]), stages)
+    return zip(stages, denoisers, levels[first:], noisy, strict=True)
 
 
 def levels_of(run: Run, like: Array, convert: Callable[[Float64, Array], Array] = _array.table_for) -> Any:
