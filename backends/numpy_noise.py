@@ -52,9 +52,7 @@ def normal(
 
 def keys(words: Array) -> npt.NDArray[np.uint32]:
     """Return the seed words of any integer dtype as the kernel takes them."""
-    if type(words) is np.ndarray and words.dtype == WORD and words.flags.c_contiguous:
-        return words
-    return np.ascontiguousarray(np.asarray(words).astype(np.uint32, copy=False))
+    return np.asarray(words).astype(WORD, order="C", copy=False)
 
 
 def _fill(

@@ -34,6 +34,10 @@ class HostBackend(ArrayAPIBackend):
         """Return a NumPy array as one of this library on the same memory."""
         return array
 
+    def number(self, value: int) -> Any:
+        """Return what `index` does where nothing is traced."""
+        return value
+
     called = staticmethod(called)
     """`diffcore._unwritten.called`, or what it comes to for the arrays of this library."""
 
@@ -119,29 +123,36 @@ def _small(
         return None
     z, host = fitted(z, z), fitted(take(y), z)
     host_other = None if other is None else fitted(take(other), z)
-    given, made_here = stochastic and noise is not None, stochastic and noise is None
-    eps = fitted(take(noise), z) if given else None
-    memory = tuple([fitted(take(array), z) for array in state.memory])
-    words = take(state.keys) if made_here and state.keys is not None else None
-    fitting = host is not None and (host_other is None) == (other is None) and (eps is not None) == given
-    if not fitting or (words is not None) != made_here or any(array is None for array in memory):
+    fitting = host is not None and (host_other is None) == (other is None)
+    eps = keys = None
+    if stochastic and noise is not None:
+        eps = fitted(take(noise), z)
+        fitting = fitting and eps is not None
+    elif stochastic:
+        words = None if state.keys is None else take(state.keys)
+        keys = None if words is None else numpy_noise.keys(words)
+        fitting = fitting and keys is not None
+    memory: Any = ()
+    for array in state.memory:
+        memory += (fitted(take(array), z),)
+        fitting = fitting and memory[-1] is not None
+    if not fitting:
         return None
     made = form.computed - form.keeps_x
-    to_z, to_x, *to_memory = [np.empty(z.shape, z.dtype) for _ in range(2 + made)]
+    to_z, to_x, draw = np.empty(z.shape, z.dtype), np.empty(z.shape, z.dtype), int(state.draw)
+    to_memory = tuple([np.empty(z.shape, z.dtype) for _ in range(made)]) if made else ()
     low, high = (-math.inf, math.inf) if clip is None else (clip.low, clip.high)
-    keys = None if words is None else numpy_noise.keys(words)
-    samples, draw = len(z), int(state.draw)
-    size = z.size // samples
+    size = z.size // len(z)
     # fmt: off
     cpu_threads.kernel.stage(  # type: ignore[union-attr]
-        to_z, to_x, tuple(to_memory), z, host, host_other, eps, None, memory, np.array([row]), 0, 0, 0, keys, draw,
-        SECOND.index(form.second), low, high, size, 0, cpu_threads.number((samples, size)),
+        to_z, to_x, to_memory, z, host, host_other, eps, None, memory, np.array(row, ndmin=2), 0, 0, 0, keys, draw,
+        SECOND.index(form.second), low, high, size, 0, cpu_threads.number((len(z), size)),
     )
     # fmt: on
     x, kept = give(to_x), ()
-    if memory:
+    if form.memory:
         kept = (*map(give, to_memory), *((x,) if form.keeps_x else ()), *state.memory[form.computed - 1 : -1])
-    return State(give(to_z), kept, x, backend.index(int(state.index) + 1), backend.index(draw + 1), state.keys)
+    return State(give(to_z), kept, x, backend.number(int(state.index) + 1), backend.number(draw + 1), state.keys)
 
 
 def _begin(
@@ -189,7 +200,8 @@ class _Walk:
 
     def state(self) -> State:
         """Return the state in the run's library."""
-        return State(*self.arrays(), self.backend.index(self.index), self.backend.index(self.draw), self.words)
+        number = self.backend.number
+        return State(*self.arrays(), number(self.index), number(self.draw), self.words)
 
     def arrays(self) -> tuple[Array, tuple[Array, ...], Array | None]:
         """Return z, the memory and x-hat in the run's library."""

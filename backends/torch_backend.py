@@ -56,7 +56,7 @@ class TorchBackend(HostBackend):
                 return None
             tensor = tensor.detach()
         try:
-            return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
         except (RuntimeError, TypeError):  # a gradient, a transformation, another device
             return None
 
@@ -65,8 +65,10 @@ class TorchBackend(HostBackend):
         return tensor.view(torch.bfloat16) if array.dtype.char == "H" else tensor
 
     def index(self, value: int) -> Any:
-        if torch.compiler.is_compiling():  # a run inside a graph: its stages are known while it is traced
-            return value
+        # a run inside a graph: its stages are known while it is traced
+        return value if torch.compiler.is_compiling() else self.number(value)
+
+    def number(self, value: int) -> Any:
         # on the host, whatever the default device is; an int would be a new graph for every stage of a compiled step
         return torch.from_numpy(np.array(value))
 

@@ -27,6 +27,8 @@ Array = Any
 NUMBERS = (bool, int, float, np.number, np.bool_)
 """The types that count as numbers."""
 
+INTEGERS = (int, np.integer)
+
 
 def library(array: Array) -> Any:
     """Return the array API namespace of one array, or None for a number."""
@@ -190,7 +192,7 @@ def traced() -> bool:
 
 def known_int(value: Any) -> int | None:
     """Return an int, or a 0-d integer array, as an int; None where code is traced and its value is not known yet."""
-    if isinstance(value, (int, np.integer)):
+    if isinstance(value, INTEGERS):
         return int(value)
     if traced():
         return None

@@ -41,10 +41,10 @@ def refuse_unread(function: str, z: object, like: object, seed: object, source: 
 
 def check_place(function: str, plan: Plan, state: State, at: int) -> None:
     """Raise ValueError for a state that does not fit the stage of the plan that it is at."""
-    if at >= len(plan):
+    if at >= len(plan.noisy):
         must = f"be at one of the {len(plan)} stages of {plan.sampler}"
         raise _check.error(ValueError, function, "state", must, at, "the run is over; begin another with `start`")
-    if len(state.memory) != plan.memory:
+    if len(state.memory) != plan.form.memory:
         must = f"have the number of arrays that {plan.sampler} keeps in memory, {plan.memory}"
         hint = "it belongs to another plan; begin with `start(plan, ...)`"
         raise _check.error(ValueError, function, "state", must, len(state.memory), hint)
@@ -83,7 +83,9 @@ def seen(function: str, array: Array | None) -> Float64:
 def went_through(plan: Plan, state: State, at: int) -> bool | None:
     """Return whether a state went through the stages of a plan before stage `at`, or None where that is not known."""
     mark = _array.known_int(state.mark)
-    return None if mark is None or mark < 0 else at == 0 or marks.same(mark, plan.marks[at])
+    if mark is None or mark < 0:
+        return None
+    return at == 0 or mark == plan.marks[at] or marks.same(mark, plan.marks[at])
 
 
 def mark_after(plan: Plan, state: State) -> Array:

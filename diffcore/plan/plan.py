@@ -265,12 +265,13 @@ class Plan:
         >>> plan.level_for(dc.start(plan, shape=(2, 3), seed=7))
         array([-20., -20.], dtype=float32)
         """
-        levels, stage = self.levels_of(state.z.shape[0]), _array.known_int(state.index)
+        batch, stage = state.z.shape[0], _array.known_int(state.index)
         if stage is None:
-            return _array.take_row(_array.table_for(levels, state.z), state.index, state.z)
+            return _array.take_row(_array.table_for(self.levels_of(batch), state.z), state.index, state.z)
         if stage >= len(self):
             raise ValueError(f"Plan.level_for: the run is over, all {len(self)} stages of {self.sampler} are done")
-        return _layout.leading(_array.table_for(levels[stage], state.z), state.z)
+        level = _for_batch("Plan.level_for", self.log_snr[stage : stage + 1], batch)[0]
+        return _layout.leading(_array.table_for(level, state.z), state.z)
 
     def levels_of(self, batch: int) -> Float64:
         """Return the log-SNRs of all stages for a batch: (stages, B), or (stages, B, T)."""
