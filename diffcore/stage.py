@@ -57,7 +57,7 @@ def turns(run: Run, first: int, levels: Sequence[tuple[Array, ...]]) -> Iterator
     """Return the stages of a run from `first` on, one after another; the denoiser may be another one at each level (`at`)."""
     at, noisy = getattr(run.denoise, "at", None), run.plan.noisy[first:]
     stages = range(first, first + len(noisy))
-    denoisers = [run.denoise] * len(noisy) if at is None else map(lambda k: at(run.plan.log_snr[k]), stages)
+    denoisers = [run.denoise] * len(noisy) if at is None else (at(run.plan.log_snr[k]) for k in stages)
     return zip(stages, denoisers, levels[first:], noisy, strict=True)
 
 

@@ -270,7 +270,7 @@ class Plan:
             return _array.take_row(_array.table_for(self.levels_of(batch), state.z), state.index, state.z)
         if stage >= len(self):
             raise ValueError(f"Plan.level_for: the run is over, all {len(self)} stages of {self.sampler} are done")
-        level = _for_batch("Plan.level_for", self.log_snr[stage : stage + 1], batch)[0]
+        level = parts.for_batch("Plan.level_for", self.log_snr[stage : stage + 1], batch)[0]
         return _layout.leading(_array.table_for(level, state.z), state.z)
 
     def levels_of(self, batch: int) -> Float64:
