@@ -23,6 +23,7 @@ EXAMPLES = {"numpy": 12, "torch": 6, "jax": 2}
 SCHEDULE = {scaling: dc.schedules.Cosine(scaling=scaling) for scaling in ("vp", "ve", "flow")}
 DATA = dc.exact.Gaussian(np.zeros(2), np.array([[1.0, 0.8], [0.8, 1.0]]))
 TINY = 5e-324
+PLAN = dc.samplers.ddim(SCHEDULE["vp"], steps=4)
 
 
 class Draws:
@@ -287,9 +288,24 @@ def test_levels_out_of_order_or_range_are_named_with_their_values(library: str) 
         (lambda at: testing.check_loss_invariance(at, 3.0), TypeError, r"testing.check_loss_invariance: `weight` must be a weight"),
         (lambda at: testing.check_loss_invariance(at, weights.V), TypeError, r"call it: V\(\)"),
         (lambda at: testing.check_conversions(level(np.nan)), ValueError, r"`level` must have a log-SNR in .* got nan"),
+        (lambda at: testing.check_order(PLAN, 1), TypeError, r"check_order: `make_plan` must be a function of \(grid\) that returns a"),
+        (lambda at: testing.check_eta(PLAN, at.log_snr), TypeError, r"check_eta: `make_plan` must be a function of \(grid, eta\)"),
+        (lambda at: testing.check_moments(dc.samplers.ddim), TypeError, r"`plan` must be a Plan, .*; call it to make the plan"),
+        (lambda at: testing.check_interleaved(bend, [PLAN, 3]), TypeError, r"check_interleaved: `plans` must be a Plan, .* got 3"),
+        (lambda at: testing.check_schedule(dc.schedules.Cosine), TypeError, r"`schedule` must have log_snr, .*; give an instance"),
+        (lambda at: testing.check_bound(3), TypeError, r"check_bound: `schedule` must have .*, got 3; it lacks log_snr, time"),
+        (lambda at: testing.check_run(PLAN, lambda d, p, z: z), TypeError, r"`run` must take .*; got an unexpected keyword .*seed"),
+        (lambda at: testing.check_noise(like=3), TypeError, r"testing: `like` must be an array of the library"),
+        (lambda at: testing.check_backend(like=np.zeros(1, int)), TypeError, r"testing.check_backend: `like` has dtype int64"),
+        (lambda at: strategies.grids(max_steps=0), ValueError, r"strategies.grids: `max_steps` must be an int >= 1, got 0"),
+        (lambda at: strategies.log_snrs(reach=-1), ValueError, r"strategies.log_snrs: `reach` must be a finite number > 0"),
+        (lambda at: strategies.schedules("sub-vp"), ValueError, r"strategies.schedules: `scaling` must be"),
+        (lambda at: strategies.dtypes("numpy"), TypeError, r"strategies.dtypes: `xp` must be an array API namespace"),
     ],
 )  # fmt: skip
-def test_what_is_no_level_scaling_or_weight_is_named(call: Any, error: type[Exception], message: str) -> None:
+def test_what_is_no_level_scaling_weight_plan_or_schedule_is_named(
+    call: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         call(level(np.array([3.0])))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore import _array, levels
+from diffcore import _array, _check, levels
 from diffcore._array import Array
 from diffcore.levels import Level
 
@@ -21,6 +21,9 @@ def put(values: Any, like: Array | None = None, *, dtype: Any = None) -> Array:
     host_values = np.array(values, dtype=np.float64)
     if like is None:
         return host_values if dtype is None else host_values.astype(dtype)
+    if not hasattr(like, "dtype"):
+        what = "be an array of the library, dtype and device that are checked, such as np.zeros(1, np.float32)"
+        raise _check.error(TypeError, "testing", "like", what, like)
     xp = _array.namespace("testing", like=like)
     kind = like.dtype if dtype is None else dtype
     return xp.asarray(host_values, dtype=kind, device=_array.device(like))

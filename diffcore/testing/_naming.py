@@ -9,6 +9,7 @@ from typing import Any
 
 from diffcore import _check
 from diffcore.backends import Backend
+from diffcore.plan import Plan
 from diffcore.testing._arrays import Float64, fail_unless, host
 
 
@@ -49,13 +50,32 @@ def promise(method: str) -> str:
     return f"{method}{inspect.Signature(bare)}: {sentence}"
 
 
-def methods(function: str, data: Any, names: tuple[str, ...]) -> None:
-    """Raise TypeError, with what it lacks, unless an object has the methods of a distribution."""
-    missing = [name for name in names if not callable(getattr(data, name, None))]
-    if missing or isinstance(data, type):
-        must = f"have the methods {', '.join(names)}, as those of diffcore.exact have"
-        hint = f"it lacks {', '.join(missing)}" if missing else "call it"
-        raise _check.error(TypeError, function, "data", must, data, hint)
+def methods(function: str, names: tuple[str, ...], of: str = "diffcore.exact", **given: Any) -> None:
+    """Raise TypeError, with what it lacks, unless an object has the methods of those of a module."""
+    ((argument, found),) = given.items()
+    missing = [name for name in names if not hasattr(found, name)]
+    if missing or isinstance(found, type):
+        must = f"have {', '.join(names)}, as those of {of} have"
+        hint = "give an instance" if isinstance(found, type) else f"it lacks {', '.join(missing)}"
+        raise _check.error(TypeError, function, argument, must, found, hint)
+
+
+def schedule_of(function: str, schedule: Any) -> None:
+    """Raise TypeError unless an object has what a schedule has."""
+    methods(function, ("log_snr", "time", "slope", "scaling", "__call__"), "diffcore.schedules", schedule=schedule)
+
+
+def plan_of(function: str, plan: Any, argument: str = "plan") -> None:
+    """Raise TypeError for anything but a plan, such as what makes one."""
+    hint = "call it to make the plan" if callable(plan) else ""
+    _check.instance(function, argument, plan, Plan, "a Plan, as a sampler returns", hint=hint)
+
+
+def maker_of(function: str, make_plan: Any, takes: str = "grid") -> None:
+    """Raise TypeError for anything but a function that makes plans, such as a plan."""
+    what = f"a function of ({takes}) that returns a Plan, such as lambda {takes}: samplers.ddim(schedule, {takes}=...)"
+    what = what.replace(f"{takes}=...", ", ".join(f"{name}={name}" for name in takes.split(", ")))
+    _check.callable_(function, "make_plan", make_plan, what)
 
 
 def called(name: str, data: Any, method: str, shape: tuple[int, ...], *given: Any) -> Float64:

@@ -89,11 +89,11 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
 
     >>> check_backend(like=np.zeros(1, np.float32))
     """
-    like = np.zeros(1, dtype=np.float32) if like is None else like
+    like = np.zeros(1, dtype=np.float32) if like is None else put(np.zeros(1), like)
+    _array.check_floating("testing.check_backend", like=like)
     served = backend_of(like) if backend is None else backend
     check_contract(served)
-    with naming(served, "normal"):
-        check_noise(like, backend=served)
+    check_noise(like, backend=served)
     with naming(served, "run"):
         check_type(backend, like)
         check_agreement(backend, like)
@@ -113,8 +113,7 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
         dtype = getattr(xp, kind, None)
         if dtype is not None:
             narrow = put(np.zeros(1), like, dtype=dtype)
-            with naming(served, "normal", kind):
-                check_noise(narrow, backend=served, size=40, draws=[(1, 0)])
+            check_noise(narrow, backend=served, size=40, draws=[(1, 0)])
             with naming(served, "run", kind):
                 check_agreement(backend, narrow, names=("ancestral", "unipc"))
 

@@ -21,6 +21,7 @@ import numpy as np
 from diffcore import exact, levels
 from diffcore.plan import Plan
 from diffcore.testing._arrays import Float64, fail_unless
+from diffcore.testing._naming import maker_of
 
 __all__ = ["UNEVEN", "Convergence", "check_order", "order_of_convergence"]
 
@@ -80,6 +81,7 @@ def order_of_convergence(
     >>> round(order_of_convergence(lambda grid: dc.samplers.ddim(schedule, grid=grid)).order)
     1
     """
+    maker_of("testing.order_of_convergence", make_plan)
     grids = (np.concatenate([[0.0], np.cumsum(np.resize(gaps, count))]) for count in steps)
     spread = log_snrs[1] - log_snrs[0]
     errors = tuple(_error(make_plan(log_snrs[0] + spread * (at / at[-1])), variances, log_snrs) for at in grids)
@@ -129,6 +131,7 @@ def check_order(
     >>> check_order(lambda grid: dc.samplers.heun(schedule, grid=grid), 2) > 1.9
     True
     """
+    maker_of("testing.check_order", make_plan)
     given = [settings.pop("gaps")] if "gaps" in settings else [(1.0,), UNEVEN]
     slopes = []
     for gaps in given:

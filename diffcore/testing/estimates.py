@@ -15,7 +15,7 @@ from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, in_range, largest, put, smallest
 from diffcore.testing._guided import check_guidance_invariance
-from diffcore.testing._naming import called, methods
+from diffcore.testing._naming import called, methods, schedule_of
 
 __all__ = [
     "check_bound",
@@ -167,6 +167,7 @@ def check_bound(schedule: Any, variance: float = 0.4, *, panels: int = 400, rtol
     >>> check_bound(dc.schedules.Cosine()) <= 1.0
     True
     """
+    schedule_of("testing.check_bound", schedule)
     ends = np.asarray(schedule.log_snr(np.array([1.0, 1.0 - 1e-6, 0.0])), dtype=np.float64)  # nearer to 1, t is rounded
     low = max(ends[1], -12.0) if np.isinf(ends[0]) else ends[0]
     high = 12.0 if np.isinf(ends[2]) else ends[2]
@@ -213,7 +214,7 @@ def check_denoiser(data: Any, log_snr: float, z: Float64, *, scaling: str = "vp"
     True
     """
     function = "testing.check_denoiser"
-    methods(function, data, ("denoise", "score", "log_likelihood", "posterior_covariance", "with_scaling"))
+    methods(function, ("denoise", "score", "log_likelihood", "posterior_covariance", "with_scaling"), data=data)
     log_snr, z = _check.number(function, "log_snr", log_snr), np.asarray(z, dtype=np.float64)
     _check.integer(function, "z.ndim", z.ndim, 1, hint="z is (B, *event)")
     data = data.with_scaling(levels.check_scaling(function, scaling))
@@ -268,9 +269,8 @@ def check_conditional(data: exact.Gaussian, mask: Any, log_snr: float, *, scalin
     >>> check_conditional(correlated, np.array([True, False]), 0.5) <= 1.0
     True
     """
-    methods(
-        "testing.check_conditional", data, ("denoise", "conditional_denoise", "posterior_covariance", "with_scaling")
-    )
+    names = ("denoise", "conditional_denoise", "posterior_covariance", "with_scaling")
+    methods("testing.check_conditional", names, data=data)
     data = data.with_scaling(scaling)
     level = levels.level(_check.number("testing.check_conditional", "log_snr", log_snr), scaling)
     known = np.broadcast_to(np.asarray(mask, dtype=bool), data.event).ravel()

@@ -29,6 +29,7 @@ from diffcore.testing._arrays import (
     smallest,
     where_at,
 )
+from diffcore.testing._naming import schedule_of
 
 __all__ = [
     "check_bayes",
@@ -74,6 +75,7 @@ def check_schedule(
     >>> check_schedule(dc.schedules.Cosine()) <= 1.0
     True
     """
+    schedule_of("testing.check_schedule", schedule)
     like = put(0.0, like)
     at = put(times_over() if times is None else times, like)
     t, eps = host(at), epsilon(at)

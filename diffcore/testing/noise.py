@@ -10,7 +10,8 @@ import numpy as np
 from diffcore import _array, _streams, backends, noise
 from diffcore._array import Array
 from diffcore.backends import Backend
-from diffcore.testing._arrays import compare, epsilon, fail_unless, host, smallest
+from diffcore.testing._arrays import compare, epsilon, fail_unless, host, put, smallest
+from diffcore.testing._naming import naming
 
 __all__ = ["check_noise", "philox"]
 
@@ -93,42 +94,50 @@ def check_noise(
     """
     for counter, key, answer in KNOWN_ANSWERS:
         fail_unless(" ".join(f"{word:08x}" for word in philox(counter, key)) == answer, "Philox", f"not {answer}")
-    like = np.zeros((), dtype=np.float32) if like is None else like
+    like = put(np.zeros(()), np.zeros((), dtype=np.float32) if like is None else like)
     backend = backends.of(like) if backend is None else backend
     xp, device, worst = _array.namespace("testing.check_noise", like=like), _array.device(like), 0.0
     seeds = [0, 2**64 - 1, 0x0123456789ABCDEF]
-    words = backend.keys(noise.keys(seeds, 3), like)
+    with naming(backend, "keys"):
+        words = backend.keys(noise.keys(seeds, 3), like)
     for draw, stream in draws:
-        name = f"{backend.name}: noise of draw {draw}, stream {stream}"
+        name = f"noise of draw {draw}, stream {stream}, in {str(like.dtype).rsplit('.', 1)[-1]}"
         pairs = [[_words(seed, draw, stream, e) for e in range(size)] for seed in seeds]
         want_bits = [[pair[pair[2]] for pair in row] for row in pairs]
         where = {"sample": np.arange(3)[:, None], "element": np.arange(size)}
-        bits = backend.bits(words, draw, (3, size), device=device, stream=stream)
-        fail_unless(xp.isdtype(bits.dtype, "integral"), name, f"bits have dtype {bits.dtype}, but should be integers")
-        compare(f"{name}: bits", host(bits), want_bits, 0.0, where=where)
-        drawn = backend.normal(words, draw, (3, size), dtype=like.dtype, device=device, stream=stream)
-        fail_unless(drawn.dtype == like.dtype, name, f"dtype {drawn.dtype}, but was asked for {like.dtype}")
-        normals = np.array([[_normal(*pair) for pair in row] for row in pairs])
-        unit = epsilon(like) * np.abs(normals) + smallest(like)
-        worst = max(worst, ulps * compare(f"{name}: normals", host(drawn), normals, ulps * unit, where=where))
-        if (draw, stream) != draws[0]:
-            continue
-        for i in (0, 2):
-            alone = backend.normal(
-                words[i : i + 1, ...], draw, (1, size), dtype=like.dtype, device=device, stream=stream
+        with naming(backend, "bits"):
+            bits = backend.bits(words, draw, (3, size), device=device, stream=stream)
+            fail_unless(
+                xp.isdtype(bits.dtype, "integral"), name, f"bits have dtype {bits.dtype}, but should be integers"
             )
-            compare(f"{name}: sample {i} alone", host(alone)[0], host(drawn)[i], 0.0)
-        for shape in ((3, 0), (3, 2, size // 2 - 1)):
-            part = backend.normal(words, draw, shape, dtype=like.dtype, device=device, stream=stream)
-            fail_unless(tuple(part.shape) == shape, name, f"shape {tuple(part.shape)}, but was asked for {shape}")
-            flat = host(part).reshape(3, -1)
-            compare(f"{name}: a sample of shape {shape[1:]} is a prefix", flat, host(drawn)[:, : flat.shape[1]], 0.0)
+            compare(f"{name}: bits", host(bits), want_bits, 0.0, where=where)
+        with naming(backend, "normal"):
+            drawn = backend.normal(words, draw, (3, size), dtype=like.dtype, device=device, stream=stream)
+            fail_unless(drawn.dtype == like.dtype, name, f"dtype {drawn.dtype}, but was asked for {like.dtype}")
+            normals = np.array([[_normal(*pair) for pair in row] for row in pairs])
+            unit = epsilon(like) * np.abs(normals) + smallest(like)
+            worst = max(worst, ulps * compare(f"{name}: normals", host(drawn), normals, ulps * unit, where=where))
+            if (draw, stream) != draws[0]:
+                continue
+            for i in (0, 2):
+                alone = backend.normal(
+                    words[i : i + 1, ...], draw, (1, size), dtype=like.dtype, device=device, stream=stream
+                )
+                compare(f"{name}: sample {i} alone", host(alone)[0], host(drawn)[i], 0.0)
+            for shape in ((3, 0), (3, 2, size // 2 - 1)):
+                part = backend.normal(words, draw, shape, dtype=like.dtype, device=device, stream=stream)
+                fail_unless(tuple(part.shape) == shape, name, f"shape {tuple(part.shape)}, but was asked for {shape}")
+                flat = host(part).reshape(3, -1)
+                compare(
+                    f"{name}: a sample of shape {shape[1:]} is a prefix", flat, host(drawn)[:, : flat.shape[1]], 0.0
+                )
     _check_regions(backend, like, words, size)
-    array = xp.asarray(1, device=device)
-    traced, plain = (backend.normal(words, draw, (3, 4), dtype=like.dtype, device=device) for draw in (array, 1))
-    compare(f"{backend.name}: a draw number that is an array", host(traced), host(plain), 0.0)
-    from_host = backend.normal(noise.keys(seeds, 3), 1, (3, 4), dtype=like.dtype, device=device)
-    compare(f"{backend.name}: seed words from the host", host(from_host), host(plain), 0.0)
+    with naming(backend, "normal"):
+        array = xp.asarray(1, device=device)
+        traced, plain = (backend.normal(words, draw, (3, 4), dtype=like.dtype, device=device) for draw in (array, 1))
+        compare("a draw number that is an array", host(traced), host(plain), 0.0)
+        from_host = backend.normal(noise.keys(seeds, 3), 1, (3, 4), dtype=like.dtype, device=device)
+        compare("seed words from the host", host(from_host), host(plain), 0.0)
     return worst
 
 
@@ -151,11 +160,12 @@ def _check_regions(backend: Backend, like: Array, words: Array, size: int) -> No
         ((0, 3), (4, 0), (0, rows), (0, 2)),
     ]
     for what, draw in drawn.items():
-        full = host(draw(words))
-        for region in regions:
-            first, count = region[0]
-            part = draw(words[first : first + count, ...], region=region)
-            want = full[tuple(slice(at, at + length) for at, length in region)]
-            name = f"{backend.name}: {what} of region {region} of {shape}"
-            fail_unless(tuple(part.shape) == want.shape, name, f"shape {tuple(part.shape)}, not {want.shape}")
-            compare(name, host(part), want, 0.0)
+        with naming(backend, what):
+            full = host(draw(words))
+            for region in regions:
+                first, count = region[0]
+                part = draw(words[first : first + count, ...], region=region)
+                want = full[tuple(slice(at, at + length) for at, length in region)]
+                name = f"region {region} of {shape}"
+                fail_unless(tuple(part.shape) == want.shape, name, f"shape {tuple(part.shape)}, not {want.shape}")
+                compare(name, host(part), want, 0.0)

@@ -15,6 +15,7 @@ import diffcore as dc
 from diffcore import exact, levels
 from diffcore.plan import Plan
 from diffcore.testing._arrays import Float64, compare, fail_unless
+from diffcore.testing._naming import maker_of, plan_of
 
 __all__ = [
     "check_composes",
@@ -62,9 +63,12 @@ def check_same_plan(first: Plan, second: Plan, *, rtol: float = 1e-12) -> float:
     >>> check_same_plan(dc.samplers.ddim(schedule, 8), dc.samplers.euler(schedule, 8)) <= 1.0
     True
     """
+    for argument, plan in (("first", first), ("second", second)):
+        plan_of("testing.check_same_plan", plan, argument)
     name = f"{first.sampler} = {second.sampler}"
     fail_unless(first.scaling == second.scaling, name, f"scalings {first.scaling!r} and {second.scaling!r}")
-    fail_unless(first.update.shape == second.update.shape, name, f"{first.update.shape} is not {second.update.shape}")
+    shapes = f"tables of shape {first.update.shape} and {second.update.shape}"
+    fail_unless(first.update.shape == second.update.shape, name, shapes)
     compare(f"{name}: levels", first.log_snr, second.log_snr, 1e-12 * (1.0 + np.abs(first.log_snr)))
     size = 1.0 + np.abs(second.update).max(axis=(-1, -2), keepdims=True)
     stages = np.arange(len(first)).reshape(-1, *(1,) * (first.update.ndim - 1))
@@ -128,6 +132,7 @@ def check_composes(make_plan: MakePlan, grid: Float64, *, rtol: float = 1e-10) -
     >>> check_composes(lambda grid: dc.samplers.ddim(schedule, grid=grid), np.array([-6.0, 1.0, 3.0])) <= 1.0
     True
     """
+    maker_of("testing.check_composes", make_plan)
     plan = make_plan(grid)
     many, once = _responses(plan), _responses(make_plan(grid[[0, -1]]))
     used = 0.0
@@ -157,6 +162,7 @@ def check_keeps_marginals(plan: Plan, *, rtol: float = 1e-10) -> float:
     >>> check_keeps_marginals(dc.samplers.unipc(dc.schedules.Cosine(), 6)) <= 1.0
     True
     """
+    plan_of("testing.check_keeps_marginals", plan)
     from_z, from_x, variance = _responses(plan)
     first, after = plan.start, levels.level(plan.next_log_snr, plan.scaling)
     where = {"stage": np.arange(len(plan))}
@@ -186,6 +192,7 @@ def check_eta(make_plan: Callable[[Float64, float], Plan], grid: Float64, *, rto
     >>> check_eta(lambda grid, eta: dc.samplers.ddim(schedule, grid=grid, eta=eta), np.linspace(-6.0, 3.0, 5)) <= 1.0
     True
     """
+    maker_of("testing.check_eta", make_plan, "grid, eta")
     used = 0.0
     for eta in (0.0, 0.25, 0.5, 0.75, 1.0):
         plan = make_plan(grid, eta)
@@ -214,6 +221,7 @@ def check_moments(plan: Plan, *, mean: float = 0.7, variance: float = 0.4, rtol:
     >>> check_moments(dc.samplers.heun(dc.schedules.Cosine(), 4, churn=1.0)) <= 1.0
     True
     """
+    plan_of("testing.check_moments", plan)
     count = len(plan) + 1
 
     def unit(draw: int, shape: tuple[int, ...]) -> Float64:

@@ -31,7 +31,8 @@ def wide(function: str, argument: str, dtype: Any) -> str:
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     if name not in ("float32", "float64"):
         must = f"{'be' if argument == 'dtype' else 'have dtype'} 'float32' or 'float64'"
-        raise _check.error(ValueError, function, argument, must, name, "levels of float16 and bfloat16 are float32")
+        hint = "levels of float16 and bfloat16 are float32" if name in ("float16", "bfloat16") else ""
+        raise _check.error(ValueError, function, argument, must, name, hint)
     return name
 
 

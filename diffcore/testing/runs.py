@@ -7,19 +7,21 @@ of the one that serves `like`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import diffcore as dc
-from diffcore import levels, noise
+from diffcore import _check, levels, noise
 from diffcore._array import Array
 from diffcore.backends import Backend
 from diffcore.plan import Plan
 from diffcore.state import State
 from diffcore.testing._arrays import compare, epsilon, fail_unless, host, put
 from diffcore.testing._loop import Denoise, Loop
+from diffcore.testing._naming import plan_of
 
 __all__ = [
     "check_batch_equals_singles",
@@ -46,6 +48,7 @@ def check_last_step_returns_x(plan: Plan, *, like: Array | None = None, backend:
 
     >>> check_last_step_returns_x(dc.samplers.ancestral(dc.schedules.Cosine(), 4, gamma=1.0))
     """
+    plan_of("testing.check_last_step_returns_x", plan)
     fail_unless(
         np.all(plan.next_log_snr[-1] == np.inf),
         plan.sampler,
@@ -91,6 +94,7 @@ def check_deterministic(
 
     >>> check_deterministic(lambda z, log_snr: 0.5 * z, dc.samplers.ancestral(dc.schedules.Cosine(), 4))
     """
+    plan_of("testing.check_deterministic", plan)
     loop = Loop(like, backend)
     first, again, other = (loop.sample(denoise, plan, loop.start(plan, shape, seed), prediction) for seed in (7, 7, 8))
     _same_bits(f"{plan.sampler}: a run is a function of its seed", again, first)
@@ -119,6 +123,7 @@ def check_batch_equals_singles(
 
     >>> check_batch_equals_singles(lambda z, log_snr: 0.5 * z, dc.samplers.ancestral(dc.schedules.Cosine(), 4))
     """
+    plan_of("testing.check_batch_equals_singles", plan)
     loop = Loop(like, backend)
     given = (
         [(2**64 - 1, 0, 2**63, 5)[i % 4] + (i // 4) for i in range(1, shape[0] + 1)] if seeds is None else list(seeds)
@@ -150,6 +155,8 @@ def check_interleaved(
     >>> schedule = dc.schedules.Cosine()
     >>> check_interleaved(lambda z, l: 0.5 * z, [dc.samplers.unipc(schedule, 4), dc.samplers.heun(schedule, 3)])
     """
+    for plan in plans:
+        plan_of("testing.check_interleaved", plan, "plans")
     loop = Loop(like, backend)
     together = [loop.start(plan, shape, seed) for seed, plan in enumerate(plans)]
     for stage in range(max(len(plan) for plan in plans)):
@@ -188,6 +195,7 @@ def check_resumed(
 
     >>> check_resumed(lambda z, log_snr: 0.5 * z, dc.samplers.unipc(dc.schedules.Cosine(), 4))
     """
+    plan_of("testing.check_resumed", plan)
     loop = Loop(like, backend)
     states: list[State] = []
     straight = loop.sample(denoise, plan, loop.start(plan, shape, 3), prediction, callback=states.append)
@@ -232,6 +240,7 @@ def check_run(
     >>> check_run(dc.samplers.unipc(dc.schedules.Cosine(), 4), transform_x=dc.guidance.clip()) <= 1.0
     True
     """
+    plan_of("testing.check_run", plan)
     if plan.lead or plan.second:
         raise ValueError(
             f"testing.check_run: `plan` must have levels of shape () and no second estimate, got {plan.lead} and {plan.second!r}"
@@ -258,6 +267,13 @@ def check_run(
         sizes = np.array([np.abs(term).max(initial=0.0) for term in terms])
         largest = max(largest, float((np.abs(plan.update[k]) @ sizes).max()))  # before what cancels
         z, *memory = (sum(c * term for c, term in zip(row, terms, strict=True)) for row in plan.update[k].tolist())
+    try:
+        inspect.signature(run).bind(says, plan, begin, seed=seed, prediction="v", transform_x=transform_x)
+    except TypeError as error:
+        must = "take (denoise, plan, z, *, seed, prediction, transform_x), as diffcore.sample does"
+        raise _check.error(TypeError, "testing.check_run", "run", must, run, str(error)) from None
+    except ValueError:  # a compiled function may not tell
+        pass
     found = run(says, plan, begin, seed=seed, prediction="v", transform_x=transform_x)
     identity = f"a run of {plan.sampler} is what its table says"
     fail_unless(found.dtype == begin.dtype, identity, f"dtype {found.dtype}, but should be {begin.dtype}")

@@ -108,6 +108,8 @@ def schedules(scaling: str | None = None) -> st.SearchStrategy[Schedule]:
     Args:
         scaling: "vp", "ve" or "flow"; None draws it too.
     """
+    if scaling is not None:
+        levels.check_scaling("testing.strategies.schedules", scaling)
     simple = _simple()
     shifted = st.tuples(simple, _between(-4.0, 4.0)).map(lambda drawn: kinds.shift(*drawn))
     truncated = st.tuples(simple, _between(0.05, 0.45), _between(0.55, 0.95)).map(_truncated)
@@ -135,12 +137,17 @@ def log_snrs(dtype: Any = "float64", *, ends: bool = True, reach: float | None =
         reach: how far from 0; None is as far as squares of alpha and sigma neither under- nor overflow (80 or 700).
     """
     wide("testing.strategies.log_snrs", "dtype", dtype)
-    far = log_snr_range(dtype) if reach is None else float(reach)
+    far = log_snr_range(dtype) if reach is None else _positive("log_snrs", "reach", reach)
     special = [0.0, min(20.0, far), max(-20.0, -far), far, -far] + ([math.inf, -math.inf] if ends else [])
     near = min(far, 20.0)
-    drawn = _between(-near, near) | _between(-far, far) | _between(-1e-6, 1e-6) | st.sampled_from(special)
-    least = float(np.finfo(dtype).smallest_normal)
-    return drawn.map(lambda value: float(np.asarray(value if abs(value) >= least else 0.0, dtype=dtype)))
+    least = min(far, 1e-6)
+    drawn = _between(-near, near) | _between(-far, far) | _between(-least, least) | st.sampled_from(special)
+    normal = float(np.finfo(dtype).smallest_normal)
+    return drawn.map(lambda value: float(np.asarray(value if abs(value) >= normal else 0.0, dtype=dtype)))
+
+
+def _positive(strategy: str, argument: str, value: object) -> float:
+    return _check.number(f"testing.strategies.{strategy}", argument, value, 0, open_low=True)
 
 
 @st.composite
@@ -175,12 +182,16 @@ def ordered_levels(
     Raises:
         ValueError: `like` of another dtype, in which levels so close would be equal; another dtype than those; `count` < 1.
     """
-    _check.integer("testing.strategies.ordered_levels", "count", count, 1)
+    function = "testing.strategies.ordered_levels"
+    _check.integer(function, "count", count, 1)
+    _check.integer(function, "size", size, 0)
+    _check.number(function, "min_gap", min_gap, 0)
+    levels.check_scaling(function, scaling)
     held = None if like is None else str(like.dtype).split(".")[-1]
-    dtype = wide("testing.strategies.ordered_levels", "dtype", held or "float64" if dtype is None else dtype)
+    dtype = wide(function, "dtype", held or "float64" if dtype is None else dtype)
     if held not in {None, dtype}:
         must = f"have the dtype of the levels, {dtype}"
-        raise _check.error(ValueError, "testing.strategies.ordered_levels", "like", must, held)
+        raise _check.error(ValueError, function, "like", must, held)
     first = draw(st.lists(log_snrs(dtype, ends=False, reach=reach), min_size=size, max_size=size))
     number, up = np.dtype(dtype).type, np.array(np.inf, dtype=dtype)
     least, top = np.finfo(dtype).smallest_normal, number(log_snr_range(dtype) if reach is None else reach)
@@ -211,6 +222,8 @@ def grids(*, clean: bool | None = None, max_steps: int = 8, reach: float = 12.0)
         max_steps: the largest N.
         reach: the largest |lambda| but for a clean end.
     """
+    _check.integer("testing.strategies.grids", "max_steps", max_steps, 1)
+    reach = _positive("grids", "reach", reach)
     inner = st.lists(_between(0.05, 3.0), min_size=1, max_size=max_steps)
 
     def build(drawn: tuple[list[float], float, bool]) -> Float64:
@@ -230,6 +243,8 @@ def plans(draw: st.DrawFn, scaling: str | None = None, *, clean: bool | None = N
         scaling: "vp", "ve" or "flow"; None draws it too.
         clean: whether it ends on clean data; None draws it too.
     """
+    if scaling is not None:
+        levels.check_scaling("testing.strategies.plans", scaling)
     schedule = kinds.Cosine(scaling=draw(scalings()) if scaling is None else scaling)
     row = draw(st.sampled_from(list(samplers.table().values())))
     settings = {
@@ -261,6 +276,9 @@ def dtypes(xp: Any, *, half: bool = True) -> st.SearchStrategy[Any]:
         xp: an array API namespace, such as `numpy`, `torch` or `jax.numpy`.
         half: also those of sixteen bits.
     """
+    if not hasattr(xp, "float32"):
+        must = "be an array API namespace, such as the module numpy, torch or jax.numpy"
+        raise _check.error(TypeError, "testing.strategies.dtypes", "xp", must, xp)
     names = ["float32", "float64", *(["bfloat16", "float16"] if half else [])]
     if _array.name(xp) == "jax" and str(xp.asarray(0.0).dtype) != "float64":  # off unless it is switched on
         names.remove("float64")
