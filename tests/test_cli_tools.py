@@ -144,6 +144,12 @@ def test_train_on_a_folder_of_videos_takes_its_colours() -> None:
     assert "of small.npy, 16x16, are enlarged" in done("evaluate", "small.npy", *sets[2:], 4).stderr
     tuned = done("train", "tuned", "--data", "videos", "--from", "run", "--steps", 1, "--batch", 1, "--rate", 2.5)
     assert "clips are taken" not in tuned.stderr
+    again = ("train", "tuned", "--data", "videos", "--from", "run", "--steps", 2, "--batch", 1, "--rate", 5)
+    assert "holds a run on other data: fps 2.5 instead of 5.0" in refused(1, *again)
+    assert "run is a model, and --against compares videos; draw some" in refused(
+        2, "evaluate", "run", "--against", "videos"
+    )
+    assert "compared with goes after --against" in refused(2, "evaluate", "a.mp4", "b.mp4")
     assert [dc.unet3d.weights.read(f"{name}/model.safetensors").metadata["fps"] for name in ("run", "tuned")] == [
         "5",
         "2.5",

@@ -345,6 +345,19 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_a_rate_is_compared_where_the_checkpoint_has_one(tmp_path: Path) -> None:
+    def check(before: str, now: str) -> None:
+        found = checkpoints.Checkpoint(tmp_path, {}, {"source": before, "glimpse": "[]"}, 1)
+        checkpoints.check_same(tmp_path, found, {"source": now}, [])
+
+    check('{"clips": 3}', '{"clips": 3, "fps": 10.0}')  # of an earlier version
+    check('{"clips": 3, "fps": null}', '{"clips": 3, "fps": null}')
+    with pytest.raises(ValueError, match=r"holds a run on other data: fps 10.0 instead of None"):
+        check('{"clips": 3, "fps": 10.0}', '{"clips": 3, "fps": null}')
+    with pytest.raises(ValueError, match="clips 3 instead of 4"):
+        check('{"clips": 3}', '{"clips": 4, "fps": 10.0}')
+
+
 @pytest.mark.parametrize("other", [pytest.param(name, marks=both) for name in OTHERS])
 def test_the_checkpoint_of_another_run_is_refused(other: str, unbroken: Any, tmp_path: Path) -> None:
     folder = copied(unbroken("torch"), tmp_path / "copy")

@@ -43,7 +43,10 @@ def _told(error: Exception, *, debug: bool) -> int:
     if hasattr(error, "format_message"):  # of the parser of arguments
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "diffcore"
-        report.note(f"{path}: {report.one_line(error.format_message()).rstrip('.')}; see {path} --help")
+        text = report.one_line(error.format_message()).rstrip(".")
+        if path.endswith(" evaluate") and "unexpected extra argument" in text:
+            text += "; what it is compared with goes after --against"
+        report.note(f"{path}: {text}; see {path} --help")
         return int(getattr(error, "exit_code", 2))
     text = report.one_line(error)
     if isinstance(error, OSError) and error.filename is not None:

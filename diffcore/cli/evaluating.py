@@ -105,6 +105,10 @@ def evaluate(
         writers.check_place(out, force)
     if features is not None and against is None:
         report.usage("--features needs --against, the video or folder that is compared with")
+    if against is not None and (what in saved.shipped() or Path(what).suffix == ".safetensors" or _is_run(Path(what))):
+        report.usage(
+            f"{what} is a model, and --against compares videos; draw some first: diffcore sample made/%03d.mp4 -w {what} -n {count}"
+        )
     if against is not None and (features is not None or against.is_dir() or Path(what).is_dir()):
         taken = sources.Taken(every, rate, None, background)
         row, text = sets.compared(Path(what), against, features, frames, size, count, taken)
@@ -139,6 +143,10 @@ def evaluate(
         report.result(row, text, as_json=as_json)
         return
     _show(row)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "model.safetensors").is_file()
 
 
 # Two videos

@@ -94,7 +94,7 @@ def say_repeats(name: object, source: Any, count: int) -> None:
 
 
 def _skipped(line: str) -> None:
-    note(f"note: {line.replace('give fps= for', '--rate takes')}")
+    note(f"note: {line.removeprefix('data.videos: ').replace('give fps= for', '--rate takes')}")
 
 
 class Text(NamedTuple):

@@ -250,7 +250,9 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
     fixed = {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in fixed.items()}  # a function's place in memory
     if settings.cool_down:
         fixed["steps"] = str(settings.steps)  # the end of the learning rate depends on it
-    data = {"clips": len(source), "shape": list(source.shape)}
+    data: dict[str, Any] = {"clips": len(source), "shape": list(source.shape)}
+    if hasattr(source, "fps"):
+        data["fps"] = round(float(source.fps), 6) if source.fps else None
     return {
         "config": json.dumps(config.to_dict()),
         "settings": json.dumps(fixed),
