@@ -291,7 +291,7 @@ def test_levels_out_of_order_or_range_are_named_with_their_values(library: str) 
         (lambda at: testing.check_order(PLAN, 1), TypeError, r"`make_plan` must be a function of \(grid\) that returns"),
         (lambda at: testing.check_eta(PLAN, at.log_snr), TypeError, r"check_eta: `make_plan` must be a function of \(grid, eta\)"),
         (lambda at: testing.check_moments(dc.samplers.ddim), TypeError, r"`plan` must be a Plan, .*; call it: ddim\(...\)"),
-        (lambda at: testing.check_interleaved(bend, [PLAN, 3]), TypeError, r"check_interleaved: `plans` must be a Plan, .* got 3"),
+        (lambda at: testing.check_interleaved(bend, list[Any]([PLAN, 3])), TypeError, r"`plans` must be a Plan, .* got 3"),
         (lambda at: testing.check_schedule(dc.schedules.Cosine), TypeError, r"`schedule` must have log_snr, .*; give an instance"),
         (lambda at: testing.check_bound(3), TypeError, r"check_bound: `schedule` must have .*, got 3; it lacks log_snr, time"),
         (lambda at: testing.check_run(PLAN, lambda d, p, z: z), TypeError, r"`run` must take .*; got an unexpected keyword .*seed"),

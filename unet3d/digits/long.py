@@ -20,7 +20,7 @@ import diffcore as dc
 from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import digits, load
 from diffcore.unet3d.half import InBfloat16
-from diffcore.video.extend import METHODS
+from diffcore.video._block import METHODS
 
 TOGETHER = 32
 """Clips that are drawn at once: of a causal network a frame each."""
