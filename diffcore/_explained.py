@@ -7,7 +7,6 @@ of ours: there the function, what it was given, and the cause are said together,
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import re
@@ -99,8 +98,8 @@ def missing(
 
 
 def _near(module: str, name: str, names: list[str], cutoff: float) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    return f"{module}.{near[0]}" if near else ""
+    near = _synonyms.closest(name, names, cutoff)
+    return f"{module}.{near}" if near else ""
 
 
 def _explain_methods(of: type, module: str) -> None:

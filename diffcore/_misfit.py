@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -39,8 +38,8 @@ def of_ours(called: str, function: Callable[..., Any], args: tuple[Any, ...], er
         names = [part.name for part in parts]
         arguments = {here: there for here, there in _synonyms.ARGUMENTS.items() if here in names}
         known = _synonyms.elsewhere(wrong[1], arguments)
-        near = [known] if known else difflib.get_close_matches(wrong[1], names, n=1)
-        said += f"; did you mean `{near[0]}`?" if near else ""
+        near = known or _synonyms.closest(wrong[1], names)
+        said += f"; did you mean `{near}`?" if near else ""
     if method and args and not hasattr(args[0], function.__name__):
         said += "; it is a method of an object, not of a class"
     bare = [part.replace(annotation=part.empty, default=_plain(part.default)) for part in parts]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 ELSEWHERE = {
     # samplers
@@ -184,5 +183,16 @@ def meant(name: str, choices: Collection[str]) -> tuple[str, str]:
             if rest != plainly(name) and (found := same(rest, choices)):
                 return found, SPACED[ending]
     known = {short(choice): choice for choice in sorted(choices, key=lambda choice: choice == short(choice))}
-    near = difflib.get_close_matches(short(name), known, n=1, cutoff=0.8 if name.endswith("Scheduler") else 0.6)
-    return (known[near[0]] if near else ""), ""
+    near = closest(short(name), known, 0.8 if name.endswith("Scheduler") else 0.6)
+    return known.get(near, ""), ""
+
+
+def closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the name that is written most like another one, "" where none is like it.
+
+    >>> closest("unipcc", ["ddim", "unipc"])
+    'unipc'
+    """
+    import difflib  # for messages alone
+
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")

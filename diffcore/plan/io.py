@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -24,6 +23,8 @@ ARRAYS = ("log_snr", "next_log_snr", "update")
 
 def save(path: str | os.PathLike[str], **fields: Any) -> None:
     """Write the fields of a plan; see `Plan.save`."""
+    import json  # which files alone need
+
     document = {name: value for name, value in fields.items() if name not in ARRAYS}
     document |= {"format": FORMAT, "shape": list(fields["update"].shape)}
     document |= {name: [repr(float(value)) for value in fields[name].ravel()] for name in ARRAYS}
@@ -58,6 +59,8 @@ def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
 
 def _document(text: str | bytes) -> dict[str, Any]:
     """Return the fields of a file, of the format that this version reads."""
+    import json
+
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
