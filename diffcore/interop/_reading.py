@@ -142,7 +142,9 @@ def read(
         return sample
 
     name = type(scheduler).__name__
-    found = _trace.read(function, loop, scaling, torch.zeros(1), second="raw" if clips else None, name=name)
+    found = _trace.read(
+        function, loop, scaling, torch.zeros(1), second="raw" if clips else None, name=name, several=False
+    )
     found = _with_end(found)
     return Read(
         _clipped(found) if clips else found,

@@ -92,8 +92,10 @@ def read(
     end: float = math.inf,
     second: Second = None,
     name: str | None = None,
+    several: bool = True,
 ) -> Plan:
-    """Return what `trace` does, with errors that begin with the name of another function."""
+    """Return what `trace` does, with errors that begin with the name of another function; unless the loop is one for `several`
+    samples, it is run on one alone."""
     levels.check_scaling(function, scaling)
     like = np.zeros(1) if like is None else like
     if _array.library(like) is None:
@@ -101,12 +103,12 @@ def read(
     _check.choice(function, "second", second, ("unguided", "raw", None))
     with _float64(like):
         try:
-            found = _read(function, loop, like, second)
+            found = _read(function, loop, like, second, several)
         except _TracedError:
             if not (plainly := _plainly(like)):
                 raise
             with plainly:
-                found = _read(function, loop, like, second)
+                found = _read(function, loop, like, second, several)
     at = np.array([level for level, _ in found.levels]) + 0.0  # not -0
     ahead = [to for _, to in found.levels]
     if given := [to for to in ahead if to is not None]:
@@ -136,10 +138,11 @@ def read(
     )
 
 
-def _read(function: str, loop: Loop, like: Array, second: Second) -> _Run:
+def _read(function: str, loop: Loop, like: Array, second: Second, several: bool) -> _Run:
     """Return the run of a loop on unit vectors; raise where it differs on random numbers."""
     probes = [_Run(function, like, second, _random(sizes)) for sizes in RUNS]
-    probes.append(_Run(function, like, second, _random(RUNS[0]), samples=2))
+    if several:
+        probes.append(_Run(function, like, second, _random(RUNS[0]), samples=2))
     for probe in probes:
         probe.go(loop)
     if not probe.levels:
