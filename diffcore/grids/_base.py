@@ -138,17 +138,17 @@ def at(index: Any) -> str:
     return "[" + ", ".join(str(int(i)) for i in index) + "]"
 
 
-def each(
-    function: str,
-    start: npt.ArrayLike,
-    end: npt.ArrayLike,
-    clean: bool | None,
-    make: Callable[[float, float, bool], Any],
-) -> Float64:
+Ends = tuple[npt.ArrayLike, npt.ArrayLike, bool | None]
+"""The arguments `start`, `end` and `clean`."""
+
+
+def each(function: str, schedule: Schedule, ends: Ends, make: Callable[[float, float, bool], Any]) -> Float64:
     """Return the grids `make(start, end, clean)` of every sample and frame, each made from noise to data, as one array.
 
     Where the start lies below the end the grid is made the other way and turned round.
     """
+    scaling_of(function, "schedule", schedule)
+    start, end, clean = ends
     first, last = check_ends(function, start, end)
     clean_ends = np.broadcast_to(ends_clean(function, first, last, clean), first.shape)
     found = []

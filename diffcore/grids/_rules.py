@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _check
-from diffcore.grids._base import Float64, each
+from diffcore.grids._base import Ends, Float64, each
 from diffcore.schedules import Schedule, Table
-from diffcore.schedules._base import scaling_of
 
 Rule = Callable[[int, int], npt.ArrayLike]
 """(N, T) -> timesteps in [0, T - 1] that fall."""
@@ -27,15 +26,9 @@ def entries_of(schedule: Schedule) -> int:
 
 
 def by_rule(
-    function: str,
-    schedule: Schedule,
-    steps: int,
-    timesteps: int | None,
-    ends: tuple[npt.ArrayLike, npt.ArrayLike, bool | None],
-    rule: Rule,
+    function: str, schedule: Schedule, steps: int, timesteps: int | None, ends: Ends, rule: Rule
 ) -> Float64:
     """Return the grid through the timesteps of a rule, and the clean point or the level at the end; see `timesteps.leading`."""
-    scaling_of(function, "schedule", schedule)
     count = _check.count(function, "steps", steps, 1)
     whole = entries_of(schedule) if timesteps is None else _check.integer(function, "timesteps", timesteps, 2)
 
@@ -55,4 +48,4 @@ def by_rule(
             return np.append(points, np.inf)
         return points if found[-1] == 0.0 else np.append(points, schedule.log_snr(last))
 
-    return each(function, *ends, make)
+    return each(function, schedule, ends, make)

@@ -10,7 +10,6 @@ from diffcore.grids._base import Float64, each
 from diffcore.grids._rules import by_rule
 from diffcore.grids.spaced import beta_quantile
 from diffcore.schedules import Schedule
-from diffcore.schedules._base import scaling_of
 
 
 def beta(
@@ -98,7 +97,6 @@ def bong_tangent(
     >>> Flow().time(bong_tangent(Flow(), 4)).round(4)
     array([1.    , 0.8572, 0.5   , 0.1175, 0.    ])
     """
-    scaling_of("grids.bong_tangent", "schedule", schedule)
     count = _check.count("grids.bong_tangent", "steps", steps)
 
     def make(first: float, last: float, in_data: bool) -> Float64:
@@ -114,7 +112,7 @@ def bong_tangent(
         points[-1] = np.inf if in_data else points[-1]
         return points
 
-    return each("grids.bong_tangent", start, end, clean, make)
+    return each("grids.bong_tangent", schedule, (start, end, clean), make)
 
 
 def _once(falling: Float64) -> Float64:

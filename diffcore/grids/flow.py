@@ -10,7 +10,6 @@ import numpy.typing as npt
 from diffcore import _check
 from diffcore.grids._base import Float64, check, each
 from diffcore.schedules import Schedule
-from diffcore.schedules._base import scaling_of
 
 
 def flow_match(
@@ -56,7 +55,6 @@ def flow_match(
     array([1.  , 0.9 , 0.75, 0.5 , 0.  ])
     """
     function = "grids.flow_match"
-    scaling_of(function, "schedule", schedule)
     count = _check.count(function, "steps", steps, 1)
     move = 2.0 * math.log(_check.number(function, "shift", shift, 0, open_low=True))
     if terminal is not None:
@@ -74,7 +72,7 @@ def flow_match(
             noisy = _stretched(noisy, terminal)
         return np.append(noisy, np.inf if in_data else float(schedule.log_snr(last)) - move)
 
-    return each(function, start, end, clean, make)
+    return each(function, schedule, (start, end, clean), make)
 
 
 def stretch(grid: npt.ArrayLike, terminal: float) -> Float64:

@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _check
-from diffcore.grids._base import Float64, each
+from diffcore.grids._base import Ends, Float64, each
 from diffcore.grids.given import levels_of
 from diffcore.schedules import Schedule
-from diffcore.schedules._base import scaling_of
 
 # sigma / alpha; Sabour et al. 2024, https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html
 _ALIGN_YOUR_STEPS = {
@@ -66,8 +65,7 @@ def align_your_steps(
     """
     function = "grids.align_your_steps"
     listed = _ALIGN_YOUR_STEPS[_check.choice(function, "model", model, _ALIGN_YOUR_STEPS)]
-    count = _check.count(function, "steps", steps, 1)
-    return _through(function, schedule, count, (start, end, clean), listed, "ve")
+    return _through(function, schedule, steps, (start, end, clean), listed, "ve")
 
 
 def optimal_steps(
@@ -94,8 +92,7 @@ def optimal_steps(
     """
     function = "grids.optimal_steps"
     listed = _OPTIMAL_STEPS[_check.choice(function, "model", model, _OPTIMAL_STEPS)]
-    count = _check.count(function, "steps", steps, 1)
-    return _through(function, schedule, count, (start, end, clean), listed, "flow")
+    return _through(function, schedule, steps, (start, end, clean), listed, "flow")
 
 
 def gits(
@@ -134,15 +131,10 @@ def gits(
 
 
 def _through(
-    function: str,
-    schedule: Schedule,
-    count: int,
-    ends: tuple[npt.ArrayLike, npt.ArrayLike, bool | None],
-    listed: tuple[float, ...],
-    scaling: str,
+    function: str, schedule: Schedule, steps: int, ends: Ends, listed: tuple[float, ...], scaling: str
 ) -> Float64:
     """Return the grid log-linear in sigma through a list of levels, or through the part of it between two times."""
-    scaling_of(function, "schedule", schedule)
+    count = _check.count(function, "steps", steps, 1)
     logs, knots = np.log(listed), levels_of(np.asarray(listed), scaling)
     places = np.arange(float(len(listed)))
 
@@ -171,4 +163,4 @@ def _through(
             found[-1] = np.inf
         return found
 
-    return each(function, *ends, make)
+    return each(function, schedule, ends, make)

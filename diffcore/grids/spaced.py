@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffcore import _check, levels
-from diffcore.grids._base import Float64, check, check_ends, column, ends_clean, of_times
+from diffcore.grids._base import Ends, Float64, check, check_ends, column, ends_clean, of_times
 from diffcore.schedules import Schedule
 from diffcore.schedules._base import scaling_of
-
-Ends = tuple[npt.ArrayLike, npt.ArrayLike, bool | None]
 
 
 def uniform(
@@ -123,11 +121,7 @@ def polyexponential(
         rho: positive; above 1 more points lie at low noise.
         scaling: whose sigmas, as for `karras`.
 
-    Returns:
-        A float64 array (N + 1, *lead) of log-SNRs.
-
-    Raises:
-        As `karras`.
+    Returns, raises: as `karras`.
 
     Source: k-diffusion, `get_sigmas_polyexponential` and `get_sigmas_exponential`.
 
@@ -161,11 +155,7 @@ def kl_optimal(
         schedule, steps, start, end, clean: as for `uniform`; the sigmas at `start` and `end` must be positive and finite.
         scaling: whose sigmas, as for `karras`.
 
-    Returns:
-        A float64 array (N + 1, *lead) of log-SNRs.
-
-    Raises:
-        As `karras`.
+    Returns, raises: as `karras`.
 
     Source: Sabour et al. 2024 (arXiv 2404.14507), theorem 3.1 and app. A.
 
@@ -198,11 +188,7 @@ def beta_sigmas(
         a, b: the parameters, positive.
         scaling: whose sigmas, as for `karras`.
 
-    Returns:
-        A float64 array (N + 1, *lead) of log-SNRs.
-
-    Raises:
-        As `karras`; ValueError: a or b is not positive.
+    Returns, raises: as `karras`; ValueError: a or b is not positive.
 
     Source: diffusers, `use_beta_sigmas`, after Lee et al. 2024 (arXiv 2407.12173).
 
@@ -241,11 +227,7 @@ def linear_quadratic(
         linear_steps: L, in [1, N - 1]; None is half of the steps, rounded down. A single step has none.
         scaling: whose sigmas, as for `karras`: "flow" for the models that it was made for.
 
-    Returns:
-        A float64 array (N + 1, *lead) of log-SNRs.
-
-    Raises:
-        As `karras`; ValueError: `threshold` or `linear_steps` out of range, or `start` below `end`.
+    Returns, raises: as `karras`; ValueError: `threshold` or `linear_steps` out of range, or `start` below `end`.
 
     Source: Genmo 2024, mochi-preview, `linear_quadratic_schedule`; ComfyUI, "linear_quadratic".
 

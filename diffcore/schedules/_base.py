@@ -95,16 +95,7 @@ class Schedule(ABC):
     def slope(self, t: Array) -> Array:
         r"""Return d lambda / dt, which is negative; -inf at an end where lambda is infinite.
 
-        Args:
-            t: times in [0, 1], a number or a floating array of any shape.
-
-        Returns:
-            An array of the shape, library and device of `t`.
-
-        Raises:
-            TypeError: `t` is an integer array, or not an array.
-            ValueError: a time beyond [0, 1] where the host knows it: a number, a NumPy array, or an array of torch or JAX
-                on the CPU. Elsewhere (another device, traced) the result is NaN there. NaN stays NaN.
+        Args, returns, raises: as for `log_snr`.
         """
         xp, t = self._times("slope", t)
         with _array.quiet(xp):
