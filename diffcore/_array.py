@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import numbers
 import sys
 from typing import Any
@@ -328,6 +329,22 @@ def placed_as(array: Array, like: Array) -> Array:
         return array
     there = place(like)
     return array if there is None or place(array) == there else jax.device_put(array, there)
+
+
+def check_data(function: str, /, **arrays: Array) -> Any:
+    """Return the namespace of floating arrays of data, (B, ...), or raise TypeError."""
+    xp = namespace(function, **arrays)
+    for argument, array in arrays.items():
+        if library(array) is None or not array.shape:
+            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
+    check_floating(function, **arrays)
+    return xp
+
+
+def flat(array: Array, lead: int = 1) -> Array:
+    """Return an array whose axes after the first `lead` are one; of a DTensor every process gets whole samples."""
+    array = _layout.samples(array)
+    return library(array).reshape(array, (*array.shape[:lead], math.prod(array.shape[lead:])))
 
 
 def quiet(xp: Any) -> contextlib.AbstractContextManager[Any]:

@@ -62,7 +62,7 @@ class DynamicThreshold:
     def limits(self, x: Array) -> Array:
         """Return s of each sample, (B,), of x of at least float32."""
         xp = _array.library(x)
-        s = _quantile(xp, xp.reshape(_layout.samples(xp.abs(x)), (x.shape[0], math.prod(x.shape[1:]))), self.percentile)
+        s = _quantile(xp, _array.flat(xp.abs(x)), self.percentile)
         return xp.maximum(s, self.bound * xp.ones_like(s))
 
 

@@ -84,14 +84,9 @@ def check(function: str, weight: object) -> None:
 def check_data(function: str, level: Level, /, **arrays: Array) -> Any:
     """Return the namespace of data (B, ...) of equal shapes at a level, or raise."""
     levels.check_level(function, level=level)
-    for argument, array in arrays.items():
-        if _array.library(array) is None:
-            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
-    xp = _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
-    _array.check_floating(function, **arrays)
-    if not _check.equal_shapes(function, **arrays):
-        raise _check.error(ValueError, function, "x", "have at least the batch axis", arrays["x"])
-    return xp
+    _array.check_data(function, **arrays)
+    _check.equal_shapes(function, **arrays)
+    return _array.namespace(function, **arrays, **{"level.log_snr": level.log_snr})
 
 
 def unit_level(function: str, level: Level) -> tuple[Any, Level]:

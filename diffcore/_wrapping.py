@@ -30,6 +30,18 @@ class Staged:
         return replace(self, denoise=self.denoise.at(log_snr)) if hasattr(self.denoise, "at") else self  # type: ignore[type-var]
 
 
+class Scaled:
+    """A base of wrappers that are dataclasses with fields `denoise` and `scaling`: both are for another scaling together."""
+
+    denoise: Any
+    scaling: str | None
+
+    def with_scaling(self, scaling: str) -> Self:
+        """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
+        levels.check_scaling(type(self).__name__, scaling)
+        return replace(self, denoise=scaled(self.denoise, scaling), scaling=scaling)  # type: ignore[type-var]
+
+
 class Forwarding:
     """A base of wrappers that are dataclasses with a field `denoise`, whose attributes they have."""
 
@@ -90,6 +102,15 @@ def along(function: str, value: Any, data: Array) -> Any:
 def own_scaling(denoise: Any) -> str | None:
     """Return the scaling that a denoiser says it is for, itself or by its schedule."""
     return getattr(denoise, "scaling", None) or getattr(getattr(denoise, "schedule", None), "scaling", None)
+
+
+def given(
+    function: str, denoise: Any, prediction: Prediction | None, schedule: Schedule | None
+) -> tuple[Any, Prediction, str | None]:
+    """Return what wrappers are given, checked: the denoiser, for the scaling of a schedule, its kind of prediction, its scaling."""
+    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
+    kind, scaling = predictions.kind_of(function, denoise, prediction), scaling_given(function, denoise, schedule)
+    return denoise if schedule is None else scaled(denoise, schedule.scaling), kind, scaling
 
 
 def scaling_given(function: str, denoise: Any, schedule: Schedule | None) -> str | None:

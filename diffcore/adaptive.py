@@ -182,9 +182,8 @@ def sample_adaptive(
             scale = along(1.0 / alpha(below))
             low, high = low * scale, high * scale
             size = xp.maximum(xp.abs(low), xp.abs(last)) * rtol
-            share = _layout.samples((high - low) / xp.maximum(size, xp.full_like(size, atol)))
-            mean = xp.mean(xp.reshape(share * share, (batch, -1)), axis=1)
-            error = np.sqrt(seen(function, mean))
+            share = _array.flat((high - low) / xp.maximum(size, xp.full_like(size, atol)))
+            error = np.sqrt(seen(function, xp.mean(share * share, axis=1)))
             if not np.all(np.isfinite(error[going])):
                 raise _check.error(
                     ValueError, function, "denoise", "return finite numbers", "an error that is not finite"

@@ -21,13 +21,12 @@ Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 5; Salimans & Ho 2022 (ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _layout, _weight, levels, predictions, weights
+from diffcore import _array, _check, _explained, _weight, levels, predictions, weights
 from diffcore._array import Array
 from diffcore._weight import Split, Weight
 from diffcore.levels import Level
@@ -177,13 +176,13 @@ def denoising(
     a, b, w, scale = lined_up
     error = w * wide_y - (a * wide_x + b * wide_eps)
     if mask is None:
-        each = _flat(xp, scale * error**2)
+        each = _array.flat(scale * error**2)
         return xp.sum(each, axis=1) / max(each.shape[1], 1)
-    share = _flat(xp, xp.broadcast_to(xp.astype(mask, dtype), wide_x.shape))
+    share = _array.flat(xp.broadcast_to(xp.astype(mask, dtype), wide_x.shape))
     counted = xp.reshape(share != 0, wide_x.shape)
     error = xp.where(counted, error, xp.zeros_like(error))  # before it is squared: gradients of NaN are NaN
     total = xp.sum(share, axis=1)
-    return xp.sum(share * _flat(xp, scale * error**2), axis=1) / xp.where(total > 0, total, xp.ones_like(total))
+    return xp.sum(share * _array.flat(scale * error**2), axis=1) / xp.where(total > 0, total, xp.ones_like(total))
 
 
 def _row(function: str, row: predictions.RowFunction, level: Level) -> tuple[Array, ...]:
@@ -222,10 +221,6 @@ def _check_finite(function: str, parts: Split, unit: Level, prediction: Predicti
 
 def _as_arrays(xp: Any, level: Level) -> Level:
     return Level(*(_array.as_array(xp, part) for part in level))
-
-
-def _flat(xp: Any, array: Array) -> Array:
-    return xp.reshape(_layout.samples(array), (array.shape[0], math.prod(array.shape[1:])))
 
 
 _explained.face(__name__)

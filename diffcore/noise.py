@@ -25,13 +25,6 @@ from diffcore._seeds import words_of
 __all__ = ["bits", "brownian", "fold_in", "keys", "native", "normal"]
 
 
-def _check_draw(function: str, draw: Any, shape: Sequence[int]) -> tuple[Any, tuple[int, ...]]:
-    """Return the draw and the shape as a tuple, or raise where the shape, or a draw that is known, is out of range."""
-    return counted(function, "draw", draw, 2**32 - 1, hint="or give a 0-d integer array"), _check.shape(
-        function, "shape", shape
-    )
-
-
 def _check_region(function: str, region: Region | None, shape: tuple[int, ...]) -> Region | None:
     if region is None:
         return None
@@ -77,7 +70,8 @@ def _drawn(
     region: Region | None,
 ) -> tuple[Any, Array, tuple[Any, Any, tuple[int, ...]], dict[str, Any]]:
     """Return (backend, like, (words, draw, shape), settings), with which both kinds of draw begin."""
-    draw, dims = _check_draw(function, draw, shape)
+    draw = counted(function, "draw", draw, 2**32 - 1, hint="or give a 0-d integer array")
+    dims = _check.shape(function, "shape", shape)
     region = _check_region(function, region, dims)
     like = np.zeros((), dtype=np.float32) if like is None else like
     _array.namespace(function, like=like)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _explained, _layout, levels, predictions, stage
+from diffcore import _array, _check, _explained, levels, predictions, stage
 from diffcore._array import Array
 from diffcore._fitting import check_given, memoryless, seen
 from diffcore.denoiser import Constraint
@@ -134,8 +134,8 @@ def _estimate(z: Array, y: Array | None, row: Any) -> Array | None:
 
 def _moved(xp: Any, one: Array, other: Array) -> Array:
     """Return the root mean square of a difference, of each sample, in the dtype it is computed in."""
-    difference = _layout.samples(_array.widen(xp, one) - _array.widen(xp, other))
-    return xp.sqrt(xp.mean(xp.reshape(difference * difference, (one.shape[0], -1)), axis=1))
+    difference = _array.flat(_array.widen(xp, one) - _array.widen(xp, other))
+    return xp.sqrt(xp.mean(difference * difference, axis=1))
 
 
 _explained.face(__name__)

@@ -217,19 +217,18 @@ def name_of(prediction: Prediction) -> str:
 
 
 def kind_of(function: str, denoise: Any, prediction: Prediction | None) -> Prediction:
-    """Return the kind of prediction that a denoiser makes: the caller's, or its attribute `prediction`; they must agree."""
+    """Return the kind of prediction that a denoiser makes, checked: the caller's, or its attribute; they must agree."""
     own: Prediction | None = getattr(denoise, "prediction", None)
-    if prediction is None:
-        if own is None:
-            must = f"be what the denoiser returns, one of {sorted(table())}"
-            raise _check.error(TypeError, function, "prediction", must, None)
-        return own
+    found = own if prediction is None else prediction
+    if found is None:
+        must = f"be what the denoiser returns, one of {sorted(table())}"
+        raise _check.error(TypeError, function, "prediction", must, None)
+    row_function(function, "prediction", found)
     rows: dict[Any, RowFunction] = {**table()}  # "edm" is edm(0.5)
-    row_function(function, "prediction", prediction)
-    if isinstance(own, (str, EDM)) and rows.get(own, own) != rows.get(prediction, prediction):
+    if isinstance(own, (str, EDM)) and rows.get(own, own) != rows.get(found, found):
         must = f"be {own!r}, the attribute of the denoiser, or left out"
         raise _check.error(ValueError, function, "prediction", must, prediction)
-    return prediction
+    return found
 
 
 def check_solvable(

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from diffcore import _array, _check, _wrapping, levels, predictions
+from diffcore import _array, _check, _wrapping
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore._wrapping import along
@@ -43,7 +43,7 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
-class Guided(_wrapping.Staged, ABC):
+class Guided(_wrapping.Staged, _wrapping.Scaled, ABC):
     """A denoiser (z, log_snr) -> prediction that is conditioned on terms: a method is its `shift` of x-hat."""
 
     parts: ClassVar = ("denoise", "terms")
@@ -71,20 +71,6 @@ class Guided(_wrapping.Staged, ABC):
         moved = at.y + at.from_x * self.shift(at)
         return xp.astype(moved, z.dtype, copy=False), xp.astype(at.y, z.dtype, copy=False)
 
-    def with_scaling(self, scaling: str) -> Self:
-        """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
-        levels.check_scaling("conditioning", scaling)
-        return replace(self, denoise=_wrapping.scaled(self.denoise, scaling), scaling=scaling)
-
-
-class Given(NamedTuple):
-    """The checked arguments that all wrappers share."""
-
-    denoise: Callable[[Array, Array], Array]
-    terms: tuple[Term, ...]
-    prediction: Prediction
-    scaling: str | None
-
 
 def given(
     function: str,
@@ -93,20 +79,15 @@ def given(
     term: Term,
     prediction: Prediction | None,
     schedule: Schedule | None,
-) -> Given:
-    """Check the arguments of a wrapper; a denoiser wrapped in the same way contributes its terms."""
-    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
+) -> tuple[Any, tuple[Term, ...], Prediction, str | None]:
+    """Return the fields that all wrappers share, checked; a denoiser wrapped in the same way contributes its terms."""
     if term.measure is not None:
         _check.callable_(function, "measure", term.measure, "a function x -> array")
     check(function, term.observed, term.mask)
-    prediction = predictions.kind_of(function, denoise, prediction)
-    predictions.row_function(function, "prediction", prediction)
-    scaling = _wrapping.scaling_given(function, denoise, schedule)
-    if schedule is not None:
-        denoise = _wrapping.scaled(denoise, schedule.scaling)
+    denoise, prediction, scaling = _wrapping.given(function, denoise, prediction, schedule)
     if isinstance(denoise, kind):
-        return Given(denoise.denoise, (*denoise.terms, term), prediction, scaling)
-    return Given(denoise, (term,), prediction, scaling)
+        return denoise.denoise, (*denoise.terms, term), prediction, scaling
+    return denoise, (term,), prediction, scaling
 
 
 class Linear(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffcore import _array, _check, _layout
+from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore._wrapping import along
@@ -22,11 +22,6 @@ Parts = tuple[Array, ...]
 
 Variance = float | Callable[[Array], Array]
 """The variance of the elements of the data, or a function of log_snr that returns that of x given z_t."""
-
-
-def check_iterations(function: str, iterations: Any) -> None:
-    """Raise unless `iterations` is an int of at least 1."""
-    _check.integer(function, "iterations", iterations, 1)
 
 
 def variance_of(function: str, value: Any) -> Variance:
@@ -89,8 +84,7 @@ def conjugate_residuals(backend: Any, system: Callable[[Parts], Parts], right: P
     rounding = (10.0 * float(xp.finfo(right[0].dtype).eps)) ** 2
 
     def dot(a: Parts, b: Parts) -> Array:
-        products = [_layout.samples(p * q) for p, q in zip(a, b, strict=True)]
-        sums = [xp.sum(xp.reshape(each, (each.shape[0], -1)), axis=1) for each in products]
+        sums = [xp.sum(_array.flat(p * q), axis=1) for p, q in zip(a, b, strict=True)]
         return sum(sums[1:], sums[0])
 
     def step(a: Parts, factor: Array, b: Parts) -> Parts:

@@ -17,7 +17,6 @@ from diffcore._array import Array
 from diffcore.conditioning._observed import check, deviation_of, known_of
 from diffcore.conditioning.measurements import Svd
 from diffcore.plan import Plan
-from diffcore.state import State
 
 SMALL = 1e-10
 """Singular values below this, times the largest, count as 0."""
@@ -94,10 +93,7 @@ class Measured:
 
     def spectrum(self, function: str, z: Array) -> Spectrum:
         """Return what was observed for states like z."""
-        xp = _array.namespace(function, z=z)
-        if _array.library(z) is None:
-            raise _check.error(TypeError, function, "z", "be an array (B, ...)", z)
-        _array.check_floating(function, z=z)
+        xp = _array.check_data(function, z=z)
         svd, wide = svd_of(function, self.measure), _array.widen(xp, z)
         found = wide if self.measure is None else self.measure(wide)
         if self.mask is not None and not svd.aligned:
@@ -139,8 +135,3 @@ def row_of(table: Array, at: Any, z: Array) -> list[Any]:
     number = _array.known_int(at)
     row = _array.take_row(table, at, z) if number is None else table[number]
     return [row[column] for column in range(row.shape[0])]
-
-
-def place(state: State) -> Any:
-    """Return the number of the table's row for the state that follows: row 0 is the start."""
-    return state.index + 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffcore import _array, _brief, _check, levels
 from diffcore._array import Array
-from diffcore.conditioning._spectral import Measured, Spectrum, check_plan, measured, place, row_of
+from diffcore.conditioning._spectral import Measured, Spectrum, check_plan, measured, row_of
 from diffcore.denoiser import Noise
 from diffcore.plan import Plan
 from diffcore.state import State
@@ -54,7 +54,7 @@ class Restored:
 
     def after(self, before: State, state: State, noise: Noise) -> Array:
         """Return z after a stage, with measured directions drawn from x-hat and y."""
-        return self._drawn(state.z, state.x, place(before), noise)
+        return self._drawn(state.z, state.x, before.index + 1, noise)
 
     def _drawn(self, z: Array, x: Array | None, at: Any, noise: Noise) -> Array:
         xp, (alpha, r, held) = _array.library(z), row_of(self.table, at, z)

@@ -11,7 +11,7 @@ from diffcore._array import Array
 from diffcore._wrapping import along
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._observed import deviation_of
-from diffcore.conditioning._solve import Variance, check_iterations, gathered, posterior_variance, solve, variance_of
+from diffcore.conditioning._solve import Variance, gathered, posterior_variance, solve, variance_of
 from diffcore.levels import Level
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
@@ -99,7 +99,7 @@ def diffpir(
     array([[0.5, 0. ]])
     """
     deviation = deviation_of(FUNCTION, noise_std, mask)
-    check_iterations(FUNCTION, iterations)
+    _check.integer(FUNCTION, "iterations", iterations, 1)
     if weight is not None and data_variance is not None:
         must = "be None where `data_variance` is given"
         raise _check.error(ValueError, FUNCTION, "weight", must, weight, "both say how far x-hat can be trusted")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _layout
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._solve import covariance, gathered
@@ -36,7 +36,7 @@ class DPS(Guided):
         if self.noise_std is not None:
             parts = tuple(one.residual / self.noise_std**2 for one in seen)
         else:
-            squares = [xp.sum(xp.reshape(_layout.samples(one.residual**2), (lead[0], -1)), axis=1) for one in seen]
+            squares = [xp.sum(_array.flat(one.residual**2), axis=1) for one in seen]
             norm = xp.sqrt(sum(squares[1:], squares[0]))
             norm = xp.where(norm > 0, norm, xp.ones_like(norm))
             parts = tuple(one.residual / xp.reshape(norm, lead[:1] + (1,) * (one.residual.ndim - 1)) for one in seen)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _brief
+from diffcore import _brief, _check
 from diffcore._array import Array
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._observed import deviation_of
-from diffcore.conditioning._solve import check_iterations, covariance, gathered, solve
+from diffcore.conditioning._solve import covariance, gathered, solve
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
 
@@ -93,7 +93,7 @@ def moment_matching(
     array([[1.      , 0.588235]])
     """
     deviation = deviation_of(FUNCTION, noise_std, mask)
-    check_iterations(FUNCTION, iterations)
+    _check.integer(FUNCTION, "iterations", iterations, 1)
     term = Term(observed, mask, measure, deviation)
     inner = denoise.iterations if isinstance(denoise, MomentMatching) else 0
     checked = given(FUNCTION, MomentMatching, denoise, term, prediction, schedule)

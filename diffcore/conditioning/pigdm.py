@@ -6,20 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _brief
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore._wrapping import along
 from diffcore.conditioning._guided import Guided, Linear, Term, given, see
 from diffcore.conditioning._observed import deviation_of
-from diffcore.conditioning._solve import (
-    Variance,
-    check_iterations,
-    covariance,
-    gathered,
-    posterior_variance,
-    solve,
-    variance_of,
-)
+from diffcore.conditioning._solve import Variance, covariance, gathered, posterior_variance, solve, variance_of
 from diffcore.predictions import Prediction
 from diffcore.schedules import Schedule
 
@@ -89,7 +81,7 @@ def pigdm(
     array([[0.444444, 0.      ]])
     """
     deviation = deviation_of(FUNCTION, noise_std, mask)
-    check_iterations(FUNCTION, iterations)
+    _check.integer(FUNCTION, "iterations", iterations, 1)
     variance = variance_of(FUNCTION, data_variance)
     checked = given(FUNCTION, PiGDM, denoise, Term(observed, mask, measure, deviation), prediction, schedule)
     return PiGDM(*checked, variance, iterations)

@@ -212,8 +212,6 @@ def product(
             must = f"be one for each of the {len(denoisers)} denoisers, None or 'equal'"
             raise _check.error(ValueError, function, "covariances", must, len(covariances))
     kinds = tuple(predictions.kind_of(function, part, prediction) for part in denoisers)
-    for kind in kinds:
-        predictions.row_function(function, "prediction", kind)
     found = [scaling, *(getattr(part, "scaling", None) for part in denoisers)]
     known = sorted({str(part) for part in found if part is not None})
     if len(known) > 1:

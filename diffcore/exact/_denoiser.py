@@ -226,20 +226,6 @@ class Denoiser:
                 return density - offset[:, 0], vector
             return by_components(model, at, want)
 
-    def _responsibilities(self, method: str, z: Array, log_snr: Array, *, direct: bool = False) -> Array:
-        at = self._enter(method, z, log_snr)
-        model, xp = self._model(at, direct), at.xp
-        with _array.quiet(xp):
-            if model.fast is not None:
-                logits = _isotropic.logits(xp, model.fast, model.log_weights, at.z, at.alpha, at.sigma)[0]
-            else:
-                logits = xp.matrix_transpose(joint(model, at))
-            return softmax(xp, logits, axis=1)[0]
-
-    def _weigh(self, at: Entered) -> Array:
-        """Return the responsibilities (K,) for one entered sample."""
-        return softmax(at.xp, joint(self._model(at, direct=True), at), axis=0)[0][:, 0]
-
     def _spread(self, method: str, z: Array, log_snr: Array, within: Any, between: Any) -> tuple[Entered, Array]:
         """Return sum_k rho_k (within_k + between(x_k - x-hat)), component by component."""
         at = self._enter(method, z, log_snr)
@@ -257,6 +243,28 @@ class Denoiser:
                 total = total + between(rho[which, :, None] * apart, apart)
                 total = total + xp.sum(xp.reshape(rho[which, :], shape) * inside, axis=0)
         return at, total
+
+
+class Weighed(Denoiser):
+    """A distribution of several components, each of which may have made z."""
+
+    def responsibilities(self, z: Array, log_snr: Array) -> Array:
+        """Return rho, (B, K): how likely each component, or point, is to have made z_t; rows sum to one, at lambda = +-inf too.
+
+        At sigma = 0 it is 1 for the nearest of points. Args, raises: as for `denoise`.
+
+        >>> from diffcore.exact import Mixture
+        >>> Mixture([0.5, 0.5], np.array([[-1.0], [1.0]]), 0.1).responsibilities(np.zeros((1, 1)), 3.0)
+        array([[0.5, 0.5]])
+        """
+        at = self._enter("responsibilities", z, log_snr)
+        model, xp = self._model(at), at.xp
+        with _array.quiet(xp):
+            if model.fast is not None:
+                logits = _isotropic.logits(xp, model.fast, model.log_weights, at.z, at.alpha, at.sigma)[0]
+            else:
+                logits = xp.matrix_transpose(joint(model, at))
+            return softmax(xp, logits, axis=1)[0]
 
 
 def _beside(function: str, argument: str, value: Array, z: Array, at: Entered) -> Array:

@@ -16,14 +16,14 @@ import numpy as np
 from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore.exact._conditional import check_observation
-from diffcore.exact._denoiser import Denoiser
+from diffcore.exact._denoiser import Weighed
 from diffcore.exact._parts import Diagonal, cast, check_event, check_weights
 from diffcore.exact._weighing import model_of
 from diffcore.exact.mixture import choose
 
 
 @dataclass(frozen=True, eq=False)
-class Empirical(Denoiser):
+class Empirical(Weighed):
     r"""The distribution of a finite data set, and its exact denoiser E[x | z_t].
 
     Args:
@@ -60,13 +60,6 @@ class Empirical(Denoiser):
 
     def __repr__(self) -> str:
         return f"Empirical({self.points.shape[0]} points, event={self.event}, scaling={self.scaling!r})"
-
-    def responsibilities(self, z: Array, log_snr: Array) -> Array:
-        """Return rho, (B, N): how likely each point is to have made z_t; at sigma = 0 it is 1 for the nearest.
-
-        Args, raises: as for `denoise`.
-        """
-        return self._responsibilities("responsibilities", z, log_snr)
 
     def conditional(self, observed: Array, mask: Array, *, noise_std: float = 0.0) -> Empirical:
         r"""Return the distribution of all of x given its elements under the mask: the points that agree with them.

@@ -15,7 +15,7 @@ from diffcore import _array, _streams, noise
 from diffcore._array import Array
 from diffcore.exact import _components
 from diffcore.exact._conditional import check_observation, condition
-from diffcore.exact._denoiser import Denoiser
+from diffcore.exact._denoiser import Weighed
 from diffcore.exact._parts import (
     Covariance,
     Float64,
@@ -26,12 +26,12 @@ from diffcore.exact._parts import (
     check_weights,
     parts_of,
 )
-from diffcore.exact._weighing import Entered, model_of
+from diffcore.exact._weighing import Entered, joint, model_of, softmax
 from diffcore.exact.gaussian import Gaussian, check_count, coloured, gaussian_of, in_event, normals
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture(Denoiser):
+class Mixture(Weighed):
     r"""Data from a mixture of K Gaussians, and its exact denoiser E[x | z_t].
 
     Args:
@@ -77,16 +77,6 @@ class Mixture(Denoiser):
             for k, (mean, covariance) in enumerate(zip(self.means, self.covariances, strict=True))
         )
 
-    def responsibilities(self, z: Array, log_snr: Array) -> Array:
-        """Return rho, (B, K): how likely each component is to have made z_t; rows sum to one, at lambda = +-inf too.
-
-        Args, raises: as for `denoise`.
-
-        >>> Mixture([0.5, 0.5], np.array([[-1.0], [1.0]]), 0.1).responsibilities(np.zeros((1, 1)), 3.0)
-        array([[0.5, 0.5]])
-        """
-        return self._responsibilities("responsibilities", z, log_snr)
-
     def conditional(self, observed: Array, mask: Array) -> Mixture:
         r"""Return the distribution of all of x given its elements under the mask.
 
@@ -103,7 +93,7 @@ class Mixture(Denoiser):
         flat, where = given.reshape(1, -1), known.reshape(1, -1)
         # an unknown element is at pure noise, where all components look the same
         at = Entered(_array.library(flat), flat, where * 1.0, 1.0 - where, (1, *self.event), np.float64)
-        weights = self._weigh(at)
+        weights = softmax(at.xp, joint(self._model(at, direct=True), at), axis=0)[0][:, 0]
         found = [
             condition(function, mean.ravel(), covariance, flat[0], where[0])
             for mean, covariance in zip(self.means, self.covariances, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,8 +18,33 @@ FUNCTION = "guidance.classifier_free"
 _FORWARDED = ("prediction", "scaling")
 
 
+class Sourced:
+    """A base of wrappers that are dataclasses with a field `source`, whose models' attributes they have."""
+
+    source: Apart | Together
+
+    def at(self, log_snr: Any) -> Any:
+        """Return the denoiser for a stage whose log-SNR is known on the host; see `ClassifierFree.at`."""
+        source = self.source.at(log_snr)
+        return self if source is self.source else replace(self, source=source)  # type: ignore[type-var]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FORWARDED or name == "with_scaling":
+            models = self.__dict__["source"].models  # which torch traces, as it does no `__getattribute__`
+            if name == "with_scaling" and any(hasattr(model, name) for model in models):
+                return self._with_scaling
+            for model in models if name in _FORWARDED else ():
+                if hasattr(model, name):
+                    return getattr(model, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _with_scaling(self, scaling: str) -> Self:
+        source = self.source.map(lambda model: _wrapping.scaled(model, scaling))
+        return replace(self, source=source)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, eq=False)
-class ClassifierFree:
+class ClassifierFree(Sourced):
     """A denoiser under classifier-free guidance: what `classifier_free` returns, which documents the fields."""
 
     parts: ClassVar = ("source", "weight")
@@ -49,10 +74,9 @@ class ClassifierFree:
         >>> guided.at(-3.0)(4.0, -3.0)
         4.0
         """
-        source = self.source.at(log_snr)
         if self.interval is None or _array.traced():  # whose numbers are not known: the call decides
-            return self if source is self.source else replace(self, source=source)
-        low, high = self.interval
+            return super().at(log_snr)
+        source, (low, high) = self.source.at(log_snr), self.interval
         found = np.asarray(log_snr)
         active = (found >= low) & (found <= high)
         if not np.any(active):
@@ -92,12 +116,6 @@ class ClassifierFree:
             return c, c
 
         return self._branch(both, alone, z, log_snr)  # type: ignore[no-any-return]
-
-    def __getattr__(self, name: str) -> Any:
-        return forwarded(self, name)
-
-    def _with_scaling(self, scaling: str) -> ClassifierFree:
-        return replace(self, source=self.source.map(lambda model: _wrapping.scaled(model, scaling)))
 
     def _branch(self, guided: Any, conditional: Any, z: Array, log_snr: Array, *carried: Any) -> Any:
         """Return guided(z, log_snr, inside, ...) or conditional(...), which take the same; `inside` is None where all is."""
@@ -145,18 +163,6 @@ class ClassifierFree:
 
     def _rescaled(self, xp: Any, guided: Array, c: Array) -> Array:
         return guided if self.rescale == 0.0 else guided * _rescale.factor(xp, guided, c, self.rescale)
-
-
-def forwarded(wrapper: Any, name: str) -> Any:
-    """Return an attribute that a wrapper of a source has because one of its models has it."""
-    if name in _FORWARDED or name == "with_scaling":
-        models = wrapper.__dict__["source"].models  # which torch traces, as it does no `__getattribute__`
-        if name == "with_scaling" and any(hasattr(model, name) for model in models):
-            return wrapper._with_scaling
-        for model in models if name in _FORWARDED else ():
-            if hasattr(model, name):
-                return getattr(model, name)
-    raise AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}")
 
 
 def check_alike(function: str, argument: str, denoise: Any, other: Any) -> None:

@@ -36,7 +36,7 @@ class Ruled(ClassifierFree):
     def with_scaling(self, scaling: str) -> Ruled:
         """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
         levels.check_scaling(FUNCTION, scaling)
-        return replace(self, source=self.source.map(lambda model: _wrapping.scaled(model, scaling)), scaling=scaling)
+        return replace(self._with_scaling(scaling), scaling=scaling)
 
     def _combined(self, xp: Any, z: Array, log_snr: Array, c: Array, u: Array) -> Array:
         return self._by_rule(xp, z, log_snr, c, u, None)[0]
@@ -118,7 +118,10 @@ def guided_by(
     prediction: Prediction | None,
     schedule: Schedule | None,
 ) -> ClassifierFree:
-    """Return the denoiser under guidance, by a rule where there is one; what only a rule needs is checked."""
+    """Return the denoiser under guidance, by a rule where there is one, of settings that are checked here."""
+    rescale = _check.number(function, "rescale", rescale, 0, 1)
+    if interval is not None:
+        interval = _check.interval(function, "interval", interval, equal=True, finite=False, hint="they are log-SNRs")
     if rule is None:
         if prediction is not None or schedule is not None:
             raise ValueError(f"{function}: `prediction` and `schedule` must be left out where there is no `rule`")
@@ -132,7 +135,6 @@ def guided_by(
         predictions.row_function(function, f"{type(rule).__name__}.space", rule.space)
     if rule.space is not None or prediction is not None:
         prediction = predictions.kind_of(function, model, prediction)
-        predictions.row_function(function, "prediction", prediction)
     else:
         prediction = getattr(model, "prediction", None)
     scaling = _wrapping.scaling_given(function, model, schedule)

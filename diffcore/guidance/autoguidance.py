@@ -56,12 +56,9 @@ def autoguidance(
     array([[1.5, 1.5]])
     """
     w = _weights.of_two(FUNCTION, weight, scale)
-    _check.number(FUNCTION, "rescale", rescale, 0, 1)
-    if interval is not None:
-        interval = _check.interval(FUNCTION, "interval", interval, equal=True, finite=False, hint="they are log-SNRs")
     for name, model in (("denoise", denoise), ("worse", worse)):
         takes = "(z, log_snr)" if cond is None else "(z, log_snr, cond)"
         _check.callable_(FUNCTION, name, model, f"a function of {takes}")
     check_alike(FUNCTION, "worse", denoise, worse)
     models = (denoise, worse) if cond is None else (Under(FUNCTION, denoise, cond), Under(FUNCTION, worse, cond))
-    return guided_by(FUNCTION, Apart(models), w, float(rescale), interval, rule, prediction, schedule)
+    return guided_by(FUNCTION, Apart(models), w, rescale, interval, rule, prediction, schedule)

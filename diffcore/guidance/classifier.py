@@ -3,12 +3,12 @@ r"""Classifier guidance: x-hat moves along the gradient of log p(c | z_t)."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _wrapping, levels, predictions
+from diffcore import _array, _brief, _check, _wrapping
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore.guidance import _weights
@@ -20,7 +20,7 @@ FUNCTION = "guidance.classifier"
 
 
 @dataclass(frozen=True, eq=False)
-class Classifier(_wrapping.Staged):
+class Classifier(_wrapping.Staged, _wrapping.Scaled):
     """A denoiser under classifier guidance: what `classifier` returns, which documents it."""
 
     parts: ClassVar = ("denoise", "log_prob", "gradient", "weight")
@@ -41,11 +41,6 @@ class Classifier(_wrapping.Staged):
         """Return the guided prediction at z and the one without guidance, for plans that read both."""
         y = self.denoise(z, log_snr)
         return self._moved(z, log_snr, y), y
-
-    def with_scaling(self, scaling: str) -> Classifier:
-        """Return the same denoiser for "vp", "ve" or "flow"; `diffcore.sample` calls it if no schedule was given."""
-        levels.check_scaling(FUNCTION, scaling)
-        return replace(self, denoise=_wrapping.scaled(self.denoise, scaling), scaling=scaling)
 
     def _moved(self, z: Array, log_snr: Array, y: Array) -> Array:
         xp = _array.namespace(FUNCTION, z=z, y=y)
@@ -116,16 +111,11 @@ def classifier(
     >>> guided(np.zeros((1, 1)), 0.0).round(4)
     array([[0.3333]])
     """
-    _check.callable_(FUNCTION, "denoise", denoise, "a function of (z, log_snr)")
     if (log_prob is None) == (gradient is None):
         raise TypeError(f"{FUNCTION}: give exactly one of `log_prob`, which is differentiated, and `gradient`")
     for name, function in (("log_prob", log_prob), ("gradient", gradient)):
         if function is not None:
             _check.callable_(FUNCTION, name, function, "a function of (z, log_snr)")
     w = _weights.check(FUNCTION, "weight", weight)
-    kind = predictions.kind_of(FUNCTION, denoise, prediction)
-    predictions.row_function(FUNCTION, "prediction", kind)
-    scaling = _wrapping.scaling_given(FUNCTION, denoise, schedule)
-    if schedule is not None and scaling is not None:
-        denoise = _wrapping.scaled(denoise, scaling)
+    denoise, kind, scaling = _wrapping.given(FUNCTION, denoise, prediction, schedule)
     return Classifier(denoise, log_prob, gradient, w, kind, scaling)

@@ -94,9 +94,6 @@ def classifier_free(
     """
     function = FUNCTION
     w = _weights.of_two(function, weight, scale)
-    _check.number(function, "rescale", rescale, 0, 1)
-    if interval is not None:
-        interval = _check.interval(function, "interval", interval, equal=True, finite=False, hint="they are log-SNRs")
     _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
     if unconditional is not None:
         _check.callable_(function, "unconditional", unconditional, "a function of (z, log_snr)")
@@ -113,4 +110,4 @@ def classifier_free(
         )
         either = "give either (denoise_cond, denoise_uncond), or (denoise, cond=..., null=...)"
         raise TypeError(f"{function}: {either}{null_hint}")
-    return guided_by(function, source, w, float(rescale), interval, rule, prediction, schedule)
+    return guided_by(function, source, w, rescale, interval, rule, prediction, schedule)

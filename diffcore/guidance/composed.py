@@ -3,13 +3,13 @@ r"""Guidance by several conditions at once, each with a scale of its own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffcore import _array, _brief, _check, _wrapping
+from diffcore import _array, _brief, _check
 from diffcore._array import Array
 from diffcore.guidance import _weights
-from diffcore.guidance._guided import check_alike, forwarded
+from diffcore.guidance._guided import Sourced, check_alike
 from diffcore.guidance._sources import Apart, Together, merge
 from diffcore.guidance._weights import Weight
 
@@ -17,7 +17,7 @@ FUNCTION = "guidance.composed"
 
 
 @dataclass(frozen=True, eq=False)
-class Composed:
+class Composed(Sourced):
     """A denoiser under several conditions: what `composed` returns, which documents it."""
 
     parts: ClassVar = ("source", "scales")
@@ -40,17 +40,6 @@ class Composed:
             guided = guided + _weights.along(FUNCTION, scale, log_snr, u, xp) * (c - before)
             before = c if self.nested else u
         return xp.astype(guided, last.dtype, copy=False), last
-
-    def at(self, log_snr: Any) -> Composed:
-        """Return the denoiser for a stage whose log-SNR is known on the host; see `ClassifierFree.at`."""
-        source = self.source.at(log_snr)
-        return self if source is self.source else replace(self, source=source)
-
-    def __getattr__(self, name: str) -> Any:
-        return forwarded(self, name)
-
-    def _with_scaling(self, scaling: str) -> Composed:
-        return replace(self, source=self.source.map(lambda model: _wrapping.scaled(model, scaling)))
 
 
 def composed(

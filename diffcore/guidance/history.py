@@ -3,12 +3,12 @@ r"""History guidance: guidance of new frames by the frames that are known, throu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from diffcore import _array, _brief, _check, _streams, _wrapping, levels, noise, predictions
+from diffcore import _array, _brief, _check, _streams, _wrapping, noise
 from diffcore._array import Array
 from diffcore.guidance._sources import Apart
 from diffcore.guidance._weights import Weight, check
@@ -20,7 +20,7 @@ FUNCTION = "guidance.history"
 
 
 @dataclass(frozen=True, eq=False)
-class Remembering:
+class Remembering(_wrapping.Scaled):
     """A denoiser that sees some known frames at a level of their own and the others as pure noise; of all of them its x-hat is what
     is known."""
 
@@ -75,11 +75,6 @@ class Remembering:
         given = xp.broadcast_to(given, tuple(z.shape[:2]))
         own = xp.asarray(own, dtype=z.dtype, device=_array.device(z))
         return xp.where(xp.asarray(np.array(self.known), device=_array.device(z)), own, given)
-
-    def with_scaling(self, scaling: str) -> Remembering:
-        """Return the same denoiser for "vp", "ve" or "flow"."""
-        levels.check_scaling(FUNCTION, scaling)
-        return replace(self, denoise=_wrapping.scaled(self.denoise, scaling), scaling=scaling)
 
 
 def history(
@@ -138,7 +133,6 @@ def history(
     >>> guided(np.zeros((1, 2)), -50.0).round(6)           # E[x_2 | x_1 = 3] = 1.5
     array([[3. , 1.5]])
     """
-    _check.callable_(FUNCTION, "denoise", denoise, "a function of (z, log_snr)")
     frames = _flags("known", known, None)
     if not any(frames):
         raise _check.error(ValueError, FUNCTION, "known", "have a frame that is known", known)
@@ -147,11 +141,7 @@ def history(
     at = [_check.number(FUNCTION, "level", part, finite=False) for part in _each("level", level, len(subsets))]
     _array.namespace(FUNCTION, observed=observed)
     _array.check_floating(FUNCTION, observed=observed)
-    kind = predictions.kind_of(FUNCTION, denoise, prediction)
-    predictions.row_function(FUNCTION, "prediction", kind)
-    scaling = _wrapping.scaling_given(FUNCTION, denoise, schedule)
-    if schedule is not None and scaling is not None:
-        denoise = _wrapping.scaled(denoise, scaling)
+    denoise, kind, scaling = _wrapping.given(FUNCTION, denoise, prediction, schedule)
     gone = _check.number(FUNCTION, "absent", absent, finite=False)
     made = [
         Remembering(denoise, observed, frames, subset, part, gone, seed, kind, scaling)

@@ -25,7 +25,7 @@ from diffcore import _array, _check, _streams, levels, losses, predictions, proc
 from diffcore._array import Array
 from diffcore._weight import Weight
 from diffcore.levels import Gaussian
-from diffcore.likelihood._decoder import Bins, Density, check_data, check_finite, normal, reconstruction, total
+from diffcore.likelihood._decoder import Bins, Density, check_finite, normal, reconstruction, total
 from diffcore.likelihood._weights import Interval, PerLogSNR
 from diffcore.predictions import Prediction
 from diffcore.schedules._base import scaling_of
@@ -75,7 +75,7 @@ def prior_kl(x: Array, schedule: Any, *, variance: float | None = None) -> Array
     if variance is not None:
         _check.number(function, "variance", variance, 0, open_low=True)
     scaling_of(function, "schedule", schedule)
-    xp = check_data(function, x)
+    xp = _array.check_data(function, x=x)
     wide = _array.widen(xp, x)
     if variance is None:
         snr = math.exp(float(schedule.log_snr(1.0)))
@@ -278,7 +278,7 @@ def _check_estimate(function: str, denoise: Any, x: Array, schedule: Any) -> Non
     """Raise TypeError for an argument of another kind."""
     _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
     scaling_of(function, "schedule", schedule)
-    check_data(function, x)
+    _array.check_data(function, x=x)
 
 
 def _error(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import _array, _check, _layout, _streams, noise
+from diffcore import _array, _check, _streams, noise
 from diffcore._array import Array
 from diffcore.schedules._base import scaling_of
 
@@ -94,7 +94,7 @@ def reconstruction(x: Array, schedule: Any, *, decoder: Bins | Density | None = 
     array([-34.324246])
     """
     function = "likelihood.reconstruction"
-    xp = check_data(function, x)
+    xp = _array.check_data(function, x=x)
     scaling_of(function, "schedule", schedule)
     if decoder is not None:
         _check.instance(
@@ -148,17 +148,7 @@ def normal(like: Array, seed: Any, *, draw: int, stream: int) -> Array:
 
 def total(xp: Any, each: Array, lead: int = 1) -> Array:
     """Return the sum over all but the first `lead` axes."""
-    each = _layout.samples(each)
-    return xp.sum(xp.reshape(each, (*each.shape[:lead], math.prod(each.shape[lead:]))), axis=-1)
-
-
-def check_data(function: str, x: Array) -> Any:
-    """Return the namespace of data (B, ...), or raise TypeError."""
-    xp = _array.namespace(function, x=x)
-    if _array.library(x) is None or len(x.shape) < 1:
-        raise _check.error(TypeError, function, "x", "be an array (B, ...)", x)
-    _array.check_floating(function, x=x)
-    return xp
+    return xp.sum(_array.flat(each, lead), axis=-1)
 
 
 def check_finite(function: str, log_snr: np.ndarray[Any, Any]) -> None:

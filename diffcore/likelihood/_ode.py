@@ -32,7 +32,7 @@ from diffcore import _array, _check, _fitting, _layout, _streams, levels, predic
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
 from diffcore._unwritten import called
-from diffcore.likelihood._decoder import check_data, normal, total
+from diffcore.likelihood._decoder import normal, total
 from diffcore.plan import Plan
 from diffcore.predictions import Prediction
 from diffcore.state import State
@@ -96,8 +96,8 @@ def ode(
     True
     """
     function = "likelihood.ode"
-    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
-    xp = check_data(function, x)
+    _fitting.check_given(function, plan, denoise=denoise)
+    xp = _array.check_data(function, x=x)
     _check_plan(function, plan)
     if probes is not None:
         _check.count(function, "probes", probes, hint="or None for the exact trace")
@@ -213,9 +213,8 @@ def _diagonal(backend: Any, pull: Callable[[Array], Array], z: Array, probes: in
     return found
 
 
-def _check_plan(function: str, plan: object) -> None:
+def _check_plan(function: str, plan: Plan) -> None:
     """Raise unless a plan can carry a density from data to noise."""
-    plan = _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
     way_out = "such as samplers.unipc(schedule, grid=numpy.linspace(18.0, -18.0, 101), order=3)"
     if plan.stochastic:
         must = "be deterministic, a solver of the probability-flow ODE"

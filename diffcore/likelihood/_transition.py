@@ -59,10 +59,9 @@ def transition(
     (2,)
     """
     function = "likelihood.transition"
-    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
+    _fitting.check_given(function, plan, transform_x=transform_x)
     _check.instance(function, "before", before, State, "a diffcore.State, from diffcore.start")
     to = after.z if isinstance(after, State) else after
-    _check_transform(function, transform_x)
     _array.namespace(function, before=before.z, after=to, y=y)
     if _array.library(to) is None:
         raise _check.error(TypeError, function, "after", "be a diffcore.State, or z' of one, an array (B, ...)", to)
@@ -127,12 +126,10 @@ def trajectory(
     (3, 2)
     """
     function = "likelihood.trajectory"
-    _check.callable_(function, "denoise", denoise, "a function of (z, log_snr)")
-    _check.instance(function, "plan", plan, Plan, "a diffcore.Plan, see diffcore.samplers")
+    _fitting.check_given(function, plan, denoise=denoise, transform_x=transform_x)
     _refuse_second(function, plan)
     denoise = _fitting.fitting(function, denoise, plan)
     prediction = predictions.kind_of(function, denoise, prediction)
-    _check_transform(function, transform_x)
     if not isinstance(states, list | tuple):
         raise _check.error(TypeError, function, "states", "be a list of states, or of their z", states)
     found = [state.z if isinstance(state, State) else state for state in states]
@@ -205,11 +202,6 @@ def _drawn(plan: Plan, before: State, y: Array, row: Any, to: Array | None, tran
     dtype = z.dtype
     memory = tuple(xp.astype(part, dtype, copy=False) for part in after.memory)
     return _Drawn(log_prob, after._replace(z=xp.astype(exact, dtype, copy=False), memory=memory))
-
-
-def _check_transform(function: str, transform_x: object) -> None:
-    if transform_x is not None:
-        _check.callable_(function, "transform_x", transform_x, "a function x -> x")
 
 
 def _refuse_second(function: str, plan: Plan) -> None:

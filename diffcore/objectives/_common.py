@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +82,5 @@ def along(function: str, coefficient: Array, data: Array) -> Array:
 
 def mean(each: Array) -> Array:
     """Return the mean over all axes but the first."""
-    xp = _array.library(each)
-    flat = xp.reshape(_layout.samples(each), (each.shape[0], math.prod(each.shape[1:])))
-    return xp.sum(flat, axis=1) / max(flat.shape[1], 1)
+    flat = _array.flat(each)
+    return _array.library(flat).sum(flat, axis=1) / max(flat.shape[1], 1)

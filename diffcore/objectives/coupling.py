@@ -34,11 +34,7 @@ def optimal_transport(x: Array, eps: Array) -> Array:
     from scipy.optimize import linear_sum_assignment  # not before it is needed: it takes 0.2 s
 
     function = "objectives.optimal_transport"
-    xp = _array.namespace(function, x=x, eps=eps)
-    for argument, array in (("x", x), ("eps", eps)):
-        if _array.library(array) is None or not array.shape:
-            raise _check.error(TypeError, function, argument, "be an array (B, ...)", array)
-    _array.check_floating(function, x=x, eps=eps)
+    xp = _array.check_data(function, x=x, eps=eps)
     shape = _check.equal_shapes(function, x=x, eps=eps)
     host = [
         _array.to_host(_layout.gathered(array), np.float64, function=function, argument=argument, finite=True)

@@ -1,6 +1,6 @@
 """Parts of plans, plans one after another, and plans that go back to noise or leave frames waiting: algebra on their tables.
 
-Each function returns the fields of a plan that change, for `dataclasses.replace`.
+Each function returns the fields of a plan that change; its settings, which make all of it, go.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def part(plan: Any, stages: slice) -> dict[str, Any]:
         "log_snr": plan.log_snr[first:last],
         "next_log_snr": plan.next_log_snr[first:last],
         "update": plan.update[first:last],
-        "settings": {},
     }
 
 
@@ -61,7 +60,6 @@ def joined(first: Any, second: Any) -> dict[str, Any]:
         "log_snr": np.concatenate([first.log_snr, second.log_snr]),
         "next_log_snr": np.concatenate([first.next_log_snr, second.next_log_snr]),
         "update": np.concatenate([before, after]),
-        "settings": {},
     }
 
 
@@ -77,7 +75,7 @@ def noised(plan: Any, log_snr: npt.ArrayLike) -> dict[str, Any]:
     update[-1, ..., 0, :] *= np.asarray(t.alpha / s.alpha)[..., None]
     update[-1, ..., 0, noise] = np.hypot(update[-1, ..., 0, noise], np.sqrt(process.novelty(s, t)) * t.sigma)
     after[-1] = t.log_snr
-    return {"sampler": f"{plan.sampler}, noised", "next_log_snr": after, "update": update, "settings": {}}
+    return {"sampler": f"{plan.sampler}, noised", "next_log_snr": after, "update": update}
 
 
 def per_frame(
@@ -113,7 +111,6 @@ def per_frame(
         "log_snr": now[:, None],
         "next_log_snr": after[:, None],
         "update": np.where(waits[..., None, None], stay, plan.update[order])[:, None],
-        "settings": {},
     }
 
 

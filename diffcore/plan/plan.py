@@ -161,7 +161,7 @@ class Plan:
         >>> len(dc.samplers.ddim(dc.schedules.Cosine(), steps=8)[6:])
         2
         """
-        return replace(self, **parts.part(self, part))
+        return replace(self, settings={}, **parts.part(self, part))
 
     def __add__(self, other: Plan) -> Plan:
         """Return this plan followed by another, which begins with an empty memory and new draws.
@@ -176,7 +176,7 @@ class Plan:
         """
         if not isinstance(other, Plan):
             return NotImplemented
-        return replace(self, **parts.joined(self, other))
+        return replace(self, settings={}, **parts.joined(self, other))
 
     def noised(self, log_snr: npt.ArrayLike) -> Plan:
         r"""Return the plan that finally goes back to more noise, as the process does from level s to the noisier level t.
@@ -197,7 +197,7 @@ class Plan:
         >>> dc.samplers.ddim(dc.schedules.LinearLogSNR(), steps=2).noised(0.0).next_log_snr.tolist()
         [0.0, 0.0]
         """
-        return replace(self, **parts.noised(self, log_snr))
+        return replace(self, settings={}, **parts.noised(self, log_snr))
 
     def per_frame(
         self, stages: npt.ArrayLike, *, begun: npt.ArrayLike | None = None, history: float | None = None
@@ -221,7 +221,7 @@ class Plan:
         >>> plan.per_frame([[0, -1], [1, 0], [-1, 1]]).log_snr[:, 0].tolist()
         [[-10.0, -10.0], [0.0, -10.0], [inf, 0.0]]
         """
-        return replace(self, **parts.per_frame(self, stages, begun, history))
+        return replace(self, settings={}, **parts.per_frame(self, stages, begun, history))
 
     @property
     def lead(self) -> tuple[int, ...]:

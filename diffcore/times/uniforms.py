@@ -53,7 +53,10 @@ def stratified(seed: Any, draw: int, shape: int | Sequence[int], *, like: Array 
     >>> np.diff(np.sort(stratified(7, 0, 4))).round(5)
     array([0.25, 0.25, 0.25], dtype=float32)
     """
-    xp, dims, like, first = _first_row("stratified", seed, draw, shape, like)
+    dims, like = _dims("stratified", shape, like)
+    row = noise.keys(seed, dims[0])[:1, ...]
+    first = noise.bits(row, draw, (min(1, dims[0]), *dims[1:]), like=like, stream=_streams.TIMES)
+    xp = _array.library(first)
     steps = ((np.arange(dims[0], dtype=np.uint64) << np.uint64(32)) // np.uint64(max(1, dims[0]))).astype(np.int64)
     return _uniforms(xp, _wrapped_sum(xp, first, steps.reshape(-1, *(1,) * (len(dims) - 1))), like)
 
@@ -155,15 +158,6 @@ def _wrapped_sum(xp: Any, bits: Array, steps: np.ndarray[Any, np.dtype[np.int64]
     where = _array.device(bits)
     added = bits + xp.asarray(host, dtype=bits.dtype, device=where)
     return xp.bitwise_and(added, xp.asarray(mask, dtype=bits.dtype, device=where))
-
-
-def _first_row(
-    function: str, seed: Any, draw: int, shape: int | Sequence[int], like: Array | None
-) -> tuple[Any, tuple[int, ...], Array, Array]:
-    dims, like = _dims(function, shape, like)
-    first = noise.keys(seed, dims[0])[:1, ...]
-    bits = noise.bits(first, draw, (min(1, dims[0]), *dims[1:]), like=like, stream=_streams.TIMES)
-    return _array.library(bits), dims, like, bits
 
 
 def _dims(function: str, shape: int | Sequence[int], like: Array | None) -> tuple[tuple[int, ...], Array]:

@@ -12,11 +12,10 @@ import numpy as np
 from diffcore import _array, _brief, _check, _layout, _streams, conditioning, noise, sampling
 from diffcore._array import Array
 from diffcore._dispatch import backend_of
-from diffcore.conditioning._solve import check_iterations
 from diffcore.conditioning.reconstruction import weight_of
 from diffcore.levels import level
 from diffcore.plan import Plan
-from diffcore.predictions import Prediction, kind_of, row_function
+from diffcore.predictions import Prediction, kind_of
 from diffcore.state import State
 from diffcore.video.reuse import Reusing
 
@@ -57,9 +56,9 @@ class Sampler:
         if self.transform_x is not None:
             _check.callable_(self.function, "transform_x", self.transform_x, "a function of x-hat")
         weight_of(self.function, self.weight)
-        check_iterations(self.function, self.iterations)
+        _check.integer(self.function, "iterations", self.iterations, 1)
         noise.keys(self.seed, len(self.seed) if np.ndim(self.seed) else 1)
-        row_function(self.function, "prediction", kind_of(self.function, self.denoise, self.prediction))
+        kind_of(self.function, self.denoise, self.prediction)
         if self.history is not None:
             _check.number(self.function, "history", self.history, hint="a log-SNR, or None")
 

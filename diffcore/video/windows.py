@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ WEIGHTS = ("constant", "pyramid")
 
 
 @dataclass(frozen=True, eq=False)
-class Windowed:
+class Windowed(_wrapping.Forwarding):
     """A denoiser of long clips: what `windowed` returns."""
 
     parts: ClassVar = ("denoise",)
@@ -25,8 +25,6 @@ class Windowed:
     window: int
     stride: int
     weights: str
-    prediction: Any = None
-    scaling: str | None = None
     __repr__ = _brief.fields
 
     def __call__(self, z: Array, log_snr: Array) -> Array:
@@ -54,12 +52,6 @@ class Windowed:
             ]
             found.append(sum(pieces[1:], pieces[0]))
         return xp.concat(found, axis=1)
-
-    def with_scaling(self, scaling: str) -> Windowed:
-        """Return it for a scaling."""
-        inner: Any = self.denoise
-        inner = inner.with_scaling(scaling) if hasattr(inner, "with_scaling") else _wrapping.scaled(inner, scaling)
-        return replace(self, denoise=inner, scaling=scaling)
 
 
 def windowed(
@@ -96,8 +88,7 @@ def windowed(
     _check.integer(function, "window", window, 1)
     step = max(1, window // 2) if stride is None else _check.integer(function, "stride", stride, 1, window)
     _check.choice(function, "weights", weights, WEIGHTS)
-    said = (getattr(denoise, name, None) for name in ("prediction", "scaling"))
-    return Windowed(denoise, window, step, weights, *said)
+    return Windowed(denoise, window, step, weights)
 
 
 def shuffled_noise(
