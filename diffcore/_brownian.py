@@ -97,9 +97,8 @@ def increment(xp: Any, t: Array, s: Array, eta: float) -> tuple[Array, Array]:
     after = after + xp.where(same, before, 0.0)
     both = xp.concat([after, xp.where(same, 0.0, before)])
     size = xp.sqrt(xp.sum(both * both))
-    own = [
-        float(place == DEPTH + 2) for place in range(2 * DEPTH + 6)
-    ]  # of a step that is lost in rounding: that of its cell
+    # of a step that is lost in rounding: that of its cell
+    own = [float(place == DEPTH + 2) for place in range(2 * DEPTH + 6)]
     alone = xp.asarray(own, dtype=both.dtype, device=_array.device(both))
     found = xp.where(size > 0.0, both / xp.where(size > 0.0, size, 1.0), alone)
     return xp.concat([nodes[1, :], nodes[0, :]]), found
@@ -182,9 +181,8 @@ def _noise(
     some = normal(draw, region, _streams.SAMPLER)
     t, s = (xp.asarray(level, dtype=some.dtype, device=_array.device(some)) for level in (t, s))
     nodes, weights = increment(xp, t, s, eta)
-    if (
-        _array.traced()
-    ):  # every operation of a loop is one of the graph: all draws at once, whose sum a compiler fuses with them
+    # every operation of a loop is one of the graph: all draws at once, whose sum a compiler fuses with them
+    if _array.traced():
         total = xp.tensordot(weights, normal(nodes, region), axes=1)
         return xp.where(s > t, total, some)
 

@@ -190,11 +190,8 @@ def of_libraries(error: Exception) -> bool:
     if missed := re.search(r"ndarray' object has no attribute '(\w+)'", text):
         torch = sys.modules.get("torch")
         return missed[1] == "at" or (torch is not None and hasattr(torch.Tensor, missed[1]))
-    methods = (
-        "'int' object is not callable",
-        "keyword argument 'dim'",
-        "keyword argument 'keepdim'",
-    )  # z.size(0), z.mean(dim=1)
+    # z.size(0), z.mean(dim=1)
+    methods = ("'int' object is not callable", "keyword argument 'dim'", "keyword argument 'keepdim'")
     return re.search(r"numpy|[Tt]ensor\b|torch|jax", text) is not None or any(part in text for part in methods)
 
 

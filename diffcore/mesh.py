@@ -14,6 +14,8 @@ from diffcore.guidance._sources import Denoiser
 
 __all__ = ["Local", "local", "region"]
 
+WHOLE = "be divided by samples alone, Shard(0) or Replicate()"
+
 
 @dataclass(frozen=True)
 class Local(Staged, Forwarding):
@@ -30,14 +32,8 @@ class Local(Staged, Forwarding):
             return self.denoise(z, log_snr, *more)
         backend, shape = backend_of(z), tuple(z.shape)
         if not (backend.whole or self.within):
-            raise _check.error(
-                ValueError,
-                "mesh.local",
-                "z",
-                "be divided by samples alone, Shard(0) or Replicate()",
-                z.placements,
-                "a denoiser that acts element by element, or sends by itself what it needs, may have within=True",
-            )
+            hint = "a denoiser that acts element by element, or sends by itself what it needs, may have within=True"
+            raise _check.error(ValueError, "mesh.local", "z", WHOLE, z.placements, hint)
         cut = [_cut(part, backend.region(shape), shape) for part in (log_snr, *more)]
         y = self.denoise(backend.local(z, "z"), *cut)
         return backend.wrap(y, shape[: y.ndim])

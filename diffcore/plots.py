@@ -221,14 +221,10 @@ def _named(function: str, given: Any, kind: type[Any], what: str) -> list[tuple[
 
 def _name(entry: Any) -> str:
     text = f"{entry.sampler}, {entry.scaling}" if isinstance(entry, Plan) else repr(entry)
-    if dataclasses.is_dataclass(entry) and all(
-        field.default is not dataclasses.MISSING for field in dataclasses.fields(entry)
-    ):
-        text = (
-            text
-            if any(getattr(entry, field.name) != field.default for field in dataclasses.fields(entry))
-            else type(entry).__name__
-        )
+    given = dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ()
+    known = all(field.default is not dataclasses.MISSING for field in given)
+    if given and known and all(getattr(entry, field.name) == field.default for field in given):
+        text = type(entry).__name__
     return text if len(text) <= 40 else type(entry).__name__ if not isinstance(entry, Plan) else text[:40]
 
 

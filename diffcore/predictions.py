@@ -282,17 +282,13 @@ def convert(y: Array, z: Array, level: Level, *, source: Prediction, target: Pre
     _array.check_floating(function, y=y, z=z)
     y, z = _array.as_array(xp, y), _array.as_array(xp, z)
     _check.equal_shapes(function, y=y, z=z)
-    p, q = mixing(level, source, target)
+    p, q = (_array.scalar(c) for c in mixing(level, source, target))
     if source == target:
         return _array.scalar(y)
     dtype = xp.result_type(y, z)
     wide_y, wide_z = _array.widen(xp, y), _array.widen(xp, z)
-    p, q = (_array.scalar(c) for c in (p, q))
-    mixed = (
-        _array.along(function, "level", p, wide_z, xp) * wide_z
-        + _array.along(function, "level", q, wide_y, xp) * wide_y
-    )
-    return _array.scalar(xp.astype(mixed, dtype, copy=False))
+    of_z, of_y = (_array.along(function, "level", c, data, xp) for c, data in ((p, wide_z), (q, wide_y)))
+    return _array.scalar(xp.astype(of_z * wide_z + of_y * wide_y, dtype, copy=False))
 
 
 _explained.face(__name__)

@@ -298,11 +298,8 @@ def _combine(function: str, a: Array, x: Array, b: Array, y: Array, *, names: tu
     _array.check_floating(function, **{names[0]: x, names[1]: y})
     _check.equal_shapes(function, **{names[0]: x, names[1]: y})
     wide_x, wide_y = _array.widen(xp, x), _array.widen(xp, y)
-    total = (
-        _array.along(function, "level", a, wide_x, xp) * wide_x
-        + _array.along(function, "level", b, wide_y, xp) * wide_y
-    )
-    return xp.astype(total, xp.result_type(x, y), copy=False)
+    of_x, of_y = (_array.along(function, "level", c, data, xp) for c, data in ((a, wide_x), (b, wide_y)))
+    return xp.astype(of_x * wide_x + of_y * wide_y, xp.result_type(x, y), copy=False)
 
 
 def _gaussian(function: str, mean: Array, variance: Array) -> Gaussian:

@@ -70,9 +70,7 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     if state.keys is not None:
         held["keys"] = np.asarray(_array.to_host(state.keys), dtype=np.uint32)
     held |= {name: np.int64(int(getattr(state, name))) for name in ("index", "draw", "mark")}
-    dtypes = np.array(
-        [_dtype(array) for array in state.carried], dtype=str
-    )  # of their own: momentum of halves is float32
+    dtypes = np.array([_dtype(array) for array in state.carried], dtype=str)  # their own: momentum of halves is float32
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, format=np.int64(FORMAT), dtype=_dtype(state.z), dtypes=dtypes, **held)
     if _layout.divided(state.z):

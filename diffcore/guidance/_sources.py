@@ -58,9 +58,8 @@ class Together:
     def all(self, z: Array, log_snr: Array) -> tuple[Array, ...]:
         xp, batch, times = _array.namespace(self.function, z=z), z.shape[0], len(self.conds)
         each = getattr(self.denoise, "each", None)
-        if each is not None or _layout.samples_divided(
-            z
-        ):  # of which a batch several times as large would be sent round
+        # of samples that are divided, a batch several times as large would be sent round
+        if each is not None or _layout.samples_divided(z):
             pairs = zip(self.names, self.conds, strict=True)
             merged = tuple([merge(self.function, (name,), (cond,), batch) for name, cond in pairs])
             return each(z, log_snr, merged) if each else tuple([self.denoise(z, log_snr, cond) for cond in merged])

@@ -151,10 +151,8 @@ def _sigma(scheduler: Any) -> np.float64:
         scheduler, "state_in_first_order", True
     ):  # the second of two stages, which may be between two sigmas
         if hasattr(scheduler, "sigmas_interpol"):
-            at, sigmas = (
-                at - hasattr(scheduler, "sigmas_down"),
-                scheduler.sigmas_interpol,
-            )  # the ancestral one counts from 0
+            at -= hasattr(scheduler, "sigmas_down")  # the ancestral one counts from 0
+            sigmas = scheduler.sigmas_interpol
         elif getattr(scheduler, "mid_point_sigma", None) is not None:
             return np.float64(float(scheduler.mid_point_sigma))
     return np.float64(float(sigmas[at]))
@@ -179,9 +177,8 @@ def table_of(scheduler: Any) -> Any:
     """Return the log-SNRs of a scheduler's table of training, a tensor, or None where it has none."""
     if kind(scheduler) in ("flow", "edm", "circle"):
         return None
-    return scheduler.alphas_cumprod.new_tensor(
-        from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64))
-    ).double()
+    found = from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64))
+    return scheduler.alphas_cumprod.new_tensor(found).double()
 
 
 def timesteps(scheduler: Any, log_snr: Any, table: Any) -> Any:
@@ -240,20 +237,12 @@ def grid(scheduler: Any, *, timesteps: Any = None, sigmas: Any = None) -> Float6
         if of == "circle":
             found = 2.0 * (np.log(to_host(scheduler.alphas, np.float64)) - np.log(to_host(scheduler.betas, np.float64)))
         elif timesteps is not None or (of == "table" and sigmas is None):
-            times = (
-                to_host(scheduler.timesteps, np.float64)
-                if timesteps is None
-                else np.asarray(timesteps, dtype=np.float64)
-            )
+            times = to_host(scheduler.timesteps if timesteps is None else timesteps, np.float64)
             table = from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64))
             found = np.interp(times, np.arange(len(table)), table)
             end = getattr(scheduler, "final_alpha_cumprod", 1.0)
             found = np.append(found, from_alphas_cumprod(np.float64(float(end))))
         else:
-            at = (
-                to_host(scheduler.sigmas, np.float64)
-                if sigmas is None
-                else np.append(np.asarray(sigmas, dtype=np.float64), 0.0)
-            )
+            at = to_host(scheduler.sigmas if sigmas is None else [*sigmas, 0.0], np.float64)
             found = levels_of(at, "flow" if of == "flow" else "ve")
         return np.asarray(found[np.append(True, found[1:] != found[:-1])])

@@ -88,17 +88,8 @@ def stages(function: str, read: Read, prediction: predictions.Prediction) -> Sta
             rows.append(UNREAD if unread else x if row == x and not fold.clips else row)
         given = read.second[k]
         second = None if given is None else fold(*given)
-        found.append(
-            Stage(
-                tuple(rows),
-                x,
-                fold.clips,
-                not fold.clips and x in rows[1:],
-                second,
-                read.draws[k],
-                float(plan.log_snr[k]),
-            )
-        )
+        keeps_x, log_snr = not fold.clips and x in rows[1:], float(plan.log_snr[k])
+        found.append(Stage(tuple(rows), x, fold.clips, keeps_x, second, read.draws[k], log_snr))
     return Stages(_ahead(found), plan.memory, read.output, read.length)
 
 
@@ -169,9 +160,8 @@ def single(
     with np.errstate(all="ignore"):
         level = levels.level(np.float64(read.log_snr), scaling)
         row = predictions.row_function(function, "prediction", prediction)
-        x = np.array(
-            [*predictions.solve(np, level, row, predictions.table()["x"]), 0.0, 0.0]
-        )  # not used where not finite
+        mixing = predictions.solve(np, level, row, predictions.table()["x"])
+        x = np.array([*mixing, 0.0, 0.0])  # not used where not finite
     x, second = x if read.clipped is None else read.clipped, read.second
     rows = [
         None if one is None else tuple((k, float(c)) for k, c in enumerate(one) if c) for one in (read.after, x, second)

@@ -235,9 +235,8 @@ def bound(
     >>> terms.total.shape
     (1,)
     """
-    last = reconstruction(
-        x, schedule, decoder=decoder, seed=seed
-    )  # first: it checks the data without calling the denoiser
+    # first: it checks the data without calling the denoiser
+    last = reconstruction(x, schedule, decoder=decoder, seed=seed)
     settings: dict[str, Any] = {"prediction": prediction, "seed": seed, "gradients": gradients}
     if steps is None:
         diffusion = diffusion_continuous(denoise, x, schedule, points=points, **settings)

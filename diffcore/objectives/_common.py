@@ -51,14 +51,10 @@ def by_samples(function: str, loss: Callable[..., Array], x: Array, *given: Any)
     """Return loss(x, *given) of DTensors, of which each process works out those of its samples, on ordinary tensors: torch takes
     a DTensor for a constant where it differentiates forwards."""
     if not backend_of(x).whole:
-        raise _check.error(
-            ValueError,
-            function,
-            "x",
-            "be divided by samples alone, Shard(0) or Replicate()",
-            x.placements,
-            "`split_meanflow`, `shortcut` and `consistency_pair`, which take no derivative, may be divided in any way",
+        hint = (
+            "`split_meanflow`, `shortcut` and `consistency_pair`, which take no derivative, may be divided in any way"
         )
+        raise _check.error(ValueError, function, "x", mesh.WHOLE, x.placements, hint)
     return mesh.local(loss)(x, *given)
 
 

@@ -127,9 +127,8 @@ class Beta(Known):
         place = _KNOTS * (normal_quantile(xp, u) + _WIDEST)
         most = 2.0 * _WIDEST * _KNOTS
         place = xp.where(place < 0.0, 0.0 * u, xp.where(place > most, most + 0.0 * u, place))
-        below = xp.clip(
-            xp.floor(xp.where(place > 0.0, place, xp.zeros_like(place))), 0.0, most - 1.0
-        )  # NaN is no index
+        inside = xp.where(place > 0.0, place, xp.zeros_like(place))  # NaN is no index
+        below = xp.clip(xp.floor(inside), 0.0, most - 1.0)
         index, part = xp.reshape(xp.astype(below, xp.int32), (-1,)), place - below
         value, slope = (_array.table_for(table, u) for table in self._knots)
         first, last, rise, fall = (
