@@ -43,9 +43,8 @@ def backend_of(array: Array) -> Any:
         return _load("numpy")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        if (
-            torch.compiler.is_compiling()
-        ):  # which follows no cache and no import; attributes of a module it reads afresh
+        # a compiler follows no cache and no import; attributes of a module it reads afresh
+        if torch.compiler.is_compiling():
             _ready("torch")
             return sys.modules["diffcore"].backends.torch_backend.backend
         if type(array) is not torch.Tensor and _layout.divided(array):

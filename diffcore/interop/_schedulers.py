@@ -147,9 +147,8 @@ def log_snr(scheduler: Any, timestep: Any) -> float:
 
 def _sigma(scheduler: Any) -> np.float64:
     at, sigmas = scheduler.step_index, scheduler.sigmas
-    if not getattr(
-        scheduler, "state_in_first_order", True
-    ):  # the second of two stages, which may be between two sigmas
+    # the second of two stages may be between two sigmas
+    if not getattr(scheduler, "state_in_first_order", True):
         if hasattr(scheduler, "sigmas_interpol"):
             at -= hasattr(scheduler, "sigmas_down")  # the ancestral one counts from 0
             sigmas = scheduler.sigmas_interpol
