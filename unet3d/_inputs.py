@@ -7,10 +7,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffcore import _array, _check
+from diffcore.schedules import Schedule
 from diffcore.unet3d import structure
 from diffcore.unet3d.config import UNet3DConfig
 
 FUNCTION = "unet3d"
+
+
+class Network:
+    """What the networks of every library say of themselves: they are denoisers for `diffcore.sample`."""
+
+    config: UNet3DConfig
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, for `diffcore.sample`."""
+        return self.config.prediction
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What it was trained on, or None: a plan of another scaling is refused."""
+        return self.config.schedule
+
+    @property
+    def scaling(self) -> str | None:
+        """The scaling of that schedule."""
+        return None if self.config.schedule is None else self.config.schedule.scaling
 
 
 class Sizes(NamedTuple):
@@ -35,14 +57,8 @@ def check(config: UNet3DConfig, z: Any, log_snr: Any, cond: Any, images: Any, *a
     """
     if not isinstance(z, arrays):
         own = arrays[0].__module__.partition(".")[0] + "." + arrays[0].__name__
-        raise _check.error(
-            TypeError,
-            FUNCTION,
-            "z",
-            f"be a {own}",
-            z,
-            'unet3d.load(path, "numpy"), "torch" or "jax" gives another model',
-        )
+        hint = 'unet3d.load(path, "numpy"), "torch" or "jax" gives another model'
+        raise _check.error(TypeError, FUNCTION, "z", f"be a {own}", z, hint)
     shape = tuple(getattr(z, "shape", ()))
     if len(shape) != 5 or shape[4] != config.channels or 0 in shape[1:]:
         must = f"have shape (B, T, H, W, {config.channels}), with at least one frame and pixel"

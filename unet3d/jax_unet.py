@@ -18,7 +18,6 @@ from flax import nnx
 from jax import lax
 
 from diffcore._array import to_host
-from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.jax_layers import CONDITIONS, Conv, Linear, Norm, Take, attend
@@ -27,7 +26,7 @@ MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
 
 
-class UNet3D(nnx.Module):
+class UNet3D(_inputs.Network, nnx.Module):
     """The space-time U-Net as an `nnx.Module`; the paths of its state are the canonical names.
 
     Args:
@@ -70,21 +69,6 @@ class UNet3D(nnx.Module):
         for row in structure.rows(config):
             _place(self, row.name, Block(config, row, take) if row.kind == "block" else Conv(take, row.name))
         self.output = Output(take, "output")
-
-    @property
-    def prediction(self) -> str:
-        """What the network predicts, for `diffcore.sample`."""
-        return self.config.prediction
-
-    @property
-    def schedule(self) -> Schedule | None:
-        """What it was trained on, or None: a plan of another scaling is refused."""
-        return self.config.schedule
-
-    @property
-    def scaling(self) -> str | None:
-        """The scaling of that schedule."""
-        return None if self.config.schedule is None else self.config.schedule.scaling
 
     def null(self, cond: Any) -> Any:
         """Return the condition that says nothing, in the structure of `cond`, for guidance."""

@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig, groups
 
 Floats = npt.NDArray[Any]
 
 
-class UNet3D:
+class UNet3D(_inputs.Network):
     """The space-time U-Net on NumPy arrays.
 
     Args:
@@ -43,21 +42,6 @@ class UNet3D:
         self.config = config
         self.weights = dict(weights)
         self.rows = structure.rows(config)
-
-    @property
-    def prediction(self) -> str:
-        """What the network predicts, for `diffcore.sample`."""
-        return self.config.prediction
-
-    @property
-    def schedule(self) -> Schedule | None:
-        """What it was trained on, or None: a plan of another scaling is refused."""
-        return self.config.schedule
-
-    @property
-    def scaling(self) -> str | None:
-        """The scaling of that schedule."""
-        return None if self.config.schedule is None else self.config.schedule.scaling
 
     def null(self, cond: Any) -> Any:
         """Return the condition that says nothing, in the structure of `cond`, for guidance."""

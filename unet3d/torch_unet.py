@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from diffcore._array import to_host
-from diffcore.schedules import Schedule
 from diffcore.unet3d import _inputs, structure
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.torch_dropout import Dropout
@@ -30,7 +29,7 @@ MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
 
 
-class UNet3D(nn.Module):
+class UNet3D(_inputs.Network, nn.Module):
     """The space-time U-Net as a `torch.nn.Module`; its state dict has the canonical names.
 
     Args:
@@ -65,21 +64,6 @@ class UNet3D(nn.Module):
         self.output = Output(take, "output")
         frequencies = torch.tensor(structure.FREQUENCIES, dtype=torch.float64).to(device=device, dtype=dtype)
         self.register_buffer("frequencies", frequencies, persistent=False)
-
-    @property
-    def prediction(self) -> str:
-        """What the network predicts, for `diffcore.sample`."""
-        return self.config.prediction
-
-    @property
-    def schedule(self) -> Schedule | None:
-        """What it was trained on, or None: a plan of another scaling is refused."""
-        return self.config.schedule
-
-    @property
-    def scaling(self) -> str | None:
-        """The scaling of that schedule."""
-        return None if self.config.schedule is None else self.config.schedule.scaling
 
     @property
     def dropouts(self) -> list[Dropout]:
