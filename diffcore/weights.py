@@ -161,7 +161,7 @@ class MinSNR(Weight):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        _check_positive("MinSNR", "gamma", self.gamma)
+        _check.number("weights.MinSNR", "gamma", self.gamma, 0, open_low=True)
 
     def split(self, at: At) -> Split:
         """Return the exponents and the finite coefficient."""
@@ -188,7 +188,7 @@ class SoftMinSNR(Weight):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        _check_positive("SoftMinSNR", "gamma", self.gamma)
+        _check.number("weights.SoftMinSNR", "gamma", self.gamma, 0, open_low=True)
 
     def split(self, at: At) -> Split:
         """Return the exponents and the finite coefficient."""
@@ -215,7 +215,7 @@ class P2(Weight):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("P2", "k", self.k)
+        _check.number("weights.P2", "k", self.k, 0, open_low=True)
         _check.number("weights.P2", "gamma", self.gamma, 0)
 
     def split(self, at: At) -> Split:
@@ -309,10 +309,6 @@ def _descent(name: str, at: At) -> Array:
         raise _check.error(ValueError, function, "slope", "be d lambda / dt <= 0", slope, hint)
     _array.namespace(function, level=at.one, slope=slope)
     return -float(slope) * at.one if _array.library(slope) is None else -_array.widen(at.xp, slope)
-
-
-def _check_positive(name: str, argument: str, value: float) -> None:
-    _check.number(f"weights.{name}", argument, value, 0, open_low=True)
 
 
 _explained.face(__name__)
