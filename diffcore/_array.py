@@ -164,13 +164,10 @@ def level_array(function: str, argument: str, value: Array) -> tuple[Any, Array]
     """Return (xp, array) for a time, a log-SNR or another level: numbers become float64, halves float32."""
     xp = namespace(function, **{argument: value})
     if library(value) is None:
-        return xp, np.asarray(value, dtype=np.float64 if not isinstance(value, np.floating) else _wide_numpy(value))
+        single = isinstance(value, np.floating) and value.dtype.itemsize <= 4
+        return xp, np.asarray(value, dtype=np.float32 if single else np.float64)
     check_floating(function, **{argument: value})
     return xp, widen(xp, value)
-
-
-def _wide_numpy(value: np.floating[Any]) -> Any:
-    return np.float64 if value.dtype.itemsize > 4 else np.float32
 
 
 def as_array(xp: Any, value: Array) -> Array:

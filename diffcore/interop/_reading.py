@@ -163,7 +163,8 @@ def finite(scheduler: Any, timesteps: Any, step: Mapping[str, Any]) -> int:
     own, x = copy.deepcopy(on_host(scheduler)), torch.ones(1, 1, 1, 1, dtype=torch.float64)
     if hasattr(own, "noise_sampler"):
         own.noise_sampler = lambda *_: x
-    call = caller(own, {"generator": torch.Generator(), **step} if _draws(own) else step)
+    draws = "generator" in inspect.signature(own.step).parameters
+    call = caller(own, {"generator": torch.Generator(), **step} if draws else step)
     for k, timestep in enumerate(timesteps):
         if hasattr(own, "scale_model_input"):
             own.scale_model_input(x, timestep)
@@ -171,10 +172,6 @@ def finite(scheduler: Any, timesteps: Any, step: Mapping[str, Any]) -> int:
         if not torch.isfinite(x).all():
             return max(k, 1)
     return len(timesteps)
-
-
-def _draws(scheduler: Any) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters
 
 
 def kept(output: type) -> type | None:
