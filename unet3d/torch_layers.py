@@ -17,46 +17,42 @@ Take = Callable[[str], nn.Parameter]
 """Canonical name -> parameter."""
 
 
-class Linear(nn.Module):
-    """h W + b over the last axis."""
+class Affine(nn.Module):
+    """A weight and a bias."""
 
     def __init__(self, take: Take, name: str) -> None:
         super().__init__()
         self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
 
+
+class Linear(Affine):
+    """h W + b over the last axis."""
+
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         return F.linear(h, self.weight, self.bias)
 
 
-class Conv(nn.Module):
+class Conv(Affine):
     """A 3x3 convolution of each frame."""
 
     def __init__(self, take: Take, name: str, stride: int = 1) -> None:
-        super().__init__()
-        self.weight, self.bias, self.stride = take(f"{name}.weight"), take(f"{name}.bias"), stride
+        super().__init__(take, name)
+        self.stride = stride
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         out = F.conv2d(h.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, padding=1)
         return out.permute(0, 2, 3, 1)
 
 
-class Norm(nn.Module):
+class Norm(Affine):
     """The group norm of each frame, in float32 at least, with SiLU after it where asked."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        super().__init__()
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
 
     def forward(self, h: torch.Tensor, silu: bool = False) -> torch.Tensor:
         return norm(h, self.weight, self.bias, silu)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Affine):
     """The norm of each token."""
-
-    def __init__(self, take: Take, name: str) -> None:
-        super().__init__()
-        self.weight, self.bias = take(f"{name}.weight"), take(f"{name}.bias")
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(tokens, tokens.shape[-1:], self.weight, self.bias, structure.EPSILON)

@@ -217,11 +217,8 @@ class Attention(nn.Module):
     def __init__(self, config: UNet3DConfig, take: Take, name: str) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.norm, self.qkv, self.out = (
-            Norm(take, f"{name}.norm"),
-            Linear(take, f"{name}.qkv"),
-            Linear(take, f"{name}.out"),
-        )
+        self.norm = Norm(take, f"{name}.norm")
+        self.qkv, self.out = Linear(take, f"{name}.qkv"), Linear(take, f"{name}.out")
 
     def heads(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return queries, keys and values, (N, heads, tokens, d), of tokens (N, tokens, C)."""

@@ -61,7 +61,6 @@ class Stages(NamedTuple):
     """
 
     rows: tuple[Stage, ...]
-    memory: int
     output: Any
     length: int
 
@@ -90,7 +89,7 @@ def stages(function: str, read: Read, prediction: predictions.Prediction) -> Sta
         second = None if given is None else fold(*given)
         keeps_x, log_snr = not fold.clips and x in rows[1:], float(plan.log_snr[k])
         found.append(Stage(tuple(rows), x, fold.clips, keeps_x, second, read.draws[k], log_snr))
-    return Stages(_ahead(found), plan.memory, read.output, read.length)
+    return Stages(_ahead(found), read.output, read.length)
 
 
 def _ahead(found: list[Stage]) -> tuple[Stage, ...]:
@@ -174,7 +173,7 @@ def single(
         ends = float(low.after[NOISE]), float(read.after[NOISE])
         after = tuple((place, 1.0 if place == NOISE else value) for place, value in after)
     stage = Stage((after,), estimate, read.clipped is not None, False, returned, read.draws, read.log_snr, ends)
-    return Stages((stage,), 0, read.output, read.length)
+    return Stages((stage,), read.output, read.length)
 
 
 def made(plan: Plan, clips: bool) -> Read:
