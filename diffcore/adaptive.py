@@ -197,10 +197,8 @@ def sample_adaptive(
             if np.any(noisy > 0.0):
                 now = state._replace(z=z, draw=backend.index(trial + 1))
                 high = high + along(noise_scale * noisy) * stage.drawn(backend, now, source, (at, to))
-            z, last = (
-                xp.where(here, xp.astype(high * along(alpha(to)), z.dtype, copy=False), z),
-                xp.where(here, low, last),
-            )
+            z = xp.where(here, xp.astype(high * along(alpha(to)), z.dtype, copy=False), z)
+            last = xp.where(here, low, last)
             at = np.where(taken, to, at)
         if clean:
             final = [samplers.ddim(schedule, grid=[end, math.inf])]

@@ -58,14 +58,11 @@ class Restored:
 
     def _drawn(self, z: Array, x: Array | None, at: Any, noise: Noise) -> Array:
         xp, (alpha, r, held) = _array.library(z), row_of(self.table, at, z)
-        seen, eps = self.spectrum, self.spectrum.into(_array.widen(_array.library(z), noise()))
+        seen, eps = self.spectrum, self.spectrum.into(_array.widen(xp, noise()))
         spread, one = seen.deviation, xp.ones_like(seen.deviation)
         if x is None:  # nothing is estimated yet
-            eta_b, estimate, below = (
-                1.0,
-                seen.x,
-                self.spectrum.into(_array.widen(xp, z)) / xp.maximum(alpha, alpha * 0 + 1e-15),
-            )
+            eta_b, estimate = 1.0, seen.x
+            below = seen.into(_array.widen(xp, z)) / xp.maximum(alpha, alpha * 0 + 1e-15)
         else:
             eta_b, estimate = self.eta_b, seen.into(_array.widen(xp, x))
             apart = (seen.x - estimate) / xp.where(spread > 0, spread, one)

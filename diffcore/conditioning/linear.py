@@ -36,15 +36,15 @@ class Linear:
 
     def __call__(self, x: Array) -> Array:
         """Return y = A x."""
-        return self._apply(self._flat(x), [matrix for _, matrix in self.factors])
+        return self._into(x, [matrix for _, matrix in self.factors])
 
     def adjoint(self, y: Array) -> Array:
         """Return A^T y."""
-        return self._shaped(self._apply(y, [matrix.T for _, matrix in self.factors]))
+        return self._out(y, [matrix.T for _, matrix in self.factors])
 
     def spread(self, y: Array) -> Array:
         """Return A^+ y, the least x of which A is nearest to y."""
-        return self._shaped(self._apply(y, [np.asarray(np.linalg.pinv(matrix)) for _, matrix in self.factors]))
+        return self._out(y, [np.asarray(np.linalg.pinv(matrix)) for _, matrix in self.factors])
 
     def svd(self) -> Svd:
         """Return the decomposition: that of a product along axes is the product of those along each."""
@@ -72,20 +72,15 @@ class Linear:
         return x
 
     def _into(self, x: Array, matrices: Sequence[Any]) -> Array:
-        return self._apply(self._flat(x), matrices)
-
-    def _out(self, c: Array, matrices: Sequence[Any]) -> Array:
-        return self._shaped(self._apply(c, matrices))
-
-    def _flat(self, x: Array) -> Array:
         if self.event is None:
-            return x
+            return self._apply(x, matrices)
         if tuple(x.shape[1:]) != self.event:
             shape = ", ".join(["B", *map(str, self.event)])
             raise ValueError(f"{FUNCTION}: `x` must have shape ({shape}), got {tuple(x.shape)}")
-        return _array.library(x).reshape(x, (x.shape[0], math.prod(self.event)))
+        return self._apply(_array.library(x).reshape(x, (x.shape[0], math.prod(self.event))), matrices)
 
-    def _shaped(self, x: Array) -> Array:
+    def _out(self, c: Array, matrices: Sequence[Any]) -> Array:
+        x = self._apply(c, matrices)
         return x if self.event is None else _array.library(x).reshape(x, (x.shape[0], *self.event))
 
 

@@ -1,4 +1,4 @@
-"""Straight lines between knots at t_i = i / K, i = 0..K: shared by tables and learned schedules."""
+"""Straight lines between knots at t_i = i / K, i = 0..K: shared by tables, learned schedules and densities of times."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from diffcore.schedules._base import Pair
 
 def log_snr(xp: Any, knots: Array, t: Array) -> Array:
     """Return the value at time t of the lines through the knots, (K + 1,)."""
-    before, after, part = _piece(xp, knots, t * (knots.shape[0] - 1.0))
+    before, after, part = piece(xp, knots, t * (knots.shape[0] - 1.0))
     return before * (1.0 - part) + after * part
 
 
 def slope(xp: Any, knots: Array, t: Array) -> Array:
     """Return the slope at time t; at a knot, that of the piece after it."""
-    before, after, _ = _piece(xp, knots, t * (knots.shape[0] - 1.0))
+    before, after, _ = piece(xp, knots, t * (knots.shape[0] - 1.0))
     return (after - before) * (knots.shape[0] - 1.0)
 
 
@@ -32,7 +32,7 @@ def time(xp: Any, knots: Array, value: Array) -> Pair:
     return (done + part) / pieces, ((pieces - 1.0 - done) + (1.0 - part)) / pieces
 
 
-def _piece(xp: Any, knots: Array, position: Array) -> tuple[Array, Array, Array]:
+def piece(xp: Any, knots: Array, position: Array) -> tuple[Array, Array, Array]:
     """Return the knots before and after each position in [0, K], and how far between them it is."""
     inside = xp.where(position > 0.0, position, xp.zeros_like(position))  # NaN cannot be cast to an integer
     below = xp.clip(xp.floor(inside), 0.0, knots.shape[0] - 2.0)

@@ -11,6 +11,7 @@ import numpy as np
 from diffcore import _array, _check
 from diffcore._array import Array
 from diffcore._quantile import normal_quantile
+from diffcore.schedules import _piecewise
 from diffcore.times.densities import Density, Known
 
 
@@ -127,13 +128,9 @@ class Beta(Known):
         place = _KNOTS * (normal_quantile(xp, u) + _WIDEST)
         most = 2.0 * _WIDEST * _KNOTS
         place = xp.where(place < 0.0, 0.0 * u, xp.where(place > most, most + 0.0 * u, place))
-        inside = xp.where(place > 0.0, place, xp.zeros_like(place))  # NaN is no index
-        below = xp.clip(xp.floor(inside), 0.0, most - 1.0)
-        index, part = xp.reshape(xp.astype(below, xp.int32), (-1,)), place - below
         value, slope = (_array.table_for(table, u) for table in self._knots)
-        first, last, rise, fall = (
-            xp.reshape(xp.take(table, index + step, axis=0), u.shape) for table in (value, slope) for step in (0, 1)
-        )
+        first, last, part = _piecewise.piece(xp, value, place)
+        rise, fall, _ = _piecewise.piece(xp, slope, place)
         rest = 1.0 - part
         # the cubic with these values and slopes at both knots
         logit = first + (last - first) * part**2 * (3.0 - 2.0 * part) + part * rest * (rest * rise - part * fall)
