@@ -1,13 +1,8 @@
 r"""Conditioning by the first two moments of q(x | z_t), both from the denoiser: its value, and its Jacobian.
 
-    E[x | z_t] = x-hat,    Cov[x | z_t] = C = (sigma_t^2 / alpha_t) J,    J = d x-hat / dz
-
-If q(x | z_t) is a Gaussian, so is (x, A x + noise) given z_t, and
-
-    E[x | z_t, y] = x-hat + C A^T (A C A^T + s^2 I)^{-1} (y - A x-hat).
-
-C is a matrix of the size of a clip squared, so only products with it are used, and the system is solved by conjugate
-residuals. C is symmetric for the exact denoiser, C u = C^T u, so the pullback of the denoiser is all that is needed.
+If q(x | z_t) is a Gaussian, so is (x, A x + noise) given z_t. Its covariance C is a matrix of the size of a clip squared, so only
+products with it are used, and the system is solved by conjugate residuals. C is symmetric for the exact denoiser, C u = C^T u, so
+the pullback of the denoiser is all that is needed.
 """
 
 from __future__ import annotations

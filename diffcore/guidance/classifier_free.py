@@ -6,8 +6,6 @@ with c the prediction under the condition and u the one without it. Here `weight
 always 1 + w, 1 is off. c and u may be eps, x, v or score: at one z all of these are affine maps of one another and the
 coefficients sum to one, so the result is the same; it is of the kind that the denoiser predicts. A rule is another way to
 put c and u together.
-
-Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6; Ho et al. 2022 (arXiv 2204.03458), eq. 6.
 """
 
 from __future__ import annotations
