@@ -75,7 +75,7 @@ class ClassifierFree(Sourced):
         4.0
         """
         if self.interval is None or _array.traced():  # whose numbers are not known: the call decides
-            return super().at(log_snr)
+            return super().at(log_snr)  # type: ignore[no-any-return]
         source, (low, high) = self.source.at(log_snr), self.interval
         found = np.asarray(log_snr)
         active = (found >= low) & (found <= high)
