@@ -25,9 +25,7 @@ def entries_of(schedule: Schedule) -> int:
     return len(schedule.log_snrs)
 
 
-def by_rule(
-    function: str, schedule: Schedule, steps: int, timesteps: int | None, ends: Ends, rule: Rule
-) -> Float64:
+def by_rule(function: str, schedule: Schedule, steps: int, timesteps: int | None, ends: Ends, rule: Rule) -> Float64:
     """Return the grid through the timesteps of a rule, and the clean point or the level at the end; see `timesteps.leading`."""
     count = _check.count(function, "steps", steps, 1)
     whole = entries_of(schedule) if timesteps is None else _check.integer(function, "timesteps", timesteps, 2)
