@@ -246,7 +246,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("what", metavar="WHAT", nargs="?", choices=WHAT, help="print the peak memory of this alone")
     given = parser.parse_args()
-    if given.what is None:
+    if given.what is None and given.who in WHO:
+        parser.error(f"{given.who} goes with WHAT, one of {', '.join(WHAT)}; a file for the result has another name")
+    elif given.what is None:
         together(_arguments.new_file(given.who))
     elif given.who not in WHO:
         parser.error(f"WHO must be one of {', '.join(WHO)}, got {given.who}")

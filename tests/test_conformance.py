@@ -108,6 +108,11 @@ def test_a_method_that_raises_or_is_missing_is_named_with_what_it_must_be(monkey
             testing.check_backend(backend, like=array_api_strict.zeros(1, dtype=array_api_strict.float32))
         return str(caught.value)
 
+    with pytest.raises(AssertionError, match=r"^Later\.bits raised ValueError: ") as caught:
+        testing.check_backend(Later(array_api_strict))
+    assert caught.value.__notes__ == [
+        "testing.check_backend: without `like` the arrays are NumPy's; give one of the backend's library"
+    ]
     keys = "which must be keys(words, like): Return key words (B, 2) (low, high) in the form that `normal` takes"
     assert keys in says(SimpleNamespace(name="mine"))
     assert says(Later) == "contract: `backend` must be an instance, got the class Later; call it"

@@ -89,9 +89,19 @@ def check_backend(backend: Backend | None = None, like: Array | None = None, *, 
 
     >>> check_backend(like=np.zeros(1, np.float32))
     """
-    like = np.zeros(1, dtype=np.float32) if like is None else put(np.zeros(1), like)
-    _array.check_floating("testing.check_backend", like=like)
-    served = backend_of(like) if backend is None else backend
+    array = np.zeros(1, dtype=np.float32) if like is None else put(np.zeros(1), like)
+    _array.check_floating("testing.check_backend", like=array)
+    try:
+        _check_all(backend_of(array) if backend is None else backend, backend, array, half)
+    except AssertionError as error:
+        if like is None and backend is not None:
+            error.add_note(
+                "testing.check_backend: without `like` the arrays are NumPy's; give one of the backend's library"
+            )
+        raise
+
+
+def _check_all(served: Backend, backend: Backend | None, like: Array, half: bool) -> None:
     check_contract(served)
     check_noise(like, backend=served)
     with naming(served, "run"):
