@@ -61,8 +61,9 @@ def on_digits(path: Path, count: int) -> dict[str, Any]:
     import torch
 
     from diffcore.unet3d import digits, load
+    from diffcore.unet3d.half import InBfloat16
 
-    model = load(path, "torch").eval().requires_grad_(False)
+    model = InBfloat16(load(path, "torch").eval().requires_grad_(False))  # as it was trained
     config, labels = model.config, torch.arange(count) % 10
     held = digits.moving_digits(frames=config.frames, size=config.size, count=2048, split="test").clips
     reference = metrics.moments(digits.features(held.astype(np.float32) / np.float32(127.5) - np.float32(1.0)))

@@ -2,10 +2,11 @@
 
     python -m benchmarks.guidance_weights FOLDER --out FILE.json      # a quarter of an hour on one core
 
-The shipped model draws the digits asked for at each weight, with the same noise. The measures: the Frechet distance to
-held-out clips in the space of `unet3d.digits.features`; how sure a classifier is and how often it finds the digit; how long
-a clip keeps it; and the spread, the deviation of the features of a digit's clips over that of real ones, which is 1 where
-nothing is lost. Clips are drawn a few at a time and kept in FOLDER: a run that was stopped goes on.
+The included model draws, in bfloat16 as it was trained, the digits asked for at each weight, with the same noise. The
+measures: the Frechet distance to held-out clips in the space of `unet3d.digits.features`; how sure a classifier is and
+how often it finds the digit; how long a clip keeps it; and the spread, the deviation of the features of a digit's clips
+over that of real ones, which is 1 where nothing is lost. Clips are drawn a few at a time and kept in FOLDER: a run that
+was stopped goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import diffcore as dc
 from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import digits, pretrained
 from diffcore.unet3d.digits.evaluate import SCHEDULE, clips_of
+from diffcore.unet3d.half import InBfloat16
 
 TOGETHER = 20
 ROWS: dict[str, dict[str, Any]] = {
@@ -82,7 +84,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=_arguments.count(), default=8, help="of DPM-Solver++ 2M (default: 8)")
     wanted = parser.parse_args(given)
     wanted.folder.mkdir(parents=True, exist_ok=True)
-    model = pretrained("moving_digits", "torch").eval().requires_grad_(False)
+    model = InBfloat16(pretrained("moving_digits", "torch").eval().requires_grad_(False))
     numbers = range(wanted.count // TOGETHER)
     labels = np.arange(len(numbers) * TOGETHER) % 10
     paths = {

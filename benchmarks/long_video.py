@@ -2,10 +2,11 @@
 
     python -m benchmarks.long_video FOLDER --out benchmarks/results/long-video.json      # over an hour on one core
 
-The shipped model draws clips, and `video.extend` makes them longer by each method, from the same 16 frames and with the
-same noise. Each window of 16 frames is compared to held-out clips by the Frechet distance in the space of
-`unet3d.digits.features`; beside it whether the digit is still the one asked for, whether it is held, and how evenly it
-moves across a seam. Clips are drawn a few at a time and kept in FOLDER: a run that was stopped goes on.
+The included model draws clips, in bfloat16 as it was trained, and `video.extend` makes them longer by each method, from
+the same 16 frames and with the same noise. Each window of 16 frames is compared to held-out clips by the Frechet
+distance in the space of `unet3d.digits.features`; beside it whether the digit is still the one asked for, whether it is
+held, and how evenly it moves across a seam. Clips are drawn a few at a time and kept in FOLDER: a run that was stopped
+goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import diffcore as dc
 from diffcore import _arguments, _files, metrics
 from diffcore.unet3d import digits, pretrained
 from diffcore.unet3d.digits.evaluate import clips_of
+from diffcore.unet3d.half import InBfloat16
 
 TOGETHER, FRAMES, WINDOW, OVERLAP, STEPS, GUIDANCE = 8, 64, 16, 4, 16, 1.0
 METHODS: dict[str, dict[str, Any]] = {
@@ -34,7 +36,7 @@ def draw(number: int, folder: Path) -> None:
     """Draw `TOGETHER` clips and extend them by each method, where a file of them is not there yet."""
     import torch
 
-    model = pretrained("moving_digits", "torch").eval().requires_grad_(False)
+    model = InBfloat16(pretrained("moving_digits", "torch").eval().requires_grad_(False))
     labels = torch.arange(number * TOGETHER, (number + 1) * TOGETHER) % 10
     guided = dc.guidance.classifier_free(model, cond=labels, null=model.null(labels), weight=GUIDANCE)
     schedule, clip = dc.schedules.Cosine(), dc.guidance.clip()
