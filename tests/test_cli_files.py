@@ -10,11 +10,11 @@ import cli_cases
 import numpy as np
 import pytest
 import typer
-from cli_cases import QUICK, app_module, clip, coded, done, refused, run, whole
+from cli_cases import QUICK, clip, coded, done, refused, run, whole
 from safetensors.numpy import save_file
 
 import diffcore as dc
-from diffcore.cli import drawing, files, idle, sheets, writers
+from diffcore.cli import app, drawing, files, idle, sheets, writers
 
 av = pytest.importorskip("av")
 
@@ -220,7 +220,7 @@ def test_an_option_that_does_nothing_beside_another_is_refused() -> None:
         said = refused(2, *command.split())
         assert said.startswith(f"diffcore: {option} does nothing here: {why}")
         seen |= {row.why for row in idle.TABLE[command.split()[0]] if row.why in said}
-    known = typer.main.get_command(app_module.app).commands  # type: ignore[attr-defined]
+    known = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
     for command, rows in idle.TABLE.items():
         assert {name for row in rows for name in row.names} <= {param.name for param in known[command].params}
         assert {row.why for row in rows} <= seen

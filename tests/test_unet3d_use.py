@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_dropout_of_blocks_of_one_shape_differs_on_jax(monkeypatch: pytest.Monke
         return h
 
     monkeypatch.setattr(jax_unet, "drop", watched)
-    monkeypatch.setattr(jax_unet, "_forward", jax_unet._forward.__wrapped__)  # in one trace, with what is drawn
+    monkeypatch.setattr(jax_unet, "_forward", inspect.unwrap(jax_unet._forward))  # in one trace, with what is drawn
     masks = jax.jit(lambda key: (model(z, log_snr, rngs=key), drawn)[1])(jax.random.key(0))
     pairs = [(a, b) for a, b in itertools.combinations(masks, 2) if a.shape == b.shape]
     assert len(pairs) >= 3
