@@ -197,7 +197,7 @@ def test_numbered_clips_are_the_same_files_however_many_processes_share_them(
         row = json.loads(done("sample", "three/%02d.npy", *common).stdout)
         assert (row["made"], row["process"], row["processes"]) == (made, rank, 3)
     assert all(Path("one", name).read_bytes() == Path("three", name).read_bytes() for name in names)
-    assert "3 processes would each write" in refused(2, "sample", "a.npy", *common)
+    assert "3 processes would each write" in refused(2, "sample", "a.npy", "-w", tiny, *QUICK, "-n", 5)
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.delenv("RANK")
     kept = {name: Path("one", name).stat() for name in names}

@@ -102,12 +102,12 @@ def _say_inversion(function: str, schedule: Schedule, points: Float64) -> None:
 
 
 def _say_rising(function: str, schedule: Schedule, points: Float64) -> None:
-    """Warn of a rising grid from 0 or above that may be times, or sigmas or timesteps beyond the log-SNRs of the schedule."""
+    """Warn of a rising grid from 0 or above that may be times, or sigmas or timesteps far beyond the log-SNRs of the schedule."""
     first, last = float(points[0].min()), float(points[-1].max())
     if len(points) < 3 or first < 0.0 or last == math.inf:
         return
     most = float(schedule.log_snr(0.0))
-    if last <= 1.0 or last > (most + 1.0 if most < math.inf else 0.4 * NONE):
+    if last <= 1.0 or last > (2.0 * abs(most) if most < math.inf else 0.4 * NONE):
         text = f"{function}: `grid` rises from {first:g} to {last:g}, which in log-SNRs is from little noise to less"
         warnings.warn(f"{text}; if it was not meant: {OTHERS}", stacklevel=5)
 
