@@ -85,7 +85,7 @@ typedef struct {
 /* One strip. Everything is read before anything is written, so that a result may lie over any of the arrays that are read. */
 INLINE void OF(strip)(const OF(Stage) *s, REAL *x, REAL *second, int at, int count)
 {
-    REAL raw[STRIP], made[1 + MEMORY][STRIP];
+    REAL raw[STRIP], made[STRIP], others[MEMORY][STRIP]; /* most plans remember nothing: the one row stays in registers */
     if (s->x_given == NULL || s->second == RAW)
         OF(sum)(raw, &s->x, at, count);
     if (s->x_given == NULL)
@@ -99,12 +99,16 @@ INLINE void OF(strip)(const OF(Stage) *s, REAL *x, REAL *second, int at, int cou
         memcpy(second, raw, sizeof(REAL) * (size_t)count);
     else if (s->second == UNGUIDED)
         OF(sum)(second, &s->unguided, at, count);
-    for (int row = 0; row < s->rows; row++)
-        OF(sum)(made[row], &s->row[row], at, count);
+    if (s->rows > 0)
+        OF(sum)(made, &s->row[0], at, count);
+    for (int row = 1; row < s->rows; row++)
+        OF(sum)(others[row - 1], &s->row[row], at, count);
     if (s->to_x != NULL)
         OF(store)(s->to_x + at, x, count);
-    for (int row = 0; row < s->rows; row++)
-        OF(store)(s->to[row] + at, made[row], count);
+    if (s->rows > 0)
+        OF(store)(s->to[0] + at, made, count);
+    for (int row = 1; row < s->rows; row++)
+        OF(store)(s->to[row] + at, others[row - 1], count);
 }
 
 /* An array of the tile in the kind that it is computed in: itself, or its numbers in memory of the tile. */
