@@ -49,7 +49,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # by the number of tests, where one may take a minute
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests, so that no process is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -67,3 +74,15 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_threads, "ELEMENTS", 1)
     monkeypatch.setattr(cpu_threads, "count", lambda: 3)
     monkeypatch.setattr(numpy_memory, "LARGE", 1)
+
+
+@pytest.fixture
+def without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch.compile trace stages and run what it traced, for tests that count graphs: no code is written for them."""
+    import torch
+
+    from diffcore.backends import torch_backend
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch_backend, "_fused", functools.cache(torch_backend._fused.__wrapped__))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PROCESS = sys.argv[2:]
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 if PROCESS else 8}"
+COUNT = 2 if PROCESS else 8
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={COUNT} --xla_cpu_use_fusion_emitters=false"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

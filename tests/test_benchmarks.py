@@ -49,6 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.gpu")
 
 
+@pytest.mark.slow
 def test_no_part_takes_another_with_it(gpu: Any, tmp_path: Path) -> None:
     """A row that fails, hangs or crashes costs itself or the rest of its part.
 

@@ -50,13 +50,13 @@ def test_on_jax_and_torch_ones_own_noise_is_asked_for_what_is_known() -> None:
     np.testing.assert_allclose(host(other), want, atol=1e-6)
 
 
+@pytest.mark.usefixtures("without_code")
 def test_on_torch_two_graphs_serve_every_stage_number_of_stages_and_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     from diffcore.backends import torch_backend
 
     monkeypatch.setattr(torch_backend, "FUSED", 0)
-    torch._dynamo.reset()
     counters.clear()
     z = torch.from_numpy(CLIP)
     for name, variant, steps, graphs in (

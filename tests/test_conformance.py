@@ -29,6 +29,7 @@ backend = Strict(array_api_strict)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("like", [np.zeros(1, np.float32), torch.zeros(1), jnp.zeros(1)], ids=["numpy", "torch", "jax"])
 def test_the_backends_conform(like: Any) -> None:
     testing.check_backend(like=like)

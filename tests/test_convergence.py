@@ -32,7 +32,9 @@ def test_a_deterministic_sampler_has_its_order(name: str, scaling: str) -> None:
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.weak is not None])
 def test_a_noisy_sampler_has_its_weak_order(name: str, scaling: str) -> None:
     make, order = SAMPLERS[name], VARIANTS[name].weak
-    check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.3)
+    assert order is not None
+    few: Any = {"steps": (64, 128, 256)} if order < 2 else {}
+    check_order(lambda grid: make(schedule_of(scaling), grid=grid), order, within=0.3, **few)
 
 
 def test_every_sampler_is_in_the_table_under_its_name() -> None:

@@ -103,6 +103,7 @@ def test_no_file_hides_a_library() -> None:
     assert not hidden & {path.name for path in ROOT.glob("*.py")}
 
 
+@pytest.mark.slow
 def test_wheel_holds_diffcore_alone_and_each_file_once(built: Built) -> None:
     information = "-".join(built.wheel.name.split("-")[:2]) + ".dist-info"
     assert {name.split("/")[0] for name in built.in_wheel} == {"diffcore", information}

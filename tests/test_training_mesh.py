@@ -131,6 +131,7 @@ def test_threads_that_read_ahead_keep_the_order_and_hand_on_what_goes_wrong(work
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["four", "replicated", "down", "up"])
 def test_torch_ends_with_the_same_weights_on_any_mesh(name: str, of_torch: Path) -> None:
     check_equal(of_torch, name)  # "down" went on from 4 processes with 2 and with 1, "up" from 1 with 2 and 2 x 2
@@ -180,6 +181,7 @@ def test_checkpoints_of_several_processes_are_kept_checked_and_ordered(of_torch:
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_processes_that_are_killed_at_any_moment_end_with_the_same_bits() -> None:
     pytest.importorskip("torch.distributed.fsdp")
@@ -190,6 +192,7 @@ def test_processes_that_are_killed_at_any_moment_end_with_the_same_bits() -> Non
 
 
 @pytest.mark.jax
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["down", "across"])
 def test_jax_ends_with_the_same_weights_on_any_mesh(name: str, of_jax: Path) -> None:
     check_equal(of_jax, name)  # "down" went on from 8 devices with 2 x 2 and with 2, "across" from 2 processes with 1

@@ -92,7 +92,10 @@ def quick() -> Iterator[None]:
 
     @functools.cache
     def once(graph: Any, config: Any, settings: Settings) -> Any:
-        return make(graph, config, settings)
+        with pytest.MonkeyPatch.context() as patch:
+            options = {"xla_cpu_use_fusion_emitters": False}
+            patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+            return make(graph, config, settings)
 
     def compiled(graph: Any, config: Any, settings: Settings) -> Any:
         return once(graph, config, Settings(steps=1, **{name: getattr(settings, name) for name in inside}))
