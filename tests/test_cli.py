@@ -176,6 +176,10 @@ def test_commands_chain_through_files(tiny: str) -> None:
     done("interpolate", "b.gif", "c.png", "-w", tiny, *QUICK)
     done("upscale", "c.png", "d.mp4", "-w", tiny, *QUICK)
     assert "11 frames of 16x16" in done("info", "d.mp4").stdout
+    Path("broken.mp4").write_bytes(b"no video")
+    found = done("info", ".")  # of the folder
+    assert found.stdout.endswith(done("info", "d.mp4").stdout + "3 videos of 21 frames in all\n")
+    assert "note: broken.mp4" in found.stderr
 
 
 def test_numbered_clips_are_the_same_files_however_many_processes_share_them(

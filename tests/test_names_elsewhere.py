@@ -68,6 +68,13 @@ def test_functions_and_classes_of_other_libraries_lead_to_ours() -> None:
     here |= {f"{name}Scheduler": "ddim" for name in ("DDIMParallel", "DDIMInverse", "CogVideoXDDIM")}
     here |= {f"{name}Scheduler": "ancestral" for name in ("DDPMParallel", "DDPMWuerstchen", "UnCLIP")}
     here |= {f"{name}Scheduler": "dpm_solver_pp" for name in ("DPMSolverMultistepInverse", "CosineDPMSolverMultistep")}
+    here |= {
+        "sample_exp_heun_2_x0": "res_2s",
+        "sample_exp_heun_2_x0_sde": "seeds",
+        "sample_dpmpp_2m_alt": "dpm_solver_pp",
+    }
+    here |= {f"sample_res_multistep{middle}_cfg_pp": "dpm_solver_pp_2m_cfg_pp" for middle in ("", "_ancestral")}
+    here |= {f"sample_{name}_cfg_pp": "euler_cfg_pp" for name in ("euler_ancestral", "gradient_estimation")}
     here |= {"CMStochasticIterativeScheduler": "lcm", "FlowMapEulerDiscreteScheduler": "flow_map"}
     modules = (dc, dc.samplers, dc.interop.k_diffusion, dc.interop.diffusers)
     for name, meant in here.items():

@@ -354,6 +354,8 @@ def test_a_rate_is_compared_where_the_checkpoint_has_one(tmp_path: Path) -> None
     check('{"clips": 3, "fps": null}', '{"clips": 3, "fps": null}')
     with pytest.raises(ValueError, match=r"holds a run on other data: fps 10.0 instead of None"):
         check('{"clips": 3, "fps": 10.0}', '{"clips": 3, "fps": null}')
+    with pytest.raises(ValueError, match="every 1 instead of 2"):
+        check('{"clips": 3, "fps": null, "every": 1}', '{"clips": 3, "fps": null, "every": 2}')
     with pytest.raises(ValueError, match="clips 3 instead of 4"):
         check('{"clips": 3}', '{"clips": 4, "fps": 10.0}')
 

@@ -173,12 +173,16 @@ def test_guidance_by_gradients_reaches_through_bfloat16() -> None:
 
 @pytest.mark.torch
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "changes"), [("eager", {}), ("inductor", {"multipliers": (1,), "attention": (8,)})])
+@pytest.mark.parametrize(
+    ("backend", "changes"), [("eager", {}), ("inductor", {"multipliers": (1,), "attention": (8,)})]
+)
 def test_torch_compiles_the_network_as_one_graph_that_says_the_same(backend: str, changes: dict[str, Any]) -> None:
     import torch
 
     torch._dynamo.reset()
-    config = replace(config_of(BUSY), **changes)  # of one level: inductor takes a quarter of a second for each of its loops
+    config = replace(
+        config_of(BUSY), **changes
+    )  # of one level: inductor takes a quarter of a second for each of its loops
     model = torch.compile(model_of(config, "torch"), fullgraph=True, backend=backend)
     assert error(call(model, "torch", *arguments(BUSY)), say(config, "numpy", *arguments(BUSY))) < 1e-10
 

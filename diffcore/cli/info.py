@@ -1,4 +1,4 @@
-"""`diffcore info`: this machine's backends, a weights file, a plan, a video."""
+"""`diffcore info`: this machine's backends, a weights file, a plan, a video, a folder of videos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ EXAMPLES = (
     "$ diffcore info moving_digits\n\n"
     "$ diffcore info run/model.safetensors --json\n\n"
     "$ diffcore info --plan ancestral --steps 8 --set gamma=0.1\n\n"
-    "$ diffcore info clip.mp4"
+    "$ diffcore info clip.mp4\n\n"
+    "$ diffcore info my_videos"
 )
 
 
@@ -29,7 +30,8 @@ def info(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="A weights file or included model, a saved plan (.json), or a video; without it, this machine.",
+            help="A weights file, a run or an included model, a saved plan (.json), a video or a folder of videos; without it, "
+            "this machine.",
             autocompletion=saved.shipped,
         ),
     ] = None,
@@ -62,9 +64,7 @@ def info(
     elif what.endswith(".json"):
         _saved_plan(Path(what), whole, as_json)
     elif Path(what).is_dir() and not (Path(what) / "model.safetensors").is_file():
-        report.usage(
-            f"{what} is a folder without model.safetensors; give a run's folder, or a file: weights, a plan or a video"
-        )
+        _videos(Path(what), as_json)
     elif what in saved.shipped() or Path(what).suffix == ".safetensors" or Path(what).is_dir():
         _weights(what, as_json)
     elif not Path(what).exists():
@@ -223,10 +223,37 @@ def _plan(plan: Any, whole: bool, as_json: bool) -> None:
     report.result(row, text.table(plan, whole=whole, way="--all"), as_json=as_json)
 
 
-# A video
+# Videos
+
+
+def _videos(folder: Path, as_json: bool) -> None:
+    from diffcore.unet3d.data._coded import SUFFIXES
+
+    if list(folder.glob("checkpoint*")):
+        saved.weights_file(str(folder))  # which says that the run has not ended
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()):
+        try:
+            found.append(_seen(path))
+        except report.Failure as error:
+            report.note(f"note: {error}")
+    if not found:
+        report.usage(
+            f"{folder} is a folder without model.safetensors, as a run's has, and without a video that can be read"
+        )
+    rows, lines = [row for row, _ in found], [text for _, text in found]
+    row = {"folder": str(folder), "videos": rows, "frames": sum(row["frames"] for row in rows)}
+    text = f"{_check.counted(len(rows), 'video')} of {_check.counted(row['frames'], 'frame')} in all"
+    report.result(row, "\n".join([*lines, text]), as_json=as_json)
 
 
 def _video(path: Path, as_json: bool) -> None:
+    row, text = _seen(path)
+    report.result(row, text, as_json=as_json)
+
+
+def _seen(path: Path) -> tuple[report.Row, str]:
+    """Return what a video is, as a row and in words."""
     from diffcore.unet3d.data._times import rates_of
 
     video = files.look(path)
@@ -252,4 +279,4 @@ def _video(path: Path, as_json: bool) -> None:
         text += f", {video.times.seconds:.4g} s"
     text += f", {video.colours}" if video.colours else ""
     text += ", with transparency" if video.alpha else ""
-    report.result(row, text, as_json=as_json)
+    return row, text

@@ -48,11 +48,16 @@ def no_such(
 
 
 def absent(path: object) -> str:
-    """Return that there is no such file, or that its folder is missing already."""
-    text = str(path)
-    if not Path(text).parent.is_dir():
-        return f"there is no folder {Path(text).parent} for {Path(text).name}"
-    return f"there is no {'folder' if text.endswith('/') else 'file'} {text}"
+    """Return that there is no such file or folder, and which one may be meant, or that its folder is missing already."""
+    text, whole = str(path), Path(str(path))
+    if not whole.parent.is_dir():
+        return f"there is no folder {whole.parent} for {whole.name}"
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # of a folder that may not be read
+        beside = [each.name for each in whole.parent.iterdir() if not each.name.startswith(".")]
+    near = _synonyms.closest(whole.name, beside, 0.65)
+    meant = f" (did you mean {whole.parent / near}?)" if near else ""
+    return f"there is no {'folder' if text.endswith('/') else 'file'} {text}{meant}"
 
 
 def printable(text: object) -> str:

@@ -78,7 +78,7 @@ def compared(
     function, side = function_of(name), files.parse_size(size or ("32" if name == DIGITS else "64"))
     for path in (made, real):
         if not path.exists():
-            report.usage(f"there is no file or folder {path}")
+            report.usage(report.absent(path))
     channels = 1 if name == DIGITS else 3
     first, second = (clips_of(path, frames, side, channels, count, taken) for path in (made, real))
     fewer = min(len(first), len(second))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import diffcore as dc
 from diffcore.cli import conditions, files, saved
-from diffcore.cli.report import no_such, note, usage
+from diffcore.cli.report import absent, no_such, note, usage
 
 DIGITS = "digits"
 TOKEN_HEADS = 8
@@ -59,7 +59,7 @@ def data(
     if name == DIGITS:
         return dc.unet3d.digits.moving_digits(frames=config.frames, size=config.size, count=count, split=split)
     if not Path(name).is_dir():
-        found = f"{name} is a file" if Path(name).exists() else f"there is no folder {name}"
+        found = f"{name} is a file" if Path(name).exists() else absent(f"{name.rstrip('/')}/")
         usage(f'{option} must be a folder of videos, or "{DIGITS}", and {found}')
     return folder(Path(name), config.frames, (config.size, config.size), taken, fewer=fewer)
 

@@ -65,7 +65,7 @@ def deviation_of(function: str, noise_std: Any, mask: Any) -> float:
     """Return the deviation of an observation's noise; raise where it is 0 for a mask with weights between 0 and 1."""
     deviation = _check.number(function, "noise_std", noise_std, 0)
     if deviation == 0.0 and soft(mask) and _array.known(mask) is not None:
-        must, hint = "be booleans, or 0 and 1,", "they divide the variance of the noise; give `noise_std` > 0"
+        must, hint = "be booleans, or 0 and 1", "they divide the variance of the noise; give `noise_std` > 0"
         raise _check.error(ValueError, function, "mask", must, "weights between 0 and 1", hint)
     return deviation
 

@@ -172,6 +172,11 @@ class Videos(Source):
         return known[0] / self._every if len(known) == len(rates) and max(known) <= 1.01 * min(known) else None
 
     @property
+    def every(self) -> int | None:
+        """One frame of how many is taken; None where they are taken at equal times."""
+        return self._every if self._fps is None else None
+
+    @property
     def _span(self) -> int:
         return (self._frames - 1) * self._every + 1
 

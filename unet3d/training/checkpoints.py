@@ -181,8 +181,9 @@ def check_same(folder: Path, found: Checkpoint, identity: Mapping[str, str], gli
     """
     for part, value in identity.items():
         before = found.metadata.get(part)
-        if part == "source" and before is not None and "fps" not in json.loads(before):  # of an earlier version
-            value = json.dumps({name: each for name, each in json.loads(value).items() if name != "fps"})
+        if part == "source" and before is not None:  # which may be of an earlier version
+            later = {"fps", "every"} - json.loads(before).keys()
+            value = json.dumps({name: each for name, each in json.loads(value).items() if name not in later})
         if before != value:
             raise ValueError(
                 f"{FUNCTION}: the folder {folder.name!r} holds a run {OTHER.get(part, f'with another {part}')}: "

@@ -253,6 +253,8 @@ def _identity(config: UNet3DConfig, settings: Settings, source: Source, backend:
     data: dict[str, Any] = {"clips": len(source), "shape": list(source.shape)}
     if hasattr(source, "fps"):
         data["fps"] = round(float(source.fps), 6) if source.fps else None
+    if data.get("fps", 0.0) is None and hasattr(source, "every"):  # else the rate says it
+        data["every"] = source.every
     return {
         "config": json.dumps(config.to_dict()),
         "settings": json.dumps(fixed),
