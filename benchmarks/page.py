@@ -170,6 +170,7 @@ def page(text: str) -> str:
 def draw(result: dict[str, Any], to: Path) -> None:
     """Draw the steps on few and on many numbers as bars."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(11, 6), layout="constrained")
     names = list(SAMPLERS)[:4]
@@ -186,6 +187,9 @@ def draw(result: dict[str, Any], to: Path) -> None:
             container = axes.barh(at, list(values.values()), height, label=label, color=colour)
             axes.bar_label(container, fmt="%.3g", padding=2, fontsize=7)
         axes.set(xscale="log", yticks=range(len(names)), yticklabels=[SAMPLERS[name] for name in names])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(title, fontsize=10)
         axes.invert_yaxis()
         axes.margins(x=0.12)

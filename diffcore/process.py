@@ -2,10 +2,10 @@ r"""The Gaussian diffusion process, written in log-SNR, so that one set of formu
 
 With s < t (t is noisier, lambda_t < lambda_s):
 
-    q(z_t | x)      = N(alpha_t x, sigma_t^2)                                                          (marginal)
-    q(z_t | z_s)    = N((alpha_t / alpha_s) z_s, (1 - e^{lambda_t - lambda_s}) sigma_t^2)              (transition)
-    q(z_s | z_t, x) = N(e^{lambda_t - lambda_s} (alpha_s / alpha_t) z_t + (1 - e^{lambda_t - lambda_s}) alpha_s x,
-                        (1 - e^{lambda_t - lambda_s}) sigma_s^2)                                       (posterior)
+    marginal:    q(z_t | x) = N(alpha_t x, sigma_t^2)
+    transition:  q(z_t | z_s) = N((alpha_t / alpha_s) z_s, (1 - e^{lambda_t - lambda_s}) sigma_t^2)
+    posterior:   q(z_s | z_t, x) = N(mean, (1 - e^{lambda_t - lambda_s}) sigma_s^2),
+                 mean = e^{lambda_t - lambda_s} (alpha_s / alpha_t) z_t + (1 - e^{lambda_t - lambda_s}) alpha_s x
 
 Source: Ho et al. 2022 (arXiv 2204.03458), sec. 2, eq. 1-4; Kingma et al. 2021 (arXiv 2107.00630), app. A.
 
@@ -49,7 +49,7 @@ def novelty(s: Level, t: Level) -> Array:
 def posterior_coefficients(s: Level, t: Level) -> tuple[Array, Array, Array]:
     r"""Return (a, b, variance) of q(z_s | z_t, x) = N(a z_t + b x, variance), as arrays of the levels' shape.
 
-        a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2,  b = n alpha_s,  variance = n sigma_s^2,  n = 1 - e^{l_t - l_s}
+        a = (alpha_t / alpha_s) (sigma_s / sigma_t)^2,  b = n alpha_s,  variance = n sigma_s^2,  n = 1 - e^{lambda_t - lambda_s}
 
     Source: Ho et al. 2022, eq. 3-4.
 
@@ -179,7 +179,7 @@ def reverse_variance(s: Level, t: Level, gamma: float) -> Array:
     r"""Return the variance of the ancestral step, interpolated between the two entropy bounds by the exponent gamma.
 
         v_posterior^{1 - gamma} v_transition^gamma
-            = (1 - e^{l_t - l_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma}
+            = (1 - e^{lambda_t - lambda_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma}
 
     Args:
         s, t: levels of shape (), (B,) or (B, T), aligned by their leading axes, with lambda_s >= lambda_t.

@@ -166,15 +166,16 @@ def fenced(text: str) -> str:
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eps": "ε", "eta": "η", "kappa": "κ", "lambda": "λ"}
 GREEK |= {"Delta": "Δ", "Phi": "Φ", "Sigma": "Σ"}
 GREEK |= {"mu": "μ", "phi": "φ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "theta": "θ"}
-GREEK |= {"inf": "∞", "+-inf": "±∞", "sqrt": "√", "x-hat": "x̂", "eps-hat": "ε̂"}
+GREEK |= {"inf": "∞", "-inf": "-∞", "+-inf": "±∞", "sqrt": "√", "x-hat": "x̂", "eps-hat": "ε̂"}
 OPERATORS = {"grad": "∇", "int": "∫", "prod": "∏", "sum": "∑"}
 WORDS = "|".join(map(re.escape, sorted(GREEK, key=len, reverse=True)))
-NAME = re.compile(rf"(?<![\w.\"'`/=-])({WORDS})(?![A-Za-z0-9\"'`=]|-[a-z])")
+NAME = re.compile(rf"(?<![\w.\"'`=])(?<!\w-)(?<!\D/)({WORDS})(?![A-Za-z0-9\"`=]|-[a-z])")
 OPERATOR = re.compile(rf"\b({'|'.join(OPERATORS)})(?=_)")
-WORD = "sin|cos|argmin|loss|mean|each"
+DENSITY = re.compile(r"(?<![\w.])([pqlα-ω])_([a-z]+)(?=\()")
+WORD = "sin|cos|argmin|loss|mean|each|std|sd|SNR|Cov|gain|floor"
 INDEX = re.compile(
-    rf"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?|[)\]>|]|\b(?:{WORD}))([_^])"
-    r"(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+)(?!\w|(?<=[A-Za-z])\())"
+    rf"((?<![A-Za-z0-9])[A-Za-zα-ωΔΦΣ∇∫∏∑]̂?'?|[)\]>|]|\b(?:{WORD})|(?<![\w.])\d+(?:\.\d+)?(?=\^))([_^])"
+    r"(?:\{([^{}]*)\}|(-?[A-Za-z0-9α-ω]+(?!\w|(?<=[A-Za-z])\()|\([^()]*\)|\+))"
 )
 
 
@@ -185,9 +186,12 @@ def typeset(text: str) -> str:
     'z<sub>t</sub> = α<sub>t</sub> x + σ<sub>t+1</sub><sup>2</sup> ε, `log_snr` at ±∞'
     >>> typeset("sum_{j<i} |a_j|^2 + sin^2(phi), log_snr_max, f_x(z)")
     '∑<sub>j<i</sub> |a<sub>j</sub>|<sup>2</sup> + sin<sup>2</sup>(φ), log_snr_max, f_x(z)'
+    >>> typeset("-eps' / 2^-16, p_k(x) sd^2, sigma_max^(1/rho), eps-network, at -inf")
+    "-ε' / 2<sup>-16</sup>, p<sub>k</sub>(x) sd<sup>2</sup>, σ<sub>max</sub><sup>(1/ρ)</sup>, eps-network, at -∞"
     """
     text = NAME.sub(lambda m: GREEK[m.group(1)], text)
     text = OPERATOR.sub(lambda m: OPERATORS[m.group(1)], text)
+    text = DENSITY.sub(r"\1<sub>\2</sub>", text)
     before = ""
     while before != text:  # from the innermost braces outwards, and x_t^2 in two turns
         before, text = text, INDEX.sub(index, text)
@@ -200,16 +204,23 @@ def index(found: re.Match[str]) -> str:
     return f"{found.group(1)}<{tag}>{found.group(3) or found.group(4)}</{tag}>"
 
 
+def equation(found: re.Match[str]) -> str:
+    """Return an indented block as an equation, or as it is where an argument or a comment shows that it is code."""
+    text = re.sub("<[^>]*>", "", found.group(1))
+    return found.group() if CODE.search(text) else f'<div class="equation">{text}</div>'
+
+
 EQUATION = re.compile(
     r'<div class="(?:language-text )?highlight"><pre><span></span><code>(.*?)</code></pre></div>', re.DOTALL
 )
+CODE = re.compile(r"\w=[\w&]|  # ")
 APART = re.compile(r"(<(pre|code|h\d|svg|script|style)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Typeset the prose of a page, and in the reference the indented blocks, which are equations."""
+    """Typeset the prose of a page, and in the reference the indented blocks, which are equations or code."""
     if page.file.src_uri.startswith("reference/"):
-        html = EQUATION.sub(lambda m: f'<div class="equation">{re.sub("<[^>]*>", "", m.group(1))}</div>', html)
+        html = EQUATION.sub(equation, html)
     pieces = APART.split(html)  # text, what is apart, the name of its tag, text, ...
     pieces[::3] = map(typeset, pieces[::3])
     del pieces[2::3]

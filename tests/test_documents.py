@@ -67,6 +67,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert not run.stderr
     reference = (tmp_path / "reference" / "diffcore.process.html").read_text(encoding="utf-8")
     assert "<sub>" in reference  # equations are typeset
+    assert "2<sup>64</sup>" in (tmp_path / "noise.html").read_text(encoding="utf-8")
+    contract = (tmp_path / "reference" / "diffcore.backends.contract.html").read_text(encoding="utf-8")
+    assert "<code>from diffcore.backends import" in contract  # an indented block of code stays code
     assert ">>>" not in re.sub(
         r"<pre.*?</pre>", "", reference.replace("&gt;", ">"), flags=re.DOTALL
     )  # doctests are code

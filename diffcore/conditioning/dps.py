@@ -61,8 +61,8 @@ def dps(
 ) -> DPS:
     r"""Return a denoiser under diffusion posterior sampling (DPS), for measurements that are linear or not.
 
-        as run:      x~ = x-hat - w grad_z ||y - A(x-hat(z))||                                  noise_std=None
-        as derived:  x~ = x-hat - w (sigma^2 / alpha) grad_z ||y - A(x-hat(z))||^2 / (2 s^2)     noise_std=s
+        as run:      x~ = x-hat - w grad_z ||y - A(x-hat(z))||                                  noise_std = None
+        as derived:  x~ = x-hat - w (sigma^2 / alpha) grad_z ||y - A(x-hat(z))||^2 / (2 s^2)     noise_std = s
 
     The derivation puts p(y | x-hat) for p(y | z_t), which leaves the covariance of x given z_t out: on Gaussian data its move
     is by the factor (A C A^T + s^2) / s^2 too large, which without noise diverges. The paper therefore runs the first line,

@@ -14,7 +14,7 @@ from diffcore.plan import Plan
 def repaint(plan: Plan, *, jump: int = 10, times: int = 10) -> Plan:
     r"""Return the plan of RePaint: every `jump` stages it goes back to where they began, so often that it takes them `times` times.
 
-        z_s -> z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps,    and the stages from t to s again
+        z_s -> z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{lambda_t - lambda_s}) sigma_t eps,    and the stages from t to s again
 
     Use it with `constraint=replacement(observed, mask)`, whose known elements are drawn afresh at each level: the others see
     them anew, each time a little better matched. With fine steps, and as times grows, z^b at low noise settles at its law

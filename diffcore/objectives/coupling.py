@@ -11,7 +11,7 @@ from diffcore._array import Array
 
 
 def optimal_transport(x: Array, eps: Array) -> Array:
-    r"""Return the noise of a batch in the order that couples it with the data at the least cost, sum_i |x_i - eps_p(i)|^2.
+    r"""Return the noise of a batch in the order that couples it with the data at the least cost, sum_i |x_i - eps_{p(i)}|^2.
 
     Pairs that are near each other have straighter paths that cross less; noise stays standard normal over batches. It is solved on
     the host, in O(B^3), and moves nothing but noise, so that labels and masks stay with their data.

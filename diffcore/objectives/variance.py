@@ -1,6 +1,6 @@
 r"""Learned variances: a network that predicts, beside x-hat, how much noise its reverse step should add, element by element.
 
-    variance = (1 - e^{l_t - l_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma},    gamma = (rho + 1) / 2
+    variance = (1 - e^{lambda_t - lambda_s}) sigma_s^{2 (1 - gamma)} sigma_t^{2 gamma},    gamma = (rho + 1) / 2
 
 interpolates between the variances of the posterior and of the transition, as the number `gamma` of `samplers.ancestral` does, with
 the network's second output rho, near [-1, 1], in its place.
@@ -31,7 +31,7 @@ def variance_bound(y: Array, rho: Array, x: Array, eps: Array, *, s: Level, t: L
     r"""Return the term of the bound from t to s under a learned variance, in nats per element; x-hat gets no gradient from it.
 
         KL(q(z_s | z_t, x) || N(mean(x-hat), variance)) = (1/2) [r (1 + n e^{l_s} (x - x-hat)^2) - 1 - log r]
-        r = (sigma_s / sigma_t)^{2 gamma},    n = 1 - e^{l_t - l_s}
+        r = (sigma_s / sigma_t)^{2 gamma},    n = 1 - e^{lambda_t - lambda_s}
 
     Args:
         y: what the network predicts at z = alpha_t x + sigma_t eps, (B, ...).

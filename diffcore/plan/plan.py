@@ -181,7 +181,7 @@ class Plan:
     def noised(self, log_snr: npt.ArrayLike) -> Plan:
         r"""Return the plan that finally goes back to more noise, as the process does from level s to the noisier level t.
 
-            z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{l_t - l_s}) sigma_t eps
+            z_t = (alpha_t / alpha_s) z_s + sqrt(1 - e^{lambda_t - lambda_s}) sigma_t eps
 
         It takes no call of the denoiser, and is part of the last stage. `plan.noised(level) + other` restarts.
 

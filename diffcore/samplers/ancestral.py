@@ -28,7 +28,7 @@ def ancestral(
 ) -> Plan:
     r"""Return the plan of the ancestral sampler of DDPM, with the reverse variance interpolated by gamma.
 
-        z_s = e^{l_t - l_s} (alpha_s / alpha_t) z_t + (1 - e^{l_t - l_s}) alpha_s x-hat
+        z_s = e^{lambda_t - lambda_s} (alpha_s / alpha_t) z_t + (1 - e^{lambda_t - lambda_s}) alpha_s x-hat
               + sqrt(v^{1 - gamma} w^gamma) eps,   v of the posterior, w of the transition
 
     The step that ends on clean data returns x-hat: no noise, no mixing.

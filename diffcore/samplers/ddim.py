@@ -18,7 +18,7 @@ def ddim(
     r"""Return the plan of DDIM, from deterministic (eta = 0) to ancestral (eta = 1, equal to gamma = 0).
 
         z_s = alpha_s x-hat + sigma_s sqrt(1 - eta^2 n) eps-hat + sigma_s eta sqrt(n) eps,
-        eps-hat = (z_t - alpha_t x-hat) / sigma_t,    n = 1 - e^{l_t - l_s}
+        eps-hat = (z_t - alpha_t x-hat) / sigma_t,    n = 1 - e^{lambda_t - lambda_s}
 
     With eta = 0 one step t -> s -> u equals t -> u for a fixed x-hat, and a decreasing grid runs the sampler backwards,
     from data to noise (inversion). This is Euler's method on the probability-flow ODE in sigma / alpha.

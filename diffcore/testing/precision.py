@@ -143,8 +143,8 @@ def check_posterior_precision(
 ) -> dict[str, float]:
     r"""Check mean and variance of q(z_s | z_t, x), starting from log-SNRs alone, in sixty digits.
 
-        mean = a z_t + b x,   a = e^{l_t - l_s} alpha_s / alpha_t,   b = (1 - e^{l_t - l_s}) alpha_s
-        variance = (1 - e^{l_t - l_s}) sigma_s^2
+        mean = a z_t + b x,   a = e^{lambda_t - lambda_s} alpha_s / alpha_t,   b = (1 - e^{lambda_t - lambda_s}) alpha_s
+        variance = (1 - e^{lambda_t - lambda_s}) sigma_s^2
 
     a and b are read off as the means at (z, x) = (1, 0) and (0, 1). The mean of general z and x is held to the same
     number of ulps of |a z| + |b x|, since nothing says more where the two cancel.
