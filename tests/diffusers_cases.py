@@ -49,6 +49,8 @@ ROUNDED: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
         {},
         0,
     ),
+    ("EulerDiscreteScheduler", ZERO, {}, 0),
+    ("UniPCMultistepScheduler", ZERO, {}, 2),
     ("EulerAncestralDiscreteScheduler", {}, {}, 0),
     ("HeunDiscreteScheduler", {}, {}, 1),
     ("HeunDiscreteScheduler", {"prediction_type": "v_prediction", "use_karras_sigmas": True}, {}, 1),

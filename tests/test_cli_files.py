@@ -53,7 +53,10 @@ def test_clips_on_a_sheet_are_counted_from_0_as_frames_are(monkeypatch: pytest.M
 
 def test_one_frame_is_a_video_too(tiny: str) -> None:
     np.save("one.npy", clip(1))
-    done("extend", "one.npy", "longer.npy", "--frames", 5, "-w", tiny, *QUICK)
+    assert "all light" not in done("extend", "one.npy", "longer.npy", "--frames", 5, "-w", tiny, *QUICK).stderr
+    np.save("light.npy", 0.5 * clip(1) + 0.5)
+    found = done("interpolate", "light.npy", "l.npy", "-w", tiny, *QUICK)
+    assert "all light; if black is 0 there, give x * 2 - 1" in found.stderr
     assert np.array_equal(np.load("longer.npy")[0, :1], np.load("one.npy"))
     found = done("interpolate", "one.npy", "same.npy", "-w", tiny, *QUICK)
     assert "one frame, and nothing lies between" in found.stderr

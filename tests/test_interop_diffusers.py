@@ -187,6 +187,8 @@ def test_schedules_are_their_tables() -> None:
     assert interop.schedule(diffusers.EulerDiscreteScheduler()).scaling == "ve"
     assert interop.schedule(diffusers.FlowMatchEulerDiscreteScheduler()) == dc.schedules.Flow()
     assert interop.schedule(diffusers.EDMEulerScheduler()) == dc.schedules.Karras()
+    zero = interop.schedule(diffusers.UniPCMultistepScheduler(rescale_betas_zero_snr=True))  # whose last entry is 2^-24
+    assert zero.log_snr(1.0) == -np.inf
     with pytest.raises(TypeError, match="no table of training"):
         interop.schedule(diffusers.IPNDMScheduler())
 
@@ -381,6 +383,11 @@ def test_an_entry_that_the_class_does_not_take_is_answered_with_where_it_belongs
     assert own(stock, scheduler="DPMSolverMultistepScheduler", use_karras_sigmas=True).config["use_karras_sigmas"]
 
 
+class Pipeline:
+    scheduler: Any = None
+    components: Any = None
+
+
 def test_what_is_given_in_the_wrong_place_is_answered_with_where_it_goes() -> None:
     stock, x, plan = diffusers.DDIMScheduler(), NOISES[0], interop.plan(diffusers.DDIMScheduler(), 4)
     calls: list[tuple[Any, str]] = [
@@ -401,6 +408,8 @@ def test_what_is_given_in_the_wrong_place_is_answered_with_where_it_goes() -> No
             lambda: interop.denoiser(network, stock)(x, torch.zeros(3), x),
             r"`cond` must be a dict of inputs of the network",
         ),
+        (lambda: dc.sample(interop.denoiser(network, stock), plan, x.numpy()), r"`z` must be a tensor of torch"),
+        (lambda: interop.denoiser(Pipeline(), stock), r"give that of the pipeline: pipeline\.unet"),
         (
             lambda: dc.sample(lambda z, _: (z, 3), plan, x, prediction="eps"),
             r"return one of its entries, the prediction",

@@ -345,3 +345,7 @@ def test_guidance_of_ones_own_that_is_the_same_on_every_prediction_passes(scalin
     wrong = lambda c, u, *, weight, prediction: partial(own[0](c, u, weight=weight + (prediction == "v")))  # noqa: E731
     with pytest.raises(AssertionError, match="guidance on 'v'"):
         testing.check_guidance_invariance(at, classifier_free=wrong)
+    with pytest.raises(
+        TypeError, match=r"`classifier_free` must take \(cond, uncond, \*, weight\), two denoisers, got .*'null'"
+    ):
+        testing.check_guidance_invariance(at, classifier_free=lambda net, cond, null, weight: net)

@@ -314,6 +314,11 @@ def _slices(video: Video, size: Size) -> Iterator[Float32]:
                     f"{video.path} must hold floats in [-1, 1], got values from {low:g} to {high:g} in frames {first} to "
                     f"{first + piece.shape[1] - 1}; scale them, x * 2 - 1 from [0, 1], or give uint8"
                 )
+            if first == 0 and 0.0 <= low < high:
+                note(
+                    f"note: {video.path} is read as floats in [-1, 1], and its first ones are from {low:.3g} to {high:.3g}, all "
+                    f"light; if black is 0 there, give x * 2 - 1"
+                )
         yield _resized(_scaled(piece), size)
 
 

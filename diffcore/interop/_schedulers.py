@@ -173,11 +173,15 @@ def input_scale(scheduler: Any, log_snr: Array) -> Array | None:
 
 
 def table_of(scheduler: Any) -> Any:
-    """Return the log-SNRs of a scheduler's table of training, a tensor, or None where it has none."""
+    """Return the log-SNRs of a scheduler's table of training and their timesteps, a tensor (2, n), or None where it has none.
+
+    Where its last entry, 0 in training, is replaced by 2^-24, those before that are less are left out.
+    """
     if kind(scheduler) in ("flow", "edm", "circle"):
         return None
     found = from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64))
-    return scheduler.alphas_cumprod.new_tensor(found).double()
+    falls = np.append(found[:-1] > found[-1], True)
+    return scheduler.alphas_cumprod.double().new_tensor(np.stack([found, np.arange(len(found))])[:, falls])
 
 
 def timesteps(scheduler: Any, log_snr: Any, table: Any) -> Any:
@@ -198,11 +202,12 @@ def timesteps(scheduler: Any, log_snr: Any, table: Any) -> Any:
     elif of == "flow":
         found, near = levels.level(level, "flow").sigma * scheduler.config["num_train_timesteps"], 1.0
     else:
-        rising = -table.to(level.device)
+        log_snrs, numbers = table.to(level.device)
+        rising = -log_snrs
         after = torch.searchsorted(rising, -level).clamp(1, len(rising) - 1)
         low, high = rising[after - 1], rising[after]
         part = ((-level - low) / (high - low)).clamp(0.0, 1.0).nan_to_num(1.0)  # of pure noise, inf / inf
-        found, near = after - 1 + part, 1.0  # some round, others cut off
+        found, near = torch.lerp(numbers[after - 1], numbers[after], part), 1.0  # some round, others cut off
     own = scheduler.timesteps.to(level.device).double()
     best = own[(own - found[..., None]).abs().argmin(-1)]
     return torch.where((best - found).abs() < near, best, found)
@@ -226,7 +231,10 @@ def schedule(function: str, scheduler: Any) -> Schedule:
         )
     if of == "circle":
         raise TypeError(f"{function}: a {type(scheduler).__name__} has no table of training")
-    return schedules.from_alphas_cumprod(to_host(scheduler.alphas_cumprod, np.float64), SCALINGS[of])
+    table = np.array(to_host(scheduler.alphas_cumprod, np.float64))
+    if table[-1] > table[-2]:  # 2^-24 in place of 0
+        table[-1] = 0.0
+    return schedules.from_alphas_cumprod(table, SCALINGS[of])
 
 
 def grid(scheduler: Any, *, timesteps: Any = None, sigmas: Any = None) -> Float64:

@@ -137,6 +137,9 @@ class _Denoiser:
         return denoise
 
     def _call(self, z: Array, log_snr: Array, timesteps: Any, cond: Mapping[str, Any]) -> Array:
+        if not hasattr(z, "new_full"):
+            hint = "give latents, or `like`, of torch"
+            raise _check.error(TypeError, "interop.diffusers.denoiser", "z", "be a tensor of torch", z, hint)
         like = self.scheduler.timesteps
         whole = not like.is_floating_point() and bool(np.all(timesteps == np.round(timesteps)))
         dtype = like.dtype if whole else log_snr.dtype
@@ -190,6 +193,9 @@ def denoiser(model: Callable[..., Any], scheduler: Any, **inputs: Any) -> Any:
     ('eps', 'vp')
     """
     _schedulers.prediction(scheduler)
+    if hasattr(model, "components") and hasattr(model, "scheduler"):
+        must, hint = "be a network, model(sample, timestep)", "give that of the pipeline: pipeline.unet or .transformer"
+        raise _check.error(TypeError, "interop.diffusers.denoiser", "model", must, model, hint)
     return _Denoiser(model, scheduler, inputs, _schedulers.table_of(scheduler))
 
 

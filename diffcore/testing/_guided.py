@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import guidance, predictions
+from diffcore import _check, guidance, predictions
 from diffcore._array import Array
 from diffcore.levels import Level
 from diffcore.testing._arrays import Float64, compare, epsilon, fail_unless, host, in_range, largest, put, smallest
@@ -49,9 +49,11 @@ def check_guidance_invariance(
     random, kinds = np.random.default_rng(seed), predictions.table()
     z, with_condition, without = random.normal(size=(3, *at.alpha.shape, 5))
 
+    takes_prediction = _takes_prediction(classifier_free)
+
     def guided(kind: str, outputs: Any, ok: Any) -> Float64:
         here, there = Level(*(put(part[ok], level.alpha) for part in at)), put(z[ok], level.alpha)
-        more = {"prediction": kind} if _takes_prediction(classifier_free) else {}
+        more = {"prediction": kind} if takes_prediction else {}
         made = classifier_free(*(_constant(put(y[ok], level.alpha)) for y in outputs), weight=weight, **more)
         return host(predictions.convert(made(there, here.log_snr), there, here, source=kind, target="x"))
 
@@ -83,7 +85,13 @@ def check_guidance_invariance(
 
 def _takes_prediction(make: Callable[..., Any]) -> bool:
     """Return whether guidance is to be given the kind of prediction, which `guidance.classifier_free` takes for a rule alone."""
-    takes = inspect.signature(make).parameters
+    signature = inspect.signature(make)
+    takes = signature.parameters
+    try:
+        signature.bind(_constant, _constant, weight=1.0, **{name: "x" for name in takes if name == "prediction"})
+    except TypeError as error:
+        must, name = "take (cond, uncond, *, weight), two denoisers", "testing.check_guidance_invariance"
+        raise _check.error(TypeError, name, "classifier_free", must, make, str(error)) from None
     return "prediction" in takes and not ("rule" in takes and takes["rule"].default is None)
 
 
