@@ -102,14 +102,15 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
-        for found in cell.get("outputs", ()):
-            data = {"text/plain": found.get("text", ""), **found.get("data", {})}
+        results = [{"text/plain": found.get("text", ""), **found.get("data", {})} for found in cell.get("outputs", ())]
+        printed = "".join("".join(data["text/plain"]) for data in results if "image/png" not in data)
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
+        for data in results:
             if "image/png" in data:
                 name = f"{path.stem}_{len(pictures)}.png"
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![what the code above draws]({name})")
-            else:
-                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
     return "\n\n".join([*parts, f"[The notebook]({path.name}){{download}}"]) + "\n", pictures
 
 
@@ -205,7 +206,7 @@ def index(found: re.Match[str]) -> str:
 
 
 def equation(found: re.Match[str]) -> str:
-    """Return an indented block as an equation, or as it is where an argument or a comment shows that it is code."""
+    """Return a block without a language as an equation, or as it is where an argument or a comment shows that it is code."""
     text = re.sub("<[^>]*>", "", found.group(1))
     return found.group() if CODE.search(text) else f'<div class="equation">{text}</div>'
 
@@ -218,9 +219,9 @@ APART = re.compile(r"(<(pre|code|h\d|svg|script|style)\b.*?</\2>|<[^>]*>)", re.D
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Typeset the prose of a page, and in the reference the indented blocks, which are equations or code."""
-    if page.file.src_uri.startswith("reference/"):
-        html = EQUATION.sub(equation, html)
+    """Typeset the prose of a page and its equations: blocks without a language, in the reference or with an exponent."""
+    docstrings = page.file.src_uri.startswith("reference/")
+    html = EQUATION.sub(lambda m: equation(m) if docstrings or "^" in m.group(1) else m.group(), html)
     pieces = APART.split(html)  # text, what is apart, the name of its tag, text, ...
     pieces[::3] = map(typeset, pieces[::3])
     del pieces[2::3]
