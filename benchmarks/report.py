@@ -120,8 +120,12 @@ def markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+ALIKE = ("device", "threads", "quick", "python")
+"""What two results have in common where their difference is that of the code."""
+
+
 def compare(old: Result, new: Result) -> str:
-    """Return how the rows that two results share have changed."""
+    """Return how the rows that two results share have changed, and what else is not alike."""
     before = {(row["group"], row["who"]): row["min"] for row in old["rows"]}
     if not any((row["group"], row["who"]) in before for row in new["rows"]):
         return f"no row is in both: the old result has {len(old['rows'])} rows, the new one {len(new['rows'])}"
@@ -132,7 +136,12 @@ def compare(old: Result, new: Result) -> str:
             lines.append(
                 f"| {row['group']}: {row['who']} | {duration(was)} | {duration(row['min'])} | {was / row['min']:.2f} |"
             )
-    return "\n".join(lines) + "\n"
+    shared = len(lines) - 2
+    alone = [(len(old["rows"]) - shared, "old"), (len(new["rows"]) - shared, "new")]
+    notes = [f"{count} of the {which} result's rows are in it alone" for count, which in alone if count]
+    was, now = ({name: of.get(name) for name in ALIKE} | of.get("versions", {}) for of in (old, new))
+    notes += [f"{name}: {was[name]} before, {now[name]} after" for name in was if was[name] != now.get(name, was[name])]
+    return "\n".join([*lines, *(("", "Not alike: " + "; ".join(notes) + ".") if notes else ())]) + "\n"
 
 
 def duration(seconds: float) -> str:

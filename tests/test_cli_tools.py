@@ -305,7 +305,7 @@ def test_bench_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_benchmarks_refuse_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pytest_benchmark")
     from benchmarks import __main__ as suite
-    from benchmarks import gpu
+    from benchmarks import gpu, report
 
     row = '{{"rows": [{{"group": "{0}", "who": "{0}", "min": 0.5}}]}}'
     monkeypatch.setattr(suite, "_run", lambda *given: pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -331,6 +331,20 @@ def test_benchmarks_refuse_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: p
         monkeypatch.setattr(sys, "argv", ["benchmarks", "--compare", "a.json", new])
         assert suite.main() == 0
         assert says in capfd.readouterr().out
+    one: dict[str, Any] = {
+        "rows": [{"group": "a", "who": "a", "min": 0.5}],
+        "device": "A",
+        "versions": {"numpy": "1", "diffcore": "1"},
+    }
+    other: dict[str, Any] = {
+        "rows": [*one["rows"], {"group": "b", "who": "b", "min": 0.5}],
+        "device": "B",
+        "versions": {"numpy": "2"},
+    }
+    assert "Not alike" not in report.compare(one, one)
+    assert report.compare(one, other).endswith(
+        "Not alike: 1 of the new result's rows are in it alone; device: A before, B after; numpy: 1 before, 2 after.\n"
+    )
 
 
 def test_help_teaches_by_examples() -> None:
