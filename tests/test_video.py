@@ -329,6 +329,9 @@ def test_extension_hands_out_no_more_than_was_asked_for() -> None:
     begun = run("extend", movie(6), frames=12)
     next(begun)
     assert list(run("extend", movie(6), frames=4, resume=begun.state)) == []
+    drawn = begun.state._replace(made=begun.state.read + 1)
+    with pytest.raises(ValueError, match=r"`video` must hold the frames from `resume.read` on.*video\[:, \d+:\]"):
+        next(run("extend", movie(6), frames=12, resume=drawn))
 
 
 @pytest.mark.parametrize("frames", range(9))

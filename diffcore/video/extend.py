@@ -130,6 +130,11 @@ def _blocks(
         like = block if like is None else like
         given = block if total is None else block[:, : max(0, total - made), ...]
         if given.shape[1]:
+            if made > read:
+                raise ValueError(
+                    f"{FUNCTION}: `video` must hold the frames from `resume.read` on, and none after frames were drawn, got "
+                    f"{block.shape[1]}; give video[:, {read}:]"
+                )
             read, made = read + given.shape[1], made + given.shape[1]
             context = last(given if context is None else joined([context, given]), overlap)
             yield own(given), Progress(read, made, None, context)
