@@ -311,21 +311,28 @@ def device(array: Array) -> Any:
     return None if hasattr(found, "device_set") else found
 
 
+def is_jax(array: Any) -> bool:
+    """Return whether an array is one of JAX."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(array, torch.Tensor):  # of which torch.compile answers no other question
+        return False
+    return jax is not None and isinstance(array, jax.Array)
+
+
 def place(array: Array) -> Any:
     """Return the device of an array, or how a JAX array is divided among several."""
     found = device(array)
-    jax = sys.modules.get("jax")
-    known = jax is not None and isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
-    return array_api_compat.device(array) if found is None and known else found
+    if found is not None or not is_jax(array) or isinstance(array, sys.modules["jax"].core.Tracer):
+        return found
+    return array_api_compat.device(array)
 
 
 def placed_as(array: Array, like: Array) -> Array:
     """Return an array of JAX where another one is, if it is elsewhere; others as they are."""
-    jax = sys.modules.get("jax")
-    if jax is None or not isinstance(array, jax.Array) or not isinstance(like, jax.Array):
+    if not is_jax(array) or not is_jax(like):
         return array
     there = place(like)
-    return array if there is None or place(array) == there else jax.device_put(array, there)
+    return array if there is None or place(array) == there else sys.modules["jax"].device_put(array, there)
 
 
 def check_data(function: str, /, **arrays: Array) -> Any:

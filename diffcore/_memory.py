@@ -36,7 +36,7 @@ def here(like: Any) -> bool:
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if isinstance(like, np.ndarray) or _array.traced():
         return isinstance(like, np.ndarray)
-    if jax is not None and isinstance(like, jax.Array):
+    if jax is not None and _array.is_jax(like):
         known = not isinstance(like, jax.core.Tracer) and like.is_fully_addressable
         return known and {each.platform for each in like.devices()} == {"cpu"}
     return torch is not None and type(like) is torch.Tensor and str(like.device.type) == "cpu"
@@ -45,7 +45,7 @@ def here(like: Any) -> bool:
 def _jax_traces(like: Any) -> bool:
     """Return whether JAX traces what is made beside an array: the array may come from outside, and be no tracer itself."""
     jax = sys.modules.get("jax")
-    return jax is not None and isinstance(like, jax.Array) and isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+    return jax is not None and _array.is_jax(like) and isinstance(jax.numpy.zeros(()), jax.core.Tracer)
 
 
 def room() -> float:

@@ -74,9 +74,9 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, format=np.int64(FORMAT), dtype=_dtype(state.z), dtypes=dtypes, **held)
     if _layout.divided(state.z):
-        _layout.once(state.z, lambda: _files.write(path, file.getbuffer()))
+        _layout.once(state.z, lambda: _files.write(path, file.getvalue()))
     else:
-        _files.write(path, file.getbuffer())
+        _files.write(path, file.getvalue())
 
 
 def load_state(path: str | os.PathLike[str], *, like: Array | None = None) -> State:

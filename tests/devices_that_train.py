@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 PROCESS = sys.argv[2:]
-COUNT = 2 if PROCESS else 8
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={COUNT} --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 if PROCESS else 8}"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
-from training_cases import CONFIG, SETTINGS  # noqa: E402
+from libraries import quick  # noqa: E402
+from training_cases import CONFIG, SETTINGS, compiled_quickly  # noqa: E402
 
 from diffcore import noise  # noqa: E402
 from diffcore.cli import meshes  # noqa: E402
@@ -47,7 +47,7 @@ def check_network() -> None:
     config = replace(CONFIG, dropout=0.0, attention=(8,))
     graph, parts = nnx.split(build(config, "jax", seed=3))
     z, level, cond = noise.normal(1, 0, (2, 2, 8, 8, 1)), np.zeros(2, np.float32), np.arange(2)
-    call = jax.jit(lambda z: nnx.merge(graph, parts)(z, level, cond))
+    call = jax.jit(lambda z: nnx.merge(graph, parts)(z, level, cond), compiler_options=quick())
     whole = Mesh(np.array(jax.devices()).reshape(2, 4), ("frames", "rows"))
     divided = jax.device_put(z, NamedSharding(whole, PartitionSpec(None, "frames", "rows")))
     np.testing.assert_allclose(call(divided), build(config, "numpy", seed=3)(z, level, cond), atol=1e-5)
@@ -55,7 +55,9 @@ def check_network() -> None:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    jax.config.update("jax_disable_most_optimizations", True)
+    make = compiled_quickly(jax_trainer.compiled)
+    once = functools.cache(make)
+    jax_trainer.compiled = lambda *given: once(*given) if len(given) == 3 else make(*given)
     if PROCESS:
         os.environ |= {"RANK": PROCESS[0], "WORLD_SIZE": "2", "MASTER_PORT": str(int(PROCESS[1]) - 1)}
         over = meshes.of("jax", None, "cpu")  # as `torchrun -m diffcore train` does: a mesh of all devices
@@ -66,9 +68,6 @@ if __name__ == "__main__":
         except ValueError as error:
             (out / f"said-{PROCESS[0]}.txt").write_text(str(error))
     else:
-        make = jax_trainer.compiled
-        once = functools.cache(make)
-        jax_trainer.compiled = lambda *given: once(*given) if len(given) == 3 else make(*given)
         go(out / "one", None, validation=source(8))
         go(out / "across", None, validation=source(8))  # which two processes began
         go(out / "down", meshes.of("jax", "8", None).mesh, 2)

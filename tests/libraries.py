@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,24 @@ def _wide() -> Any:
     import jax
 
     return jax.enable_x64(True)
+
+
+@functools.cache
+def quick() -> dict[str, Any]:
+    """Return the options with which this release of JAX compiles networks much faster, to run slower."""
+    import jax
+
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,  # until 0.11
+    }
+    known = {}
+    for name, value in options.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0, compiler_options={name: value})()
+            known[name] = value
+    return known
 
 
 def host(array: Any) -> Any:

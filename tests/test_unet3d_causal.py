@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import host
-from unet3d_cases import BASE, CLASS, QUICK, call, draw, every_backend, model_of, put, say, wide
+from libraries import host, quick
+from unet3d_cases import BASE, CLASS, call, draw, every_backend, model_of, put, say, wide
 
 from diffcore.unet3d import UNet3DConfig, pretrained, structure
 from diffcore.unet3d.half import InBfloat16
@@ -86,7 +86,7 @@ def test_parts_with_what_is_kept_of_the_past_are_the_whole_clip(backend: str) ->
         if backend == "jax":
             import jax
 
-            run = jax.jit(run, compiler_options=QUICK)
+            run = jax.jit(run, compiler_options=quick())
         found, past = run()
         np.testing.assert_allclose(np.concatenate([host(part) for part in found], axis=1), truth, rtol=1e-9, atol=1e-10)
         assert len(past) == sum(row.attends for row in structure.rows(config))

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import host
+from libraries import host, quick
 from unet3d_cases import (
     BASE,
     BUSY,
     CLASS,
-    QUICK,
     TOKENS,
     arguments,
     call,
@@ -84,11 +83,11 @@ def test_dropout_is_for_calls_with_a_key_on_jax() -> None:
 
     z, log_snr = put("jax", (draw(1, 2, 4, 4, 2), np.zeros(1)), "float32")
     model = model_of(replace(BASE, dropout=0.5), "jax", "float32")
-    run = jax.jit(lambda key: model(z, log_snr, rngs=key), compiler_options=QUICK)
+    run = jax.jit(lambda key: model(z, log_snr, rngs=key), compiler_options=quick())
     first, second, again = (run(jax.random.key(seed)) for seed in (0, 1, 0))
     assert np.array_equal(first, again)
     assert not np.allclose(first, second)
-    quiet = jax.jit(lambda: model(z, log_snr), compiler_options=QUICK)()
+    quiet = jax.jit(lambda: model(z, log_snr), compiler_options=quick())()
     np.testing.assert_allclose(host(quiet), say(BASE, "numpy", host(z), host(log_snr)), rtol=1e-4, atol=1e-4)
     rngs = nnx.Rngs(0)
     one, two = (run(rngs.dropout()) for _ in range(2))

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import libraries
 import numpy as np
 import pytest
 from libraries import JAX, TORCH
@@ -63,12 +64,22 @@ class Stopped(Exception):
     """What stops a run."""
 
 
+def compiled_quickly(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that makes compiled functions of JAX, without optimisation."""
+    import jax
+
+    def made(*given: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=libraries.quick()))
+            return make(*given)
+
+    return made
+
+
 @pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
     """Compile a step of JAX once for all settings that share it, and without optimisation."""
     try:
-        import jax
-
         from diffcore.unet3d.training import jax_trainer
     except ImportError:
         yield
@@ -88,23 +99,14 @@ def quick() -> Iterator[None]:
         "lag",
         "frozen",
     )
-    make = jax_trainer.compiled
-
-    @functools.cache
-    def once(graph: Any, config: Any, settings: Settings) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            options = {"xla_cpu_use_fusion_emitters": False}
-            patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
-            return make(graph, config, settings)
+    once = functools.cache(compiled_quickly(jax_trainer.compiled))
 
     def compiled(graph: Any, config: Any, settings: Settings) -> Any:
         return once(graph, config, Settings(steps=1, **{name: getattr(settings, name) for name in inside}))
 
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax_trainer, "compiled", compiled)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

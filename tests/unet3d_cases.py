@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from libraries import FRAMEWORKS, JAX, TORCH, host
+from libraries import FRAMEWORKS, JAX, TORCH, host, quick
 
 from diffcore.unet3d import UNet3DConfig, structure
 from diffcore.unet3d.build import assemble
@@ -78,11 +78,6 @@ SLOPES = [  # every kind of weight and of call
 every_case = pytest.mark.parametrize("name", CASES)
 every_backend = pytest.mark.parametrize("backend", FRAMEWORKS)
 compiled_backends = pytest.mark.parametrize("backend", [TORCH, JAX])
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}  # much quicker to compile
 
 
 def draw(*shape: int, seed: int = 0) -> Any:
@@ -161,7 +156,7 @@ def call(model: Any, backend: str, *given: Any, dtype: str = "float64") -> Any:
     if backend == "jax":
         import jax
 
-        run = jax.jit(lambda model, *given: model(*given, images=images), compiler_options=QUICK)
+        run = jax.jit(lambda model, *given: model(*given, images=images), compiler_options=quick())
         return host(run(model, *given))
     if backend == "torch":
         import torch
@@ -198,7 +193,7 @@ def differentiate(name: str, backend: str, checkpointing: bool = False) -> Run:
                 y, back = jax.vjp(lambda model, z: model(z, log_snr, cond, images), model, z)
                 return y, *back(cotangent)
 
-            y, gradients, slope = jax.jit(pull, compiler_options=QUICK)(
+            y, gradients, slope = jax.jit(pull, compiler_options=quick())(
                 model, z, log_snr, cond, put(backend, cotangent)
             )
             return Run(host(y), host(slope), gradients.arrays())
