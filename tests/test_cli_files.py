@@ -276,7 +276,7 @@ def test_a_file_of_something_else_is_no_model(tiny: str) -> None:
     for given in (("sample", "out.npy", "-w", "runn", *QUICK), ("info", "runn"), ("evaluate", "--data", "runn")):
         assert "runn (did you mean run?)" in refused(2, *given).replace("runn/", "runn")
     assert "run holds a run that has not ended" in refused(2, "info", "run")
-    assert "without a video that can be read" in refused(2, "info", ".")
+    assert "without a video that can be read; give a run's folder, or one" in refused(2, "info", ".")
     assert "and in.mp4 is a file" in refused(2, "evaluate", "--data", "in.mp4")
     Path("text.md").write_text("nothing of the kind")
     assert "must be weights (.safetensors), a plan (.json) or a video" in refused(2, "info", "text.md")

@@ -297,7 +297,6 @@ BAD = [
         "clips of 2 frames have no motion to compare; --no-samples",
     ),
     (("train", "run", "--data", ".", "--preset", "text_small"), "--preset text_small takes --encoder FOLDER"),
-    (("info", "."), ". is a folder without model.safetensors; give a run's folder"),
     ((*PROMPT, "--encoder", "gone"), "--encoder gone: there is no folder 'gone' with a config.json"),
     ((*PROMPT, "-w", "plain.safetensors"), "--prompt is given, but this model has the condition 'none'"),
     (("train", "run", "--data", "digits", "--encoder", "gone"), "--encoder gone: there is no folder"),

@@ -239,7 +239,8 @@ def _videos(folder: Path, as_json: bool) -> None:
             report.note(f"note: {error}")
     if not found:
         report.usage(
-            f"{folder} is a folder without model.safetensors, as a run's has, and without a video that can be read"
+            f"{folder} is a folder without model.safetensors and without a video that can be read; give a run's folder, "
+            "or one of videos"
         )
     rows, lines = [row for row, _ in found], [text for _, text in found]
     row = {"folder": str(folder), "videos": rows, "frames": sum(row["frames"] for row in rows)}
