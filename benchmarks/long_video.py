@@ -1,6 +1,6 @@
 """Digits from 16 to 64 frames by replacement and by reconstruction guidance: Table 6 of the paper in small.
 
-    python -m benchmarks.long_video FOLDER --out benchmarks/results/long-video.json      # over an hour on one core
+    python -m benchmarks.long_video FOLDER --out benchmarks/results/long-video.json      # three hours on one core
 
 The included model draws clips, in bfloat16 as it was trained, and `video.extend` makes them longer by each method, from
 the same 16 frames and with the same noise. Each window of 16 frames is compared to held-out clips by the Frechet
@@ -80,6 +80,16 @@ def judge(clips: Any, labels: Any, reference: metrics.Moments, whole: metrics.Mo
     }
 
 
+def picture(path: Path, of_methods: list[Any], clip: int = 6) -> None:
+    """Draw the frames around the first seam of a clip, a row for each method and a line at the seam."""
+    from PIL import Image
+
+    frames = [np.concatenate(list(clips[clip, WINDOW - 7 : WINDOW + 7, ..., 0]), axis=1) for clips in of_methods]
+    pixels = np.uint8(np.clip(127.5 * np.concatenate(frames) + 127.5, 0, 255)).repeat(2, axis=0).repeat(2, axis=1)
+    pixels[:, pixels.shape[1] // 2] = 160
+    Image.fromarray(pixels).save(path)
+
+
 def real() -> dc.unet3d.data.Arrays:
     return digits.moving_digits(frames=FRAMES, size=32, count=1024, split="test", seed=1)
 
@@ -94,6 +104,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=_arguments.new_file, help="where the result goes; without it clips are drawn and nothing more"
     )
+    parser.add_argument("--picture", type=_arguments.new_file, help="where a picture of a seam goes, beside `--out`")
     wanted = parser.parse_args(given)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     for number in range(wanted.first // TOGETHER, wanted.count // TOGETHER):
@@ -116,9 +127,14 @@ def main(given: list[str] | None = None) -> None:
     long = real().clips.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
     whole = metrics.moments(digits.features(long[len(labels) :]))
     found["real"] = judge(long[: len(labels)], None, reference, whole)
-    for method in METHODS:
-        clips = np.concatenate([np.load(wanted.folder / f"{method}-{number:03}.npy") for number in numbers])
+    drawn = {
+        method: np.concatenate([np.load(wanted.folder / f"{method}-{at:03}.npy") for at in numbers])
+        for method in METHODS
+    }
+    for method, clips in drawn.items():
         found[method] = judge(clips, labels, reference, whole)
+    if wanted.picture is not None:
+        picture(wanted.picture, list(drawn.values()))
     _files.write(wanted.out, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
