@@ -48,7 +48,7 @@ def quick() -> dict[str, Any]:
     options = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,  # until 0.11
+        "xla_cpu_use_fusion_emitters": False,  # in 0.10, no longer in 0.12
     }
     known = {}
     for name, value in options.items():

@@ -179,9 +179,7 @@ def test_torch_compiles_the_network_as_one_graph_that_says_the_same(backend: str
     import torch
 
     torch._dynamo.reset()
-    config = replace(
-        config_of(BUSY), **changes
-    )  # of one level: inductor takes a quarter of a second for each of its loops
+    config = replace(config_of(BUSY), **changes)  # inductor takes long for each loop, so it gets one level
     model = torch.compile(model_of(config, "torch"), fullgraph=True, backend=backend)
     assert error(call(model, "torch", *arguments(BUSY)), say(config, "numpy", *arguments(BUSY))) < 1e-10
 
