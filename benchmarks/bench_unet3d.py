@@ -203,6 +203,40 @@ def test_norm(timed: Any, device: str, what: str, size: tuple[int, ...], who: st
     )
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("who", ["kernel", "torch", "torch compiled"])
+@pytest.mark.parametrize("pixels", [(8, 1024, 4), (8, 256, 8), (8, 64, 16)], ids=str)
+@pytest.mark.parametrize("what", WHAT)
+def test_time(timed: Any, device: str, what: str, pixels: tuple[int, ...], who: str) -> None:
+    """Attention over 16 frames of clips, pixels and heads of 32 in bfloat16, forward, and with its gradients, ten of them in a
+    captured graph."""
+    if device != "cuda":
+        pytest.skip("the kernel is CUDA's")
+    torch = importlib.import_module("torch")
+    from diffcore.backends.torch_graph import Graph
+    from diffcore.unet3d import torch_time
+
+    batch, *rest = pixels
+    qkv = torch.randn(batch, 16, rest[0], 3, rest[1], 32, dtype=torch.bfloat16, device=device)
+    tables, of_out = torch.randn(2, 31, 32, device=device), torch.randn_like(qkv[:, :, :, 0])
+    given = [part.requires_grad_(what == "step") for part in (qkv, *tables)]
+    function: Any = torch_time.attend if who == "kernel" else torch_time.composed
+    function = torch.compile(function, fullgraph=True, dynamic=False) if who == "torch compiled" else function
+
+    def call() -> None:
+        for _ in range(10):
+            out = function(*given, 16, False)
+            if what == "step":
+                torch.autograd.grad(out, given, of_out)
+
+    captured = Graph(qkv.device)
+    captured.record(call)
+    group = f"attention over 16 frames, {what}, {pixels}, bfloat16, {device}"
+    moved = (11 if what == "step" else 4) * of_out.numel() * of_out.element_size()
+    role = "ours" if who == "kernel" else "peer"
+    timed(lambda: (captured.replay(), _wait(device)), group, who, role, calls=10, bytes=moved)
+
+
 def _peak(who: str, what: str) -> int:
     """Return the peak memory in megabytes of a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.bench_unet3d", who, what]

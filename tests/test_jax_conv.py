@@ -66,6 +66,28 @@ def test_derivatives_of_any_order_are_xlas(derived: Any, pair: Any, monkeypatch:
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((1, 0), (0, 1)), ((0, 1), (1, 0))], ids=str)
+@pytest.mark.parametrize(("shape", "row"), [((6, 3, 5, 3), 3 * 5), ((4, 2, 7, 3), 2 * 7), ((2, 4, 1, 3), 2)], ids=str)
+def test_frames_side_by_side_are_those_apart(
+    shape: tuple[int, ...], row: int, padding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("ROW", row), ("WORK", 0)):
+        monkeypatch.setattr(jax_conv, name, value)
+    monkeypatch.setattr(cpu_threads, "count", lambda: 2)
+    window = [1 + sum(pixels) for pixels in padding]
+    assert jax_conv._together(shape, (*window, 3, 2)) == row // shape[2]
+    assert jax_conv._together(shape, (*window, 128, 128)) == 1
+    with jax.enable_x64(True):
+        random = np.random.default_rng(0)
+        h, dh, w, dw = (jnp.asarray(random.normal(size=size)) for size in (*[shape] * 2, *[(*window, 3, 2)] * 2))
+        wide, apart = (
+            jax.jit(gradients, static_argnums=0)(conv, h, w, dh, dw)
+            for conv in (lambda h, w: jax_conv._beside(h, w, padding), lambda h, w: jax_conv._plain(h, w, 1, padding))
+        )
+        for one, other in zip(wide, apart, strict=True):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [(5, 6), (6, 7), (6, 8)])
 def test_each_pixel_is_made_four_before_the_convolution(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -335,8 +335,9 @@ def test_rescaled_guidance_compiles_to_wide_reads(
     assert sum(factor.data_ptr() in launch for launch in launches) == 2
 
 
+@pytest.mark.parametrize("shifted", [False, True])
 def test_the_norm_of_the_network_compiles_to_wide_accesses(
-    kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shifted: bool, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four channels of a group are eight bytes in half precision, and a tile is 16 numbers for each thread."""
     from diffcore.unet3d import torch_norm_kernel
@@ -348,11 +349,36 @@ def test_the_norm_of_the_network_compiles_to_wide_accesses(
     weight, bias = torch.zeros(2, 64)
     for side in (16, 3):  # another size compiles nothing anew
         h = torch.zeros(2, side, side, 64, dtype=torch.bfloat16)
-        _, mean, scale = torch_norm_kernel.forward(h, weight, bias, groups(64), 1e-5, True)
-        torch_norm_kernel.backward(h, h, weight, bias, mean, scale, True)
+        shift = torch.zeros(2, 64) if shifted else None
+        _, mean, scale = torch_norm_kernel.forward(h, shift, weight, bias, groups(64), 1e-5, True)
+        torch_norm_kernel.backward(h, h, shift, weight, bias, mean, scale, True)
     for found, loads in zip(both, (2 * 4, 4 * 4), strict=True):
         (one,) = found.device_caches[90][0].values()
         code = assembled(one, tmp_path / "cubin")
         assert (code.usage["STACK"], code.usage["LOCAL"]) == (0, 0)
-        assert code.usage["REG"] <= 80  # three programs of 256 threads in a multiprocessor
+        assert code.usage["REG"] <= (104 if shifted else 80)  # two or three programs of 256 threads in a multiprocessor
         assert (code.instructions.count("LDG.E.64"), code.instructions.count("STG.E.64")) == (loads, 4)
+
+
+@pytest.mark.parametrize(("frames", "size"), [(16, 32), (8, 64), (16, 128), (32, 64)])
+def test_attention_over_frames_compiles_to_products_of_matrices_without_spills(
+    frames: int, size: int, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffcore.unet3d import torch_time_kernel
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    both = torch_time_kernel._forward, torch_time_kernel._backward
+    for found in both:
+        found.device_caches.clear()
+    keys, values = torch.zeros(2, 2 * frames - 1, size)
+    for batch, pixels, images in ((2, 9, 0), (1, 16, 1)):  # other sizes compile nothing anew
+        qkv = torch.zeros(batch, frames, pixels, 3, 4, size, dtype=torch.bfloat16)
+        out = torch_time_kernel.forward(qkv, keys, values, frames - images, False)
+        torch_time_kernel.backward(out, qkv, keys, values, frames - images, False)
+    for found, parts in zip(both, (3, 4), strict=True):
+        (one,) = found.device_caches[90][0].values()
+        code = assembled(one, tmp_path / "cubin")
+        assert (code.usage["STACK"], code.usage["LOCAL"]) == (0, 0)
+        of_rows = [name for name in code.instructions if re.match(r"(LDG|LDGSTS)\.E\..*128", name)]
+        assert len(of_rows) >= parts  # queries, keys, values, and what comes back, 16 bytes a thread
+        assert sum(name.startswith("HMMA.16816.F32.BF16") for name in code.instructions) > 0

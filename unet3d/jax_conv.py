@@ -4,6 +4,9 @@ XLA computes the gradient of the weights as a convolution with a window of a who
 long as for the convolution itself. Frame by frame, or by some rows of a large one, it is one product of matrices, of what the
 window sees, (9 in, pixels), and the gradient of the pixels, (pixels, out), both of which stay in the cache.
 
+A convolution of few channels is one task to XLA, and so one core's work, where a row of pixels is short (jaxlib 0.10: below some
+128 pixels by 64 channels, 32 by 128). Frames side by side, with pixels of zeros between, have long rows.
+
 After each pixel was made four, 3x3 neighbours are 2x2 different pixels, whose weights are sums of those of the nine: so the even
 and the odd rows and columns are four convolutions of the pixels as they were, with 16 products where there were 36.
 """
@@ -17,10 +20,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from diffcore.backends import cpu_threads
+
 LEAST = 512
 """Pixels of a frame from which on this takes less time."""
 MOST = 1024
 """Pixels whose windows stay in the cache: larger frames are taken by as many rows."""
+
+ROW = 256
+"""Pixels of the rows that frames are put side by side to have."""
+FEW = 128
+"""Channels, coming in or going out, below which this takes less time; with at least so much to do in a row:"""
+WORK = 1 << 19
+"""Pixels times channels that come in times channels that go out."""
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Pixels of zeros above and below, left and right."""
@@ -29,11 +41,11 @@ SAME: Padding = ((1, 1), (1, 1))
 
 def conv(h: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding = SAME) -> jax.Array:
     """Return the convolution of frames (N, H, W, in), padded with a pixel of zeros, and weights (3, 3, in, out)."""
-    large = stride == 1 and h.shape[1] * h.shape[2] >= LEAST and h.dtype in (jnp.float32, jnp.float64)
-    if large and _on_one_cpu():
-        found: jax.Array = _large(padding, h, weight)
-        return found
-    return _plain(h, weight, stride, padding)
+    if stride > 1 or not _on_one_cpu():
+        return _plain(h, weight, stride, padding)
+    large = h.shape[1] * h.shape[2] >= LEAST and h.dtype in (jnp.float32, jnp.float64)
+    found: jax.Array = _large(padding, h, weight) if large else _beside(h, weight, padding)
+    return found
 
 
 def enlarged(h: jax.Array, weight: jax.Array, size: tuple[int, ...]) -> jax.Array:
@@ -72,9 +84,30 @@ def _plain(h: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding = 
     return lax.conv_general_dilated(h, weight, (stride, stride), padding, dimension_numbers=layouts)
 
 
+def _beside(h: jax.Array, weight: jax.Array, padding: Padding) -> jax.Array:
+    """Return the convolution, of frames side by side where that is faster."""
+    together = _together(h.shape, weight.shape)
+    if together == 1:
+        return _plain(h, weight, 1, padding)
+    (n, height, width, channels), gap = h.shape, max(padding[1])
+    apart = jnp.pad(h.reshape(-1, together, height, width, channels), ((0, 0),) * 3 + ((0, gap), (0, 0)))
+    row = apart.swapaxes(1, 2).reshape(-1, height, together * (width + gap), channels)
+    out = _plain(row, weight, 1, padding).reshape(-1, height, together, width + gap, weight.shape[3])
+    return out[:, :, :, :width].swapaxes(1, 2).reshape(n, height, width, weight.shape[3])
+
+
+def _together(frames: tuple[int, ...], weight: tuple[int, ...]) -> int:
+    """Return how many frames (N, H, W, in) to put side by side for a convolution with weights (rows, columns, in, out)."""
+    (n, _, width, _), (*_, inputs, outputs) = frames, weight
+    if min(inputs, outputs) >= FEW or cpu_threads.count() == 1:
+        return 1
+    most = next((k for k in range(min(n, ROW // width), 1, -1) if n % k == 0), 1)
+    return most if most * width * inputs * outputs >= WORK else 1
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _large(padding: Padding, h: jax.Array, weight: jax.Array) -> jax.Array:
-    return _plain(h, weight, 1, padding)
+    return _beside(h, weight, padding)
 
 
 def _tangent(padding: Padding, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:

@@ -39,16 +39,16 @@ class Conv(Affine):
         super().__init__(take, name)
         self.stride = stride
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        out = F.conv2d(h.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, padding=1)
-        return out.permute(0, 2, 3, 1)
+    def forward(self, h: torch.Tensor, biased: bool = True) -> torch.Tensor:
+        bias = self.bias if biased else None
+        return F.conv2d(h.permute(0, 3, 1, 2), self.weight, bias, self.stride, padding=1).permute(0, 2, 3, 1)
 
 
 class Norm(Affine):
-    """The group norm of each frame, in float32 at least, with SiLU after it where asked."""
+    """The group norm of each frame, in float32 at least; see `torch_norm.norm`."""
 
-    def forward(self, h: torch.Tensor, silu: bool = False) -> torch.Tensor:
-        return norm(h, self.weight, self.bias, silu)
+    def forward(self, h: torch.Tensor, silu: bool = False, shift: torch.Tensor | None = None) -> torch.Tensor:
+        return norm(h, self.weight, self.bias, silu, shift)
 
 
 class LayerNorm(Affine):

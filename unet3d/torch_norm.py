@@ -6,35 +6,35 @@ came in and two numbers a group. It serves float32, bfloat16 and float16 with pa
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 
-from diffcore.backends.torch_compiling import is_compiler_error, warn
-from diffcore.unet3d import structure
+from diffcore.unet3d import structure, torch_kernels
 from diffcore.unet3d.config import groups
 
-ON = "cuda"
-"""The type of the devices that the kernel serves."""
-_triton = importlib.util.find_spec("triton") is not None  # and false once it has failed to compile
 
-
-def norm(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, silu: bool = False) -> torch.Tensor:
-    """Return the group norm of each frame of h (N, H, W, C), in float32 at least, after SiLU where asked."""
-    global _triton
-    if _triton and _serves(h, weight):
-        try:
-            out: torch.Tensor = normed(h, weight, bias, groups(len(weight)), silu)[0]
+def norm(
+    h: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    silu: bool = False,
+    shift: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the group norm of each frame of h (N, H, W, C), in float32 at least: of h + shift, where a shift (N, C) is given, and
+    with SiLU after it where asked."""
+    if torch_kernels.serve(h, weight):
+        given = h, shift, weight, bias, groups(len(weight)), silu
+        made = torch_kernels.tried("the norm", "norms are computed by torch's operations", normed, *given)
+        if made is not None:
+            out: torch.Tensor = made[0]
             return out
-        except Exception as error:
-            if torch.compiler.is_compiling() or not is_compiler_error(error):
-                raise
-            warn("the Triton kernel of the norm", error, "norms are computed by torch's operations")
-            _triton = False
-    return (composed if transformed(h, weight) else plain)(h, weight, bias, silu)
+    return (composed if torch_kernels.transformed(h, weight) else plain)(_shifted(h, shift), weight, bias, silu)
+
+
+def _shifted(h: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    return h if shift is None else h + shift[:, None, None].to(h.dtype)
 
 
 def plain(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, silu: bool) -> torch.Tensor:
@@ -53,72 +53,54 @@ def composed(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, silu: bo
     return F.silu(out) if silu else out
 
 
-def _serves(h: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether the kernel takes a tensor."""
-    if h.device.type != ON or weight.dtype != torch.float32 or h.numel() == 0:
-        return False
-    return h.dtype in (torch.float32, torch.bfloat16, torch.float16) and not transformed(h, weight)
-
-
-def transformed(*tensors: torch.Tensor) -> bool:
-    """Return whether forward-mode differentiation or vmap follows tensors, or a subclass stands for them: those without memory."""
-    if getattr(forward_ad, "_current_level", 0) >= 0:  # only a private name tells without a cost
-        return True
-    return not torch.compiler.is_compiling() and not all(_has_memory(tensor) for tensor in tensors)
-
-
-def _has_memory(tensor: torch.Tensor) -> bool:
-    try:
-        return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
-
-
 @torch.library.custom_op("diffcore::normed", mutates_args=())
 def normed(
-    h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, silu: bool
+    h: torch.Tensor, shift: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, groups: int, silu: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the norm, after SiLU where asked; what the gradient needs of the statistics, twice (N, groups)."""
     from diffcore.unet3d import torch_norm_kernel
 
-    return torch_norm_kernel.forward(h, weight, bias, groups, structure.EPSILON, silu)
+    return torch_norm_kernel.forward(h, shift, weight, bias, groups, structure.EPSILON, silu)
 
 
 @torch.library.custom_op("diffcore::normed_gradient", mutates_args=())
 def gradient(
     of_out: torch.Tensor,
     h: torch.Tensor,
+    shift: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
     mean: torch.Tensor,
     scale: torch.Tensor,
     silu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of h, weight and bias."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of h, shift (of no frame where there is none), weight and bias."""
     from diffcore.unet3d import torch_norm_kernel
 
-    return torch_norm_kernel.backward(of_out, h, weight, bias, mean, scale, silu)
+    return torch_norm_kernel.backward(of_out, h, shift, weight, bias, mean, scale, silu)
 
 
 @normed.register_fake
-def _(h: Any, weight: Any, bias: Any, groups: Any, silu: Any) -> Any:  # noqa: ARG001
+def _(h: Any, shift: Any, weight: Any, bias: Any, groups: Any, silu: Any) -> Any:  # noqa: ARG001
     one = h.new_empty((h.shape[0], groups), dtype=torch.float32)
     return h.new_empty(h.shape), one, torch.empty_like(one)
 
 
 @gradient.register_fake
-def _(of_out: Any, h: Any, weight: Any, bias: Any, mean: Any, scale: Any, silu: Any) -> Any:  # noqa: ARG001
-    return h.new_empty(h.shape), torch.empty_like(weight), torch.empty_like(bias)
+def _(of_out: Any, h: Any, shift: Any, weight: Any, bias: Any, mean: Any, scale: Any, silu: Any) -> Any:  # noqa: ARG001
+    of_shift = h.new_empty((0, h.shape[-1])) if shift is None else shift.new_empty(shift.shape)
+    return h.new_empty(h.shape), of_shift, torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _kept(ctx: Any, inputs: Any, output: Any) -> None:
-    h, weight, bias, _, ctx.silu = inputs
-    ctx.save_for_backward(h, weight, bias, *output[1:])
+    h, shift, weight, bias, _, ctx.silu = inputs
+    ctx.save_for_backward(h, shift, weight, bias, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _back(ctx: Any, of_out: torch.Tensor, *_: Any) -> Any:
-    return *gradient(of_out, *ctx.saved_tensors, ctx.silu), None, None
+    of_h, of_shift, *rest = gradient(of_out, *ctx.saved_tensors, ctx.silu)
+    return of_h, None if ctx.saved_tensors[1] is None else of_shift, *rest, None, None
 
 
 def _kept_twice(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001
@@ -128,12 +110,16 @@ def _kept_twice(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001
 
 def _back_twice(ctx: Any, *cotangents: Any) -> Any:
     """The gradients of the gradients, through torch's operations; as rare as they are needed."""
+    shifted = ctx.saved_tensors[2] is not None
     with torch.enable_grad():
-        given = [part.detach().requires_grad_() for part in ctx.saved_tensors]
-        of_out, h, weight, bias = given
-        out = plain(h, weight, bias, ctx.silu)
-        slopes = torch.autograd.grad(out, (h, weight, bias), of_out, create_graph=True)
-        return *torch.autograd.grad(slopes, given, cotangents), None, None, None
+        given: list[Any] = [None if part is None else part.detach().requires_grad_() for part in ctx.saved_tensors]
+        of_out, h, shift, weight, bias = given
+        out = plain(_shifted(h, shift), weight, bias, ctx.silu)
+        of = (h, *([shift] if shifted else []), weight, bias)
+        slopes = torch.autograd.grad(out, of, of_out, create_graph=True)
+        along = [part for number, part in enumerate(cotangents) if shifted or number != 1]
+        found = iter(torch.autograd.grad(slopes, (of_out, *of), along))
+    return *(None if part is None else next(found) for part in given), None, None, None
 
 
 normed.register_autograd(_back, setup_context=_kept)

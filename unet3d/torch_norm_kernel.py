@@ -1,4 +1,5 @@
-"""CUDA: group norm of frames with SiLU, or without, in one launch forward and one backward.
+"""CUDA: group norm of frames with SiLU, or without, of what is shifted by a vector of each frame, in one launch forward and one
+backward.
 
 A program has some groups of one frame: it walks over the pixels once for the statistics and once for the result. Rows of
 64 bytes are what it reads of a pixel, so that neighbouring programs share no sector. Statistics are in float32, of
@@ -31,9 +32,16 @@ def _over_groups(x, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _slope(h, of_out, first, mean, scale, weight, bias, SILU: tl.constexpr):
+def _apart(h_p, row, here, filler, shift, CHANNELS: tl.constexpr, SHIFTED: tl.constexpr):
+    """What is normed, less the first number of the group; 0 outside."""
+    apart = tl.load(h_p[None, :] + row * CHANNELS, mask=here, other=filler).to(tl.float32) - filler.to(tl.float32)
+    return tl.where(here, apart + shift[None, :], 0.0) if SHIFTED else apart
+
+
+@triton.jit
+def _slope(apart, of_out, mean, scale, weight, bias, SILU: tl.constexpr):
     """The normed h, and the gradient of what weight and bias make of it."""
-    normed = ((h - first) - mean) * scale
+    normed = (apart - mean) * scale
     if SILU:
         wide = tl.fma(normed, weight, bias)
         share = 1.0 / (1.0 + tl.exp(-wide))
@@ -43,9 +51,9 @@ def _slope(h, of_out, first, mean, scale, weight, bias, SILU: tl.constexpr):
 
 @triton.jit(do_not_specialize=["pixels"])
 def _forward(
-    h_p, weight_p, bias_p, to, mean_p, scale_p, pixels, epsilon,
+    h_p, shift_p, weight_p, bias_p, to, mean_p, scale_p, pixels, epsilon,
     CHANNELS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    SILU: tl.constexpr,
+    SILU: tl.constexpr, SHIFTED: tl.constexpr,
 ):
     parts: tl.constexpr = CHANNELS // (SIZE * GROUPS)
     frame, part = tl.program_id(0) // parts, tl.program_id(0) % parts
@@ -54,14 +62,13 @@ def _forward(
     channel = (part * GROUPS + column // WIDTH) * SIZE + column % WIDTH
     h_p, to = h_p + frame.to(tl.int64) * pixels * CHANNELS + channel, to + frame.to(tl.int64) * pixels * CHANNELS + channel
     filler = tl.load(h_p - column % WIDTH)[None, :]
-    first = filler.to(tl.float32)
+    shift = tl.load(shift_p + frame * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) if SHIFTED else 0.0
     ones = tl.zeros((ROWS, GROUPS * WIDTH), tl.float32)
     squares = tl.zeros((ROWS, GROUPS * WIDTH), tl.float32)
     for start in range(0, pixels, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         here = (row < pixels) & inside[None, :]
-        h = tl.load(h_p[None, :] + row * CHANNELS, mask=here, other=filler).to(tl.float32)
-        apart = h - first  # 0 outside
+        apart = _apart(h_p, row, here, filler, shift, CHANNELS, SHIFTED)
         ones += apart
         squares = tl.fma(apart, apart, squares)
     mean = _over_groups(tl.sum(ones, axis=0), GROUPS, WIDTH) / (SIZE * pixels)
@@ -75,8 +82,8 @@ def _forward(
     for start in range(0, pixels, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         here = (row < pixels) & inside[None, :]
-        h = tl.load(h_p[None, :] + row * CHANNELS, mask=here, other=filler).to(tl.float32)
-        out = tl.fma((h - first) - mean[None, :], weight[None, :], bias[None, :])
+        apart = _apart(h_p, row, here, filler, shift, CHANNELS, SHIFTED)
+        out = tl.fma(apart - mean[None, :], weight[None, :], bias[None, :])
         if SILU:
             out = out / (1.0 + tl.exp(-out))
         tl.store(to[None, :] + row * CHANNELS, out.to(to.dtype.element_ty), mask=here)
@@ -84,9 +91,9 @@ def _forward(
 
 @triton.jit(do_not_specialize=["pixels"])
 def _backward(
-    of_out_p, h_p, weight_p, bias_p, mean_p, scale_p, to, of_weight_p, of_bias_p, pixels,
+    of_out_p, h_p, shift_p, weight_p, bias_p, mean_p, scale_p, to, of_weight_p, of_bias_p, of_shift_p, pixels,
     CHANNELS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    SILU: tl.constexpr,
+    SILU: tl.constexpr, SHIFTED: tl.constexpr,
 ):
     parts: tl.constexpr = CHANNELS // (SIZE * GROUPS)
     frame, part = tl.program_id(0) // parts, tl.program_id(0) % parts
@@ -95,7 +102,7 @@ def _backward(
     channel = (part * GROUPS + column // WIDTH) * SIZE + column % WIDTH
     origin = frame.to(tl.int64) * pixels * CHANNELS + channel
     filler = tl.load(h_p + (origin - column % WIDTH))[None, :]
-    first = filler.to(tl.float32)
+    shift = tl.load(shift_p + frame * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) if SHIFTED else 0.0
     h_p, of_out_p, to = h_p + origin, of_out_p + origin, to + origin
     group = frame * (parts * GROUPS) + part * GROUPS + column // WIDTH
     mean, scale = tl.load(mean_p + group)[None, :], tl.load(scale_p + group)[None, :]
@@ -106,9 +113,9 @@ def _backward(
     for start in range(0, pixels, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         here = (row < pixels) & inside[None, :]
-        h = tl.load(h_p[None, :] + row * CHANNELS, mask=here, other=filler).to(tl.float32)
+        apart = _apart(h_p, row, here, filler, shift, CHANNELS, SHIFTED)
         of_out = tl.load(of_out_p[None, :] + row * CHANNELS, mask=here, other=0.0).to(tl.float32)
-        normed, of_out = _slope(h, of_out, first, mean, scale, weight, bias, SILU)
+        normed, of_out = _slope(apart, of_out, mean, scale, weight, bias, SILU)
         of_bias += of_out
         of_weight = tl.fma(of_out, normed, of_weight)
     bias_sum, weight_sum = tl.sum(of_bias, axis=0), tl.sum(of_weight, axis=0)
@@ -117,52 +124,72 @@ def _backward(
     weights = tl.reshape(weight, (GROUPS * WIDTH,))
     plain = _over_groups(weights * bias_sum, GROUPS, WIDTH)[None, :] / (SIZE * pixels)
     along = _over_groups(weights * weight_sum, GROUPS, WIDTH)[None, :] / (SIZE * pixels)
+    of_shift = tl.zeros((ROWS, GROUPS * WIDTH), tl.float32)
     for start in range(0, pixels, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         here = (row < pixels) & inside[None, :]
-        h = tl.load(h_p[None, :] + row * CHANNELS, mask=here, other=filler).to(tl.float32)
+        apart = _apart(h_p, row, here, filler, shift, CHANNELS, SHIFTED)
         of_out = tl.load(of_out_p[None, :] + row * CHANNELS, mask=here, other=0.0).to(tl.float32)
-        normed, of_out = _slope(h, of_out, first, mean, scale, weight, bias, SILU)
+        normed, of_out = _slope(apart, of_out, mean, scale, weight, bias, SILU)
         of_h = scale * (weight * of_out - plain - normed * along)
         tl.store(to[None, :] + row * CHANNELS, of_h.to(to.dtype.element_ty), mask=here)
+        if SHIFTED:
+            of_shift += tl.where(here, of_h, 0.0)
+    if SHIFTED:
+        tl.store(of_shift_p + frame * CHANNELS + channel, tl.sum(of_shift, axis=0), mask=inside)
 # fmt: on
 
 
 def forward(
-    h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, epsilon: float, silu: bool
+    h: torch.Tensor,
+    shift: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    epsilon: float,
+    silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the norm of frames (N, H, W, C), after SiLU where asked; (N, groups) in float32, means less
-    the first number of each group, and inverse deviations."""
+    """Return the norm of frames (N, H, W, C), shifted by (N, C) where there is a shift, after SiLU where asked; (N, groups) in
+    float32, means less the first number of each group before its shift, and inverse deviations."""
     h = h.contiguous()
     out, mean = torch.empty_like(h), h.new_empty((len(h), groups), dtype=torch.float32)
     scale = torch.empty_like(mean)
-    grid, settings = _sizes(h, groups, silu)
+    grid, settings = _sizes(h, shift, groups, silu)
     with torch.cuda.device_of(h):
-        _forward[grid](h, weight, bias, out, mean, scale, h[0, ..., 0].numel(), epsilon, **settings)
+        _forward[grid](
+            h, _rows(shift, h), weight, bias, out, mean, scale, h[0, ..., 0].numel(), epsilon, **settings
+        )  # fmt: skip
     return out, mean, scale
 
 
 def backward(
     of_out: torch.Tensor,
     h: torch.Tensor,
+    shift: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
     mean: torch.Tensor,
     scale: torch.Tensor,
     silu: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of h, weight and bias."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of h, shift (of no frame where there is none), weight and bias."""
     of_out, h = of_out.contiguous(), h.contiguous()
-    of_h, sums = torch.empty_like(h), h.new_empty((2, len(h), h.shape[-1]), dtype=torch.float32)
-    grid, settings = _sizes(h, mean.shape[1], silu)
+    of_h, sums = torch.empty_like(h), h.new_empty((3, len(h), h.shape[-1]), dtype=torch.float32)
+    grid, settings = _sizes(h, shift, mean.shape[1], silu)
     with torch.cuda.device_of(h):
         _backward[grid](
-            of_out, h, weight, bias, mean, scale, of_h, sums[0], sums[1], h[0, ..., 0].numel(), **settings
+            of_out, h, _rows(shift, h), weight, bias, mean, scale, of_h, *sums, h[0, ..., 0].numel(), **settings
         )  # fmt: skip
-    return of_h, sums[0].sum(dim=0).to(weight.dtype), sums[1].sum(dim=0).to(bias.dtype)
+    of_shift = h.new_empty((0, h.shape[-1])) if shift is None else sums[2].to(shift.dtype)
+    return of_h, of_shift, sums[0].sum(dim=0).to(weight.dtype), sums[1].sum(dim=0).to(bias.dtype)
 
 
-def _sizes(h: torch.Tensor, groups: int, silu: bool) -> tuple[tuple[int], dict[str, Any]]:
+def _rows(shift: torch.Tensor | None, h: torch.Tensor) -> torch.Tensor:
+    """Return what the kernel has to point at."""
+    return h if shift is None else shift.contiguous()
+
+
+def _sizes(h: torch.Tensor, shift: torch.Tensor | None, groups: int, silu: bool) -> tuple[tuple[int], dict[str, Any]]:
     """Return the grid, and how a program's tile is divided; the number of groups is a power of two."""
     channels = h.shape[-1]
     size = channels // groups
@@ -170,4 +197,5 @@ def _sizes(h: torch.Tensor, groups: int, silu: bool) -> tuple[tuple[int], dict[s
     together = min(groups, max(1, BYTES // (h.element_size() * width)))
     rows = max(1, TILE // (together * width))
     sizes = {"CHANNELS": channels, "SIZE": size, "WIDTH": width, "GROUPS": together, "ROWS": rows}
-    return (len(h) * groups // together,), {**sizes, "SILU": silu, "num_warps": 8, "enable_fp_fusion": True}
+    kinds = {"SILU": silu, "SHIFTED": shift is not None}
+    return (len(h) * groups // together,), {**sizes, **kinds, "num_warps": 8, "enable_fp_fusion": True}

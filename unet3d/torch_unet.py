@@ -19,11 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from diffcore._array import to_host
-from diffcore.unet3d import _inputs, structure
+from diffcore.unet3d import _inputs, structure, torch_time
 from diffcore.unet3d.config import UNet3DConfig
 from diffcore.unet3d.torch_dropout import Dropout
+from diffcore.unet3d.torch_kernels import transformed
 from diffcore.unet3d.torch_layers import CONDITIONS, Conv, Linear, Norm, Take
-from diffcore.unet3d.torch_norm import transformed
 
 MOST_ROWS = 65_535
 """Of a batched matrix product on CUDA: the batch is an axis of the grid."""
@@ -171,9 +171,9 @@ class Block(nn.Module):
     def forward(
         self, h: torch.Tensor, e: torch.Tensor, sizes: _inputs.Sizes, past: Any = None, kept: Any = None
     ) -> torch.Tensor:
-        inner = self.conv1(self.norm1(h, silu=True))
-        inner = inner + self.embed(e)[:, None, None, :]
-        inner = self.conv2(self.dropout(self.norm2(inner, silu=True)))
+        inner = self.conv1(self.norm1(h, silu=True), biased=False)
+        shift = self.embed(e) + self.conv1.bias  # both are a number a frame and channel, which the norm adds on its way
+        inner = self.conv2(self.dropout(self.norm2(inner, silu=True, shift=shift)))
         h = self.skip(h) + inner
         if self.space is not None and self.time is not None:
             h = self.time(self.space(h), sizes, past, kept)
@@ -207,8 +207,8 @@ class Output(Conv):
         super().__init__(take, name)
         self.norm = Norm(take, f"{name}.norm")
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.norm(h, silu=True))
+    def forward(self, h: torch.Tensor, biased: bool = True) -> torch.Tensor:
+        return super().forward(self.norm(h, silu=True), biased)
 
 
 class Attention(nn.Module):
@@ -258,44 +258,37 @@ class TimeAttention(Attention):
 
     def forward(self, h: torch.Tensor, sizes: _inputs.Sizes, past: Any = None, kept: Any = None) -> torch.Tensor:
         batch, frames, channels = sizes.batch, sizes.frames, h.shape[-1]
-        tokens = self.norm(h).reshape(batch, frames, -1, channels).transpose(1, 2).reshape(-1, frames, channels)
+        normed = self.norm(h)
+        if past is None and kept is None and torch_time.serves(normed, self.key_positions, frames):
+            qkv = self.qkv(normed).reshape(batch, frames, -1, 3, channels // self.head_dim, self.head_dim)
+            video = frames - sizes.images
+            mixed = torch_time.attend(qkv, self.key_positions, self.value_positions, video, self.causal)
+            if mixed is not None:
+                return h + self.out(mixed.reshape(h.shape))
+        tokens = normed.reshape(batch, frames, -1, channels).transpose(1, 2).reshape(-1, frames, channels)
         step = max(1, MOST_ROWS // (channels // self.head_dim))
-        video = frames - sizes.images
         if past is None and kept is None:
-            parts = [self._mixed(part, video) for part in tokens.split(step)]
+            parts = [self._mixed(part, sizes.images) for part in tokens.split(step)]
         else:
             olds = tokens.new_zeros(2, len(tokens), channels // self.head_dim, 0, self.head_dim)
             if past is not None:
                 olds = torch.stack([_folded(part) for part in past]).to(tokens.dtype)
             own: list[torch.Tensor] = []
             pieces = zip(tokens.split(step), olds.split(step, dim=1), strict=True)
-            parts = [self._mixed(part, video, old, own) for part, old in pieces]
+            parts = [self._mixed(part, sizes.images, old, own) for part, old in pieces]
             if kept is not None:
                 kept.append(tuple(_unfolded(part, batch, self.far) for part in torch.cat(own, dim=1)))
         mixed = torch.cat(parts)
         mixed = mixed.reshape(batch, -1, frames, channels).transpose(1, 2)
         return h + self.out(mixed.reshape(h.shape))
 
-    def _mixed(self, tokens: torch.Tensor, video: int, past: Any = None, kept: Any = None) -> torch.Tensor:
+    def _mixed(self, tokens: torch.Tensor, images: int, past: Any = None, kept: Any = None) -> torch.Tensor:
         q, k, v = self.heads(tokens)
-        alone = v[:, :, video:] + self.value_positions[self.far].to(v.dtype)
-        if video == 0:
-            return alone.transpose(1, 2).reshape(tokens.shape)
-        q, k, v = q[:, :, :video], k[:, :, :video], v[:, :, :video]
         if past is not None:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(past, (k, v), strict=True))
-            kept.append(torch.stack([k, v]))
-        before = k.shape[2] - video
-        at = torch.arange(-before, video, device=q.device)
-        apart = at[None, :] - at[before:, None]
-        at = apart.clamp(-self.far, self.far) + self.far
-        keys, values = self.key_positions[at].to(q.dtype), self.value_positions[at].to(q.dtype)
-        logits = q @ k.transpose(-1, -2) + torch.einsum("nhid,ijd->nhij", q, keys)
-        if self.causal:
-            logits = logits.masked_fill((apart > 0) | (apart < -self.far), -torch.inf)
-        share = (logits.to(self.key_positions.dtype) * self.head_dim**-0.5).softmax(dim=-1).to(v.dtype)
-        mixed = share @ v + torch.einsum("nhij,ijd->nhid", share, values)
-        return torch.cat([mixed, alone], dim=2).transpose(1, 2).reshape(tokens.shape)
+            kept.append(torch.stack([k, v])[..., : k.shape[2] - images, :])
+        mixed = torch_time.plain(q, k, v, self.key_positions, self.value_positions, images, self.causal)
+        return mixed.transpose(1, 2).reshape(tokens.shape)
 
 
 def _folded(part: torch.Tensor) -> torch.Tensor:
