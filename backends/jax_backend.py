@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from diffcore import _array, stage
 from diffcore._array import Array
 from diffcore._threshold import Clip
-from diffcore.backends import jax_denoiser, jax_kernel, jax_noise, jax_shards
+from diffcore.backends import jax_denoiser, jax_kernel, jax_noise, jax_pallas, jax_shards
 from diffcore.backends.generic import ArrayAPIBackend
 from diffcore.backends.jax_denoiser import Rest
 from diffcore.backends.jax_kernel import Kind, Made, Stage, ring
@@ -204,16 +204,18 @@ def _by_hand(read: Stage, arrays: list[jax.Array], *, form: Form, rest: Rest, ke
 
 
 def _stage(kind: Kind, transform_x: Callable[[Array], Array] | None, read: Stage, kernel: bool) -> Made:
-    """One stage: by the kernel where it serves, which clips x-hat itself, and takes one that is transformed otherwise."""
-    if not kernel:
-        return _plain(transform_x, kind, read)
+    """One stage: by a kernel where one serves, which clips x-hat itself, and takes one that is transformed otherwise."""
     clip = transform_x if type(transform_x) is Clip else None
+    apart = read
     if transform_x is not None and clip is None:
         x = stage.transformed(stage.estimate(read.z, read.y, read.row), read.z, transform_x)
-        read = read._replace(x=x)
-    if not jax_kernel.takes(read):
-        return _plain(clip, kind, read)
-    return jax_kernel.stage(partial(_plain, clip), kind._replace(clip=clip), read)
+        apart = read._replace(x=x)
+    plain = partial(_plain, clip)
+    if kernel and jax_kernel.takes(apart):
+        return jax_kernel.stage(plain, kind._replace(clip=clip), apart)
+    if not kernel and jax_pallas.takes(apart):
+        return jax_kernel.stage(plain, kind, apart, **jax_pallas.on(plain, kind))
+    return plain(kind, apart)
 
 
 def _plain(transform_x: Callable[[Array], Array] | None, kind: Kind, read: Stage) -> Made:

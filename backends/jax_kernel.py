@@ -168,15 +168,16 @@ def _noise(stream: int, shape: tuple[int, ...], dtype: Any, part: Part | None, _
     return found
 
 
-def stage(plain: Callable[[Kind, Stage], Made], kind: Kind, stage: Stage) -> Made:
-    """Return what a stage makes, on a CPU by the kernel, elsewhere and for derivatives by the plain function."""
+def stage(plain: Callable[[Kind, Stage], Made], kind: Kind, stage: Stage, **kernels: Callable[[Stage], Made]) -> Made:
+    """Return what a stage makes, on a CPU by the kernel or on a platform by its own, elsewhere and for derivatives by the plain
+    function."""
+    kernels = kernels or {"cpu": partial(_call, kind)}
     axes = varying(stage)
     stage = jax.tree.map(lambda array: vary(array, axes), stage)
 
     @jax.custom_jvp
     def made(stage: Stage) -> Made:
-        call, default = partial(_call, kind), partial(plain, kind)
-        after: Made = jax.lax.platform_dependent(stage, cpu=call, default=default)
+        after: Made = jax.lax.platform_dependent(stage, default=partial(plain, kind), **kernels)
         return after
 
     made.defjvp(lambda primals, tangents: jax.jvp(partial(plain, kind), primals, tangents))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -37,12 +38,16 @@ def _word(value: Any) -> jax.Array:
 Words = tuple[jax.Array, ...]
 
 
-def _rounds(count: int, state: tuple[Words, Words]) -> tuple[Words, Words]:
+def rounds(
+    count: int,
+    state: tuple[Words, Words],
+    multiply: Callable[[int, jax.Array], tuple[jax.Array, jax.Array]] = _multiply,
+) -> tuple[Words, Words]:
     """Return the counter and the key after some rounds."""
     (c0, c1, c2, c3), (k0, k1) = state
     for _ in range(count):
-        high0, low0 = _multiply(_philox.MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(_philox.MULTIPLIERS[1], c2)
+        high0, low0 = multiply(_philox.MULTIPLIERS[0], c0)
+        high1, low1 = multiply(_philox.MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + jnp.uint32(_philox.WEYL[0]), k1 + jnp.uint32(_philox.WEYL[1])
     return (c0, c1, c2, c3), (k0, k1)
@@ -59,9 +64,9 @@ def _blocks(words: jax.Array, draw: jax.Array, stream: int, rolled: bool, block:
     counter: Words = (like | block, like, like | draw, like | jnp.uint32(stream))
     state: tuple[Words, Words] = (counter, key)
     if rolled:
-        state = jax.lax.fori_loop(0, _philox.ROUNDS // 2, lambda _, state: _rounds(2, state), state)
+        state = jax.lax.fori_loop(0, _philox.ROUNDS // 2, lambda _, state: rounds(2, state), state)
     else:
-        state = _rounds(_philox.ROUNDS, state)
+        state = rounds(_philox.ROUNDS, state)
     return list(state[0])
 
 
