@@ -1,20 +1,20 @@
 """JAX on CUDA: a stage and its noise in one kernel of Pallas, which reads and writes each array once.
 
-XLA fuses a stage that makes no noise into one kernel by itself. Of noise it makes the words or the radii in one kernel and the
-rest in another, which moves 137 MB where the arrays have 75 (jaxlib 0.10, ancestral, float32; `benchmarks.xla_gpu` compiles and
-shows it, without a GPU). Here a program makes four lanes of normals from the words of its blocks and hands each, with its part
-of every array, to the plain function of a stage, so that there is no second formula.
+XLA fuses a stage that makes no noise into one kernel by itself. Of one that makes noise it makes three, with arrays between them
+that move 137 MB where the stage's own have 75 (jaxlib 0.10, ancestral, float32; `benchmarks.xla_gpu` compiles and shows it, without
+a GPU). Here a program makes four lanes of normals from the words of its blocks and hands each, with its part of every array, to
+the plain function of a stage, so that there is no second formula.
 
-It is written for Pallas's Triton backend, which JAX 0.11 has deprecated: where a kernel does not compile, XLA's operations serve.
+It is written for Pallas's Triton backend, which JAX 0.11 has deprecated: where a stage does not compile, XLA's operations serve.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -22,15 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffcore import _philox, _streams
+from diffcore import _philox, _streams, stage
+from diffcore._threshold import Clip
 from diffcore.backends import jax_noise, numpy_noise
 from diffcore.backends.jax_kernel import Kind, Made, Stage
-
-pl: Any = None
-pallas_triton: Any = None
-with suppress(ImportError):  # a JAX without them
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import triton as pallas_triton
+from diffcore.plan import Form
+from diffcore.state import State
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOGETHER = 2
@@ -50,16 +47,22 @@ def takes(read: Stage) -> bool:
     alike = alike and (read.x is None or read.x.shape == z.shape)  # in float32 beside half precision
     rows = math.prod(read.row.shape[:-1])
     whole = math.prod(z.shape[1:]) % (4 * _philox.TILE) == 0
-    return alike and whole and read.row.ndim <= 2 and rows in (1, len(z)) and works()
+    return alike and whole and read.row.ndim <= 2 and rows in (1, len(z)) and _alone() and works()
+
+
+def _alone() -> bool:
+    """Return whether arrays are of one device, the default one, and no mesh says how they are divided."""
+    mesh, default = jax.sharding.get_abstract_mesh(), jax.config.jax_default_device  # type: ignore[attr-defined]
+    divided = mesh.manual_axes or getattr(mesh, "explicit_axes", ())
+    return not divided and (INTERPRETED or default is None or "cpu" not in str(default).lower())
 
 
 @cache
 def works() -> bool:
-    """Return whether Pallas compiles a kernel here, by trying it on the only GPU; say so once where it does not."""
-    if pallas_triton is None or jax.default_backend() != "gpu" or jax.device_count() > 1:
+    """Return whether Pallas compiles a stage here, by trying one on the only GPU; say so once where it does not. With
+    DIFFCORE_PALLAS=0 in the environment it is not tried."""
+    if jax.default_backend() != "gpu" or jax.device_count() > 1 or os.environ.get("DIFFCORE_PALLAS") == "0":
         return False
-    deprecated = r"The Pallas Triton backend is deprecated"  # raised where a program is lowered, by whoever compiles it
-    warnings.filterwarnings("ignore", message=deprecated, category=DeprecationWarning)
     try:
         with ThreadPoolExecutor(1) as own:  # where no transformation, mesh or other context of the caller is in force
             own.submit(_try).result()
@@ -76,11 +79,15 @@ def works() -> bool:
 
 def on(plain: Plain, kind: Kind) -> dict[str, Callable[[Stage], Made]]:
     """Return the kernel of a stage by its platform."""
-    return {"cpu" if INTERPRETED else "cuda": partial(call, plain, kind)}
+    deprecated = "The Pallas Triton backend is deprecated"  # raised where a program is lowered, by whoever compiles it
+    warnings.filterwarnings("ignore", message=deprecated, category=DeprecationWarning)
+    return dict.fromkeys(("cuda", "cpu") if INTERPRETED else ("cuda",), partial(call, plain, kind))
 
 
 def call(plain: Plain, kind: Kind, read: Stage) -> Made:
     """Return what a stage makes, by the kernel."""
+    from jax.experimental import pallas as pl  # which takes long, and is of no use without a GPU
+
     form, z = kind.form, read.z
     batch, tiles = len(z), math.prod(z.shape[1:]) // (4 * _philox.TILE)
     together = math.gcd(tiles, TOGETHER)
@@ -95,10 +102,11 @@ def call(plain: Plain, kind: Kind, read: Stage) -> Made:
     )  # in a run z and what it remembers are written over, but what moves up is still read
     over |= {4 + at: len(told) + 1 + at for at in range(form.computed - (form.shifted > 0))} if kind.over else {}
     row = jnp.reshape(read.row, (-1, read.row.shape[-1]))
+    draw = jnp.reshape(jnp.uint32(read.draw) if isinstance(read.draw, int) else jnp.asarray(read.draw), (1,))
 
     def kernel(keys: Any, draw: Any, row: Any, *refs: Any) -> None:
         first = jnp.uint32(together) * pl.program_id(1).astype(jnp.uint32)
-        lanes = _philox.normals(jnp, _words(keys, draw, first, together), jnp.float32, jnp.int32)
+        lanes = _philox.normals(jnp, _words(keys[0, 0], keys[0, 1], draw[0], first, together), jnp.float32, jnp.int32)
         coefficients = [row[0, column] for column in range(row.shape[1])]
         for lane, eps in enumerate(lanes):
             own, *rest = (ref[0, :, lane, :] for ref in refs[: len(arrays)])
@@ -120,32 +128,27 @@ def call(plain: Plain, kind: Kind, read: Stage) -> Made:
         out_specs=[block] * len(written),
         out_shape=[jax.ShapeDtypeStruct(shape, z.dtype)] * len(written),
         input_output_aliases=over,
-    )(read.keys, _draw(read.draw), row.astype(jnp.float32), *(jnp.reshape(part, shape) for part in arrays))
+    )(read.keys, draw, row.astype(jnp.float32), *(jnp.reshape(part, shape) for part in arrays))
     new, *rest = (jnp.reshape(part, z.shape) for part in made)
     found = rest.pop(0) if kind.tells else None
     return Made(new, found, (*rest, *read.memory[max(form.computed - 1, 0) : form.memory - 1]) if form.memory else ())
 
 
 def _launch(kernel: Callable[..., None], **settings: Any) -> Callable[..., Any]:
-    if INTERPRETED:
-        how: dict[str, Any] = {"interpret": True}
-    else:
-        how = {"compiler_params": pallas_triton.CompilerParams(num_warps=4, num_stages=1)}
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
+    how = {"interpret": True} if INTERPRETED else {"compiler_params": triton.CompilerParams(num_warps=4, num_stages=1)}
     launch: Callable[..., Any] = pl.pallas_call(kernel, **how, **settings)
     return launch
 
 
-def _draw(draw: Any) -> jax.Array:
-    return jnp.reshape(jnp.asarray(draw), (1,))
-
-
-def _words(keys: Any, draw: Any, first: Any, together: int) -> list[jax.Array]:
-    """Return the four words of the blocks of some tiles (together, TILE), of references to the keys and the number of the draw."""
+def _words(k0: Any, k1: Any, draw: Any, first: Any, together: int) -> list[jax.Array]:
+    """Return the four words of the blocks of some tiles (together, TILE), from a key and the number of the draw."""
     tile, at = (jax.lax.broadcasted_iota(jnp.uint32, (together, _philox.TILE), axis) for axis in (0, 1))
     zero, block = jnp.zeros_like(at), (first + tile) * jnp.uint32(_philox.TILE) + at
-    counter = (block, zero, zero | draw[0].astype(jnp.uint32), zero | jnp.uint32(_streams.SAMPLER))
-    key = (zero | keys[0, 0], zero | keys[0, 1])
-    return list(jax_noise.rounds(_philox.ROUNDS, (counter, key), _multiply)[0])
+    counter = (block, zero, zero | draw.astype(jnp.uint32), zero | jnp.uint32(_streams.SAMPLER))
+    return list(jax_noise.rounds(_philox.ROUNDS, (counter, (zero | k0, zero | k1)), _multiply)[0])
 
 
 def _multiply(constant: int, words: Any) -> tuple[Any, Any]:
@@ -157,11 +160,20 @@ def _multiply(constant: int, words: Any) -> tuple[Any, Any]:
 
 
 def _try() -> None:
-    def kernel(keys: Any, draw: Any, out: Any) -> None:
-        for lane, words in enumerate(_words(keys, draw, jnp.uint32(0), 1)):
-            out[lane, :] = words[0]
+    """Make a stage in half precision that clips x-hat and keeps it, and hold it to NumPy's."""
+    form, clip, shape = Form(1, 0, True), Clip(-1.0, 1.0), (2, 4 * _philox.TILE)
+    keys, row = np.array([[5, 7], [1, 0]], np.uint32), np.linspace(-0.5, 0.5, form.width, dtype=np.float32)
+    z, y, kept = (np.cos(np.arange(at, at + math.prod(shape), dtype=np.float32)).reshape(shape) for at in range(3))
+    eps = numpy_noise.normal(keys, 3, shape, dtype=np.float32)
 
-    keys, out = np.array([[5, 7]], dtype=np.uint32), jax.ShapeDtypeStruct((4, _philox.TILE), jnp.uint32)
-    found = np.asarray(jax.jit(_launch(kernel, out_shape=out))(keys, np.array([3], np.uint32))).reshape(1, -1)
-    if not np.array_equal(found, numpy_noise.bits(keys, 3, found.shape)):
-        raise ValueError("other bits came back than were expected")
+    def plain(kind: Kind, of: Stage) -> Made:
+        after = stage.advance(kind.form, State(of.z, of.memory, None, 0, 0, None), of.y, of.row, of.eps, clip)
+        return Made(after.z, None, after.memory)
+
+    kind, half = Kind(form, None, slots=False, over=True, tells=False), partial(np.asarray, dtype=jnp.bfloat16)
+    read = Stage(half(z), (half(kept),), half(y), None, None, None, keys, row, np.int32(3), 0)  # type: ignore[arg-type]
+    made = jax.jit(partial(call, plain, kind))(jax.tree.map(jnp.asarray, read))
+    want = plain(kind, Stage(z, (kept,), y, None, None, eps, None, list(row), 3, 0))  # type: ignore[arg-type]
+    for found, true in zip((made.z, *made.memory), (want.z, *want.memory), strict=True):
+        if not np.allclose(np.asarray(found, np.float32), true, rtol=0.02, atol=0.02):
+            raise ValueError("other numbers came back than were expected")

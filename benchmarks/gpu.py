@@ -69,7 +69,7 @@ PARTS = (
     Part("tests", 180, ["tests"]),
     Part("stage, JAX", 60, STAGE, f"{REST} and 6291456 and jax"),
     Part("U-Net", 120, NETWORK, "cuda and not jax and not compiled"),
-    Part("norm of the U-Net", 40, NETWORK, "test_norm"),
+    Part("layers of the U-Net", 60, NETWORK, "test_norm or test_time"),
     Part("U-Net, JAX", 90, NETWORK, "cuda and jax"),
     Part("stage, torch and peers", 90, STAGE, f"{REST} and 6291456 and not jax"),
     Part("a few numbers, others", 60, STAGE, f"{REST} and not 6291456 and not 100000000"),

@@ -5,8 +5,9 @@
 
 Each operation of PyTorch that is not a view reads what it is given and writes what it makes, at the rate of the card's memory,
 and multiplies at the rate of its tensor cores; it takes the longer of the two. So the sum is what no run can beat whose
-operations are these, in a captured graph: what a card really takes is more. The network's own kernels count as they are written,
-a norm with two readings, and attention over pixels as one that keeps no logits. An H200's numbers are the default.
+operations are these, in a captured graph: what a card really takes is more. The network's own norm reads twice, as its kernel is
+written; what programs of one kernel leave to each other is not counted; attention over pixels is one kernel that keeps no logits.
+An H200's numbers are the default.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _own(name: str, args: Any, out: Any, moved: float, flops: float) -> tuple[fl
         moved += 2 * _stored(out)
     if name in ("diffcore.attended", "diffcore.attended_gradient"):
         batch, frames, pixels, _, heads, size = args[name.endswith("gradient")].shape
-        products = 6 if name == "diffcore.attended" else 18  # of frames by frames, those with positions twice
+        products = 6 if name == "diffcore.attended" else 15  # of frames by frames, those with positions twice
         flops = 2.0 * batch * pixels * heads * frames * frames * size * products
     if name.startswith("roofline."):
         n, heads, tokens, size = args[0].shape

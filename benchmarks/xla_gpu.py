@@ -1,6 +1,6 @@
 """What XLA makes of a run on an H200: the kernels of a stage and the memory between them. No GPU is needed.
 
-    pip install "jax[cuda12]"                                         # or cuda13: its compiler is what is asked
+    pip install "jax[cuda12]<0.11"                                    # whose compiler is asked; later ones look for a GPU
     JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m benchmarks.xla_gpu
     JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m benchmarks.xla_gpu --sampler er_sde --dtype bfloat16 --plain
 
@@ -78,7 +78,7 @@ def main() -> None:
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")  # nothing can be tried
     try:
         found = compiled(given.sampler, given.dtype, given.plain)
-    except NotImplementedError as error:
+    except (NotImplementedError, RuntimeError) as error:
         parser.exit(
             2,
             f"python -m benchmarks.xla_gpu: JAX has no compiler for CUDA here ({error}); the head of this file says how\n",

@@ -167,3 +167,36 @@ def test_the_suite_on_a_cpu_keeps_its_rows(gpu: Any, tmp_path: Path) -> None:
     assert found["cut"] == []
     for text in (done.stdout, (tmp_path / "result.md").read_text(encoding="utf-8")):
         assert "| numpy (ceiling) |" in text
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("step", [False, True])
+def test_what_the_network_multiplies_is_what_its_summary_says(gpu: Any, step: bool) -> None:
+    """Beside the norms, sums and shares, of which the summary knows nothing; a step is a pass and two of its size back."""
+    roofline = importlib.import_module("benchmarks.roofline")
+    unet3d = importlib.import_module("diffcore.unet3d")
+    rows = roofline.count(2, step, 4.2e12, 790e12)
+    flops = unet3d.summarise(roofline.bench_unet3d.config()).total.flops
+    assert sum(row.flops for row in rows.values()) == pytest.approx(2 * flops * (3 if step else 1), rel=0.03)
+    layers = {"diffcore.normed": 49, "diffcore.attended": 10}
+    layers |= {f"{name}_gradient": calls for name, calls in layers.items()} if step else {}
+    assert {name: row.calls for name, row in rows.items() if name.startswith("diffcore")} == layers
+    norm, back = (rows[name].bytes if name in rows else 0 for name in ("diffcore.normed", "diffcore.normed_gradient"))
+    assert not step or back / norm == pytest.approx(5 / 3, rel=0.01)  # readings and writings of frames
+
+
+def test_what_a_loop_launches_is_read_from_a_compiled_program(gpu: Any) -> None:
+    launches = importlib.import_module("benchmarks.xla_gpu").launches
+    text = """
+%body.2 (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %one = s32[] fusion(%arg), kind=kLoop, calls=%fused
+  %bitcast.1 = f32[8,4]{1,0} bitcast(%arg)
+  ROOT %copy.3 = f32[8,4]{1,0} copy(%bitcast.1)
+}
+ENTRY %main (z: f32[8,4]) -> f32[8,4] {
+  %copy.9 = f32[8,4]{1,0} copy(%z)
+  %while.1 = (s32[], f32[8,4]{1,0}) while(%copy.9), condition=%cond.1, body=%body.2
+}
+"""
+    assert [line.split() for line in launches(text)] == [["fusion", "%one", "s32[]"], ["copy", "%copy.3", "f32[8,4]"]]
+    assert launches("ENTRY %main (z: f32[]) -> f32[] {\n}\n") == []

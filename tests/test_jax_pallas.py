@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 jax = pytest.importorskip("jax")
-pytest.importorskip("jax.experimental.pallas.triton")
+pytest.importorskip("jax.experimental.pallas.triton", exc_type=ImportError)
 import diffcore as dc  # noqa: E402
 from diffcore.backends import jax_backend, jax_kernel, jax_pallas  # noqa: E402
 from diffcore.plan import Form  # noqa: E402
@@ -183,7 +183,28 @@ def test_the_kernel_takes_what_it_says(calls: list[Any]) -> None:
     }
 
 
-def test_the_words_are_those_of_numpy_and_where_they_are_not_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mesh_or_another_default_device_leaves_the_stage_to_xla(calls: list[Any]) -> None:
+    z, y = arrays("float32")
+    keys, row = jnp.zeros((2, 2), jnp.uint32), jnp.zeros(5)
+    auto, explicit = (
+        jax.make_mesh((1,), ("x",), (kind,), devices=jax.devices()[:1])
+        for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
+    )
+    found: list[bool] = []
+
+    def seen(z: Any, y: Any) -> Any:
+        found.append(jax_pallas.takes(jax_kernel.Stage(z, (), y, None, None, None, keys, row, 0, 0)))
+        return z
+
+    spec = jax.sharding.PartitionSpec("x")
+    jax.jit(jax.shard_map(seen, mesh=auto, in_specs=(spec, spec), out_specs=spec)).lower(z, y)
+    with jax.set_mesh(explicit):
+        jax.jit(seen).lower(z, y)
+    jax.jit(seen).lower(z, y)
+    assert found == [False, False, True]
+
+
+def test_a_stage_is_tried_first_and_one_that_is_wrong_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax_pallas, "INTERPRETED", True)
     jax_pallas._try()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -195,6 +216,9 @@ def test_the_words_are_those_of_numpy_and_where_they_are_not_it_is_said(monkeypa
         monkeypatch.setattr(jax_pallas, "_multiply", lambda constant, words: (words, words))
         with pytest.warns(RuntimeWarning, match="XLA's own operations serve"):
             assert not jax_pallas.works()
+        jax_pallas.works.cache_clear()
+        monkeypatch.setenv("DIFFCORE_PALLAS", "0")
+        assert not jax_pallas.works()  # without a word
     finally:
         jax_pallas.works.cache_clear()
 

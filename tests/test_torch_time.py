@@ -115,6 +115,7 @@ def test_attention_and_its_gradients_are_those_of_float64(number: int, dtype: to
     given = drawn(at, dtype)
     if number % 2:  # what comes in may lie in any order
         given[0], given[3] = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in (given[0], given[3]))
+        given[1], given[2] = (part.T.contiguous().T for part in given[1:3])
     found = slopes(lambda *parts: torch_time.attend(*parts, at.video, at.causal), given)
     assert launches == ["forward", "backward"]
     wide = [part.double() for part in given]
@@ -137,6 +138,8 @@ def test_the_operation_keeps_torchs_rules() -> None:
     qkv, keys, values, _ = drawn(SIZES[4], torch.bfloat16)
     given = [part.requires_grad_() for part in (qkv, keys, values)]
     torch.library.opcheck(torch_time.attended, (*given, 6, True))
+    qkv, keys, values, of_out = drawn(SIZES[4], torch.bfloat16)
+    torch.library.opcheck(torch_time.gradient, (of_out, qkv, keys, values, 6, True))
 
 
 @case

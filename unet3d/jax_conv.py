@@ -101,7 +101,7 @@ def _together(frames: tuple[int, ...], weight: tuple[int, ...]) -> int:
     (n, _, width, _), (*_, inputs, outputs) = frames, weight
     if min(inputs, outputs) >= FEW or cpu_threads.count() == 1:
         return 1
-    most = next((k for k in range(min(n, ROW // width), 1, -1) if n % k == 0), 1)
+    most = next((k for k in range(min(n, ROW // max(width, 1)), 1, -1) if n % k == 0), 1)
     return most if most * width * inputs * outputs >= WORK else 1
 
 

@@ -1,4 +1,4 @@
-"""Where the network's Triton kernels serve: on CUDA, until one fails to compile, and then that one no more."""
+"""Where the network's Triton kernels serve: on CUDA, until one fails to compile in a forward pass, and then that one no more."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ def serve(h: torch.Tensor, *parameters: torch.Tensor) -> bool:
     """Return whether the kernels take a tensor, in float32 or half precision, with parameters in float32."""
     if not TRITON or h.device.type != ON or h.numel() == 0:
         return False
-    dtypes = h.dtype in (torch.float32, torch.bfloat16, torch.float16) and {p.dtype for p in parameters} == {
-        torch.float32
-    }
-    return dtypes and not transformed(h, *parameters)
+    kinds = h.dtype in (torch.float32, torch.bfloat16, torch.float16), {p.dtype for p in parameters} == {torch.float32}
+    return all(kinds) and not transformed(h, *parameters)
 
 
 def tried(what: str, instead: str, operation: Callable[..., Any], *given: Any) -> Any:

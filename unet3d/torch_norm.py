@@ -24,13 +24,14 @@ def norm(
 ) -> torch.Tensor:
     """Return the group norm of each frame of h (N, H, W, C), in float32 at least: of h + shift, where a shift (N, C) is given, and
     with SiLU after it where asked."""
-    if torch_kernels.serve(h, weight):
+    followed = (h, weight, bias) if shift is None else (h, weight, bias, shift)
+    if torch_kernels.serve(h, weight) and not torch_kernels.transformed(*followed):
         given = h, shift, weight, bias, groups(len(weight)), silu
         made = torch_kernels.tried("the norm", "norms are computed by torch's operations", normed, *given)
         if made is not None:
             out: torch.Tensor = made[0]
             return out
-    return (composed if torch_kernels.transformed(h, weight) else plain)(_shifted(h, shift), weight, bias, silu)
+    return (composed if torch_kernels.transformed(*followed) else plain)(_shifted(h, shift), weight, bias, silu)
 
 
 def _shifted(h: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
@@ -99,8 +100,9 @@ def _kept(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _back(ctx: Any, of_out: torch.Tensor, *_: Any) -> Any:
-    of_h, of_shift, *rest = gradient(of_out, *ctx.saved_tensors, ctx.silu)
-    return of_h, None if ctx.saved_tensors[1] is None else of_shift, *rest, None, None
+    saved = ctx.saved_tensors  # once: a checkpoint gives each but once
+    of_h, of_shift, *rest = gradient(of_out, *saved, ctx.silu)
+    return of_h, None if saved[1] is None else of_shift, *rest, None, None
 
 
 def _kept_twice(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001
@@ -110,10 +112,10 @@ def _kept_twice(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001
 
 def _back_twice(ctx: Any, *cotangents: Any) -> Any:
     """The gradients of the gradients, through torch's operations; as rare as they are needed."""
-    shifted = ctx.saved_tensors[2] is not None
     with torch.enable_grad():
         given: list[Any] = [None if part is None else part.detach().requires_grad_() for part in ctx.saved_tensors]
         of_out, h, shift, weight, bias = given
+        shifted = shift is not None
         out = plain(_shifted(h, shift), weight, bias, ctx.silu)
         of = (h, *([shift] if shifted else []), weight, bias)
         slopes = torch.autograd.grad(out, of, of_out, create_graph=True)

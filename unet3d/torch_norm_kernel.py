@@ -32,6 +32,13 @@ def _over_groups(x, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _shift(shift_p, after, inside):
+    """The shift of each channel less that of the first of its group, in which the numbers that are normed differ."""
+    first = tl.load(shift_p - after, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(shift_p, mask=inside, other=0.0).to(tl.float32) - first
+
+
+@triton.jit
 def _apart(h_p, row, here, filler, shift, CHANNELS: tl.constexpr, SHIFTED: tl.constexpr):
     """What is normed, less the first number of the group; 0 outside."""
     apart = tl.load(h_p[None, :] + row * CHANNELS, mask=here, other=filler).to(tl.float32) - filler.to(tl.float32)
@@ -62,7 +69,7 @@ def _forward(
     channel = (part * GROUPS + column // WIDTH) * SIZE + column % WIDTH
     h_p, to = h_p + frame.to(tl.int64) * pixels * CHANNELS + channel, to + frame.to(tl.int64) * pixels * CHANNELS + channel
     filler = tl.load(h_p - column % WIDTH)[None, :]
-    shift = tl.load(shift_p + frame * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) if SHIFTED else 0.0
+    shift = _shift(shift_p + frame * CHANNELS + channel, column % WIDTH, inside) if SHIFTED else 0.0
     ones = tl.zeros((ROWS, GROUPS * WIDTH), tl.float32)
     squares = tl.zeros((ROWS, GROUPS * WIDTH), tl.float32)
     for start in range(0, pixels, ROWS):
@@ -102,7 +109,7 @@ def _backward(
     channel = (part * GROUPS + column // WIDTH) * SIZE + column % WIDTH
     origin = frame.to(tl.int64) * pixels * CHANNELS + channel
     filler = tl.load(h_p + (origin - column % WIDTH))[None, :]
-    shift = tl.load(shift_p + frame * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) if SHIFTED else 0.0
+    shift = _shift(shift_p + frame * CHANNELS + channel, column % WIDTH, inside) if SHIFTED else 0.0
     h_p, of_out_p, to = h_p + origin, of_out_p + origin, to + origin
     group = frame * (parts * GROUPS) + part * GROUPS + column // WIDTH
     mean, scale = tl.load(mean_p + group)[None, :], tl.load(scale_p + group)[None, :]
@@ -150,7 +157,7 @@ def forward(
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the norm of frames (N, H, W, C), shifted by (N, C) where there is a shift, after SiLU where asked; (N, groups) in
-    float32, means less the first number of each group before its shift, and inverse deviations."""
+    float32, means less the first number of each group, and inverse deviations."""
     h = h.contiguous()
     out, mean = torch.empty_like(h), h.new_empty((len(h), groups), dtype=torch.float32)
     scale = torch.empty_like(mean)
@@ -180,7 +187,9 @@ def backward(
         _backward[grid](
             of_out, h, _rows(shift, h), weight, bias, mean, scale, of_h, *sums, h[0, ..., 0].numel(), **settings
         )  # fmt: skip
-    of_shift = h.new_empty((0, h.shape[-1])) if shift is None else sums[2].to(shift.dtype)
+    of_shift = (
+        h.new_empty((0, h.shape[-1])) if shift is None else sums[2].to(shift.dtype, copy=True)
+    )  # which keeps no sums
     return of_h, of_shift, sums[0].sum(dim=0).to(weight.dtype), sums[1].sum(dim=0).to(bias.dtype)
 
 

@@ -20,7 +20,8 @@ def attend(
     qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, video: int, causal: bool
 ) -> torch.Tensor | None:
     """Return by the kernel what is attended to (B, T, P, heads, d), of queries, keys and values (B, T, P, 3, heads, d) and the
-    positions of keys and values (2 F - 1, d), or None where it does not serve. Frames from `video` on see themselves alone."""
+    positions of keys and values (2 F - 1, d), or None where it does not serve. Frames from `video` on see themselves
+    alone, but where another frame is not finite, they are not either: what they do not see counts 0 times."""
     instead = "frames attend by torch's operations"
     given = qkv, keys, values, video, causal
     made: torch.Tensor | None = torch_kernels.tried("attention over frames", instead, attended, *given)

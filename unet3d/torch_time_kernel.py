@@ -152,7 +152,7 @@ def _backward(
 
 def forward(qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, video: int, causal: bool) -> torch.Tensor:
     """Return what is attended to (B, T, P, heads, d), of queries, keys and values (B, T, P, 3, heads, d)."""
-    qkv = qkv.contiguous()
+    qkv, keys, values = (part.contiguous() for part in (qkv, keys, values))
     out = qkv.new_empty((*qkv.shape[:3], *qkv.shape[4:]))
     grid, numbers, settings = _sizes(qkv, keys, video, causal)
     with torch.cuda.device_of(qkv):
@@ -164,7 +164,7 @@ def backward(
     of_out: torch.Tensor, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, video: int, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of queries, keys and values together, and of the positions of keys and of values."""
-    of_out, qkv = of_out.contiguous(), qkv.contiguous()
+    of_out, qkv, keys, values = (part.contiguous() for part in (of_out, qkv, keys, values))
     grid, numbers, settings = _sizes(qkv, keys, video, causal)
     size, distances = qkv.shape[-1], 2 * settings["QUERIES"]
     of_qkv, sums = torch.empty_like(qkv), qkv.new_empty((*grid, 2, distances, size), dtype=torch.float32)

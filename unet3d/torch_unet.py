@@ -1,8 +1,9 @@
 r"""The network in PyTorch: `numpy_unet` with gradients, on any device, compiled, and in bfloat16 under autocast.
 
 Activations are (B * T, H, W, C) in memory all the way, which a convolution sees as channels_last. Norms, softmax and the
-embedding stay in float32 under autocast. Temporal attention goes through matrix products over a folded batch of
-B * H * W * heads rows, at most 65,535 at once, which is what a CUDA grid takes.
+embedding stay in float32 under autocast. Where no kernel serves, temporal attention goes through matrix products over a folded
+batch of B * H * W * heads rows, at most 65,535 at once, which is what a CUDA grid takes. A block reads the bias of its first
+convolution itself, so that what shards or offloads parameters does so by blocks or larger parts.
 """
 
 from __future__ import annotations
