@@ -97,10 +97,9 @@ def call(plain: Plain, kind: Kind, read: Stage) -> Made:
     arrays = [z, *read.memory, *(getattr(read, name) for name in names)]
     told = [z] if kind.tells else []
     written = [z, *told, *read.memory[: form.computed]]
-    over = (
-        {3: 0} if kind.over else {}
-    )  # in a run z and what it remembers are written over, but what moves up is still read
-    over |= {4 + at: len(told) + 1 + at for at in range(form.computed - (form.shifted > 0))} if kind.over else {}
+    over = {}  # what is written over in a run: z, and what it remembers, but for what moves up, which is still read
+    if kind.over:
+        over = {3: 0} | {4 + at: len(told) + 1 + at for at in range(form.computed - (form.shifted > 0))}
     row = jnp.reshape(read.row, (-1, read.row.shape[-1]))
     draw = jnp.reshape(jnp.uint32(read.draw) if isinstance(read.draw, int) else jnp.asarray(read.draw), (1,))
 

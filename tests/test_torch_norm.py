@@ -47,9 +47,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def drawn(
-    size: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0, shifted: bool = False
-) -> list[torch.Tensor | None]:
+def drawn(size: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0, shifted: bool = False) -> list[Any]:
     """Return frames, a shift or None, a weight, a bias and a cotangent."""
     random = np.random.default_rng(size)
     h, of_out = mean + random.normal(size=size), random.normal(size=size)

@@ -4,6 +4,7 @@ interpreted."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def drawn(at: Size, dtype: torch.dtype, scale: float = 1.0) -> list[torch.Tensor]:
+def drawn(at: Size, dtype: torch.dtype, scale: float = 1.0) -> list[Any]:
     """Return queries, keys and values together, the positions of both, and a cotangent."""
     random = np.random.default_rng(at)
     qkv = scale * random.normal(size=(at.batch, at.frames, at.pixels, 3, at.heads, at.size))
@@ -116,21 +117,21 @@ def test_attention_and_its_gradients_are_those_of_float64(number: int, dtype: to
     if number % 2:  # what comes in may lie in any order
         given[0], given[3] = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in (given[0], given[3]))
         given[1], given[2] = (part.T.contiguous().T for part in given[1:3])
-    found = slopes(lambda *parts: torch_time.attend(*parts, at.video, at.causal), given)
+    found = slopes(partial(torch_time.attend, video=at.video, causal=at.causal), given)
     assert launches == ["forward", "backward"]
     wide = [part.double() for part in given]
-    truth = slopes(lambda *parts: summed(*parts, at), wide)
+    truth = slopes(partial(summed, at=at), wide)
     close(found, truth, ROUNDING[dtype])
     if dtype == torch.float32:
-        close(slopes(lambda *parts: torch_time.composed(*parts, at.video, at.causal), wide), truth, 1e-12)
+        close(slopes(partial(torch_time.composed, video=at.video, causal=at.causal), wide), truth, 1e-12)
 
 
 @case
 def test_large_products_do_not_overflow() -> None:
     at = Size(1, 5, 2, 1, 8, table=5, video=5)
     given = drawn(at, torch.float32, scale=60.0)  # of products by the thousand, whose exponentials float32 has not
-    found = slopes(lambda *parts: torch_time.attend(*parts, at.video, at.causal), given)
-    close(found, slopes(lambda *parts: torch_time.composed(*parts, 5, False), [part.double() for part in given]), 1e-4)
+    found = slopes(partial(torch_time.attend, video=at.video, causal=at.causal), given)
+    close(found, slopes(partial(torch_time.composed, video=5, causal=False), [part.double() for part in given]), 1e-4)
 
 
 @case
@@ -147,7 +148,9 @@ def test_gradients_have_gradients() -> None:
     at, found = SIZES[5], []
     for function in (torch_time.attend, torch_time.composed):
         *given, of_out = (part.detach().requires_grad_() for part in drawn(at, torch.float32))
-        first = torch.autograd.grad(function(*given, at.video, at.causal), given, of_out, create_graph=True)
+        first = torch.autograd.grad(
+            partial(function, video=at.video, causal=at.causal)(*given), given, of_out, create_graph=True
+        )
         found.append(torch.autograd.grad([part.square().sum() for part in first], (*given, of_out)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
