@@ -18,7 +18,7 @@ FILES = [path for path in sorted(HERE.glob("test_*.py")) if "\nfrom triton_cases
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the second pytest")
 def test_the_cases_of_triton_pass_interpreted() -> None:
     pytest.importorskip("triton")
-    assert len(FILES) == 4
+    assert len(FILES) == 5
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", *map(str, FILES), "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
