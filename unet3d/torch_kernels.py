@@ -51,3 +51,8 @@ def _has_memory(tensor: torch.Tensor) -> bool:
         return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.data_ptr() != 0
     except RuntimeError:
         return False
+
+
+def padded(number: int) -> int:
+    """Return the power of two, of at least 16, that has room for a number of rows or columns of what Triton multiplies."""
+    return max(16, 1 << (number - 1).bit_length())

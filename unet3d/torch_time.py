@@ -31,14 +31,9 @@ def attend(
 def serves(h: torch.Tensor, keys: torch.Tensor, frames: int) -> bool:
     """Return whether the kernel takes the frames of h (N, H, W, C), at positions of keys (2 F - 1, d): in half precision, in which
     products of matrices are fast, and as many as fit into registers, such as 32 frames of heads of 64."""
-    queries = padded(frames)
-    fits = queries * max(queries, padded(keys.shape[1])) <= MOST
+    queries = torch_kernels.padded(frames)
+    fits = queries * max(queries, torch_kernels.padded(keys.shape[1])) <= MOST
     return h.dtype != torch.float32 and fits and torch_kernels.serve(h, keys)
-
-
-def padded(number: int) -> int:
-    """Return the power of two, of at least 16, that has room for a number of rows or columns of what Triton multiplies."""
-    return max(16, 1 << (number - 1).bit_length())
 
 
 def plain(

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from diffcore.unet3d.torch_time import padded
+from diffcore.unet3d.torch_kernels import padded
 
 PROGRAMS = 2048
 """At most, each of which writes a sum: 15 a multiprocessor of an H200."""
