@@ -131,8 +131,7 @@ def test_the_operation_keeps_torchs_rules(shifted: bool) -> None:
 
 
 @case
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "checkpointing"), [(None, False), (torch.bfloat16, True)], ids=str)
 def test_the_network_is_the_same_by_either_way(
     dtype: torch.dtype | None, checkpointing: bool, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
