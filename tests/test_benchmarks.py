@@ -170,19 +170,18 @@ def test_the_suite_on_a_cpu_keeps_its_rows(gpu: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("step", [False, True])
-def test_what_the_network_multiplies_is_what_its_summary_says(gpu: Any, step: bool) -> None:
+def test_what_the_network_multiplies_is_what_its_summary_says(gpu: Any) -> None:
     """Beside the norms, sums and shares, of which the summary knows nothing; a step is a pass and two of its size back."""
     roofline = importlib.import_module("benchmarks.roofline")
     unet3d = importlib.import_module("diffcore.unet3d")
-    rows = roofline.count(2, step, 4.2e12, 790e12)
+    rows = roofline.count(2, True, 4.2e12, 790e12)
     flops = unet3d.summarise(roofline.bench_unet3d.config()).total.flops
-    assert sum(row.flops for row in rows.values()) == pytest.approx(2 * flops * (3 if step else 1), rel=0.03)
+    assert sum(row.flops for row in rows.values()) == pytest.approx(2 * flops * 3, rel=0.03)
     layers = {"diffcore.normed": 49, "diffcore.attended": 10}
-    layers |= {f"{name}_gradient": calls for name, calls in layers.items()} if step else {}
+    layers |= {f"{name}_gradient": calls for name, calls in layers.items()}
     assert {name: row.calls for name, row in rows.items() if name.startswith("diffcore")} == layers
-    norm, back = (rows[name].bytes if name in rows else 0 for name in ("diffcore.normed", "diffcore.normed_gradient"))
-    assert not step or back / norm == pytest.approx(5 / 3, rel=0.01)  # readings and writings of frames
+    norm, back = rows["diffcore.normed"].bytes, rows["diffcore.normed_gradient"].bytes
+    assert back / norm == pytest.approx(5 / 3, rel=0.01)  # readings and writings of frames
 
 
 def test_what_a_loop_launches_is_read_from_a_compiled_program(gpu: Any) -> None:

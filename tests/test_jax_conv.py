@@ -66,8 +66,16 @@ def test_derivatives_of_any_order_are_xlas(derived: Any, pair: Any, monkeypatch:
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((1, 0), (0, 1)), ((0, 1), (1, 0))], ids=str)
-@pytest.mark.parametrize(("shape", "row"), [((6, 3, 5, 3), 3 * 5), ((4, 2, 7, 3), 2 * 7), ((2, 4, 1, 3), 2)], ids=str)
+SAME, BEFORE, AFTER = ((1, 1), (1, 1)), ((1, 0), (1, 0)), ((0, 1), (0, 1))
+WIDE = [
+    ((6, 3, 5, 3), 3 * 5, SAME),
+    ((4, 2, 7, 3), 2 * 7, BEFORE),
+    ((4, 2, 7, 3), 4 * 7, AFTER),
+    ((2, 4, 1, 3), 2, SAME),
+]
+
+
+@pytest.mark.parametrize(("shape", "row", "padding"), WIDE, ids=str)
 def test_frames_side_by_side_are_those_apart(
     shape: tuple[int, ...], row: int, padding: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

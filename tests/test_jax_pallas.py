@@ -78,13 +78,9 @@ def arrays(dtype: str, count: int = 2, shape: tuple[int, ...] = SHAPE) -> list[A
 
 KINDS: dict[str, dict[str, Any]] = {
     "ancestral": {},
-    "ddim": {"eta": 0.5},
-    "dpm_solver_pp_sde": {},
-    "er_sde": {},
-    "ancestral, no clip": {"transform_x": None},
-    "ancestral, thresholds of one's own": {"transform_x": lambda x: jnp.tanh(x)},
+    "dpm_solver_pp_sde": {"transform_x": None},
     "er_sde, thresholds of one's own": {"transform_x": dc.guidance.dynamic_threshold(0.9)},
-    "ancestral, a row for each sample": {"levels": 2},
+    "ddim, a row for each sample": {"eta": 0.5, "levels": 2},
 }
 
 
@@ -237,7 +233,7 @@ def test_on_a_gpu_the_kernel_serves_and_agrees(monkeypatch: pytest.MonkeyPatch) 
         close(*both(run, monkeypatch), dtype)
 
 
-FORMS = [Form(), Form(1, 0, True), Form(3, 1), Form(2, 0, False, "unguided"), Form(1, 0, True, "raw")]
+FORMS = [Form(3, 1), Form(2, 0, False, "unguided"), Form(1, 0, True, "raw")]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
