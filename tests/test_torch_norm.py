@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from triton_cases import DEVICE, INTERPRETED, case
+from triton_cases import DEVICE, INTERPRETED, case, launched
 from unet3d_cases import BASE, model_of
 
 from diffcore.unet3d import torch_kernels, torch_norm, torch_time
@@ -31,20 +31,10 @@ def _on_this_device() -> Any:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that grows by the name of every launch."""
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from diffcore.unet3d import torch_norm_kernel
 
-    found: list[Any] = []
-    for name in ("forward", "backward"):
-        real = getattr(torch_norm_kernel, name)
-
-        def spy(*given: Any, name: str = name, real: Any = real) -> Any:
-            found.append(name)
-            return real(*given)
-
-        monkeypatch.setattr(torch_norm_kernel, name, spy)
-    return found
+    return launched(monkeypatch, torch_norm_kernel)
 
 
 def drawn(size: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0, shifted: bool = False) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from triton_cases import DEVICE, case
+from triton_cases import DEVICE, case, launched
 from unet3d_cases import BASE, model_of
 
 from diffcore.unet3d import torch_kernels, torch_time
@@ -58,19 +58,9 @@ def _on_this_device() -> Any:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows by the name of every launch."""
     from diffcore.unet3d import torch_time_kernel
 
-    found: list[str] = []
-    for name in ("forward", "backward"):
-        real = getattr(torch_time_kernel, name)
-
-        def spy(*given: Any, name: str = name, real: Any = real) -> Any:
-            found.append(name)
-            return real(*given)
-
-        monkeypatch.setattr(torch_time_kernel, name, spy)
-    return found
+    return launched(monkeypatch, torch_time_kernel)
 
 
 def drawn(at: Size, dtype: torch.dtype, scale: float = 1.0) -> list[Any]:

@@ -49,3 +49,17 @@ def plan_of(form: Form, stages: int = 3, seed: int = 0) -> dc.Plan:
     made = dc.Plan("random", "vp", np.zeros(stages), np.zeros(stages), update, second=form.second)
     assert made.form == form
     return made
+
+
+def launched(patch: pytest.MonkeyPatch, module: Any) -> list[str]:
+    """Return a list that grows by "forward" or "backward" as a module's function of this name is called."""
+    found: list[str] = []
+    for name in ("forward", "backward"):
+        real = getattr(module, name)
+
+        def spy(*given: Any, name: str = name, real: Any = real) -> Any:
+            found.append(name)
+            return real(*given)
+
+        patch.setattr(module, name, spy)
+    return found
