@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 class Count(TorchDispatchMode):
-    """Counts what runs under it, by the layer and the operation."""
+    """Counts what runs under it, by the operation."""
 
     def __init__(self, bandwidth: float, rate: float) -> None:
         super().__init__()
